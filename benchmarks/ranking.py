@@ -1,0 +1,343 @@
+"""How fast and how lean exact ranking is, against the bare product and the usual alternatives.
+
+    python benchmarks/ranking.py                 # the tables of docs/results/ranking.md, about ten minutes on two cores
+    python benchmarks/ranking.py --quick         # does everything run? seconds
+    python benchmarks/ranking.py --only huge     # 10 million x 384 fp16 from a memory-mapped file (7.7 GB, deleted)
+
+Variants of one table take turns, round after round, so that other work on the machine falls on all of them alike; the
+median of all rounds is shown and, for ratios that hold on a busy machine, the quickest. Targets are drawn from the
+whole catalogue: most stand in the middle of the scores, where near-ties are thickest, which is the worst case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rl4rec_cli.retrieval import ranking
+from rl4rec_cli.retrieval.ranking import ItemMatrix, search, target_ranks
+from rl4rec_cli.retrieval.tiles import product
+
+Variants = dict[str, Callable[[], object]]
+MIB = 1 << 20
+
+
+def unit_vectors(n: int, dim: int, seed: int) -> Tensor:
+    vectors = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(vectors, dim=1, out=vectors)
+
+
+def resident(field: str) -> int:
+    """Bytes of a field of this process's status, such as RssAnon."""
+    with open("/proc/self/status") as status:  # noqa: PTH123
+        for line in status:
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    raise SystemExit(f"no {field} in /proc/self/status: memory is measured on Linux only")
+
+
+@contextmanager
+def peak_memory(out: dict[str, float]) -> Iterator[None]:
+    """Peak of anonymous memory (no file pages), over its start, in MiB, sampled every half millisecond."""
+    gc.collect()
+    start, done = resident("RssAnon"), threading.Event()
+    peak = start
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.0005):
+            peak = max(peak, resident("RssAnon"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        out["extra"], out["total"] = (peak - start) / MIB, peak / MIB
+
+
+def take_turns(variants: Variants, rounds: int, slow_rounds: int) -> dict[str, list[float]]:
+    """Seconds of each variant, in turns; what takes over ten times the quickest gets fewer rounds."""
+    first: dict[str, float] = {}
+    for name, run in variants.items():
+        run()
+        begin = time.perf_counter()
+        run()
+        first[name] = time.perf_counter() - begin
+    limit = 10 * min(first.values())
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for i in range(rounds):
+        for name, run in variants.items():
+            if i >= slow_rounds and first[name] > limit:
+                continue
+            begin = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begin)
+    return times
+
+
+def blocked(multiply: Callable[[Tensor, Tensor], Tensor], queries: Tensor, items: Tensor) -> Callable[[], None]:
+    """The bare product over the very tiles that ranking uses; the scores are dropped."""
+    matrix = ItemMatrix.from_tensor(items)
+    prepared = ranking._Queries(queries, matrix)
+    edges, chunks = list(ranking._blocks(prepared, matrix)), list(prepared.chunks())
+
+    def run() -> None:
+        for start, stop in edges:
+            for first, last in chunks:
+                multiply(items[start:stop], queries[first:last])
+
+    return run
+
+
+def faiss_flat(queries: Tensor, items: Tensor, k: int) -> Callable[[], object] | None:
+    try:
+        import faiss
+    except ImportError:
+        return None
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    # faiss leaves BLAS aside for few queries by default, which is much slower.
+    faiss.cvar.distance_compute_blas_threshold = 20
+    index = faiss.IndexFlatIP(items.shape[1])
+    index.add(items.numpy())
+    return lambda: index.search(queries.numpy(), k)
+
+
+def show(header: list[str], rows: list[list[str]]) -> None:
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+    for line in [header, ["-" * width for width in widths], *rows]:
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
+    print(flush=True)
+
+
+def masks_for(texts: int, items: int) -> list[list[int]]:
+    return np.random.default_rng(2).integers(0, items, (texts, 10)).tolist()
+
+
+def table_sizes(texts: int, count: int, dim: int, rounds: int, slow: int) -> None:
+    """One size against the bare product and the alternatives."""
+    items, queries = unit_vectors(count, dim, 0), unit_vectors(texts, dim, 1)
+    targets = torch.randint(0, count, (texts,), generator=torch.Generator().manual_seed(2))
+    masks = masks_for(texts, count)
+    matrix = ItemMatrix.from_tensor(items)
+    k = min(10, count)
+
+    def sort_all() -> Tensor:
+        order = torch.argsort(queries @ items.T, dim=1, descending=True)
+        return (order == targets[:, None]).nonzero()[:, 1] + 1
+
+    variants: Variants = {
+        "torch.matmul, whole (q @ E.T)": lambda: queries @ items.T,
+        "torch.matmul, whole (E @ q.T)": lambda: items @ queries.T,
+        "torch.matmul, same blocks": blocked(lambda block, some: block @ some.T, queries, items),
+        "oneDNN product, same blocks": blocked(product, queries, items),
+        "target_ranks, exact": lambda: target_ranks(queries, matrix, targets),
+        "target_ranks, exact, 10 masked each": lambda: target_ranks(queries, matrix, targets, masks),
+        "search k=10, exact": lambda: search(queries, matrix, k),
+        "matmul + argsort + find": sort_all,
+        "matmul + torch.topk k=10": lambda: torch.topk(queries @ items.T, k, dim=1),
+    }
+    flat = faiss_flat(queries, items, k)
+    if flat is not None:
+        variants["faiss-cpu flat k=10, BLAS"] = flat
+    times = take_turns(variants, rounds, slow)
+    quickest = {name: min(values) for name, values in times.items()}
+    whole, blocks = "torch.matmul, whole (E @ q.T)", "torch.matmul, same blocks"
+    rows = []
+    for name, values in times.items():
+        memory: dict[str, float] = {}
+        with peak_memory(memory):
+            variants[name]()
+        rows.append(
+            [
+                name,
+                f"{np.median(values) * 1e3:.1f}",
+                f"{quickest[name] * 1e3:.1f}",
+                f"{np.median(values) / np.median(times[whole]):.2f}",
+                f"{quickest[name] / quickest[whole]:.2f}",
+                f"{np.median(values) / np.median(times[blocks]):.2f}",
+                f"{quickest[name] / quickest[blocks]:.2f}",
+                f"{quickest[name] / quickest['oneDNN product, same blocks']:.2f}",
+                f"{memory['extra']:.0f}",
+            ]
+        )
+    print(f"### {texts} texts x {count:,} items x {dim} dimensions, fp32\n")
+    show(
+        ["", "median ms", "min ms", "÷ whole", "(min)", "÷ blocks", "(min)", "÷ oneDNN (min)", "extra MiB"],
+        rows,
+    )
+
+
+def table_storage(texts: int, count: int, dim: int, rounds: int, slow: int) -> None:
+    """Storage types: same ranks, another time, for targets anywhere and for targets near the top."""
+    items, queries = unit_vectors(count, dim, 0), unit_vectors(texts, dim, 1)
+    anywhere = torch.randint(0, count, (texts,), generator=torch.Generator().manual_seed(2))
+    matrices = {name: ItemMatrix.from_tensor(items, storage=name) for name in ("fp32", "fp16", "bf16", "int8")}  # type: ignore[arg-type]
+    top = search(queries, matrices["fp32"], min(100, count))[0][:, -1]
+    variants: Variants = {"torch.matmul, same blocks": blocked(lambda block, some: block @ some.T, queries, items)}
+    wrong = {}
+    expected = [target_ranks(queries, matrices["fp32"], targets) for targets in (anywhere, top)]
+    best = search(queries, matrices["fp32"], 10)[0]
+    for name, matrix in matrices.items():
+        variants[f"{name}: ranks, targets anywhere"] = lambda matrix=matrix: target_ranks(queries, matrix, anywhere)
+        variants[f"{name}: ranks, targets at rank 100"] = lambda matrix=matrix: target_ranks(queries, matrix, top)
+        variants[f"{name}: search k=10"] = lambda matrix=matrix: search(queries, matrix, 10)
+        wrong[f"{name}: ranks, targets anywhere"] = int((target_ranks(queries, matrix, anywhere) != expected[0]).sum())
+        wrong[f"{name}: ranks, targets at rank 100"] = int((target_ranks(queries, matrix, top) != expected[1]).sum())
+        wrong[f"{name}: search k=10"] = int((search(queries, matrix, 10)[0] != best).any(1).sum())
+    # What low precision alone would give: the shift that re-scoring removes.
+    shift = {}
+    for name, low in (("fp16", items.half().float()), ("bf16", items.bfloat16().float())):
+        scores = queries @ low.T
+        goals = scores.gather(1, anywhere[:, None])
+        shift[f"{name}: ranks, targets anywhere"] = int(((scores >= goals).sum(1) - expected[0]).abs().max())
+        del scores, low
+    times = take_turns(variants, rounds, slow)
+    base = times["torch.matmul, same blocks"]
+    print(f"### Storage: {texts} texts x {count:,} items x {dim} dimensions\n")
+    rows = [
+        [
+            name,
+            f"{np.median(values) * 1e3:.1f}",
+            f"{min(values) * 1e3:.1f}",
+            f"{np.median(values) / np.median(base):.2f}",
+            f"{min(values) / min(base):.2f}",
+            str(wrong.get(name, "")),
+            str(shift.get(name, "")),
+        ]
+        for name, values in times.items()
+    ]
+    show(["", "median ms", "min ms", "÷ blocks", "(min)", "texts unlike fp32", "shift without re-scoring"], rows)
+
+
+def table_scaling(quick: bool, rounds: int) -> None:
+    """Time against items and against texts."""
+    dim, sizes = 384, [50_000, 100_000, 200_000, 400_000]
+    if quick:
+        sizes = [1000, 2000, 4000]
+    every, queries = unit_vectors(sizes[-1], dim, 0), unit_vectors(1024, dim, 1)
+    targets = torch.randint(0, sizes[0], (1024,), generator=torch.Generator().manual_seed(2))
+    variants: Variants = {}
+    work = {}
+    for count in sizes:
+        name = f"64 texts x {count:,} items"
+        matrix = ItemMatrix.from_tensor(every[:count])
+        variants[name] = lambda matrix=matrix: target_ranks(queries[:64], matrix, targets[:64])
+        work[name] = 64 * count
+    matrix = ItemMatrix.from_tensor(every[: sizes[0]])
+    for texts in (128, 256, 512, 1024):
+        name = f"{texts} texts x {sizes[0]:,} items"
+        variants[name] = lambda matrix=matrix, texts=texts: target_ranks(queries[:texts], matrix, targets[:texts])
+        work[name] = texts * sizes[0]
+    times = take_turns(variants, rounds, rounds)
+    print(f"### Scaling ({dim} dimensions, fp32)\n")
+    rows = [
+        [
+            name,
+            f"{np.median(values) * 1e3:.1f}",
+            f"{min(values) * 1e3:.1f}",
+            f"{np.median(values) / work[name] * 1e9:.2f}",
+            f"{min(values) / work[name] * 1e9:.2f}",
+        ]
+        for name, values in times.items()
+    ]
+    show(["", "median ms", "min ms", "ns per pair", "(min)"], rows)
+
+
+def table_huge(count: int, dim: int, batches: list[int], folder: str | None) -> None:
+    """A catalogue in a memory-mapped fp16 file, made and deleted here."""
+    with tempfile.TemporaryDirectory(prefix="rl4rec-bench-", dir=folder) as temporary:
+        space = os.statvfs(temporary)
+        need = count * dim * 2
+        if space.f_bavail * space.f_frsize < need * 1.2:
+            raise SystemExit(f"{need / 1e9:.1f} GB are needed and the disk has not that much")
+        path = Path(temporary) / "items.f16"
+        with path.open("wb") as file:
+            for start in range(0, count, 100_000):
+                part = unit_vectors(min(100_000, count - start), dim, 1000 + start)
+                file.write(part.half().numpy().tobytes())
+        del part
+        print(f"### {count:,} items x {dim} dimensions, fp16 in a memory-mapped file of {need / 1e9:.2f} GB\n")
+        rows = []
+        matrix = ItemMatrix.from_file(path, dtype="fp16", dim=dim)
+        queries = unit_vectors(max(batches), dim, 1)
+        targets = torch.randint(0, count, (max(batches),), generator=torch.Generator().manual_seed(2))
+        jobs: dict[str, Callable[[], object]] = {}
+        for texts in batches:
+            label = f"target_ranks, {texts} texts"
+            jobs[label + (", first reading" if not jobs else "")] = lambda texts=texts: target_ranks(
+                queries[:texts], matrix, targets[:texts]
+            )
+        jobs[f"search k=10, {batches[0]} texts"] = lambda: search(queries[: batches[0]], matrix, 10)
+        for name, run in jobs.items():
+            with path.open("rb") as file:
+                # Start from a cold cache: the file's pages are dropped, not those of other programs.
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            memory: dict[str, float] = {}
+            begin = time.perf_counter()
+            with peak_memory(memory):
+                run()
+            rows.append(
+                [name, f"{time.perf_counter() - begin:.1f}", f"{memory['extra']:.0f}", f"{memory['total']:.0f}"]
+            )
+        show(["", "seconds", "extra anonymous MiB", "whole process, anonymous MiB"], rows)
+        # Three texts against float64, in blocks: exact with respect to the values in the file.
+        few, goals = queries[:3].double(), []
+        given = np.memmap(path, dtype=np.float16, mode="r", shape=(count, dim))
+        for text in range(3):
+            goals.append(few[text] @ torch.from_numpy(given[int(targets[text])].astype(np.float64)))
+        counts = torch.zeros(3, dtype=torch.int64)
+        for start in range(0, count, 50_000):
+            block = torch.from_numpy(given[start : start + 50_000].astype(np.float64))
+            counts += (few @ block.T >= torch.stack(goals)[:, None] - 1e-14).sum(1)
+        got = target_ranks(queries[:3], matrix, targets[:3])
+        print(f"float64 brute force of three texts: {counts.tolist()}; target_ranks: {got.tolist()}\n", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, two rounds")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, help="threads of torch and faiss; torch's own choice by default")
+    parser.add_argument("--only", choices=["sizes", "storage", "scaling", "huge"])
+    parser.add_argument("--folder", help="where the file of --only huge is made; the system's temporary folder")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rounds, slow = (2, 1) if args.quick else (args.rounds, 2)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} rounds in turns\n", flush=True)
+    sizes = [(64, 20_000, 1024), (64, 200_000, 384), (64, 1_000_000, 384), (4096, 20_000, 384)]
+    if args.quick:
+        sizes = [(8, 2000, 64), (64, 5000, 32)]
+    if args.only in (None, "sizes"):
+        for size in sizes:
+            table_sizes(*size, rounds, slow)
+    if args.only in (None, "storage"):
+        table_storage(*((16, 4000, 64) if args.quick else (64, 200_000, 384)), rounds, slow)
+    if args.only in (None, "scaling"):
+        table_scaling(args.quick, rounds)
+    if args.only == "huge":
+        table_huge(*((20_000, 64, [4, 8]) if args.quick else (10_000_000, 384, [64, 512])), args.folder)
+    elif args.quick:
+        table_huge(20_000, 64, [4, 8], args.folder)
+
+
+if __name__ == "__main__":
+    main()

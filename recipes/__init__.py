@@ -1,0 +1,1 @@
+"""Recipe presets: sparse YAML files, read by `rl4rec_cli.layering`."""

@@ -1,0 +1,1 @@
+"""The command line: signatures, help and exit codes. What the commands do is in the packages beside this one."""

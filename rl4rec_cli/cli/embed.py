@@ -1,0 +1,39 @@
+"""`rl4rec embed`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rl4rec_cli.cli.options import epilog
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(
+        epilog=epilog(
+            "rl4rec embed data/beauty",
+            "rl4rec embed data/beauty --model sentence-transformers/all-MiniLM-L6-v2 --out beauty.pt",
+        )
+    )(embed)
+
+
+def embed(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset folder.")],
+    embedder: Annotated[str | None, typer.Option(metavar="NAME", help="`sentence-transformers` or `lsa`.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="sentence-transformers model or folder.")] = None,
+    emb_type: Annotated[str | None, typer.Option(metavar="FIELD", help="Field of the items that is embedded.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="File to write, .safetensors or .pt.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="`auto`, `cpu`, `cuda`, `cuda:1` …")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Texts embedded at once.")] = None,
+) -> None:
+    """Embed a dataset's items and store the vectors."""
+    from rl4rec_cli import console
+    from rl4rec_cli.layering import load_config
+
+    flags = {"embedder": embedder, "model": model, "emb_type": emb_type, "device": device, "batch_size": batch_size}
+    given = {f"retrieval.{key}": value for key, value in flags.items() if value is not None}
+    section = load_config(algorithm=None, flags=given).retrieval
+    from rl4rec_cli.retrieval.embedding import embed_dataset
+
+    console.result(str(embed_dataset(dataset, section, out)))

@@ -1,0 +1,185 @@
+"""The entry point `rl4rec`.
+
+Decides: exit codes (0, 1 failed, 2 usage or configuration, 130 interrupted) and how errors are shown.
+Hides: Typer's own ways of ending a program, closed pipes, tracebacks.
+
+Nothing heavy is imported here or by the command modules: `--help` must be quick.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from rl4rec_cli import __version__
+from rl4rec_cli.cli import data, embed, eval, recipes, recommend, train
+from rl4rec_cli.cli.options import epilog
+from rl4rec_cli.errors import Rl4RecError
+
+app = typer.Typer(
+    name="rl4rec",
+    help="Tune a language model to recommend, and measure whether it got better.",
+    epilog=epilog("rl4rec train grpo --quick-test", "rl4rec train grpo -r beauty-cpu --dataset data/beauty"),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(data.app, name="data")
+embed.add_to(app)
+app.add_typer(train.app, name="train")
+eval.add_to(app)
+recommend.add_to(app)
+app.add_typer(recipes.app, name="recipes")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rl4rec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere on the line.")] = False,
+) -> None:
+    pass  # `main` takes --debug out before Typer sees it; it is declared here for the help
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    options = args[: args.index("--")] if "--" in args else args
+    debug = "--debug" in options
+    args = [arg for arg in options if arg != "--debug"] + args[len(options) :]
+    _survive_closed_output()
+    try:
+        code = _run(args, debug=debug)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        _say("error: interrupted")
+        return 130
+    except Rl4RecError as error:  # the flush: a full disk
+        _say(f"error: {error.message}")
+        return error.exit_code
+    return code
+
+
+def _run(args: list[str], *, debug: bool) -> int:
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("rl4rec", args) as context:
+            command.invoke(context)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except typer.TyperException as error:
+        return _usage_error(error)
+    except Rl4RecError as error:
+        if debug:
+            _say_traceback()
+        _say(f"error: {error.message}", f"hint: {error.hint}" if error.hint else "")
+        return error.exit_code
+    except Exception as error:
+        if debug:
+            _say_traceback()
+        reason = " ".join(str(error).split())
+        _say(
+            f"error: unexpected {type(error).__name__}{': ' if reason else ''}{reason}",
+            "" if debug else "hint: `rl4rec --debug …` shows where; please report it",
+        )
+        return 1
+    return 0
+
+
+def _usage_error(error: typer.TyperException) -> int:
+    """Typer's own errors (unknown option, missing argument), worded as ours are."""
+    message = error.format_message().strip()
+    context = getattr(error, "ctx", None)
+    if message.startswith("Usage:"):  # no command given: the message is the help
+        _say(message)
+        return 2
+    command = f"`{context.command_path} --help`" if context else "`rl4rec --help`"
+    _say(f"error: {message[:1].lower()}{message[1:].rstrip('.')}", f"hint: {command} shows what there is")
+    return 2
+
+
+def _say(*lines: str) -> None:
+    if sys.stderr is None:  # closed from the start; `print` would take standard output instead
+        return
+    try:
+        for line in lines:
+            if line:
+                print(line, file=sys.stderr, flush=True)
+    except (Rl4RecError, ValueError):  # a full disk: the exit code remains
+        pass
+
+
+def _say_traceback() -> None:
+    import traceback
+
+    _say(traceback.format_exc().rstrip())
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output whose reader may leave (`rl4rec … | head -1`): what follows goes nowhere.
+
+    A run must not die, hours in, because the pager was closed.
+    """
+
+    def write(self, text: str) -> int:
+        if text == "":  # Typer's test of what a stream takes; it would swallow what this raises
+            return 0
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._let_go(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._let_go(error)
+
+    def _let_go(self, error: OSError) -> None:
+        # The descriptor itself is replaced: child processes and the interpreter's own last flush use it too.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+        if not isinstance(error, BrokenPipeError):  # a full disk, not a reader who left
+            name = self.name.strip("<>")
+            raise Rl4RecError(f"cannot write to {name}: {(error.strerror or str(error)).lower()}") from None
+
+
+def _survive_closed_output() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        # Not under a test's capture or a notebook, where the streams are something else.
+        if type(stream) is io.TextIOWrapper and stream.fileno() == (1 if name == "stdout" else 2):
+            stream.flush()
+            # A terminal that cannot show a character gets its escape, not a crash.
+            errors = "backslashreplace" if stream.errors == "strict" else stream.errors
+            wrapped = _Output(
+                stream.buffer,
+                encoding=stream.encoding,
+                errors=errors,
+                line_buffering=stream.line_buffering or name == "stderr",
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, wrapped)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

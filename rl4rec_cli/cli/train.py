@@ -1,0 +1,71 @@
+"""`rl4rec train grpo|sft`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from rl4rec_cli.cli.options import Recipes, Sets, epilog, parse_rewards, parse_seeds
+
+app = typer.Typer(
+    help="Train a policy.",
+    epilog=epilog("rl4rec train grpo --quick-test", "rl4rec train sft -r beauty-cpu --dataset data/beauty"),
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+def _add(algorithm: str, summary: str, *examples: str) -> None:
+    """All algorithms have the same signature; what differs is in the configuration's `trainer` section."""
+
+    @app.command(algorithm, help=summary, epilog=epilog(*examples))
+    def train(
+        recipe: Recipes = None,
+        dataset: Annotated[str | None, typer.Option(metavar="PATH", help="Dataset folder.")] = None,
+        model: Annotated[
+            str | None, typer.Option(metavar="NAME", help="`tiny`, a Hugging Face name or a folder.")
+        ] = None,
+        output: Annotated[str | None, typer.Option(metavar="DIR", help="Folder that run folders are made in.")] = None,
+        seeds: Annotated[str | None, typer.Option(metavar="N,N,…", help="One run for each of these seeds.")] = None,
+        reward: Annotated[
+            list[str] | None,
+            typer.Option(metavar="NAME[=W]", help="ndcg, hit, mrr, mixed or module:attr, weighted. Repeatable."),
+        ] = None,
+        quick_test: Annotated[bool, typer.Option("--quick-test", help="The recipe quick-test on top.")] = False,
+        sets: Sets = None,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration and stop.")] = False,
+    ) -> None:
+        from rl4rec_cli.layering import load_config
+
+        flags: dict[str, Any] = {"data.path": dataset, "policy.model": model, "run.output_dir": output}
+        flags["reward.functions"] = parse_rewards(reward) if reward else None
+        config = load_config(
+            algorithm=algorithm,
+            recipes=[*(recipe or []), *(["quick-test"] if quick_test else [])],
+            flags={key: value for key, value in flags.items() if value is not None},
+            sets=sets or [],
+        )
+        chosen = parse_seeds(seeds) if seeds is not None else (config.run.seed,)
+        if dry_run:
+            from rl4rec_cli.cli.dry_run import show
+
+            show(config, chosen)
+            return
+        from rl4rec_cli.train.session import train as run
+
+        run(config, chosen)
+
+
+_add(
+    "grpo",
+    "Reinforcement learning: raise the rank of the item the user chose next (GRPO).",
+    "rl4rec train grpo --quick-test --seeds 0,1,2",
+    "rl4rec train grpo -r beauty-cpu --dataset data/beauty --set trainer.max_steps=200",
+)
+_add(
+    "sft",
+    "Supervised fine-tuning: learn to write the next item's text (the warm start).",
+    "rl4rec train sft --quick-test",
+    "rl4rec train sft -r beauty-grpo --dataset data/beauty --output runs/sft",
+)

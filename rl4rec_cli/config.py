@@ -1,0 +1,317 @@
+"""The typed run configuration.
+
+Decides: every setting there is, its default and its allowed range.
+Hides: pydantic. Nothing here reads a file or imports anything heavy; `layering.py` builds a `RunConfig` from
+recipes, flags and ``--set``.
+
+Sections follow the way of the data: data → prompt → policy → generation → retrieval → reward → trainer → eval.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Algorithm = Literal["sft", "grpo"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class RunSection(Section):
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)
+    """Name of the run folder; made from algorithm, dataset, model and time when absent."""
+    output_dir: str = "runs"
+    """Folder that run folders are made in."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
+    """Seed of data order, initialisation, warm start and sampling."""
+
+
+class SyntheticSection(Section):
+    users: PositiveInt = 1000
+    """Users, each one row of `sequential_data.txt`."""
+    items: Annotated[int, Field(ge=20)] = 300
+    """Catalogue size."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the catalogue and of the users' tastes."""
+
+
+class DataSection(Section):
+    path: str | None = None
+    """Dataset folder with `items.jsonl` and `sequential_data.txt`."""
+    synthetic: SyntheticSection | None = None
+    """Make a synthetic dataset instead of reading a folder."""
+    train_targets: Literal["last", "all"] = "last"
+    """Training examples: each user's last training item, or every position that has a history."""
+    train_users: PositiveInt | None = None
+    """Use only this many users for training, drawn by the run's seed; all when absent."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        if self.path is not None and self.synthetic is not None:
+            raise ValueError("give data.path or data.synthetic, not both")
+        return self
+
+
+class PromptSection(Section):
+    template: str = (
+        "A customer chose these products, oldest first:\n{history}\n"
+        "Describe in a few words the product this customer will choose next."
+    )
+    """Prompt text; `{history}` is replaced by the history items."""
+    item_template: str = "{title}"
+    """How a history item is written; any field of `items.jsonl` but `item_id` may be named."""
+    separator: str = "\n"
+    """Text between history items."""
+    order: Literal["oldest_first", "newest_first"] = "oldest_first"
+    """Order in which the history is written."""
+    max_history: PositiveInt = 10
+    """Most recent history items to show; older ones are dropped first when the prompt is too long."""
+    max_prompt_length: PositiveInt = 128
+    """Longest prompt in tokens, chat template included."""
+    system: str | None = None
+    """System message for chat models."""
+    chat: Literal["auto", "always", "never"] = "auto"
+    """Use the tokenizer's chat template: `auto` uses it where there is one."""
+
+    @model_validator(mode="after")
+    def _has_history(self) -> PromptSection:
+        if "{history}" not in self.template:
+            raise ValueError("prompt.template must contain {history}")
+        return self
+
+
+class LoraSection(Section):
+    r: PositiveInt = 16
+    """Rank."""
+    alpha: PositiveInt = 32
+    """Scaling numerator: the update is scaled by alpha / r."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapter's input."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Modules to adapt: `all-linear` or names."""
+
+
+class TinySection(Section):
+    hidden_size: PositiveInt = 64
+    """Width."""
+    layers: PositiveInt = 2
+    """Transformer layers."""
+    heads: PositiveInt = 4
+    """Attention heads; must divide the width."""
+    vocab_size: Annotated[int, Field(ge=300)] = 512
+    """Tokens of the byte-level BPE trained on the catalogue."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> TinySection:
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError("policy.tiny.hidden_size must be an even multiple of policy.tiny.heads")
+        return self
+
+
+class PolicySection(Section):
+    model: str = "tiny"
+    """`tiny` (built locally), a Hugging Face name, a model folder, or a checkpoint of a run."""
+    revision: str | None = None
+    """Branch, tag or commit of a model from the Hub."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Off: such models are refused."""
+    dtype: Precision = "auto"
+    """Type the weights are loaded in; `auto`: bf16 where the GPU has it, else fp32."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1` …"""
+    lora: LoraSection | None = None
+    """Train a LoRA adapter; absent: all weights are trained."""
+    tiny: TinySection = TinySection()
+    """Shape of the `tiny` policy."""
+
+
+class GenerationSection(Section):
+    max_completion_length: PositiveInt = 64
+    """Longest text in new tokens."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature in training."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus sampling; below 1 the policy gradient is biased."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample among the k most likely tokens; 0 = all."""
+    repetition_penalty: PositiveFloat = 1.0
+    """Above 1 discourages tokens already written."""
+
+
+class RetrievalSection(Section):
+    backend: Literal["auto", "in-process"] = "auto"
+    """Where ranking runs; `auto` is in-process on the GPU if there is one, else on the CPU."""
+    embedder: Literal["sentence-transformers", "lsa"] = "sentence-transformers"
+    """What turns texts into vectors. `lsa`: TF-IDF + truncated SVD fitted on the catalogue, no download."""
+    model: str = "mixedbread-ai/mxbai-embed-large-v1"
+    """sentence-transformers model: a Hub name or a folder."""
+    query_prompt: str = ""
+    """Text put before each generated text (not before items), as some embedding models ask for."""
+    emb_type: str = "text"
+    """Field of `items.jsonl` that is embedded."""
+    emb_dir: str = "data_emb"
+    """Folder of item embeddings."""
+    file: str | None = None
+    """Item embeddings to use (`.safetensors` or `.pt`), instead of the file in `emb_dir`."""
+    device: str = "auto"
+    """Device of embedder and item matrix."""
+    batch_size: PositiveInt = 128
+    """Texts embedded at once."""
+    lsa_dim: PositiveInt = 128
+    """Dimensions of `lsa`."""
+
+
+class RewardSection(Section):
+    functions: dict[str, float] = Field(default={"ndcg": 1.0}, min_length=1)
+    """Reward functions and weights: `ndcg`, `hit`, `mrr`, `mixed` or `module:attr`. Weight 0 = logged only."""
+    k: PositiveInt = 10
+    """Cut-off of the rewards."""
+    mixed_ndcg: NonNegative = 0.5
+    """Weight of NDCG in `mixed`."""
+    mixed_hit: NonNegative = 0.5
+    """Weight of Hit in `mixed`."""
+    rank_shaping: NonNegative = 0.0
+    """ε of ε·(1 − ln rank / ln N), added to the weighted sum."""
+    normalize_rewards: Literal["auto", "group", "batch", "none"] = "auto"
+    """Divide advantages by the standard deviation of the group or the batch. `auto`: `none` with rank shaping,
+    whose small tail differences a group's deviation would blow up to ±1, else `group`."""
+
+    @property
+    def scale_rewards(self) -> str:
+        """The value TRL's `scale_rewards` gets."""
+        if self.normalize_rewards == "auto":
+            return "none" if self.rank_shaping > 0 else "group"
+        return self.normalize_rewards
+
+
+class OptimSection(Section):
+    """What every trainer has; the names are those of `transformers.TrainingArguments`."""
+
+    learning_rate: NonNegative = 1e-5
+    """Peak learning rate."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "linear"
+    """Course of the learning rate."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
+    weight_decay: NonNegative = 0.0
+    """AdamW weight decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient clipping."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Micro-batches per optimiser step."""
+    num_train_epochs: PositiveFloat = 3.0
+    """Passes over the training examples, unless `max_steps` comes first."""
+    max_steps: PositiveInt = 10_000
+    """Most optimiser steps."""
+    precision: Precision = "auto"
+    """Autocast type; `auto`: bf16 where the GPU has it, else fp32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
+    """Loader processes."""
+
+
+class SftSection(OptimSection):
+    """Supervised fine-tuning: the warm start."""
+
+    algorithm: Literal["sft"] = "sft"
+    batch_size: PositiveInt = 16
+    """Examples per micro-batch."""
+    learning_rate: NonNegative = 1e-4
+    """Peak learning rate."""
+    target: Literal["next", "last"] = "next"
+    """Text to write: the item chosen next, or the last item of the history (a copy that RL then improves)."""
+    target_template: str = "{title}"
+    """How the target item is written; any field of `items.jsonl` but `item_id`."""
+
+
+class GrpoSection(OptimSection):
+    """Group relative policy optimisation (arXiv:2402.03300) by TRL's `GRPOTrainer`."""
+
+    algorithm: Literal["grpo"] = "grpo"
+    batch_size: PositiveInt = 4
+    """Prompts per micro-batch. Completions per optimiser step = batch_size × num_generations × accumulation."""
+    num_generations: Annotated[int, Field(ge=2)] = 4
+    """Texts per prompt (the group)."""
+    gradient_accumulation_steps: PositiveInt = 4
+    """Micro-batches per optimiser step."""
+    num_iterations: PositiveInt = 1
+    """Updates from one batch of texts (μ)."""
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
+    """How token losses are averaged."""
+    epsilon: PositiveFloat = 0.2
+    """Clipping of the policy ratio."""
+    epsilon_high: PositiveFloat | None = None
+    """Upper clipping where it differs."""
+    beta: NonNegative = 0.0
+    """Weight of the KL penalty towards the reference policy."""
+    use_ref_model: bool | None = None
+    """Hold a frozen reference policy; by default exactly when beta > 0."""
+    mask_truncated_completions: bool = False
+    """Leave texts that hit the length limit out of the loss."""
+    warm_start: SftSection | None = None
+    """Supervised fine-tuning before RL."""
+
+    @model_validator(mode="after")
+    def _reference(self) -> GrpoSection:
+        if self.use_ref_model is False and self.beta > 0:
+            raise ValueError("beta > 0 needs the reference policy: set use_ref_model true or beta 0")
+        if self.use_ref_model is True and self.beta == 0:
+            raise ValueError("use_ref_model has no effect with beta 0: set beta above 0")
+        return self
+
+
+class EvalSection(Section):
+    split: Literal["validation", "test"] = "validation"
+    """Split measured by `eval`, and after training (always validation there)."""
+    ks: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
+    """Cut-offs."""
+    users: PositiveInt | None = None
+    """Measure this many users, drawn by a fixed seed; all when absent."""
+    temperature: NonNegative = 0.0
+    """0: the most likely text."""
+    batch_size: PositiveInt = 64
+    """Texts generated at once."""
+    baselines: tuple[Literal["popularity", "last_item", "history_mean", "untrained"], ...] = (
+        "popularity",
+        "last_item",
+        "history_mean",
+        "untrained",
+    )
+    """What the policy is compared with."""
+
+
+class LoggingSection(Section):
+    steps: PositiveInt = 1
+    """Log every so many optimiser steps."""
+    save_steps: PositiveInt = 500
+    """Write a checkpoint every so many optimiser steps."""
+    save_total_limit: Annotated[int, Field(ge=1)] = 2
+    """Periodic checkpoints kept."""
+    rollouts: Annotated[int, Field(ge=0)] = 4
+    """Texts per step written to `rollouts.jsonl`."""
+
+
+class RunConfig(Section):
+    """Everything a run needs; written whole to the run folder's `config.yaml`, which is itself a recipe."""
+
+    run: RunSection = RunSection()
+    data: DataSection = DataSection()
+    prompt: PromptSection = PromptSection()
+    policy: PolicySection = PolicySection()
+    generation: GenerationSection = GenerationSection()
+    retrieval: RetrievalSection = RetrievalSection()
+    reward: RewardSection = RewardSection()
+    trainer: Annotated[SftSection | GrpoSection, Field(discriminator="algorithm")] = GrpoSection()
+    eval: EvalSection = EvalSection()
+    logging: LoggingSection = LoggingSection()

@@ -1,0 +1,224 @@
+"""Everything drawn on a terminal.
+
+Decides: results go to standard output, progress and logs to standard error; tables and bars are drawn on a terminal
+and are plain aligned lines elsewhere; text from outside (titles, generated texts) cannot move the cursor.
+Hides: rich, which is imported when something is drawn on a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+T = TypeVar("T")
+_NUMBER = re.compile(r"[-+−±]?\.?\d[\d.,_]*(e[-+]?\d+)?( ?[%×sGMk]?i?B?)( ?[±\[(].*)?", re.IGNORECASE)
+_drawing: list[Console] = []  # the console of the bar on screen, through which log lines must go
+
+
+def is_terminal(stream: IO[str] | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def get_console() -> Console:
+    """A rich console on standard output, for results."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+
+
+def log(*values: object) -> None:
+    """One line on standard error. A closed standard error is no reason to stop."""
+    line = clean(" ".join(str(value) for value in values), keep="\n\t")
+    if _drawing:
+        _drawing[-1].print(line, markup=False, highlight=False, soft_wrap=True)
+        return
+    if sys.stderr is not None:  # closed from the start; `print` would take standard output instead
+        with suppress(BrokenPipeError, ValueError):
+            print(line, file=sys.stderr, flush=True)
+
+
+def result(text: str) -> None:
+    """Text on standard output, as it is: YAML, a recipe."""
+    print(text.removesuffix("\n"), flush=True)
+
+
+def print_json(value: Any) -> None:
+    """A result as JSON on standard output. `NaN` is refused: it is no JSON."""
+    result(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def clean(text: str, *, keep: str = "") -> str:
+    """The text without control characters and what reorders it on a terminal."""
+    return "".join(c if c in keep or unicodedata.category(c) not in ("Cc", "Cf") else " " for c in text)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table on standard output. Columns of numbers are aligned right; floats get four decimals."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    for row in cells:
+        if len(row) != len(columns):
+            raise ValueError(f"a row has {len(row)} cells for {len(columns)} columns: {row}")
+    right = [_is_numeric([row[i] for row in cells]) for i in range(len(columns))]
+    if is_terminal(sys.stdout):
+        _draw_table(title, columns, cells, right)
+        return
+    widths = [max(map(_width, column)) for column in zip(columns, *cells, strict=True)]
+    lines = [[clean(name) for name in columns], *cells]
+    if title:
+        print(title)
+    for line in lines:
+        print("  ".join(_pad(text, w, r) for text, w, r in zip(line, widths, right, strict=True)).rstrip())
+
+
+def figures(values: Mapping[str, Any], *, as_json: bool = False) -> None:
+    """Print named figures, one a line; `{"length": {"min": 2}}` is the line `length min`."""
+    if as_json:
+        print_json(values)
+        return
+    rows: list[tuple[str, object]] = []
+    for name, value in values.items():
+        below = value.items() if isinstance(value, Mapping) else [("", value)]
+        rows += [(f"{name} {key}".strip().replace("_", " "), _figure(v)) for key, v in below]
+    table("", ["figure", "value"], rows)
+
+
+def _figure(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _draw_table(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text  # cells are Text: a `[` in a title is no markup
+
+    drawn = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
+    for name, is_number in zip(columns, right, strict=True):
+        drawn.add_column(Text(name), justify="right" if is_number else "left", no_wrap=is_number)
+    for row in cells:
+        drawn.add_row(*(Text(text) for text in row))
+    from rich.console import Console
+
+    Console(file=sys.stdout, highlight=False).print(drawn)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return clean(str(value)).strip()
+
+
+def _is_numeric(column: Sequence[str]) -> bool:
+    filled = [text for text in column if text and text not in ("-", "–", "—", "nan")]
+    return bool(filled) and all(_NUMBER.fullmatch(text) for text in filled)
+
+
+def _width(text: str) -> int:
+    """Columns a text takes on a terminal: East Asian characters take two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _pad(text: str, width: int, right: bool) -> str:
+    gap = " " * (width - _width(text))
+    return gap + text if right else text + gap
+
+
+@contextmanager
+def progress(total: int | None, description: str, *, every: float = 10.0) -> Iterator[Callable[[int], None]]:
+    """Show how far something is, on standard error: `with progress(n, "embedding") as advance: … advance(batch)`.
+
+    A bar on a terminal; elsewhere a line every `every` seconds, so that something quick prints nothing.
+    """
+    if is_terminal(sys.stderr):
+        with _bar(total, description) as advance:
+            yield advance
+        return
+    done, started, shown = 0, time.monotonic(), time.monotonic()
+
+    def say() -> None:
+        of = f"/{total:,} ({done / total:.0%})" if total else ""
+        log(f"{description}: {done:,}{of}, {time.monotonic() - started:.0f} s")
+
+    def plain(count: int = 1) -> None:
+        nonlocal done, shown
+        done += count
+        if time.monotonic() - shown >= every:
+            shown = time.monotonic()
+            say()
+
+    yield plain
+    if shown != started and time.monotonic() - started >= every:
+        say()
+
+
+@contextmanager
+def _bar(total: int | None, description: str) -> Iterator[Callable[[int], None]]:
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    console = Console(file=sys.stderr)
+    columns = (
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task(clean(description), total=total)
+        _drawing.append(console)
+        try:
+            yield partial(_advance, bar, task)
+        finally:
+            _drawing.pop()
+
+
+def _advance(bar: Progress, task: TaskID, count: int = 1) -> None:
+    bar.advance(task, count)
+
+
+def track(items: Iterable[T], description: str, *, total: int | None = None) -> Iterator[T]:
+    """Iterate and show how far it is."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with progress(total, description) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+def quiet_libraries() -> None:
+    """Keep notices and bars of transformers and its kin off the terminal, where they would stand between our lines.
+
+    Errors still show. Imports transformers.
+    """
+    import logging
+    import os
+    import warnings
+
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for name in ("trl", "accelerate", "peft", "datasets", "sentence_transformers", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")

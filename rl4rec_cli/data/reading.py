@@ -1,0 +1,267 @@
+"""Reading a dataset folder and finding everything that is wrong with it.
+
+Decides: what a valid `items.jsonl`, `sequential_data.txt`, `prompts.json` and `meta.json` is, and how each fault is
+worded. Hides: the files; `dataset.py` gets checked plain Python values. `parsing.py` reads bytes and JSON.
+
+Every problem in every file is collected before anything is raised. A problem that another one may explain is held
+back, so that one broken row is one problem: an item row whose id cannot be read may be the very item a sequence asks
+for, so ids that the unreadable rows could have had count as known.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rl4rec_cli.data.parsing import (
+    Problems,
+    StrictJson,
+    json_flaw,
+    kind,
+    read_bytes,
+    read_lines,
+    short,
+    some,
+    text_flaw,
+    without_mark,
+)
+from rl4rec_cli.errors import DataError
+
+ITEMS = "items.jsonl"
+SEQUENCES = "sequential_data.txt"
+PROMPTS = "prompts.json"
+META = "meta.json"
+
+MIN_SEQUENCE = 3
+"""Training part, validation target, test target."""
+MAX_ID = 2**31 - 1
+"""Ids are dense, so this is more items than any catalogue here."""
+
+_NAME = re.compile(r"\w[\w .+()-]{0,119}")
+_ITEM_TOKENS = re.compile(r"[0-9]{1,18}(?:\s+[0-9]{1,18})*")
+
+_ITEMS_HINT = f'{ITEMS} has one JSON object per line: {{"item_id": 0, "title": "…", "text": "…"}}, ids 0, 1, 2 …'
+_SEQUENCES_HINT = f"{SEQUENCES} has one user per line: user_id item1 item2 item3 …, oldest first, split by spaces"
+_PROMPTS_HINT = f'{PROMPTS} is one JSON object: {{"user_id": "prompt text", …}}'
+_META_HINT = f'{META} is one JSON object, e.g. {{"name": "beauty", "mask_history": true}}'
+
+
+class FolderContents(NamedTuple):
+    """What a dataset folder holds, checked. `items[i]["item_id"] == i`; `sequences` go with `users`."""
+
+    items: tuple[dict[str, Any], ...]
+    users: tuple[str, ...]
+    sequences: tuple[tuple[int, ...], ...]
+    prompts: dict[str, str]
+    meta: dict[str, Any]
+
+
+def read_folder(folder: Path) -> FolderContents:
+    """Read and check the files of `folder`.
+
+    Raises:
+        DataError: the folder is missing, or anything in it is wrong; `problems` has all of it.
+    """
+    hint = "name a folder with items.jsonl and sequential_data.txt; `rl4rec data synth DEST` makes one"
+    if not folder.is_dir():
+        what = "is a file, not a dataset folder" if folder.exists() else "no such dataset folder"
+        raise DataError(f"{folder}: {what}", hint=hint)
+    problems = Problems()
+    items, known = _read_items(folder / ITEMS, problems)
+    users, sequences, all_users = _read_sequences(folder / SEQUENCES, known, problems)
+    prompts = _read_prompts(folder / PROMPTS, set(users) if all_users else None, problems)
+    meta = _read_meta(folder / META, problems)
+    problems.raise_any(folder)
+    return FolderContents(items, tuple(users), tuple(sequences), prompts, meta)
+
+
+def _read_items(path: Path, problems: Problems) -> tuple[tuple[dict[str, Any], ...], set[int] | None]:
+    """Items by id, and the ids that sequences may name (None: unknown, because the file cannot be read)."""
+    raw = read_bytes(path, problems, _ITEMS_HINT)
+    if raw is None:
+        return (), None
+    reader = StrictJson()
+    rows: dict[int, dict[str, Any]] = {}
+    line_of: dict[int, int] = {}
+    without_id = count = 0
+    for number, line in read_lines(path.name, raw, problems):
+        count += 1
+        item_id = None if line is None else _read_item(f"{path.name}:{number}", line, reader, rows, line_of, problems)
+        if item_id is None:
+            without_id += 1
+        else:
+            line_of[item_id] = number
+    top = max(rows, default=-1)
+    missing = top + 1 - len(rows)
+    if missing > without_id:
+        first = []
+        for i in range(top):
+            if i not in rows:
+                first.append(i)
+                if len(first) == 5:
+                    break
+        reason = f"ids must run from 0 to {count - 1:,} without gaps (largest is {top:,}); missing "
+        problems.add(path.name, reason + some(first, missing), field="item_id", hint=_ITEMS_HINT)
+    known = set(rows)
+    if without_id:
+        known.update(range(count))
+    dense = top + 1 == len(rows)
+    return tuple(rows[i] for i in range(len(rows))) if dense else (), known
+
+
+def _read_item(
+    where: str,
+    line: str,
+    reader: StrictJson,
+    rows: dict[int, dict[str, Any]],
+    line_of: dict[int, int],
+    problems: Problems,
+) -> int | None:
+    """Check one row and put it into `rows`. Returns its id, or None where it has none of its own."""
+    try:
+        row, flaws = reader.parse(line)
+    except ValueError as error:
+        problems.add(where, json_flaw(error), hint=_ITEMS_HINT)
+        return None
+    if not isinstance(row, dict):
+        problems.add(where, f"must be a JSON object, is {kind(row)}", hint=_ITEMS_HINT)
+        return None
+    for field, reason in flaws:
+        problems.add(where, reason, field=field)
+    for field in ("title", "text"):
+        flaw = text_flaw(row[field]) if field in row else "is missing"
+        if flaw and not (flaws and field in dict(flaws)):
+            problems.add(where, flaw, field=field, hint=_ITEMS_HINT)
+    item_id = row.get("item_id")
+    if "item_id" not in row:
+        flaw = "is missing"
+    elif isinstance(item_id, bool) or not isinstance(item_id, int):  # bool is a subclass of int
+        flaw = f"must be an integer, is {kind(item_id)}"
+    elif item_id < 0:
+        flaw = f"must not be negative, is {short(str(item_id), quote=False)}"
+    elif item_id > MAX_ID:
+        flaw = f"is too large: {short(str(item_id), quote=False)}"
+    elif item_id in rows:
+        flaw = f"{item_id} stands already in line {line_of[item_id]}"
+    else:
+        rows[item_id] = row
+        return item_id
+    if "item_id" not in dict(flaws):
+        problems.add(where, flaw, field="item_id", hint=_ITEMS_HINT)
+    return None
+
+
+def _read_sequences(
+    path: Path, known: set[int] | None, problems: Problems
+) -> tuple[list[str], list[tuple[int, ...]], bool]:
+    """Users, their sequences, and whether every line's user could be read."""
+    raw = read_bytes(path, problems, _SEQUENCES_HINT)
+    complete = True
+    line_of: dict[str, int] = {}
+    sequences: list[tuple[int, ...]] = []
+    if raw is None:
+        return [], [], False
+    for number, line in read_lines(path.name, raw, problems):
+        if line is None:
+            complete = False
+            continue
+        where = f"{path.name}:{number}"
+        if "\r" in line:  # would silently join two users into one
+            problems.add(where, "a carriage return inside the line", hint="end lines with \\n or \\r\\n, not \\r alone")
+            complete = False
+            continue
+        user, *tokens = line.split()
+        if user in line_of:
+            problems.add(where, f"{short(user)} stands already in line {line_of[user]}", field="user_id")
+        else:
+            line_of[user] = number
+        if tokens and _ITEM_TOKENS.fullmatch(line, len(user) + 1):
+            sequence = tuple(map(int, tokens))
+        else:
+            bad = [short(token) for token in tokens if not re.fullmatch(r"[0-9]{1,18}", token)]
+            if bad:
+                reason = f"item ids must be integers from 0, not {some(bad)}"
+                problems.add(where, reason, field="items", hint=_SEQUENCES_HINT)
+                continue
+            sequence = tuple(map(int, tokens))
+        if len(sequence) < MIN_SEQUENCE:
+            reason = f"{len(sequence)} item{'s' * (len(sequence) != 1)}; at least {MIN_SEQUENCE} are needed"
+            hint = "leave out users with fewer than 3 items: one each to train, to validate and to test"
+            hint = hint if tokens else _SEQUENCES_HINT  # most likely another separator
+            problems.add(where, reason, field="items", hint=hint)
+        if known is not None and not known.issuperset(sequence):
+            unknown = list(dict.fromkeys(item for item in sequence if item not in known))
+            reason = f"unknown item id{'s' * (len(unknown) > 1)} {some(unknown)}"
+            hint = f"every id in {SEQUENCES} must be an item_id in {ITEMS}"
+            problems.add(where, reason, field="items", hint=hint)
+        sequences.append(sequence)
+    return list(line_of), sequences, complete
+
+
+def _read_object(path: Path, problems: Problems, hint: str) -> tuple[dict[str, Any], str] | None:
+    """The JSON object in an optional file and its text; None where absent or broken."""
+    if not os.path.lexists(path):
+        return None
+    raw = read_bytes(path, problems, hint)
+    if raw is None:
+        return None
+    before = len(problems.lines)
+    for _ in read_lines(path.name, raw, problems):
+        pass
+    if len(problems.lines) > before:  # not UTF-8
+        return None
+    text = without_mark(raw).decode("utf-8")
+    try:
+        value, flaws = StrictJson().parse(text)
+    except ValueError as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        problems.add(f"{path.name}{line}", json_flaw(error), hint=hint)
+        return None
+    if not isinstance(value, dict):
+        problems.add(path.name, f"must be a JSON object, is {kind(value)}", hint=hint)
+        return None
+    for field, reason in flaws:
+        problems.add(_where(path, text, field), reason, field=field)
+    return value, text
+
+
+def _where(path: Path, text: str, key: str | None) -> str:
+    """`file:line` of the last place where `key` stands as a key; `file` where it is written with escapes."""
+    if key is None:
+        return path.name
+    found = list(re.finditer(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:", text))
+    return f"{path.name}:{text.count(chr(10), 0, found[-1].start()) + 1}" if found else path.name
+
+
+def _read_prompts(path: Path, users: set[str] | None, problems: Problems) -> dict[str, str]:
+    read = _read_object(path, problems, _PROMPTS_HINT)
+    if read is None:
+        return {}
+    prompts, text = read
+    for user, prompt in prompts.items():
+        if users is not None and user not in users:
+            problems.add(_where(path, text, user), f"no such user in {SEQUENCES}", field=user)
+        if flaw := text_flaw(prompt):
+            problems.add(_where(path, text, user), f"the prompt {flaw}", field=user, hint=_PROMPTS_HINT)
+    return prompts
+
+
+def _read_meta(path: Path, problems: Problems) -> dict[str, Any]:
+    read = _read_object(path, problems, _META_HINT)
+    if read is None:
+        return {}
+    meta, text = read
+    if "mask_history" in meta and not isinstance(meta["mask_history"], bool):
+        reason = f"must be true or false, is {kind(meta['mask_history'])}"
+        problems.add(_where(path, text, "mask_history"), reason, field="mask_history", hint=_META_HINT)
+    if "name" in meta:
+        name = meta["name"]
+        if not isinstance(name, str):
+            problems.add(_where(path, text, "name"), f"must be text, is {kind(name)}", field="name", hint=_META_HINT)
+        elif not _NAME.fullmatch(name):  # it becomes part of file names
+            reason = f"{short(name)} is no name: letters, digits, spaces and . _ + ( ) - only, a letter or digit first"
+            problems.add(_where(path, text, "name"), reason, field="name", hint=_META_HINT)
+    return meta

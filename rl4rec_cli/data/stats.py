@@ -1,0 +1,54 @@
+"""Figures about a dataset.
+
+Decides: what is counted, and that leave-one-out (`build_examples`) is what "training part" and "target" mean.
+Hides: the counting. The result is plain JSON types, in the order to show them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from typing import Any
+
+from rl4rec_cli.data.dataset import Dataset, build_examples
+
+
+def dataset_stats(dataset: Dataset) -> dict[str, Any]:
+    """Counts of users, items, interactions, lengths, repeats, targets and texts.
+
+    Per-split figures are `{"validation": …, "test": …}`. A target is unseen if it is in nobody's training part.
+    """
+    counts = Counter(item for sequence in dataset.sequences for item in sequence)
+    in_training = {item for sequence in dataset.sequences for item in sequence[:-2]}
+    lengths = [len(sequence) for sequence in dataset.sequences]
+    item_counts = [counts[i] for i in range(dataset.num_items)]
+    words = [len(text.split()) for text in dataset.texts()]
+    splits = {split: build_examples(dataset, split) for split in ("validation", "test")}
+    train = {how: len(build_examples(dataset, "train", train_targets=how)) for how in ("last", "all")}
+    interactions = sum(lengths)
+    return {
+        "name": dataset.name,
+        "users": len(dataset.users),
+        "items": dataset.num_items,
+        "interactions": interactions,
+        "density": interactions / (len(dataset.users) * dataset.num_items),
+        "sequence_length": {**_spread(lengths), "mean": round(statistics.fmean(lengths), 4)},
+        "item_count": _spread(item_counts),
+        "items_never_seen": item_counts.count(0),
+        "users_with_repeats": sum(len(set(sequence)) < len(sequence) for sequence in dataset.sequences),
+        "targets_in_history": {split: sum(e.target in e.history for e in found) for split, found in splits.items()},
+        "targets_unseen_in_training": {
+            split: sum(e.target not in in_training for e in found) for split, found in splits.items()
+        },
+        "text_words": {"median": statistics.median(words), "max": max(words)},
+        "distinct_titles": len(set(dataset.texts("title"))),
+        "distinct_texts": len(set(dataset.texts())),
+        "train_examples": train,
+        "prompts": len(dataset.prompts),
+        "mask_history": dataset.mask_history,
+        "digest": dataset.digest,
+    }
+
+
+def _spread(values: list[int]) -> dict[str, Any]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}

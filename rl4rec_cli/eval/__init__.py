@@ -1,0 +1,1 @@
+"""Evaluation: metrics, baselines, statistics and what is printed of them."""

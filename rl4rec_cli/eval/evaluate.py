@@ -1,0 +1,278 @@
+"""Measure a policy next to its baselines, on the same users, ranks and masks.
+
+Decides: which users and texts are measured, what a result holds and how its table reads.
+Hides: loading of runs and models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl4rec_cli import console
+from rl4rec_cli.data.dataset import Split, build_examples, open_dataset
+from rl4rec_cli.data.prompts import PromptBuilder
+from rl4rec_cli.errors import ConfigError, DataError
+from rl4rec_cli.eval.baselines import baseline_ranking
+from rl4rec_cli.eval.metrics import means, metric_names, per_user
+from rl4rec_cli.eval.statistics import Difference, paired_difference
+from rl4rec_cli.policy.generation import Sampling, generate_texts
+from rl4rec_cli.policy.loading import Policy, load_policy
+from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking, open_retriever
+from rl4rec_cli.runs import Run, open_run, strict, write_json, write_jsonl
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.data.dataset import Dataset, Example
+
+EVAL_SEED = 20_010
+"""Draws the measured users where there are more than `eval.users`: the same ones for every run and every model."""
+UNTRAINED = "before training"
+TUNED = "tuned policy"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method's ranks over a split."""
+
+    name: str
+    ranking: Ranking
+    texts: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All methods over the same examples."""
+
+    split: Split
+    examples: list[Example]
+    ks: tuple[int, ...]
+    methods: list[Measured] = field(default_factory=list)
+
+    def method(self, name: str) -> Measured | None:
+        return next((m for m in self.methods if m.name == name), None)
+
+    def difference(self, ours: str, theirs: str, metric: str) -> Difference:
+        """Paired difference of two methods in a metric such as `ndcg@10`."""
+        a, b = self.method(ours), self.method(theirs)
+        if a is None or b is None:
+            raise DataError(f"no {ours if a is None else theirs!r} among {[m.name for m in self.methods]}")
+        return paired_difference(per_user(a.ranking, self.ks)[metric], per_user(b.ranking, self.ks)[metric])
+
+    @property
+    def headline(self) -> str:
+        """The metric that is compared: `ndcg@10`, or the cut-off nearest to 10."""
+        return f"ndcg@{min(self.ks, key=lambda k: abs(k - 10))}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Means of every method, and the tuned policy's differences."""
+        ours = self.methods[-1].name
+        return {
+            "split": self.split,
+            "users": len(self.examples),
+            "metric": self.headline,
+            "methods": {m.name: means(m.ranking, self.ks) for m in self.methods},
+            "differences": {m.name: self.difference(ours, m.name, self.headline)._asdict() for m in self.methods[:-1]},
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        """One record per user: target, and every method's rank and text."""
+        return [
+            {
+                "user": example.user,
+                "target": example.target,
+                "ranks": {m.name: int(m.ranking.ranks[row]) for m in self.methods},
+                "texts": {m.name: m.texts[row] for m in self.methods if m.texts is not None},
+            }
+            for row, example in enumerate(self.examples)
+        ]
+
+
+def choose_examples(dataset: Dataset, split: Split, users: int | None) -> list[Example]:
+    """The split's examples, or a fixed draw of them, in file order.
+
+    Raises:
+        DataError: the split is empty.
+    """
+    examples = build_examples(dataset, split)
+    if not examples:
+        raise DataError(f"dataset {dataset.name} has no {split} examples", hint="see `rl4rec data stats`")
+    if users is None or users >= len(examples):
+        return examples
+    rows = np.random.default_rng(EVAL_SEED).choice(len(examples), users, replace=False)
+    return [examples[i] for i in sorted(rows)]
+
+
+def measure_baselines(
+    names: Sequence[str], dataset: Dataset, retriever: InProcessRetriever, examples: Sequence[Example]
+) -> list[Measured]:
+    """The named baselines that need no language model."""
+    return [
+        Measured(name.replace("_", " "), baseline_ranking(name, dataset, retriever, examples))
+        for name in names
+        if name != "untrained"
+    ]
+
+
+def measure_policy(
+    name: str,
+    policy: Policy,
+    config: RunConfig,
+    dataset: Dataset,
+    retriever: InProcessRetriever,
+    examples: Sequence[Example],
+) -> Measured:
+    """Write a text for every example and rank its target.
+
+    The texts are drawn with the run's seed when `eval.temperature` is above 0.
+    """
+    from transformers import set_seed
+
+    builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
+    prompts = [builder.build(example.user, example.history).ids for example in examples]
+    sampling = Sampling.from_section(config.generation, temperature=config.eval.temperature)
+    set_seed(config.run.seed)
+    with console.progress(len(prompts), f"Writing texts: {name}") as advance:
+        texts = generate_texts(policy, prompts, sampling, batch_size=config.eval.batch_size, progress=advance)
+    ranking = retriever.target_ranks(texts, [e.target for e in examples], [e.history for e in examples])
+    return Measured(name, ranking, texts)
+
+
+def print_evaluation(evaluation: Evaluation, *, title: str) -> None:
+    """The table, then how far the last method is from each of the others."""
+    names = metric_names(evaluation.ks)
+    rows = []
+    for method in evaluation.methods:
+        values = means(method.ranking, evaluation.ks)
+        rows.append([method.name, *(f"{values[name]:.4f}" for name in names)])
+    console.table(title, ["method", *names], rows)
+    print_differences(evaluation)
+
+
+def print_differences(evaluation: Evaluation) -> None:
+    """`ours - theirs: +.0123 [+.0100, +.0146]` for every other method."""
+    if evaluation.methods[-1].texts is None:
+        return
+    ours, metric = evaluation.methods[-1].name, evaluation.headline
+    rows = []
+    for other in evaluation.methods[:-1]:
+        d = evaluation.difference(ours, other.name, metric)
+        verdict = "higher" if d.low > 0 else "lower" if d.high < 0 else "no difference shown"
+        rows.append([other.name, f"{d.mean:+.4f}", f"[{d.low:+.4f}, {d.high:+.4f}]", verdict])
+    if rows:
+        console.table(
+            f"{ours} minus …, {metric}, {len(evaluation.examples):,} users",
+            ["method", "difference", "95 % interval", "verdict"],
+            rows,
+        )
+
+
+def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """`SPLIT.json` and `SPLIT_users.jsonl`."""
+    write_json(folder / f"{evaluation.split}.json", evaluation.as_json())
+    write_jsonl(folder / f"{evaluation.split}_users.jsonl", evaluation.records())
+
+
+def evaluate_run(
+    target: str | None,
+    *,
+    split: str | None,
+    users: int | None,
+    baselines: str | None,
+    sets: Sequence[str],
+    recipes: Sequence[str],
+    dataset: str | None,
+    as_json: bool,
+) -> None:
+    """`rl4rec eval`: measure a run, one of its checkpoints, a model, or (no target) the baselines alone."""
+    run, checkpoint, config = _resolve(target, split, users, baselines, sets, recipes, dataset)
+    data = open_dataset(config.data)
+    retriever = open_retriever(config.retrieval, data)
+    examples = choose_examples(data, config.eval.split, config.eval.users)
+    evaluation = Evaluation(config.eval.split, examples, config.eval.ks)
+    evaluation.methods.extend(measure_baselines(config.eval.baselines, data, retriever, examples))
+    if checkpoint is not None:
+        untrained = _untrained(run, config) if "untrained" in config.eval.baselines else None
+        for name, model in ((UNTRAINED, untrained), (TUNED if run is not None else checkpoint, checkpoint)):
+            if model is not None:
+                policy = _load(config, model, data)
+                evaluation.methods.append(measure_policy(name, policy, config, data, retriever, examples))
+    if not evaluation.methods:
+        raise ConfigError("nothing to measure", hint="name a run or a model, or baselines with --baselines")
+    if run is not None:
+        save_evaluation(evaluation, run.folder / "eval")
+    if as_json:
+        console.print_json(strict(evaluation.as_json()))
+        return
+    print_evaluation(evaluation, title=f"{data.name}, {evaluation.split} split, {len(examples):,} users")
+    if run is not None:
+        console.log(f"per-user records: {run.folder / 'eval' / f'{evaluation.split}_users.jsonl'}")
+
+
+def find_run(target: str) -> tuple[Run, str] | None:
+    """The run that a path names, and the checkpoint meant: a run folder, or one of its checkpoints; else None.
+
+    Raises:
+        RunError: a run without a checkpoint.
+    """
+    path = Path(target)
+    if (path / "config.yaml").is_file():
+        run = open_run(path)
+        return run, str(run.newest_checkpoint())
+    if path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file():
+        return open_run(path.parent.parent), str(path)
+    return None
+
+
+def _resolve(
+    target: str | None,
+    split: str | None,
+    users: int | None,
+    baselines: str | None,
+    sets: Sequence[str],
+    recipes: Sequence[str],
+    dataset: str | None,
+) -> tuple[Run | None, str | None, RunConfig]:
+    from rl4rec_cli.layering import load_config
+
+    flags: dict[str, Any] = {"eval": {}}
+    if split is not None:
+        flags["eval"]["split"] = split
+    if users is not None:
+        flags["eval"]["users"] = users
+    if baselines is not None:
+        flags["eval"]["baselines"] = [] if baselines == "none" else [b.strip() for b in baselines.split(",")]
+    if dataset is not None:
+        flags["data"] = {"path": dataset, "synthetic": None}
+    found = find_run(target) if target is not None else None
+    if found is not None:
+        run, checkpoint = found
+        own = str(run.folder / "config.yaml")
+        return (
+            run,
+            checkpoint,
+            load_config(algorithm=None, recipes=[own, *recipes], flags=flags, sets=sets, allow_custom_rewards=True),
+        )
+    if target is not None:
+        flags["policy"] = {"model": target}
+    return (
+        None,
+        target,
+        load_config(algorithm="grpo", recipes=recipes, flags=flags, sets=sets, allow_custom_rewards=True),
+    )
+
+
+def _untrained(run: Run | None, config: RunConfig) -> str | None:
+    """The policy before reinforcement learning; None for a plain model, which is its own."""
+    if run is None:
+        return None
+    return str(run.start) if run.start.is_dir() else config.policy.model
+
+
+def _load(config: RunConfig, model: str, dataset: Dataset) -> Policy:
+    section = config.policy.model_copy(update={"model": model})
+    return load_policy(section, dataset=dataset, seed=config.run.seed)

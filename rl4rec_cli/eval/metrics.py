@@ -1,0 +1,38 @@
+"""Ranks to metrics, whole splits at once.
+
+Decides: which metrics are reported and how they are named (`ndcg@10`).
+Hides: nothing; the formulas are those of the rewards (`rewards/functions.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rl4rec_cli.rewards.functions import RANK_FUNCTIONS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rl4rec_cli.retrieval.retriever import Ranking
+
+
+def metric_names(ks: Sequence[int]) -> list[str]:
+    """`ndcg@5`, …, `hit@5`, …, `mrr@5`, …"""
+    return [f"{name}@{k}" for name in RANK_FUNCTIONS for k in ks]
+
+
+def per_user(ranking: Ranking, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+    """Every metric of every user, `[B]` each; 0 where the text says nothing."""
+    return {
+        f"{name}@{k}": np.where(ranking.scorable, function(ranking.ranks, k), 0.0)
+        for name, function in RANK_FUNCTIONS.items()
+        for k in ks
+    }
+
+
+def means(ranking: Ranking, ks: Sequence[int]) -> dict[str, float]:
+    """Every metric averaged over users."""
+    return {name: float(values.mean()) for name, values in per_user(ranking, ks).items()}

@@ -1,0 +1,137 @@
+"""One history in, a text and the best items out.
+
+Decides: how typed titles become a history, and how an answer reads.
+Hides: loading of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rl4rec_cli import console
+from rl4rec_cli.data.dataset import Dataset, open_dataset
+from rl4rec_cli.data.prompts import PromptBuilder
+from rl4rec_cli.errors import DataError, Rl4RecError, RunError
+from rl4rec_cli.eval.evaluate import find_run
+from rl4rec_cli.policy.generation import Sampling, generate_texts
+from rl4rec_cli.policy.loading import Policy, load_policy
+from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """A run's policy with its catalogue; `answer` may be called again and again."""
+
+    policy: Policy
+    builder: PromptBuilder
+    retriever: InProcessRetriever
+    dataset: Dataset
+    sampling: Sampling
+
+    def answer(self, history: Sequence[int], *, k: int, user: str | None = None) -> dict[str, Any]:
+        """The policy's text and its `k` best items, history left out.
+
+        Raises:
+            DataError: the text says nothing the embedder knows.
+        """
+        prompt = self.builder.build(user, history)
+        text = generate_texts(self.policy, [prompt.ids], self.sampling, batch_size=1)[0]
+        if not text:
+            raise DataError("the policy wrote an empty text for this history", hint="try another checkpoint or history")
+        found = self.retriever.search([text], k, [list(history)])[0]
+        return {
+            "history": [self._item(i) for i in history],
+            "text": text,
+            "items": [
+                {"rank": rank, "score": round(score, 6), **self._item(i)}
+                for rank, (i, score) in enumerate(zip(found.items, found.scores, strict=True), start=1)
+            ],
+        }
+
+    def match(self, title: str) -> int:
+        """The item a typed title means: the same title, else the one most like it by embedding.
+
+        Raises:
+            DataError: nothing in the catalogue is like it.
+        """
+        wanted = title.casefold()
+        exact = next((i for i, item in enumerate(self.dataset.items) if str(item["title"]).casefold() == wanted), None)
+        if exact is not None:
+            return exact
+        found = self.retriever.search([title], 1)[0]
+        if not found.items or found.scores[0] <= 0:
+            raise DataError(f"no item of {self.dataset.name} is like {title!r}")
+        return found.items[0]
+
+    def _item(self, item: int) -> dict[str, Any]:
+        return {"item_id": item, "title": self.dataset.items[item]["title"]}
+
+
+def open_recommender(target: str) -> Recommender:
+    """The recommender of a run folder or one of its checkpoints.
+
+    Raises:
+        RunError: not a run.
+    """
+    found = find_run(target)
+    if found is None:
+        raise RunError(f"{target}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
+    run, checkpoint = found
+    config = run.config
+    dataset = open_dataset(config.data)
+    retriever = open_retriever(config.retrieval, dataset)
+    section = config.policy.model_copy(update={"model": checkpoint})
+    policy = load_policy(section, dataset=dataset, seed=config.run.seed)
+    return Recommender(
+        policy=policy,
+        builder=PromptBuilder(config.prompt, dataset, policy.tokenizer),
+        retriever=retriever,
+        dataset=dataset,
+        sampling=Sampling.from_section(config.generation, temperature=config.eval.temperature),
+    )
+
+
+def recommend(run: str, *, user: str | None, titles: Sequence[str], k: int, as_json: bool, interactive: bool) -> None:
+    """`rl4rec recommend`: answer for a user of the dataset, for titles, or for whatever is typed.
+
+    A user's history is the whole sequence: what is recommended comes after everything that is known.
+    """
+    recommender = open_recommender(run)
+    if interactive:
+        console.log("Titles chosen so far, oldest first, separated by semicolons. An empty line ends.")
+        for line in _lines():
+            try:
+                history = [recommender.match(title) for title in line]
+                _show(recommender.answer(history, k=k), as_json=as_json)
+            except Rl4RecError as error:
+                console.log(f"error: {error.message}")
+        return
+    if user is not None:
+        history = list(recommender.dataset.sequences[recommender.dataset.user_index(user)])
+    else:
+        history = [recommender.match(title) for title in titles]
+    _show(recommender.answer(history, k=k, user=user), as_json=as_json)
+
+
+def _lines() -> Iterator[list[str]]:
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            return
+        titles = [title.strip() for title in line.split(";") if title.strip()]
+        if not titles:
+            return
+        yield titles
+
+
+def _show(answer: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        console.print_json(answer)
+        return
+    console.table("History", ["item", "title"], [[i["item_id"], i["title"]] for i in answer["history"]])
+    console.result(f"\nText: {console.clean(answer['text'])}\n")
+    rows = [[i["rank"], i["item_id"], f"{i['score']:.4f}", i["title"]] for i in answer["items"]]
+    console.table("Recommended", ["rank", "item", "score", "title"], rows)

@@ -1,0 +1,122 @@
+"""Prompts to texts.
+
+Decides: the sampling settings, set in full here; where a text ends.
+Hides: padding, transformers' `generate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import GenerationSection
+    from rl4rec_cli.policy.loading import Policy
+
+
+@dataclass(frozen=True)
+class Sampling:
+    max_new_tokens: int
+    temperature: float
+    """0: the most likely token."""
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+
+    @classmethod
+    def from_section(cls, section: GenerationSection, *, temperature: float | None = None) -> Sampling:
+        return cls(
+            max_new_tokens=section.max_completion_length,
+            temperature=section.temperature if temperature is None else temperature,
+            top_p=section.top_p,
+            top_k=section.top_k,
+            repetition_penalty=section.repetition_penalty,
+        )
+
+
+def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+    """Continue token sequences.
+
+    Args:
+        model: a causal language model; its `generation_config` gives the ids that end a text.
+        prompts: B token sequences.
+
+    Returns:
+        B token sequences, the ending token included where the text ended by itself.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    if sampling.temperature > 0:
+        how = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+        }
+    else:
+        how = {"do_sample": False}
+    config = GenerationConfig(
+        **how,
+        max_new_tokens=sampling.max_new_tokens,
+        repetition_penalty=sampling.repetition_penalty,
+        num_beams=1,
+        use_cache=True,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=ends,
+        pad_token_id=tokenizer.pad_token_id,
+        disable_compile=True,
+    )
+    width = max(len(p) for p in prompts)
+    device = next(model.parameters()).device
+    ids_BT = torch.full((len(prompts), width), tokenizer.pad_token_id, dtype=torch.long)
+    mask_BT = torch.zeros(len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids_BT[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask_BT[row, width - len(prompt) :] = 1
+    with torch.inference_mode():
+        out_BT = model.generate(
+            input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=config
+        )
+    ending = set(ends)
+    texts = []
+    for row in out_BT[:, width:].tolist():
+        end = next((i for i, token in enumerate(row) if token in ending), len(row) - 1)
+        texts.append(row[: end + 1])
+    return texts
+
+
+def decode_texts(tokenizer: Any, completions: Sequence[Sequence[int]]) -> list[str]:
+    """Tokens to the texts that are embedded: special tokens and outer blanks removed."""
+    return [text.strip() for text in tokenizer.batch_decode([list(c) for c in completions], skip_special_tokens=True)]
+
+
+def generate_texts(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """A text for each prompt, special tokens removed."""
+    was_training = policy.model.training
+    policy.model.eval()
+    # Prompts of like length share a batch, so that little is spent on padding.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    texts = [""] * len(prompts)
+    try:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            ids = generate_ids(policy.model, policy.tokenizer, [prompts[i] for i in rows], sampling)
+            for row, text in zip(rows, decode_texts(policy.tokenizer, ids), strict=True):
+                texts[row] = text
+            if progress is not None:
+                progress(len(rows))
+    finally:
+        policy.model.train(was_training)
+    return texts

@@ -1,0 +1,336 @@
+"""Texts to vectors, and the files item vectors are kept in.
+
+Decides: how texts are embedded (`Embedder`), how item embeddings are named, checked and cached.
+Hides: sentence-transformers, scikit-learn, safetensors.
+
+A matrix is `[num_items, dim]` float32 with unit rows; a blank text is a zero row, which ties with every item.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from rl4rec_cli import console
+from rl4rec_cli.errors import EmbeddingError
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import RetrievalSection
+    from rl4rec_cli.data.dataset import Dataset
+
+FORMAT = "rl4rec-embeddings-1"
+
+
+class Embedder(Protocol):
+    """Turns texts into `[len(texts), dim]` float32 vectors on the CPU, unit length, zero for blank texts."""
+
+    name: str
+    """Identity that goes into file names and metadata."""
+
+    def embed(
+        self, texts: Sequence[str], *, query: bool = False, progress: Callable[[int], None] | None = None
+    ) -> Tensor: ...
+
+
+def _unit_rows(vectors_ND: Tensor, texts: Sequence[str], name: str) -> Tensor:
+    """Normalised rows; zero where the text is blank.
+
+    Raises:
+        EmbeddingError: a row is not finite.
+    """
+    vectors_ND = vectors_ND.to("cpu", torch.float32)
+    bad_N = ~torch.isfinite(vectors_ND).all(dim=1)
+    if bad_N.any():
+        row = int(bad_N.nonzero()[0])
+        raise EmbeddingError(
+            f"embedder {name} returned a non-finite vector for text {row} of {len(texts)}: {texts[row][:80]!r}",
+            hint="half-precision models can overflow: embed in float32, or use another model",
+        )
+    norms_N1 = vectors_ND.norm(dim=1, keepdim=True)
+    vectors_ND = vectors_ND / norms_N1.clamp_min(torch.finfo(torch.float32).tiny)
+    blank_N = torch.tensor([not t.strip() for t in texts], dtype=torch.bool)
+    vectors_ND[blank_N] = 0.0
+    return vectors_ND
+
+
+class SentenceTransformerEmbedder:
+    """A sentence-transformers model.
+
+    Args:
+        model: Hub name or folder.
+        device: torch device.
+        batch_size: texts per forward pass.
+        query_prompt: text put before queries, not before items.
+    """
+
+    def __init__(self, model: str, *, device: str, batch_size: int, query_prompt: str = "") -> None:
+        console.quiet_libraries()
+        from sentence_transformers import SentenceTransformer
+
+        self.name = model
+        self.query_prompt = query_prompt
+        self._batch_size = batch_size
+        try:
+            self._model = SentenceTransformer(model, device=device)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise EmbeddingError(
+                f"cannot load the embedding model {model!r}: {reason}",
+                hint="give a sentence-transformers model name or folder, or set retrieval.embedder=lsa (no download)",
+            ) from error
+
+    def embed(
+        self, texts: Sequence[str], *, query: bool = False, progress: Callable[[int], None] | None = None
+    ) -> Tensor:
+        texts = list(texts)
+        shown = [self.query_prompt + t for t in texts] if query and self.query_prompt else texts
+        # Ordered by length so that a batch holds texts of like length: padding is what costs.
+        order = sorted(range(len(shown)), key=lambda i: len(shown[i]))
+        parts: list[Tensor] = []
+        for start in range(0, len(order), self._batch_size):
+            batch = [shown[i] for i in order[start : start + self._batch_size]]
+            parts.append(
+                self._model.encode(
+                    batch, batch_size=self._batch_size, convert_to_tensor=True, show_progress_bar=False
+                ).to("cpu", torch.float32)
+            )
+            if progress is not None:
+                progress(len(batch))
+        if not parts:
+            return torch.zeros(0, self._model.get_embedding_dimension() or 0)
+        vectors = torch.cat(parts)
+        return _unit_rows(vectors[torch.argsort(torch.tensor(order))], texts, self.name)
+
+
+class LsaEmbedder:
+    """Latent semantic analysis: TF-IDF and truncated SVD, fitted on the catalogue's texts.
+
+    Deerwester et al. 1990. No download; a text without any word of the catalogue is a zero vector.
+    """
+
+    def __init__(self, catalogue: Sequence[str], *, dim: int) -> None:
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self.name = f"lsa-{dim}"
+        try:
+            self._tfidf = TfidfVectorizer(sublinear_tf=True)
+            matrix = self._tfidf.fit_transform(catalogue)
+        except ValueError as error:
+            raise EmbeddingError(
+                f"lsa cannot be fitted on this catalogue: {error}", hint="its texts have no words"
+            ) from error
+        features = matrix.shape[1]
+        # The SVD needs fewer components than features; a small catalogue has as many dimensions as it can fill.
+        components = min(dim, features - 1, len(catalogue))
+        self._svd = TruncatedSVD(n_components=components, random_state=0).fit(matrix) if components >= 1 else None
+
+    def embed(
+        self, texts: Sequence[str], *, query: bool = False, progress: Callable[[int], None] | None = None
+    ) -> Tensor:
+        matrix = self._tfidf.transform(list(texts))
+        vectors = self._svd.transform(matrix) if self._svd is not None else matrix.toarray()
+        if progress is not None:
+            progress(len(texts))
+        return _unit_rows(torch.from_numpy(vectors.astype("float32")), texts, self.name)
+
+
+def open_embedder(section: RetrievalSection, dataset: Dataset) -> Embedder:
+    """The embedder a configuration names."""
+    if section.embedder == "lsa":
+        return LsaEmbedder(dataset.texts(section.emb_type), dim=section.lsa_dim)
+    return SentenceTransformerEmbedder(
+        section.model,
+        device=resolve_device(section.device),
+        batch_size=section.batch_size,
+        query_prompt=section.query_prompt,
+    )
+
+
+def resolve_device(device: str) -> str:
+    """`auto` → `cuda` where there is a GPU, else `cpu`."""
+    if device != "auto":
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise EmbeddingError(f"device {device!r} was asked for, but torch sees no GPU", hint="use device=auto")
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def embedding_path(section: RetrievalSection, dataset: Dataset) -> Path:
+    """`{emb_dir}/{dataset}_{emb_type}_{model}.safetensors`."""
+    model = f"lsa-{section.lsa_dim}" if section.embedder == "lsa" else section.model
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip("-") or "model"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", dataset.name)
+    return Path(section.emb_dir) / f"{name}_{section.emb_type}_{slug}.safetensors"
+
+
+def _digest(vectors_ND: Tensor) -> str:
+    return hashlib.sha256(vectors_ND.contiguous().numpy().tobytes()).hexdigest()
+
+
+def save_embeddings(path: Path, vectors_ND: Tensor, *, model: str, emb_type: str, dataset: Dataset) -> None:
+    """Write item vectors; `.safetensors` with metadata or `.pt` (a bare tensor). Written aside, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    vectors_ND = vectors_ND.to("cpu", torch.float32).contiguous()
+    try:
+        if path.suffix == ".pt":
+            torch.save(vectors_ND, temporary)
+        elif path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            metadata = {
+                "format": FORMAT,
+                "model": model,
+                "emb_type": emb_type,
+                "dataset": dataset.name,
+                "items_digest": dataset.items_digest(emb_type),
+                "num_items": str(vectors_ND.shape[0]),
+                "dim": str(vectors_ND.shape[1]),
+                "sha256": _digest(vectors_ND),
+            }
+            save_file({"embeddings": vectors_ND}, temporary, metadata=metadata)
+        else:
+            raise EmbeddingError(
+                f"{path}: embeddings are written as .safetensors or .pt, not {path.suffix or 'without an ending'!r}",
+                hint=f"name it {path.stem}.safetensors",
+            )
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise EmbeddingError(
+            f"{path}: cannot write {vectors_ND.numel() * 4:,} bytes of embeddings: {error.strerror or error}"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_embeddings(path: Path, *, dataset: Dataset, emb_type: str, model: str | None = None) -> Tensor:
+    """Item vectors `[num_items, dim]` float32, checked against the dataset.
+
+    Args:
+        path: `.safetensors` written by `save_embeddings`, or `.pt` holding one tensor.
+        model: the embedder's name; when given, a file that says it comes from another model is refused.
+
+    Raises:
+        EmbeddingError: the file is unreadable, truncated, of the wrong type or shape, holds a non-finite or zero
+            row where the item has text, or was made from other items or by another model.
+    """
+    if not path.is_file():
+        raise EmbeddingError(f"{path}: no such embedding file", hint="make it with `rl4rec embed DATASET`")
+    vectors, metadata = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
+    remake = "make it again with `rl4rec embed DATASET`"
+    if vectors.ndim != 2 or vectors.shape[1] < 1:
+        raise EmbeddingError(f"{path}: shape {list(vectors.shape)}, expected [num_items, dim]", hint=remake)
+    if not vectors.dtype.is_floating_point:
+        raise EmbeddingError(f"{path}: type {vectors.dtype}, expected floating point", hint=remake)
+    if vectors.shape[0] != dataset.num_items:
+        raise EmbeddingError(
+            f"{path}: {vectors.shape[0]} rows, but dataset {dataset.name} has {dataset.num_items} items", hint=remake
+        )
+    digest = metadata.get("items_digest")
+    if digest is not None and digest != dataset.items_digest(emb_type):
+        raise EmbeddingError(
+            f"{path}: made from other items: its digest {digest[:12]}… is not that of field {emb_type!r} "
+            f"of dataset {dataset.name}",
+            hint=remake,
+        )
+    if model is not None and metadata.get("model", model) != model:
+        raise EmbeddingError(
+            f"{path}: made by {metadata['model']!r}, but texts will be embedded by {model!r}",
+            hint="texts and items must share one model: set retrieval.model, or make the file again",
+        )
+    # safetensors does not notice a flipped byte, and most flipped bytes leave a finite, wrong number.
+    if "sha256" in metadata and metadata["sha256"] != _digest(vectors):
+        raise EmbeddingError(f"{path}: damaged: its content does not match its checksum", hint=remake)
+    vectors = vectors.to(torch.float32)
+    bad_N = ~torch.isfinite(vectors).all(dim=1)
+    if bad_N.any():
+        rows = bad_N.nonzero().flatten().tolist()
+        raise EmbeddingError(
+            f"{path}: {len(rows)} rows are not finite, first row {rows[0]} (item {rows[0]})", hint=remake
+        )
+    norms_N = vectors.norm(dim=1)
+    if not bool(norms_N.gt(0).any()):
+        raise EmbeddingError(f"{path}: every row is zero", hint=remake)
+    return vectors / norms_N.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
+
+
+def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if "embeddings" not in names and len(names) != 1:
+                raise EmbeddingError(f"{path}: holds tensors {names}, expected one named 'embeddings'")
+            name = "embeddings" if "embeddings" in names else names[0]
+            return file.get_tensor(name), dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise EmbeddingError(
+            f"{path}: not a whole .safetensors file: {error}", hint="make it again with `rl4rec embed DATASET`"
+        ) from error
+
+
+def _read_pt(path: Path) -> tuple[Tensor, dict[str, str]]:
+    import pickle
+
+    try:
+        # weights_only: a pickle can run code, a tensor cannot.
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise EmbeddingError(
+            f"{path}: not a whole .pt file with one tensor: {str(error).splitlines()[0] if str(error) else error!r}",
+            hint="save a bare tensor: torch.save(embeddings, path)",
+        ) from error
+    if not isinstance(loaded, Tensor):
+        raise EmbeddingError(f"{path}: holds a {type(loaded).__name__}, expected one tensor [num_items, dim]")
+    return loaded, {}
+
+
+def embed_items(dataset: Dataset, embedder: Embedder, emb_type: str) -> Tensor:
+    """Item vectors `[num_items, dim]`, with progress on the terminal."""
+    texts = dataset.texts(emb_type)
+    with console.progress(len(texts), f"Embedding {len(texts):,} items") as advance:
+        return embedder.embed(texts, progress=advance)
+
+
+def stored_embeddings(section: RetrievalSection, dataset: Dataset) -> Tensor | None:
+    """Item vectors from the file the configuration names, or from the cache; None where they must be made.
+
+    `lsa` is fitted anew in every process and so are its vectors: those of another fit may be rotated.
+    """
+    if section.embedder == "lsa":
+        if section.file is not None:
+            raise EmbeddingError("retrieval.file cannot be used with embedder lsa, which is fitted anew each time")
+        return None
+    path = embedding_path(section, dataset) if section.file is None else Path(section.file)
+    if section.file is None and not path.is_file():
+        return None
+    return load_embeddings(path, dataset=dataset, emb_type=section.emb_type, model=section.model)
+
+
+def embed_dataset(dataset_path: str, section: RetrievalSection, out: str | None) -> Path:
+    """Embed a dataset folder's items and write the file; returns its path.
+
+    Raises:
+        DataError, EmbeddingError: as their loaders say.
+    """
+    from rl4rec_cli.data.dataset import load_dataset
+
+    dataset = load_dataset(dataset_path)
+    path = Path(out) if out is not None else embedding_path(section, dataset)
+    if path.suffix not in (".safetensors", ".pt"):
+        raise EmbeddingError(f"{path}: embeddings are written as .safetensors or .pt", hint="change the ending")
+    embedder = open_embedder(section, dataset)
+    vectors = embed_items(dataset, embedder, section.emb_type)
+    save_embeddings(path, vectors, model=embedder.name, emb_type=section.emb_type, dataset=dataset)
+    return path

@@ -1,0 +1,169 @@
+"""The door to ranking: texts in, ranks or items out.
+
+Decides: what a retriever offers (`Retriever`) and the rules every backend keeps:
+
+- rank = 1 + number of other unmasked items that score at least what the target scores: ties count against the policy;
+- history items are masked (unless the dataset says otherwise), the target never, even where it stands in the history;
+- a text that says nothing (blank, or no word the embedder knows) is not `scorable`: worst rank, and no reward at all,
+  also where the catalogue is so small that its worst rank would earn some;
+- a non-finite embedding is an error.
+
+Hides: embedding and the ranking kernel (`ranking.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from rl4rec_cli.errors import DataError, EmbeddingError
+from rl4rec_cli.retrieval import ranking
+from rl4rec_cli.retrieval.embedding import (
+    Embedder,
+    embed_items,
+    embedding_path,
+    open_embedder,
+    resolve_device,
+    save_embeddings,
+    stored_embeddings,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rl4rec_cli.config import RetrievalSection
+    from rl4rec_cli.data.dataset import Dataset
+
+
+class Ranking(NamedTuple):
+    ranks: NDArray[np.int64]
+    """`[B]`, 1-based rank of each target in the whole catalogue."""
+    scorable: NDArray[np.bool_]
+    """`[B]`, false where the text says nothing."""
+
+
+class Found(NamedTuple):
+    items: list[int]
+    """Item ids, best first."""
+    scores: list[float]
+    """Their cosine similarities."""
+
+
+class Retriever(Protocol):
+    num_items: int
+
+    def target_ranks(
+        self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]
+    ) -> Ranking: ...
+
+    def search(self, texts: Sequence[str], k: int, exclude: Sequence[Sequence[int]] | None = None) -> list[Found]: ...
+
+    def calculate_reward(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
+
+
+class InProcessRetriever:
+    """Embeds and ranks in this process.
+
+    Args:
+        embedder: turns texts into vectors.
+        vectors_ND: item vectors `[num_items, dim]` float32.
+        mask_history: leave history items out of the ranking.
+        device: where the item matrix lives and products run.
+    """
+
+    def __init__(
+        self, embedder: Embedder, vectors_ND: torch.Tensor, *, mask_history: bool = True, device: str = "cpu"
+    ) -> None:
+        self.embedder = embedder
+        self._vectors_ND = vectors_ND.to(device)
+        self.matrix = ranking.ItemMatrix.from_tensor(self._vectors_ND)
+        self.num_items = vectors_ND.shape[0]
+        self.mask_history = mask_history
+        self._device = device
+
+    def _queries(self, texts: Sequence[str]) -> torch.Tensor:
+        """`[len(texts), dim]`; equal texts are embedded once, as groups of samples often agree."""
+        distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        vectors_UD = self.embedder.embed(list(distinct), query=True)
+        return vectors_UD[[distinct[text] for text in texts]].to(self._device)
+
+    def target_ranks(self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]) -> Ranking:
+        """Rank of each text's target in the whole catalogue.
+
+        Args:
+            texts: `[B]` generated texts.
+            targets: `[B]` item ids.
+            histories: `[B]` item ids already chosen.
+
+        Raises:
+            DataError: lengths differ or an id is not in the catalogue.
+            EmbeddingError: the embedder returned something that is not finite.
+        """
+        if not len(texts) == len(targets) == len(histories):
+            raise DataError(f"{len(texts)} texts, {len(targets)} targets and {len(histories)} histories: not one each")
+        if not len(texts):
+            return Ranking(np.zeros(0, np.int64), np.zeros(0, np.bool_))
+        return self.vector_ranks(self._queries(texts), targets, histories)
+
+    def vector_ranks(
+        self, queries_BD: torch.Tensor, targets: Sequence[int], histories: Sequence[Sequence[int]]
+    ) -> Ranking:
+        """As `target_ranks`, from query vectors: what baselines without a text use."""
+        scorable_B = queries_BD.ne(0).any(dim=1).cpu()
+        masks = histories if self.mask_history else None
+        ranks_B = ranking.target_ranks(queries_BD, self.matrix, torch.tensor(list(targets), dtype=torch.long), masks)
+        return Ranking(torch.where(scorable_B, ranks_B, self.num_items).numpy(), scorable_B.numpy())
+
+    def search(self, texts: Sequence[str], k: int, exclude: Sequence[Sequence[int]] | None = None) -> list[Found]:
+        """The `k` best items for each text, best first, without those excluded; fewer where fewer are left."""
+        if not len(texts):
+            return []
+        ids_BK, scores_BK = ranking.search(self._queries(texts), self.matrix, k, exclude)
+        found = []
+        for ids, scores in zip(ids_BK.tolist(), scores_BK.tolist(), strict=True):
+            kept = [(i, s) for i, s in zip(ids, scores, strict=True) if i >= 0]
+            found.append(Found([i for i, _ in kept], [s for _, s in kept]))
+        return found
+
+    def calculate_reward(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The full score matrix `[len(texts), num_items]`: for callers that want it; ranks never need it."""
+        if not len(texts):
+            return np.zeros((0, self.num_items), np.float32)
+        return ranking.score_matrix(self._queries(texts), self.matrix).numpy()
+
+    def item_vectors(self, items: Sequence[int]) -> torch.Tensor:
+        """`[len(items), dim]` float32."""
+        return self._vectors_ND[list(items)]
+
+
+def open_retriever(section: RetrievalSection, dataset: Dataset) -> InProcessRetriever:
+    """The retriever a configuration names, with the dataset's item vectors loaded or made.
+
+    Raises:
+        EmbeddingError: the embedder or the embedding file is not usable.
+    """
+    # The file is checked first: a bad one should not cost the loading of a model.
+    vectors_ND = stored_embeddings(section, dataset)
+    embedder = open_embedder(section, dataset)
+    if vectors_ND is None:
+        vectors_ND = embed_items(dataset, embedder, section.emb_type)
+        if section.embedder != "lsa":
+            save_embeddings(
+                embedding_path(section, dataset),
+                vectors_ND,
+                model=embedder.name,
+                emb_type=section.emb_type,
+                dataset=dataset,
+            )
+    dim = embedder.embed(["dimension"]).shape[1]
+    if dim != vectors_ND.shape[1]:
+        raise EmbeddingError(
+            f"item embeddings have {vectors_ND.shape[1]} dimensions, but {embedder.name} embeds texts in {dim}",
+            hint="items and texts must share one model: set retrieval.model, or make the file again",
+        )
+    return InProcessRetriever(
+        embedder, vectors_ND, mask_history=dataset.mask_history, device=resolve_device(section.device)
+    )

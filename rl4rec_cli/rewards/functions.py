@@ -1,0 +1,199 @@
+"""Reward functions.
+
+Decides: what each reward is worth at a rank, and how a user's own reward is found and called.
+Hides: nothing. Built-in rewards are plain functions of the rank; `eval/metrics.py` reports the same functions, so
+what is optimised is what is measured.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl4rec_cli.errors import ConfigError, RewardError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rl4rec_cli.config import RetrievalSection
+    from rl4rec_cli.retrieval.retriever import Retriever
+
+RankFunction = Callable[["NDArray[np.int64]", int], "NDArray[np.float64]"]
+
+
+def ndcg(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """NDCG@k with one relevant item: 1 / log2(1 + rank) within the first k, else 0 (Järvelin & Kekäläinen 2002)."""
+    return np.where(ranks <= k, 1.0 / np.log2(1.0 + ranks), 0.0)
+
+
+def hit(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """Hit@k: 1 within the first k, else 0. With one relevant item it equals Recall@k."""
+    return (ranks <= k).astype(np.float64)
+
+
+def mrr(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """MRR@k: 1 / rank within the first k, else 0."""
+    return np.where(ranks <= k, 1.0 / ranks, 0.0)
+
+
+RANK_FUNCTIONS: dict[str, RankFunction] = {"ndcg": ndcg, "hit": hit, "mrr": mrr}
+
+
+def rank_shaping(ranks: NDArray[np.int64], num_items: int, epsilon: float) -> NDArray[np.float64]:
+    """ε·(1 − ln rank / ln N): ε at rank 1, 0 at rank N, strictly decreasing in between; 0 for a one-item catalogue.
+
+    Added to a metric that never rises with the rank it keeps the metric's order and breaks its ties by rank.
+    """
+    if num_items < 2:
+        return np.zeros(ranks.shape, np.float64)
+    return epsilon * (1.0 - np.log(ranks) / np.log(num_items))
+
+
+class RLRewardFunction:
+    """A reward computed from texts; subclass it for your own.
+
+    A subclass overrides `__call__`; `self.retriever` ranks and searches, `self.k` is the cut-off.
+
+    Args:
+        retriever: ranks texts against the catalogue.
+        k: cut-off.
+        reward_type: `ndcg`, `hit`, `mrr` or `mixed`.
+        mixed: weights of NDCG and Hit in `mixed`.
+    """
+
+    def __init__(
+        self, retriever: Retriever, *, k: int = 10, reward_type: str = "ndcg", mixed: tuple[float, float] = (0.5, 0.5)
+    ) -> None:
+        self.retriever = retriever
+        self.k = k
+        self.reward_type = reward_type
+        self.mixed = mixed
+
+    def __call__(
+        self,
+        generated_texts: Sequence[str],
+        target_items: Sequence[int],
+        history_items: Sequence[Sequence[int]],
+        **kwargs: Any,
+    ) -> Sequence[float]:
+        """Rewards `[len(generated_texts)]`.
+
+        Args:
+            generated_texts: what the policy wrote.
+            target_items: what the user really chose next.
+            history_items: what the user chose before, oldest first.
+            kwargs: in training also `ranks` and `scorable` (numpy `[B]`, ranked once for all rewards) and `k`.
+        """
+        ranks, scorable = kwargs.get("ranks"), kwargs.get("scorable")
+        if ranks is None or scorable is None:
+            ranks, scorable = self.retriever.target_ranks(generated_texts, target_items, history_items)
+        values = rank_reward(self.reward_type, np.asarray(ranks), self.k, self.mixed)
+        return np.where(scorable, values, 0.0).tolist()
+
+    def get_scores(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Scores of every item, `[len(texts), num_items]`."""
+        return self.retriever.calculate_reward(texts)
+
+
+def rank_reward(name: str, ranks: NDArray[np.int64], k: int, mixed: tuple[float, float]) -> NDArray[np.float64]:
+    """A built-in reward by name.
+
+    Raises:
+        ConfigError: there is no such reward.
+    """
+    if name == "mixed":
+        return mixed[0] * ndcg(ranks, k) + mixed[1] * hit(ranks, k)
+    if name not in RANK_FUNCTIONS:
+        raise ConfigError(
+            f"unknown reward {name!r}", hint=f"built in: {', '.join([*RANK_FUNCTIONS, 'mixed'])}; your own: module:attr"
+        )
+    return RANK_FUNCTIONS[name](ranks, k)
+
+
+def is_custom(name: str) -> bool:
+    """Whether a reward's name points to user code (`module:attr`)."""
+    return ":" in name
+
+
+def load_custom(name: str, retriever: Retriever, k: int) -> tuple[Callable[..., Sequence[float]], str]:
+    """A user's reward by `module:attr`, and the file it comes from.
+
+    `attr` is a function `f(generated_texts, target_items, history_items, **kwargs)`, an `RLRewardFunction`
+    subclass (made with the retriever and k), or an instance of one. `module` may be a dotted name or a path to a
+    `.py` file.
+
+    Raises:
+        RewardError: the module cannot be imported or has no such callable.
+    """
+    module_name, _, attribute = name.rpartition(":")
+    try:
+        module = _import_module(module_name)
+    except RewardError:
+        raise
+    except Exception as error:
+        raise RewardError(
+            f"reward {name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, attribute, None)
+    if function is None:
+        raise RewardError(f"reward {name!r}: module {module_name!r} has no attribute {attribute!r}")
+    if inspect.isclass(function):
+        if not issubclass(function, RLRewardFunction):
+            raise RewardError(
+                f"reward {name!r}: class {attribute} is not an RLRewardFunction",
+                hint="subclass rl4rec_cli.rewards.RLRewardFunction, or give a function",
+            )
+        function = function(retriever, k=k)
+    if not callable(function):
+        raise RewardError(f"reward {name!r}: {attribute} is a {type(function).__name__}, not a function")
+    return function, str(getattr(module, "__file__", module_name))
+
+
+def _import_module(name: str) -> Any:
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name)
+    if not path.is_file():
+        raise RewardError(f"reward file {path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise RewardError(f"reward file {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def create_reward_function(
+    dataset_name: str,
+    *,
+    reward_type: str = "ndcg",
+    k: int = 10,
+    retrieval: RetrievalSection | None = None,
+    retriever: Retriever | None = None,
+) -> RLRewardFunction:
+    """A reward function over a dataset folder, for library users.
+
+    Args:
+        dataset_name: dataset folder.
+        reward_type: `ndcg`, `hit`, `mrr` or `mixed`.
+        k: cut-off.
+        retrieval: how to embed; the default is sentence-transformers with the default model.
+        retriever: use this one; the dataset is then not read.
+
+    Raises:
+        ConfigError: unknown reward. DataError, EmbeddingError: as their loaders say.
+    """
+    rank_reward(reward_type, np.ones(1, np.int64), k, (0.5, 0.5))
+    if retriever is None:
+        from rl4rec_cli.config import RetrievalSection
+        from rl4rec_cli.data.dataset import load_dataset
+        from rl4rec_cli.retrieval.retriever import open_retriever
+
+        retriever = open_retriever(retrieval or RetrievalSection(), load_dataset(dataset_name))
+    return RLRewardFunction(retriever, k=k, reward_type=reward_type)

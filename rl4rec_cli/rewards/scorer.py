@@ -1,0 +1,128 @@
+"""Texts to rewards, once: the one ranking that training and evaluation share.
+
+Decides: that a batch is ranked once however many rewards there are, how rewards are weighted and shaped, and what
+makes a reward invalid.
+Hides: the retriever and the reward functions.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl4rec_cli.errors import RewardError, Rl4RecError
+from rl4rec_cli.rewards.functions import is_custom, load_custom, rank_reward, rank_shaping
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rl4rec_cli.config import RewardSection
+    from rl4rec_cli.retrieval.retriever import Ranking, Retriever
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards of a batch of B texts."""
+
+    ranks: NDArray[np.int64]
+    """`[B]` rank of the target."""
+    rewards: NDArray[np.float64]
+    """`[B]` weighted sum plus shaping: what training raises."""
+    parts: dict[str, NDArray[np.float64]]
+    """`[B]` of every reward function by name, weight 0 included, without shaping."""
+
+
+class Scorer:
+    """Ranks texts and turns the ranks into rewards.
+
+    Args:
+        retriever: ranks texts.
+        section: which rewards, with which weights.
+
+    Raises:
+        ConfigError: unknown reward. RewardError: a custom reward cannot be loaded.
+    """
+
+    def __init__(self, retriever: Retriever, section: RewardSection) -> None:
+        self.retriever = retriever
+        self.section = section
+        self._mixed = (section.mixed_ndcg, section.mixed_hit)
+        self._custom: dict[str, Callable[..., Sequence[float]]] = {}
+        self.custom_files: dict[str, str] = {}
+        for name in section.functions:
+            if is_custom(name):
+                self._custom[name], self.custom_files[name] = load_custom(name, retriever, section.k)
+            else:
+                rank_reward(name, np.ones(1, np.int64), section.k, self._mixed)
+
+    def rank(self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]) -> Ranking:
+        """Ranks of the targets; see `Retriever.target_ranks`."""
+        return self.retriever.target_ranks(texts, targets, histories)
+
+    def score(self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]) -> Scores:
+        """Rewards of a batch.
+
+        Raises:
+            RewardError: a custom reward raised, or returned something other than one finite number per text.
+        """
+        ranks, scorable = self.rank(texts, targets, histories)
+        parts: dict[str, NDArray[np.float64]] = {}
+        for name in self.section.functions:
+            if name in self._custom:
+                parts[name] = self._call_custom(name, texts, targets, histories, ranks, scorable)
+            else:
+                values = rank_reward(name, ranks, self.section.k, self._mixed)
+                parts[name] = np.where(scorable, values, 0.0)
+        rewards = np.zeros(len(texts), np.float64)
+        for name, weight in self.section.functions.items():
+            rewards += weight * parts[name]
+        if self.section.rank_shaping > 0:
+            shaping = rank_shaping(ranks, self.retriever.num_items, self.section.rank_shaping)
+            rewards += np.where(scorable, shaping, 0.0)
+        return Scores(ranks, rewards, parts)
+
+    def _call_custom(
+        self,
+        name: str,
+        texts: Sequence[str],
+        targets: Sequence[int],
+        histories: Sequence[Sequence[int]],
+        ranks: NDArray[np.int64],
+        scorable: NDArray[np.bool_],
+    ) -> NDArray[np.float64]:
+        try:
+            returned: Any = self._custom[name](
+                list(texts), list(targets), list(histories), ranks=ranks, scorable=scorable, k=self.section.k
+            )
+        except Rl4RecError:
+            raise
+        except Exception as error:
+            # The user's own line is the last frame: that is where they must look.
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise RewardError(
+                f"reward {name!r} raised {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})",
+                hint="mend the reward function; --debug shows the whole traceback",
+            ) from error
+        if returned is None or not hasattr(returned, "__len__"):
+            raise RewardError(f"reward {name!r} returned {type(returned).__name__}, expected {len(texts)} numbers")
+        if len(returned) != len(texts):
+            raise RewardError(f"reward {name!r} returned {len(returned)} values for {len(texts)} texts")
+        for i, value in enumerate(returned):
+            number = _as_number(value)
+            if number is None or not np.isfinite(number):
+                raise RewardError(
+                    f"reward {name!r} returned {value!r} for text {i}: {texts[i][:80]!r} (target item {targets[i]})",
+                    hint="every reward must be a finite number; decide in the function what a bad text is worth",
+                )
+        return np.asarray([_as_number(v) for v in returned], np.float64)
+
+
+def _as_number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,1 @@
+"""Trainers: supervised warm start and reinforcement learning."""

@@ -1,0 +1,150 @@
+"""A training run from configuration to table.
+
+Decides: the order of things: data, retrieval, policy, warm start, measurement, reinforcement learning, measurement.
+Hides: where each of them comes from.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rl4rec_cli import console
+from rl4rec_cli.data.dataset import build_examples, open_dataset
+from rl4rec_cli.runs import JsonLines, Run, create_run
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.eval.evaluate import Evaluation
+    from rl4rec_cli.retrieval.retriever import InProcessRetriever
+
+
+@dataclass(frozen=True)
+class Trained:
+    run: Run
+    evaluation: Evaluation
+    seconds: float
+
+
+def train(config: RunConfig, seeds: tuple[int, ...]) -> list[Trained]:
+    """Train once per seed and print what came of it.
+
+    Raises:
+        Rl4RecError: as the parts say. What was trained before an error stays in the run folder.
+    """
+    # Everything that can be wrong with the input is found before anything heavy is imported.
+    dataset = open_dataset(config.data)
+    console.log(f"Dataset {dataset.name}: {len(dataset.users):,} users, {dataset.num_items:,} items")
+
+    from rl4rec_cli.retrieval.retriever import open_retriever
+
+    console.quiet_libraries()
+    retriever = open_retriever(config.retrieval, dataset)
+    results = []
+    for seed in seeds:
+        own = config.model_copy(update={"run": config.run.model_copy(update=_of_seed(config, seed, len(seeds)))})
+        results.append(_train_one(own, dataset, retriever))
+    if len(results) > 1:
+        _print_seeds(results)
+    last = results[-1].run.folder
+    console.log(f"Next: rl4rec eval {last} --split test    or: rl4rec recommend {last}")
+    return results
+
+
+def _of_seed(config: RunConfig, seed: int, count: int) -> dict[str, object]:
+    name = config.run.name
+    return {"seed": seed, "name": f"{name}-s{seed}" if name is not None and count > 1 else name}
+
+
+def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetriever) -> Trained:
+    from rl4rec_cli.data.prompts import PromptBuilder
+    from rl4rec_cli.eval import evaluate
+    from rl4rec_cli.policy.loading import load_policy, save_policy
+    from rl4rec_cli.rewards.scorer import Scorer
+    from rl4rec_cli.train.grpo import train_grpo
+    from rl4rec_cli.train.sft import train_sft
+
+    started = time.perf_counter()
+    scorer = Scorer(retriever, config.reward)
+    for name, file in scorer.custom_files.items():
+        console.log(f"Reward {name} runs code from {file}")
+    policy = load_policy(config.policy, dataset=dataset, seed=config.run.seed, trainable=True)
+    builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
+    run = create_run(config, dataset=dataset.name)
+    console.log(f"Run {run.folder} (seed {config.run.seed}, {_size(policy.model)} on {policy.device})")
+    train_examples = _training_examples(config, dataset)
+    examples = evaluate.choose_examples(dataset, "validation", config.eval.users)
+    evaluation = evaluate.Evaluation("validation", examples, config.eval.ks)
+    evaluation.methods.extend(evaluate.measure_baselines(config.eval.baselines, dataset, retriever, examples))
+    log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")
+    try:
+        warm_start = config.trainer.warm_start if config.trainer.algorithm == "grpo" else None
+        if warm_start is not None:
+            console.log("Warm start: supervised fine-tuning")
+            train_sft(warm_start, config, run, policy, dataset, train_examples, builder, log, checkpoints=False)
+        if warm_start is not None or config.policy.model == "tiny":
+            save_policy(policy, run.start)
+            # TRL loads the reference policy of full fine-tuning by this name: it must be the one training starts from.
+            policy.model.config._name_or_path = str(run.start)
+        if "untrained" in config.eval.baselines:
+            evaluation.methods.append(
+                evaluate.measure_policy(evaluate.UNTRAINED, policy, config, dataset, retriever, examples)
+            )
+        if config.trainer.algorithm == "sft":
+            train_sft(config.trainer, config, run, policy, dataset, train_examples, builder, log, checkpoints=True)
+        else:
+            train_grpo(config, run, policy, train_examples, builder, scorer, log, rollouts)
+    finally:
+        log.close()
+        rollouts.close()
+    save_policy(policy, run.final)
+    evaluation.methods.append(evaluate.measure_policy(evaluate.TUNED, policy, config, dataset, retriever, examples))
+    evaluate.save_evaluation(evaluation, run.folder / "eval")
+    seconds = time.perf_counter() - started
+    evaluate.print_evaluation(
+        evaluation,
+        title=f"{dataset.name}, validation split, {len(examples):,} users, seed {config.run.seed} ({seconds:.0f} s)",
+    )
+    return Trained(run, evaluation, seconds)
+
+
+def _training_examples(config: RunConfig, dataset: Dataset) -> list[Example]:
+    examples = build_examples(dataset, "train", train_targets=config.data.train_targets)
+    users = sorted({e.user for e in examples})
+    limit = config.data.train_users
+    if limit is None or limit >= len(users):
+        return examples
+    chosen = set(np.random.default_rng(config.run.seed).choice(users, limit, replace=False).tolist())
+    return [e for e in examples if e.user in chosen]
+
+
+def _size(model: object) -> str:
+    parameters = sum(p.numel() for p in model.parameters())  # type: ignore[attr-defined]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # type: ignore[attr-defined]
+    share = "" if trained == parameters else f", {trained / 1e6:.2f} M trained"
+    return f"{parameters / 1e6:.2f} M parameters{share}"
+
+
+def _print_seeds(results: list[Trained]) -> None:
+    """One row per seed: before, after, and the difference with its interval over users."""
+    from rl4rec_cli.eval import evaluate
+
+    first = results[0].evaluation
+    metric, others = first.headline, [m.name for m in first.methods[:-1]]
+    rows = []
+    for result in results:
+        summary = result.evaluation.as_json()
+        row = [str(result.run.config.run.seed)]
+        row += [f"{summary['methods'][name][metric]:.4f}" for name in [*others, evaluate.TUNED]]
+        if evaluate.UNTRAINED in summary["differences"]:
+            d = summary["differences"][evaluate.UNTRAINED]
+            row.append(f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]")
+        rows.append(row)
+    columns = ["seed", *others, evaluate.TUNED]
+    if evaluate.UNTRAINED in others:
+        columns.append("gain over before training, 95 % interval")
+    console.table(f"{metric} on the validation split, {len(results)} seeds", columns, rows)

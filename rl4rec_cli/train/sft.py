@@ -1,0 +1,117 @@
+"""Supervised fine-tuning: teach the policy to write an item's text (TRL's `SFTTrainer`).
+
+Decides: which text is taught (the next item's, or the last of the history) and that only it counts in the loss.
+Hides: TRL, tokenisation of the pairs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli.data.prompts import PromptBuilder, item_renderer
+from rl4rec_cli.errors import ConfigError, Rl4RecError
+from rl4rec_cli.train.arguments import number_of_steps, shared_arguments
+from rl4rec_cli.train.callbacks import PeriodicCheckpoints, StepLog
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import RunConfig, SftSection
+    from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.policy.loading import Policy
+    from rl4rec_cli.runs import JsonLines, Run
+
+
+def build_pairs(
+    section: SftSection,
+    dataset: Dataset,
+    examples: Sequence[Example],
+    builder: PromptBuilder,
+    *,
+    max_completion_length: int,
+) -> list[dict[str, list[int]]]:
+    """`input_ids` and `labels` of each example; prompt tokens are labelled -100.
+
+    The text ends with the end-of-sequence token, also where it was cut at `max_completion_length`.
+    """
+    tokenizer = builder.tokenizer
+    texts = item_renderer(section.target_template, dataset, setting="target_template")
+    rows = []
+    for example in examples:
+        prompt = builder.build(example.user, example.history)
+        text = texts[example.target if section.target == "next" else example.history[-1]]
+        # After a chat template or a line break the text starts as it is; after a word it needs its blank.
+        if not builder.chat and not prompt.text[-1:].isspace():
+            text = " " + text
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][: max_completion_length - 1]
+        ids = [*ids, tokenizer.eos_token_id]
+        rows.append({"input_ids": [*prompt.ids, *ids], "labels": [-100] * len(prompt.ids) + ids})
+    return rows
+
+
+def train_sft(
+    section: SftSection,
+    config: RunConfig,
+    run: Run,
+    policy: Policy,
+    dataset: Dataset,
+    examples: Sequence[Example],
+    builder: PromptBuilder,
+    log: JsonLines,
+    *,
+    checkpoints: bool,
+) -> None:
+    """Fine-tune the policy in place.
+
+    Args:
+        checkpoints: write periodic checkpoints (not in a warm start, which ends in `checkpoint_start`).
+
+    Raises:
+        ConfigError: too few examples.
+    """
+    from datasets import Dataset as HfDataset
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    if not examples:
+        raise ConfigError("no training examples: every user needs at least 4 items", hint="see `rl4rec data stats`")
+    per_step = section.batch_size * section.gradient_accumulation_steps
+    steps = number_of_steps(section, examples=len(examples), per_step=per_step)
+    pairs = build_pairs(
+        section, dataset, examples, builder, max_completion_length=config.generation.max_completion_length
+    )
+
+    def describe(logs: dict[str, Any]) -> dict[str, Any] | None:
+        if "loss" not in logs:
+            return None
+        kept = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
+        return {name: logs[name] for name in kept if name in logs}
+
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = SFTTrainer(
+            model=policy.model,
+            args=SFTConfig(
+                **shared_arguments(section, config, output_dir=Path(scratch), device=str(policy.device)),
+                per_device_train_batch_size=section.batch_size,
+                max_steps=steps,
+                max_length=None,
+                packing=False,
+                loss_type="nll",
+                dataset_kwargs={"skip_prepare_dataset": True},
+            ),
+            train_dataset=HfDataset.from_list(pairs),
+            processing_class=policy.tokenizer,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(StepLog(log, describe, phase="sft", batches_per_epoch=len(pairs) // per_step))
+        saver = PeriodicCheckpoints(run, policy, every=config.logging.save_steps, keep=config.logging.save_total_limit)
+        if checkpoints:
+            trainer.add_callback(saver)
+        try:
+            trainer.train()
+        except (Rl4RecError, KeyboardInterrupt):
+            if checkpoints and trainer.state.global_step:
+                saver.save(trainer.state.global_step)
+            raise
+    policy.model.eval()

@@ -1,0 +1,427 @@
+"""Ranks and top-k against brute force in exact integers and in float64."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from rl4rec_cli.errors import DataError, EmbeddingError
+from rl4rec_cli.retrieval import item_matrix, ranking
+from rl4rec_cli.retrieval.ranking import ItemMatrix, count_at_least, pair_scores, score_matrix, search, target_ranks
+
+STORAGES = ["fp32", "fp16", "bf16", "int8"]
+KNOBS = {"_TILE_SCORES": 1 << 18, "_QUERIES": 1024, "_PAIR_ELEMENTS": 1 << 19, "_NEAR_PAIRS": 1 << 14}
+
+
+@pytest.fixture(autouse=True)
+def _restore_knobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KNOBS:
+        monkeypatch.setattr(ranking, name, getattr(ranking, name))
+
+
+def set_knobs(**values: int) -> None:
+    for name, value in values.items():
+        assert hasattr(ranking, name)
+        setattr(ranking, name, value)
+
+
+SMALL_BLOCKS: dict[str, int] = {"_TILE_SCORES": 64, "_QUERIES": 8, "_PAIR_ELEMENTS": 40, "_NEAR_PAIRS": 7}
+
+
+def exact_catalogue(rng: np.random.Generator, n: int, d: int, kind: str) -> tuple[np.ndarray, int]:
+    """Integer vectors and the denominator that makes them floats; dot products of them are exact in int64."""
+    if kind == "coarse":  # few values: ties everywhere
+        return rng.integers(-2, 3, (n, d)), 4
+    if kind == "spread":
+        return rng.integers(-(2**18), 2**18, (n, d)), 2**18
+    # "near": all within float32 rounding of one another, which only more than float32 can tell apart
+    return rng.integers(2**17, 2**18, (1, d)) + rng.integers(-1, 2, (n, d)), 2**18
+
+
+def brute_ranks(
+    queries: np.ndarray, items: np.ndarray, targets: np.ndarray, masks: list[list[int]] | None
+) -> np.ndarray:
+    scores = queries.astype(np.int64) @ items.astype(np.int64).T
+    ranks = []
+    for b, target in enumerate(targets):
+        counted = np.ones(len(items), dtype=bool)
+        counted[(masks or [[]] * len(targets))[b]] = False
+        counted[target] = False
+        ranks.append(1 + int((scores[b][counted] >= scores[b][target]).sum()))
+    return np.array(ranks)
+
+
+def brute_search(
+    queries: np.ndarray, items: np.ndarray, k: int, exclude: list[list[int]] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    scores = queries.astype(np.int64) @ items.astype(np.int64).T
+    ids = np.full((len(queries), min(k, len(items))), -1)
+    best = np.full(ids.shape, -np.inf)
+    for b in range(len(queries)):
+        left = sorted(set(range(len(items))) - set((exclude or [[]] * len(queries))[b]))
+        chosen = sorted(left, key=lambda i: (-scores[b, i], i))[:k]
+        ids[b, : len(chosen)] = chosen
+        best[b, : len(chosen)] = scores[b, chosen]
+    return ids, best
+
+
+def floats(values: np.ndarray, denominator: int) -> torch.Tensor:
+    return torch.from_numpy((values / denominator).astype(np.float32))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n, d, b = draw(st.integers(1, 90)), draw(st.integers(1, 33)), draw(st.integers(1, 12))
+    items, denominator = exact_catalogue(rng, n, d, draw(st.sampled_from(["coarse", "spread", "near"])))
+    for _ in range(draw(st.integers(0, 10))):  # duplicates, anywhere
+        items[rng.integers(n)] = items[rng.integers(n)]
+    if draw(st.booleans()):
+        items[rng.integers(n)] = 0
+    queries = rng.integers(-(2**18), 2**18, (b, d))
+    if draw(st.booleans()):
+        queries[rng.integers(b)] = 0
+    masks = [list(map(int, rng.integers(0, n, rng.integers(0, 3 * n)))) for _ in range(b)]
+    return {
+        "items": items,
+        "queries": queries,
+        "denominator": denominator,
+        "targets": rng.integers(0, n, b),
+        "masks": draw(st.sampled_from([None, masks])),
+        "storage": draw(st.sampled_from(STORAGES)),
+        "k": draw(st.integers(1, 100)),
+        "knobs": draw(st.sampled_from([KNOBS, SMALL_BLOCKS])),
+    }
+
+
+@settings(max_examples=250, deadline=None)
+@given(cases())
+def test_ranks_equal_exact_brute_force(case: dict[str, Any]) -> None:
+    set_knobs(**case["knobs"])
+    items = ItemMatrix.from_tensor(floats(case["items"], case["denominator"]), storage=case["storage"])
+    ranks = target_ranks(floats(case["queries"], 2**18), items, torch.from_numpy(case["targets"]), case["masks"])
+    expected = brute_ranks(case["queries"], case["items"], case["targets"], case["masks"])
+    assert ranks.dtype == torch.int64
+    np.testing.assert_array_equal(ranks.numpy(), expected)
+
+
+@settings(max_examples=250, deadline=None)
+@given(cases())
+def test_search_equals_exact_brute_force(case: dict[str, Any]) -> None:
+    set_knobs(**case["knobs"])
+    items = ItemMatrix.from_tensor(floats(case["items"], case["denominator"]), storage=case["storage"])
+    ids, scores = search(floats(case["queries"], 2**18), items, case["k"], case["masks"])
+    expected_ids, expected = brute_search(case["queries"], case["items"], case["k"], case["masks"])
+    assert ids.dtype == torch.int64
+    assert scores.dtype == torch.float32
+    np.testing.assert_array_equal(ids.numpy(), expected_ids)
+    np.testing.assert_array_equal(scores.numpy(), (expected / case["denominator"] / 2**18).astype(np.float32))
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("copies", [1, 40])
+def test_ranks_equal_float64_on_real_valued_vectors(storage: Any, copies: int) -> None:
+    """Many items and dimensions; duplicate vectors spread over the catalogue tie exactly with the target."""
+    rng = torch.Generator().manual_seed(3)
+    vectors = torch.nn.functional.normalize(torch.randn(6000, 200, generator=rng), dim=1)
+    queries = torch.nn.functional.normalize(torch.randn(70, 200, generator=rng), dim=1)
+    targets = torch.randint(0, 6000, (70,), generator=rng)
+    vectors[torch.randperm(6000, generator=rng)[:copies]] = vectors[targets[0]].clone()
+    items = ItemMatrix.from_tensor(vectors, storage=storage)
+    scores = queries.double() @ vectors.double().T
+    # 1e-13: above the rounding of this float64 product, far below any gap between different items.
+    expected = (scores >= scores.gather(1, targets[:, None]) - 1e-13).sum(1)
+    assert torch.equal(target_ranks(queries, items, targets), expected)
+    assert expected[0] > copies - 2
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_block_batch_and_order_never_change_a_rank(storage: Any) -> None:
+    rng = np.random.default_rng(5)
+    values, denominator = exact_catalogue(rng, 300, 48, "near")
+    values[rng.integers(0, 300, 80)] = values[0]
+    vectors, queries = floats(values, denominator), torch.randn(21, 48, generator=torch.Generator().manual_seed(1))
+    targets = torch.from_numpy(rng.integers(0, 300, 21))
+    masks = [list(map(int, rng.integers(0, 300, 100))) for _ in range(21)]
+    items = ItemMatrix.from_tensor(vectors, storage=storage)
+    ranks, (ids, scores) = target_ranks(queries, items, targets, masks), search(queries, items, 30, masks)
+
+    one_by_one = [target_ranks(queries[i : i + 1], items, targets[i : i + 1], masks[i : i + 1]) for i in range(21)]
+    assert torch.equal(torch.cat(one_by_one), ranks)
+
+    set_knobs(**SMALL_BLOCKS)
+    assert torch.equal(target_ranks(queries, items, targets, masks), ranks)
+    again_ids, again_scores = search(queries, items, 30, masks)
+    assert torch.equal(again_ids, ids)
+    assert torch.equal(again_scores, scores)
+
+    order = torch.from_numpy(rng.permutation(300))
+    place = torch.argsort(order)
+    shuffled = ItemMatrix.from_tensor(vectors[order], storage=storage)
+    moved = [place[torch.tensor(mask)].tolist() for mask in masks]
+    assert torch.equal(target_ranks(queries, shuffled, place[targets], moved), ranks)
+
+
+def test_shards_add_up() -> None:
+    vectors, queries = torch.randn(300, 24), torch.randn(9, 24)
+    vectors[250] = vectors[3]
+    whole = ItemMatrix.from_tensor(vectors)
+    targets = torch.tensor([3, 250, 1, 2, 99, 100, 101, 200, 299])
+    goals = pair_scores(queries, whole, targets)
+    counts = sum(
+        count_at_least(queries, ItemMatrix.from_tensor(part), goals) for part in torch.split(vectors, [100, 1, 199])
+    )
+    # Each target counts itself.
+    assert torch.equal(torch.as_tensor(counts), target_ranks(queries, whole, targets))
+
+
+def test_sign_and_scale_of_scores_do_not_matter() -> None:
+    vectors, queries = torch.randn(200, 16), torch.randn(8, 16)
+    targets = torch.arange(8)
+    items = ItemMatrix.from_tensor(vectors)
+    ranks = target_ranks(queries, items, targets)
+    for scale in (1e-30, 1e-3, 1e30):
+        assert torch.equal(target_ranks(queries * 2.0 ** round(np.log2(scale)), items, targets), ranks)
+    for scale in (2.0**-50, 2.0**50):
+        scaled = ItemMatrix.from_tensor(vectors * scale)
+        assert torch.equal(target_ranks(queries, scaled, targets), ranks)
+        assert torch.equal(search(queries, scaled, 5)[0], search(queries, items, 5)[0])
+    flipped = ItemMatrix.from_tensor(-vectors)
+    assert torch.equal(target_ranks(queries, flipped, targets), 201 - ranks)
+
+
+def test_ties_count_against_the_target() -> None:
+    items = ItemMatrix.from_tensor(torch.ones(50, 8))
+    assert target_ranks(torch.ones(2, 8), items, torch.tensor([0, 49])).tolist() == [50, 50]
+    assert search(torch.ones(1, 8), items, 4)[0].tolist() == [[0, 1, 2, 3]]
+
+
+def test_zero_query_ranks_last_among_the_unmasked() -> None:
+    items = ItemMatrix.from_tensor(torch.randn(50, 8))
+    ranks = target_ranks(torch.zeros(2, 8), items, torch.tensor([3, 4]), [[], [1, 1, 2, 4]])
+    assert ranks.tolist() == [50, 48]
+    ids, scores = search(torch.zeros(1, 8), items, 3, [[1]])
+    assert ids.tolist() == [[0, 2, 3]]
+    assert scores.tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_mask_never_hides_the_target_and_counts_duplicates_once() -> None:
+    items = ItemMatrix.from_tensor(torch.eye(4) * torch.tensor([[4.0], [3.0], [2.0], [1.0]]))
+    queries, targets = torch.ones(1, 4), torch.tensor([2])
+    assert target_ranks(queries, items, targets).item() == 3
+    assert target_ranks(queries, items, targets, [[0, 0, 2, 0]]).item() == 2
+    assert target_ranks(queries, items, targets, [[0, 1, 2, 3]]).item() == 1
+
+
+def test_search_pads_where_too_few_items_remain() -> None:
+    items = ItemMatrix.from_tensor(torch.eye(3))
+    ids, scores = search(torch.tensor([[1.0, 2.0, 3.0]]), items, 10, [[2]])
+    assert ids.tolist() == [[1, 0, -1]]
+    assert scores.tolist() == [[2.0, 1.0, -np.inf]]
+
+
+def test_one_item_and_no_query() -> None:
+    items = ItemMatrix.from_tensor(torch.ones(1, 3))
+    assert target_ranks(-torch.ones(1, 3), items, torch.tensor([0]), [[0]]).tolist() == [1]
+    assert target_ranks(torch.ones(0, 3), items, torch.zeros(0, dtype=torch.int64)).shape == (0,)
+    assert search(torch.ones(0, 3), items, 5)[0].shape == (0, 1)
+    assert score_matrix(torch.ones(0, 3), items).shape == (0, 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_query_is_named(bad: float) -> None:
+    items = ItemMatrix.from_tensor(torch.randn(20, 4))
+    queries = torch.randn(3, 4)
+    queries[1, 2] = bad
+    for call in (
+        lambda: target_ranks(queries, items, torch.zeros(3, dtype=torch.int64)),
+        lambda: search(queries, items, 2),
+        lambda: score_matrix(queries, items),
+    ):
+        with pytest.raises(EmbeddingError, match="text 1 is not finite"):
+            call()
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_item_is_named(storage: Any, bad: float) -> None:
+    vectors = torch.randn(600, 4)
+    vectors[513, 1] = bad
+    with pytest.raises(EmbeddingError, match="item embedding 513 is not finite"):
+        ItemMatrix.from_tensor(vectors, storage=storage)
+
+
+def test_wrong_ids_and_shapes_are_errors() -> None:
+    items, queries = ItemMatrix.from_tensor(torch.randn(20, 4)), torch.randn(2, 4)
+    good = torch.tensor([0, 1])
+    for targets in ([0, 20], [-1, 0], [0], [0.0, 1.0], [[0], [1]]):
+        with pytest.raises(DataError):
+            target_ranks(queries, items, torch.tensor(targets))
+    for masks in ([[0], [20]], [[-1], []], [[0]], [[0.5], []], [[], [], []]):
+        with pytest.raises(DataError):
+            target_ranks(queries, items, good, masks)
+        with pytest.raises(DataError):
+            search(queries, items, 2, masks)
+    for wrong in (torch.randn(2, 5), torch.randn(4), torch.ones(2, 4, dtype=torch.int64)):
+        with pytest.raises(EmbeddingError):
+            target_ranks(wrong, items, good)
+    with pytest.raises(DataError):
+        search(queries, items, 0)
+    for wrong in (torch.randn(4), torch.randn(0, 4), torch.randn(4, 0), torch.ones(2, 2, dtype=torch.int32)):
+        with pytest.raises(EmbeddingError):
+            ItemMatrix.from_tensor(wrong)
+    with pytest.raises(EmbeddingError, match="storage"):
+        ItemMatrix.from_tensor(torch.randn(4, 4), storage="fp8")  # type: ignore[arg-type]
+    with pytest.raises(EmbeddingError, match="item embedding 1 is too long"):
+        ItemMatrix.from_tensor(torch.tensor([[1.0], [1e30]]))
+    with pytest.raises(EmbeddingError, match="item embedding 2 does not fit storage fp16"):
+        ItemMatrix.from_tensor(torch.tensor([[1.0], [2.0], [1e6]]), storage="fp16")
+
+
+def test_callers_settings_neither_matter_nor_change() -> None:
+    """Autocast, bf16 inside float32 products and gradients are all alive inside a trainer."""
+    vectors, queries = torch.randn(400, 64), torch.randn(16, 64)
+    items, targets = ItemMatrix.from_tensor(vectors), torch.arange(16)
+    ranks, found = target_ranks(queries, items, targets), search(queries, items, 20)
+    matrix = score_matrix(queries, items)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            learning = queries.clone().requires_grad_()
+            assert torch.equal(target_ranks(learning, items, targets), ranks)
+            assert torch.equal(search(learning, items, 20)[0], found[0])
+            assert torch.equal(score_matrix(learning, items), matrix)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_score_matrix(storage: Any) -> None:
+    set_knobs(**SMALL_BLOCKS)
+    vectors, queries = torch.randn(333, 20), torch.randn(7, 20) * 100
+    expected = queries.double() @ vectors.double().T
+    scores = score_matrix(queries, ItemMatrix.from_tensor(vectors, storage=storage))
+    assert scores.dtype == torch.float32
+    assert scores.shape == (7, 333)
+    torch.testing.assert_close(scores.double(), expected, rtol=1e-6, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("storage", [None, *STORAGES])
+def test_files_rank_as_the_values_in_them(tmp_path: Path, dtype: torch.dtype, storage: Any) -> None:
+    vectors = torch.randn(700, 12, generator=torch.Generator().manual_seed(7)).to(dtype)
+    vectors[600] = vectors[5]
+    queries, targets = torch.randn(6, 12), torch.tensor([5, 600, 1, 2, 3, 4])
+    expected = target_ranks(queries, ItemMatrix.from_tensor(vectors.float()), targets)
+    names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+    save_file({"embeddings": vectors}, tmp_path / "items.safetensors", metadata={"model": "m"})
+    vectors.view(torch.int16 if dtype != torch.float32 else dtype).numpy().tofile(tmp_path / "items.bin")
+    opened = [
+        ItemMatrix.from_file(tmp_path / "items.safetensors", storage=storage),
+        ItemMatrix.from_file(tmp_path / "items.bin", storage=storage, dtype=names[dtype], dim=12),  # type: ignore[arg-type]
+    ]
+    if dtype != torch.bfloat16:
+        np.save(tmp_path / "items.npy", vectors.numpy())
+        opened.append(ItemMatrix.from_file(tmp_path / "items.npy", storage=storage))
+    for items in opened:
+        assert (items.num_items, items.dim, items.device) == (700, 12, torch.device("cpu"))
+        assert torch.equal(target_ranks(queries, items, targets), expected)
+
+
+def test_bad_files_are_named_errors(tmp_path: Path) -> None:
+    good = tmp_path / "good.safetensors"
+    save_file({"a": torch.randn(9, 4)}, good)
+    data = good.read_bytes()
+    bad = {
+        "cut.safetensors": data[:-5],
+        "short.safetensors": data[:4],
+        "empty.safetensors": b"",
+        "noise.safetensors": b"\xff" * 200,
+        "header.safetensors": struct.pack("<Q", 9) + b"not json!" + bytes(50),
+        "list.safetensors": struct.pack("<Q", 2) + b"[]" + bytes(50),
+        "cut.npy": b"\x93NUMPY\x01\x00",
+        "odd.bin": bytes(1001),
+        "empty.bin": b"",
+    }
+    header = {"a": {"dtype": "F32", "shape": [10**9, 4], "data_offsets": [0, 144]}}
+    text = json.dumps(header).encode()
+    bad["claims.safetensors"] = struct.pack("<Q", len(text)) + text + bytes(144)
+    for name, content in bad.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(EmbeddingError, match=name.replace(".", r"\.")):
+            ItemMatrix.from_file(path, dtype="fp16", dim=4)
+    np.save(tmp_path / "object.npy", np.array([[{}]], dtype=object), allow_pickle=True)
+    save_file({"a": torch.ones(2, 2), "b": torch.ones(2, 2)}, tmp_path / "two.safetensors")
+    save_file({"a": torch.ones(2, 2, dtype=torch.int32)}, tmp_path / "ints.safetensors")
+    save_file({"a": torch.ones(2)}, tmp_path / "flat.safetensors")
+    for name in ("object.npy", "two.safetensors", "ints.safetensors", "flat.safetensors", "missing.npy", "raw.bin"):
+        with pytest.raises(EmbeddingError, match=name.replace(".", r"\.")):
+            ItemMatrix.from_file(tmp_path / name)
+    assert ItemMatrix.from_file(tmp_path / "two.safetensors", key="b").num_items == 2
+
+
+def test_a_bad_row_in_a_file_is_named_when_it_is_read(tmp_path: Path) -> None:
+    vectors = torch.randn(700, 4)
+    vectors[650, 0] = np.nan
+    save_file({"a": vectors}, tmp_path / "items.safetensors")
+    items = ItemMatrix.from_file(tmp_path / "items.safetensors")
+    with pytest.raises(EmbeddingError, match="item embedding 650 is not finite"):
+        items.check()
+    for call in (
+        lambda: target_ranks(torch.randn(1, 4), items, torch.tensor([0])),
+        lambda: search(torch.randn(1, 4), items, 3),
+        lambda: score_matrix(torch.randn(1, 4), items),
+    ):
+        with pytest.raises(EmbeddingError, match="item embedding 650 is not finite"):
+            call()
+
+
+def test_scores_are_never_held_whole() -> None:
+    """Every tile stays within its bound, whatever the catalogue and the batch."""
+    largest = 0
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    vectors, queries = torch.randn(40_000, 4), torch.randn(600, 4)
+    items = ItemMatrix.from_tensor(vectors)
+    with Watch():
+        target_ranks(queries, items, torch.arange(600))
+        search(queries, items, 5)
+    assert item_matrix.GRANULE * 600 <= largest <= 1 << 21
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("storage", STORAGES)
+def test_gpu_gives_the_same_bits(storage: Any) -> None:
+    vectors, queries = torch.randn(20_000, 96), torch.randn(64, 96)
+    vectors[15_000:] = vectors[:5_000]
+    targets = torch.randint(0, 20_000, (64,))
+    on_cpu, on_gpu = ItemMatrix.from_tensor(vectors), ItemMatrix.from_tensor(vectors, storage=storage, device="cuda")
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert torch.equal(target_ranks(queries, on_gpu, targets), target_ranks(queries, on_cpu, targets))
+        for got, expected in zip(search(queries, on_gpu, 20), search(queries, on_cpu, 20), strict=True):
+            assert torch.equal(got, expected)
+    finally:
+        torch.set_float32_matmul_precision(before)
