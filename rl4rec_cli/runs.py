@@ -186,7 +186,7 @@ def open_run(path: str | Path) -> Run:
 
 def environment() -> dict[str, Any]:
     """What a result depends on besides the configuration."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in VERSIONS_OF:
         try:
             versions[name] = metadata.version(name)

@@ -57,7 +57,7 @@ def synthesize(users: int, items: int, seed: int) -> Dataset:
     """A synthetic dataset; the same arguments give the same dataset on every machine with the same numpy.
 
     Items have the extra fields `brand`, `category`, `colour`, `material`, `line` and `size`. Titles read "Veltra
-    crimson wool scarf Aurora slim"; texts are the titles with a full stop.
+    crimson wool scarf Aurora slim" and are distinct up to 98,304 items; texts are the titles with a full stop.
 
     Args:
         users: number of users, at least 1.
@@ -120,16 +120,20 @@ def _draw_sequences(rng: np.random.Generator, traits: np.ndarray, users: int) ->
 
 def _write_items(rng: np.random.Generator, traits: np.ndarray) -> tuple[dict[str, Any], ...]:
     """The catalogue's rows, `item_id` = position."""
-    lines, sizes = rng.integers(len(LINES), size=len(traits)), rng.integers(len(SIZES), size=len(traits))
+    endings = len(LINES) * len(SIZES)
+    first = rng.integers(endings, size=(len(BRANDS), len(COLOURS), len(MATERIALS), len(CATEGORIES)))
     rows = []
     for item_id, (b, c, m, k) in enumerate(traits.tolist()):
+        # Items of the same traits take different endings, so that titles are distinct.
+        line, size = divmod(int(first[b, c, m, k]) % endings, len(SIZES))
+        first[b, c, m, k] += 1
         words = {
             "brand": BRANDS[b],
             "colour": COLOURS[c],
             "material": MATERIALS[m],
             "category": CATEGORIES[k],
-            "line": LINES[lines[item_id]],
-            "size": SIZES[sizes[item_id]],
+            "line": LINES[line],
+            "size": SIZES[size],
         }
         title = " ".join(words.values())
         rows.append({"item_id": item_id, "title": title, "text": f"{title}.", **words})

@@ -92,7 +92,7 @@ def _load_pretrained(section: PolicySection, device: str, *, trainable: bool) ->
             base = AutoModelForCausalLM.from_pretrained(
                 base_name, dtype=_dtype(section.dtype, device), trust_remote_code=section.trust_remote_code
             )
-            model = PeftModel.from_pretrained(base, source, is_trainable=trainable)
+            model: Any = PeftModel.from_pretrained(base, source, is_trainable=trainable)
         else:
             model = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(section.dtype, device), **options)
     except (OSError, ValueError, KeyError) as error:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from rl4rec_cli.errors import DataError, EmbeddingError
 from rl4rec_cli.retrieval.item_matrix import ItemMatrix, Storage
-from rl4rec_cli.retrieval.tiles import WORD, Flags, int8_product, product, strict_products
+from rl4rec_cli.retrieval.tiles import WORD, Flags, int8_product, one_core, product, strict_products
 
 __all__ = ["ItemMatrix", "Storage", "count_at_least", "pair_scores", "score_matrix", "search", "target_ranks"]
 
@@ -38,7 +38,7 @@ _GPU_TILE_SCORES = 1 << 23
 _TILE_ROWS = 1 << 10
 _BLOCK_ELEMENTS = 1 << 21
 _QUERIES = 1 << 10
-_PAIR_ELEMENTS = 1 << 19
+_PAIR_ELEMENTS = 1 << 17
 _NEAR_PAIRS = 1 << 14
 # Above one near item in so many, a product over the whole block from the vectors given is cheaper than pairs.
 _CROWD = 128
@@ -169,6 +169,7 @@ class _Queries:
     `vectors_BD` ends in rows of zeros that make its length a multiple of `WORD`.
     """
 
+    @one_core()
     def __init__(self, queries_BD: Tensor, items: ItemMatrix) -> None:
         if queries_BD.ndim != 2 or queries_BD.shape[1] != items.dim:
             raise EmbeddingError(f"queries must be [texts, {items.dim}] like the items, got {list(queries_BD.shape)}")
@@ -378,6 +379,7 @@ def _top_k(queries: _Queries, items: ItemMatrix, k: int, struck: _Struck) -> tup
     return ids_BK, best_BK
 
 
+@one_core()
 def _reaches(queries: _Queries, items: ItemMatrix, rows: np.ndarray, ids: np.ndarray, goals: np.ndarray) -> np.ndarray:
     """Whether the score proper of query `rows[i]` and item `ids[i]` is at least `goals[i]`, bool `[M]`.
 
@@ -397,6 +399,7 @@ def _reaches(queries: _Queries, items: ItemMatrix, rows: np.ndarray, ids: np.nda
     return reached
 
 
+@one_core()
 def _pair_scores(queries: _Queries, items: ItemMatrix, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """The score proper of query `rows[i]` and item `ids[i]`, float64 `[M]`.
 

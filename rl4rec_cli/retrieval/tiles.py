@@ -42,6 +42,23 @@ def strict_products() -> Iterator[None]:
                 backend.fp32_precision = value
 
 
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Small operations on one core where there are few.
+
+    Shared out over two cores they gain little, and where other work keeps one core busy each of them waits for a turn
+    on it (8 ms were measured, for microseconds of work).
+    """
+    threads = torch.get_num_threads()
+    if 1 < threads <= _FEW_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if 1 < threads <= _FEW_THREADS:
+            torch.set_num_threads(threads)
+
+
 @cache
 def _has_onednn() -> bool:
     try:
@@ -64,7 +81,9 @@ def product(block_ND: Tensor, queries_BD: Tensor) -> Tensor:
 
 def int8_product(codes_ND: Tensor, scale_N: Tensor, codes_DB: Tensor) -> Tensor:
     """Products of int8 codes, exact in int32, times `scale_N`: float32 `[N, B]`."""
-    return torch._int_mm(codes_ND, codes_DB).float().mul_(scale_N[:, None])
+    products_NB = torch._int_mm(codes_ND, codes_DB)
+    with one_core():
+        return products_NB.float().mul_(scale_N[:, None])
 
 
 class Flags:

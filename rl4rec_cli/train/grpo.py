@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -204,7 +204,7 @@ def train_grpo(
             args=grpo_arguments(section, config, device=str(policy.device), steps=steps, output_dir=Path(scratch)),
             train_dataset=HfDataset.from_list(rows),
             processing_class=policy.tokenizer,
-            reward_funcs=reward,
+            reward_funcs=cast(Any, reward),
             rollout_func=rollout,
         )
         trainer.remove_callback(PrinterCallback)

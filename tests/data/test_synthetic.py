@@ -1,14 +1,4 @@
-"""Synthetic data: the same everywhere, ids that tell nothing, and words that pay.
-
-Figures (NDCG@10, test split, LSA of 128 dimensions over `text`, full ranking, history masked, ties against), mean over
-seeds; "taste" writes the most frequent brand, colour, material and category of the history:
-
-| users × items | random | popularity | last item | brand | + colour | + category | taste | history mean |
-|---|---|---|---|---|---|---|---|---|
-| 1000 × 300 | .017 | .038 | .099 | .085 | .202 | .239 | .318 | .310 |
-| 100 × 300 | .013 | .032 | .086 | .090 | .213 | .228 | .330 | .320 |
-| 100 × 100 | .053 | .087 | .132 | .191 | .279 | .309 | .352 | .364 |
-"""
+"""Synthetic data: the same everywhere, ids that tell nothing, words that pay and words that do not."""
 
 from __future__ import annotations
 
@@ -19,7 +9,6 @@ import subprocess
 import sys
 from collections import Counter
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -62,17 +51,14 @@ def test_shape(users: int, items: int) -> None:
         assert len(set(sequence)) == len(sequence)
     assert data.mask_history is True
     for row in data.items:
-        title = f"{row['brand']} {row['colour']} {row['material']} {row['category']}"
-        assert row["title"] == title
-        assert row["text"].startswith(f"{title}. ")
-        assert row["attributes"] == f"{row['colour']} {row['material']}"
+        title = " ".join(row[f] for f in ("brand", "colour", "material", "category", "line", "size"))
+        assert (row["title"], row["text"]) == (title, f"{title}.")
     assert len(set(data.texts("title"))) == items
 
 
 def test_titles_stay_distinct_beyond_all_combinations() -> None:
     data = synthesize(2, 2500, 0)
     assert len(set(data.texts("title"))) == 2500
-    assert sum(title.endswith(" 3") for title in data.texts("title")) == 2500 - 2 * 1024
 
 
 def test_the_vocabulary_is_small() -> None:
@@ -174,8 +160,10 @@ def figures(users: int, items: int, seed: int) -> dict[str, float]:
         "another user's taste": of_texts([taste[i] for i in others]),
         "taste": of_texts(taste),
     }
-    for fields in (*((f,) for f in FIELDS), FIELDS[:2], (*FIELDS[:2], "category")):
+    for fields in (("brand",), ("category",), ("brand", "category"), ("line", "size")):
         found["+".join(fields)] = of_texts([liked_words(data, example, fields) for example in examples])
+    last = [data.items[example.history[-1]] for example in examples]
+    found["last brand and category"] = of_texts([f"{row['brand']} {row['category']}" for row in last])
     return found
 
 
@@ -184,31 +172,30 @@ def means(users: int, items: int, seeds: int) -> dict[str, float]:
     return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
 
 
-@pytest.mark.parametrize(("users", "items", "seeds"), [(1000, 300, 2), (100, 300, 4), (100, 100, 4)])
+@pytest.mark.parametrize(("users", "items", "seeds"), [(1000, 200, 2), (100, 300, 4), (100, 100, 4)])
 def test_taste_read_off_the_history_beats_last_item_and_popularity(users: int, items: int, seeds: int) -> None:
     mean = means(users, items, seeds)
     assert mean["popularity"] < 0.12
-    assert 0.07 < mean["last item"] < 0.17
-    assert mean["taste"] > 0.28
-    assert mean["taste"] > 2 * max(mean["last item"], mean["last title"])
-    assert mean["taste"] > 3 * mean["popularity"]
+    assert 0.05 < mean["last item"] < 0.17
+    assert mean["brand+category"] > 2 * max(mean["last item"], mean["last title"])
+    assert mean["brand+category"] > 3 * mean["popularity"]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_taste_beats_the_last_item_with_every_seed_of_the_quick_test_size(seed: int) -> None:
-    found = figures(100, 100, seed)
-    assert found["taste"] > 1.5 * found["last title"]
+def test_the_right_words_pay_together_most_and_the_others_do_not() -> None:
+    mean = means(1000, 200, 2)
+    assert mean["brand"] > 1.5 * mean["random"]
+    assert mean["category"] > 1.5 * mean["random"]
+    assert mean["brand+category"] > 1.3 * max(mean["brand"], mean["category"])
+    assert mean["line+size"] < 1.5 * mean["random"]
 
 
-def test_every_right_word_pays_and_more_words_pay_more() -> None:
-    mean = means(1000, 300, 2)
-    for field in FIELDS:
-        assert mean[field] > 1.5 * mean["random"], field
-    ladder = [mean[name] for name in ("random", "brand", "brand+colour", "brand+colour+category", "taste")]
-    assert all(higher > 1.1 * lower for lower, higher in pairwise(ladder)), ladder
+def test_leaving_out_the_words_that_tell_nothing_pays() -> None:
+    """What the quick test's policy, warm-started to copy the last title, can learn first."""
+    mean = means(1000, 200, 2)
+    assert mean["last brand and category"] > 1.5 * mean["last title"]
 
 
 def test_only_the_users_own_taste_pays() -> None:
     """The words of another user earn no more than popularity: the gain is personal."""
-    mean = means(1000, 300, 2)
-    assert mean["another user's taste"] < 0.04
+    mean = means(1000, 200, 2)
+    assert mean["another user's taste"] < 0.06

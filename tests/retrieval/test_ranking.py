@@ -19,7 +19,7 @@ from rl4rec_cli.retrieval import item_matrix, ranking
 from rl4rec_cli.retrieval.ranking import ItemMatrix, count_at_least, pair_scores, score_matrix, search, target_ranks
 
 STORAGES = ["fp32", "fp16", "bf16", "int8"]
-KNOBS = {"_TILE_SCORES": 1 << 18, "_QUERIES": 1024, "_PAIR_ELEMENTS": 1 << 19, "_NEAR_PAIRS": 1 << 14}
+KNOBS = {"_TILE_SCORES": 1 << 18, "_QUERIES": 1024, "_PAIR_ELEMENTS": 1 << 17, "_NEAR_PAIRS": 1 << 14}
 
 
 @pytest.fixture(autouse=True)
