@@ -1,0 +1,51 @@
+# One virtual environment serves everything; `make` alone says what there is.
+VENV ?= .venv
+# The first of these that is Python 3.11 or 3.12.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+SEEDS ?= 0,1,2
+
+.PHONY: help install dev quick-test test test-fast lint docs clean
+
+help:
+	@echo "make quick-test   install, then train a tiny policy on made-up data and show the result (CPU, no download)"
+	@echo "make test         install, then run the tests"
+	@echo "make test-fast    the tests that take no more than a few seconds each"
+	@echo "make lint         ruff and mypy"
+	@echo "make docs         write docs/cli.md anew"
+	@echo "make clean        remove $(VENV)"
+
+install: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/install_torch.sh
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found"; echo "hint: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	sh scripts/install_torch.sh $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quick-test: $(VENV)/.installed
+	$(BIN)/rl4rec train grpo --quick-test --seeds $(SEEDS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not slow and not realdata"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python scripts/make_cli_docs.py
+
+clean:
+	rm -rf $(VENV)
