@@ -12,6 +12,8 @@ whole catalogue: most stand in the middle of the scores, where near-ties are thi
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import gc
 import os
 import sys
@@ -54,6 +56,9 @@ def resident(field: str) -> int:
 def peak_memory(out: dict[str, float]) -> Iterator[None]:
     """Peak of anonymous memory (no file pages), over its start, in MiB, sampled every half millisecond."""
     gc.collect()
+    # Freed memory that the allocator keeps would hide what the next call takes.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     start, done = resident("RssAnon"), threading.Event()
     peak = start
 
@@ -287,7 +292,7 @@ def table_huge(count: int, dim: int, batches: list[int], folder: str | None) -> 
         jobs[f"search k=10, {batches[0]} texts"] = lambda: search(queries[: batches[0]], matrix, 10)
         for name, run in jobs.items():
             with path.open("rb") as file:
-                # Start from a cold cache: the file's pages are dropped, not those of other programs.
+                # A cold start for the first job: the file's pages are dropped, but for those mapped by then.
                 os.fsync(file.fileno())
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             memory: dict[str, float] = {}

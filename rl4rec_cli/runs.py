@@ -23,6 +23,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -89,11 +90,20 @@ class JsonLines:
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(strict(record), ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        """Append a line.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            self._file.write(json.dumps(strict(record), ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot write it: {error.strerror or error}") from error
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what a failed write left in the buffer
+            self._file.close()
 
 
 def strict(value: Any) -> Any:
@@ -148,6 +158,20 @@ def run_name(config: RunConfig, dataset: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
 
 
+def check_new(config: RunConfig) -> None:
+    """Find out before the work that a run of this name is there already.
+
+    Raises:
+        RunError: it is.
+    """
+    if config.run.name is not None and os.path.lexists(Path(config.run.output_dir) / config.run.name):
+        raise _exists(Path(config.run.output_dir) / config.run.name)
+
+
+def _exists(folder: Path) -> RunError:
+    return RunError(f"{folder}: this run is there already", hint="choose another run.name or --output")
+
+
 def create_run(config: RunConfig, *, dataset: str) -> Run:
     """Make a run folder with its configuration and environment.
 
@@ -159,9 +183,9 @@ def create_run(config: RunConfig, *, dataset: str) -> Run:
     folder = Path(config.run.output_dir) / (config.run.name or run_name(config, dataset))
     try:
         folder.mkdir(parents=True, exist_ok=False)
-    except FileExistsError:
-        raise RunError(f"{folder}: this run is there already", hint="choose another run.name or --output") from None
     except OSError as error:
+        if os.path.lexists(folder):
+            raise _exists(folder) from None
         raise RunError(f"{folder}: cannot make the run folder: {error.strerror or error}") from error
     write_text(folder / "config.yaml", dump_config(config))
     write_json(folder / "env.json", environment())

@@ -6,8 +6,9 @@ Hides: the template, the tokenizer's chat template, and truncation.
 
 from __future__ import annotations
 
+import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ from rl4rec_cli.errors import ConfigError
 if TYPE_CHECKING:
     from rl4rec_cli.config import PromptSection
     from rl4rec_cli.data.dataset import Dataset
+
+
+LONGEST_TOKEN = 32
+"""Characters; a text is cut as if no token stood for more."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,13 @@ def item_renderer(template: str, dataset: Dataset, *, setting: str) -> list[str]
             sources and gives the target away).
     """
     try:
-        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise ConfigError(f"{setting}: {template!r} is not a template: {error}") from error
+    fields = {name for name, _, _ in parts if name is not None}
     if "item_id" in fields:
         raise ConfigError(f"{setting}: item_id must not be shown to the policy", hint="ids can give the target away")
-    if any(not name.isidentifier() for name in fields):
+    if any(spec or conversion for _, spec, conversion in parts) or any(not name.isidentifier() for name in fields):
         raise ConfigError(f"{setting}: {template!r}: only plain field names such as {{title}} may be used")
     known = {key for item in dataset.items for key in item}
     unknown = sorted(fields - known)
@@ -85,9 +91,12 @@ class PromptBuilder:
                 "prompt.system needs a chat model, and this one is none", hint="put its text in the template"
             )
         self._overrides = dataset.prompts
-        self._items = item_renderer(section.item_template, dataset, setting="prompt.item_template")
+        # No text of more characters than this is read: it would not fit, and would have to be read to know.
+        self._most_characters = section.max_prompt_length * LONGEST_TOKEN
+        items = item_renderer(section.item_template, dataset, setting="prompt.item_template")
+        self._items = [text[: self._most_characters] for text in items]
         self._item_tokens = [len(ids) for ids in tokenizer(self._items, add_special_tokens=False)["input_ids"]]
-        self._frame_tokens = len(self._encode(self._fill([])))
+        self._frame_tokens = len(self._prompt(self._framed("")).ids)
         if self._frame_tokens >= section.max_prompt_length:
             raise ConfigError(
                 f"prompt.template alone has {self._frame_tokens} tokens, no room for items in "
@@ -102,7 +111,7 @@ class PromptBuilder:
         """
         override = self._overrides.get(user) if user is not None else None
         if override is not None:
-            return self._fit_words("", override, "")
+            return self._cut_to_fit(override, lambda text: text)
         shown = list(history[-self.section.max_history :])
         limit = self.section.max_prompt_length
         # Start from token counts that are almost right, then let the real count decide.
@@ -112,45 +121,61 @@ class PromptBuilder:
             if total > limit + 8 and keep:
                 break
             keep += 1
-        while keep > 0:
+        best = None
+        while 0 < keep <= len(shown):
             prompt = self._prompt(self._fill(shown[-keep:]))
-            if len(prompt.ids) <= limit:
-                return prompt
-            keep -= 1
+            fits = len(prompt.ids) <= limit
+            if best is not None and not fits:
+                break
+            if fits:
+                best, keep = prompt, keep + 1
+            else:
+                keep -= 1
+        if best is not None:
+            return best
         # Not even the last item fits: it is cut, not dropped.
-        before, after = self.section.template.split("{history}", 1)
-        return self._fit_words(before, self._items[shown[-1]] if shown else "", after)
+        return self._cut_to_fit(self._items[shown[-1]] if shown else "", self._framed)
 
     def _fill(self, items: Sequence[int]) -> str:
         ordered = items if self.section.order == "oldest_first" else list(reversed(items))
-        return self.section.template.replace("{history}", self.section.separator.join(self._items[i] for i in ordered))
+        return self._framed(self.section.separator.join(self._items[i] for i in ordered))
 
-    def _encode(self, text: str) -> list[int]:
-        if not self.chat:
-            return self.tokenizer(text)["input_ids"]
-        messages = [{"role": "system", "content": self.section.system}] if self.section.system is not None else []
-        rendered = self.tokenizer.apply_chat_template(
-            [*messages, {"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
-        return self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    def _framed(self, history: str) -> str:
+        return self.section.template.replace("{history}", history)
 
     def _prompt(self, text: str) -> Prompt:
-        ids = self._encode(text)
-        return Prompt(text, tuple(ids))
+        if not self.chat:
+            return Prompt(text, tuple(self.tokenizer(text)["input_ids"]))
+        messages = [{"role": "system", "content": self.section.system}] if self.section.system is not None else []
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [*messages, {"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template raises what it likes, for instance on a system message
+            raise ConfigError(
+                f"the tokenizer's chat template refused the prompt: {error}",
+                hint="put prompt.system into prompt.template" if messages else "set prompt.chat to never",
+            ) from error
+        # The chat template writes the special tokens itself.
+        return Prompt(rendered, tuple(self.tokenizer(rendered, add_special_tokens=False)["input_ids"]))
 
-    def _fit_words(self, before: str, text: str, after: str) -> Prompt:
-        """As many words of `text` as fit, found by halving."""
-        prompt = self._prompt(before + text + after)
-        if len(prompt.ids) <= self.section.max_prompt_length:
+    def _cut_to_fit(self, text: str, frame: Callable[[str], str]) -> Prompt:
+        """As many words from the start of `text` as fit, found by halving; of a word too long, its first letters."""
+        text, limit = text[: self._most_characters], self.section.max_prompt_length
+        prompt = self._prompt(frame(text))
+        if len(prompt.ids) <= limit:
             return prompt
-        words = text.split()
-        low, high = 0, len(words)
-        while low < high:
-            middle = (low + high + 1) // 2
-            prompt = self._prompt(before + " ".join(words[:middle]) + after)
-            low, high = (middle, high) if len(prompt.ids) <= self.section.max_prompt_length else (low, middle - 1)
-        prompt = self._prompt(before + " ".join(words[:low]) + after)
-        if len(prompt.ids) > self.section.max_prompt_length:
-            # One word longer than the limit: keep the end, where the model goes on writing.
-            return Prompt(prompt.text, prompt.ids[-self.section.max_prompt_length :])
-        return prompt
+        words = [word.end() for word in re.finditer(r"\S+", text)]
+        for ends in (words, range(1, words[0] if words else 1)):
+            low, best = 0, None
+            high = len(ends)
+            while low < high:
+                middle = (low + high + 1) // 2
+                prompt = self._prompt(frame(text[: ends[middle - 1]]))
+                if len(prompt.ids) <= limit:
+                    low, best = middle, prompt
+                else:
+                    high = middle - 1
+            if best is not None:
+                return best
+        return self._prompt(frame(""))

@@ -16,18 +16,17 @@ import numpy as np
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import Split, build_examples, open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
-from rl4rec_cli.errors import ConfigError, DataError
-from rl4rec_cli.eval.baselines import baseline_ranking
+from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.metrics import means, metric_names, per_user
 from rl4rec_cli.eval.statistics import Difference, paired_difference
-from rl4rec_cli.policy.generation import Sampling, generate_texts
-from rl4rec_cli.policy.loading import Policy, load_policy
-from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking, open_retriever
 from rl4rec_cli.runs import Run, open_run, strict, write_json, write_jsonl
 
+# torch is imported in the functions that need it, so that an error in the dataset is told before.
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.policy.loading import Policy
+    from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking
 
 EVAL_SEED = 20_010
 """Draws the measured users where there are more than `eval.users`: the same ones for every run and every model."""
@@ -69,14 +68,14 @@ class Evaluation:
         return f"ndcg@{min(self.ks, key=lambda k: abs(k - 10))}"
 
     def as_json(self) -> dict[str, Any]:
-        """Means of every method, and the tuned policy's differences."""
-        ours = self.methods[-1].name
+        """Means of every method, and the last policy's differences from the others."""
+        ours, others = self.methods[-1].name, self.methods[:-1] if self.methods[-1].texts is not None else []
         return {
             "split": self.split,
             "users": len(self.examples),
             "metric": self.headline,
             "methods": {m.name: means(m.ranking, self.ks) for m in self.methods},
-            "differences": {m.name: self.difference(ours, m.name, self.headline)._asdict() for m in self.methods[:-1]},
+            "differences": {m.name: self.difference(ours, m.name, self.headline)._asdict() for m in others},
         }
 
     def records(self) -> list[dict[str, Any]]:
@@ -111,6 +110,8 @@ def measure_baselines(
     names: Sequence[str], dataset: Dataset, retriever: InProcessRetriever, examples: Sequence[Example]
 ) -> list[Measured]:
     """The named baselines that need no language model."""
+    from rl4rec_cli.eval.baselines import baseline_ranking
+
     return [
         Measured(name.replace("_", " "), baseline_ranking(name, dataset, retriever, examples))
         for name in names
@@ -131,6 +132,8 @@ def measure_policy(
     The texts are drawn with the run's seed when `eval.temperature` is above 0.
     """
     from transformers import set_seed
+
+    from rl4rec_cli.policy.generation import Sampling, generate_texts
 
     builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
     prompts = [builder.build(example.user, example.history).ids for example in examples]
@@ -191,8 +194,11 @@ def evaluate_run(
     """`rl4rec eval`: measure a run, one of its checkpoints, a model, or (no target) the baselines alone."""
     run, checkpoint, config = _resolve(target, split, users, baselines, sets, recipes, dataset)
     data = open_dataset(config.data)
-    retriever = open_retriever(config.retrieval, data)
     examples = choose_examples(data, config.eval.split, config.eval.users)
+
+    from rl4rec_cli.retrieval.retriever import open_retriever
+
+    retriever = open_retriever(config.retrieval, data)
     evaluation = Evaluation(config.eval.split, examples, config.eval.ks)
     evaluation.methods.extend(measure_baselines(config.eval.baselines, data, retriever, examples))
     if checkpoint is not None:
@@ -203,29 +209,37 @@ def evaluate_run(
                 evaluation.methods.append(measure_policy(name, policy, config, data, retriever, examples))
     if not evaluation.methods:
         raise ConfigError("nothing to measure", hint="name a run or a model, or baselines with --baselines")
-    if run is not None:
-        save_evaluation(evaluation, run.folder / "eval")
+    folder = None
+    if run is not None and checkpoint is not None:
+        # A checkpoint that is not the run's result has a folder of its own.
+        is_result = Path(checkpoint).name == run.newest_checkpoint().name
+        folder = run.folder / "eval" / ("" if is_result else Path(checkpoint).name)
+        save_evaluation(evaluation, folder)
     if as_json:
         console.print_json(strict(evaluation.as_json()))
         return
     print_evaluation(evaluation, title=f"{data.name}, {evaluation.split} split, {len(examples):,} users")
-    if run is not None:
-        console.log(f"per-user records: {run.folder / 'eval' / f'{evaluation.split}_users.jsonl'}")
+    if folder is not None:
+        console.log(f"per-user records: {folder / f'{evaluation.split}_users.jsonl'}")
 
 
 def find_run(target: str) -> tuple[Run, str] | None:
     """The run that a path names, and the checkpoint meant: a run folder, or one of its checkpoints; else None.
 
     Raises:
-        RunError: a run without a checkpoint.
+        RunError: a run without a checkpoint, or without this one.
     """
     path = Path(target)
     if (path / "config.yaml").is_file():
         run = open_run(path)
         return run, str(run.newest_checkpoint())
-    if path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file():
-        return open_run(path.parent.parent), str(path)
-    return None
+    whole = path.absolute()
+    if whole.parent.name != "checkpoints" or not (whole.parent.parent / "config.yaml").is_file():
+        return None
+    if not path.is_dir():
+        there = ", ".join(sorted(p.name for p in whole.parent.glob("checkpoint_*"))) or "none"
+        raise RunError(f"{path}: no such checkpoint", hint=f"there: {there}")
+    return open_run(path.parent.parent if path.parent.name else whole.parent.parent), str(path)
 
 
 def _resolve(
@@ -274,5 +288,7 @@ def _untrained(run: Run | None, config: RunConfig) -> str | None:
 
 
 def _load(config: RunConfig, model: str, dataset: Dataset) -> Policy:
+    from rl4rec_cli.policy.loading import load_policy
+
     section = config.policy.model_copy(update={"model": model})
     return load_policy(section, dataset=dataset, seed=config.run.seed)

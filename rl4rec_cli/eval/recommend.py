@@ -6,18 +6,21 @@ Hides: loading of the run.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import Dataset, open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import DataError, Rl4RecError, RunError
 from rl4rec_cli.eval.evaluate import find_run
-from rl4rec_cli.policy.generation import Sampling, generate_texts
-from rl4rec_cli.policy.loading import Policy, load_policy
-from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
+
+if TYPE_CHECKING:
+    from rl4rec_cli.policy.generation import Sampling
+    from rl4rec_cli.policy.loading import Policy
+    from rl4rec_cli.retrieval.retriever import InProcessRetriever
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,18 @@ class Recommender:
         Raises:
             DataError: the text says nothing the embedder knows.
         """
+        from rl4rec_cli.policy.generation import generate_texts
+
         prompt = self.builder.build(user, history)
         text = generate_texts(self.policy, [prompt.ids], self.sampling, batch_size=1)[0]
         if not text:
             raise DataError("the policy wrote an empty text for this history", hint="try another checkpoint or history")
         found = self.retriever.search([text], k, [list(history)])[0]
+        if found.items and not any(found.scores):
+            raise DataError(
+                f"the policy wrote {text!r}, of which the embedder knows nothing",
+                hint="try another checkpoint or history",
+            )
         return {
             "history": [self._item(i) for i in history],
             "text": text,
@@ -69,11 +79,14 @@ class Recommender:
         return {"item_id": item, "title": self.dataset.items[item]["title"]}
 
 
-def open_recommender(target: str) -> Recommender:
+def open_recommender(target: str, *, user: str | None = None) -> Recommender:
     """The recommender of a run folder or one of its checkpoints.
 
+    Args:
+        user: whom it is for; one who is unknown is found out before anything is loaded.
+
     Raises:
-        RunError: not a run.
+        RunError: not a run. DataError: no such user.
     """
     found = find_run(target)
     if found is None:
@@ -81,6 +94,13 @@ def open_recommender(target: str) -> Recommender:
     run, checkpoint = found
     config = run.config
     dataset = open_dataset(config.data)
+    if user is not None:
+        dataset.user_index(user)
+
+    from rl4rec_cli.policy.generation import Sampling
+    from rl4rec_cli.policy.loading import load_policy
+    from rl4rec_cli.retrieval.retriever import open_retriever
+
     retriever = open_retriever(config.retrieval, dataset)
     section = config.policy.model_copy(update={"model": checkpoint})
     policy = load_policy(section, dataset=dataset, seed=config.run.seed)
@@ -98,7 +118,7 @@ def recommend(run: str, *, user: str | None, titles: Sequence[str], k: int, as_j
 
     A user's history is the whole sequence: what is recommended comes after everything that is known.
     """
-    recommender = open_recommender(run)
+    recommender = open_recommender(run, user=user)
     if interactive:
         console.log("Titles chosen so far, oldest first, separated by semicolons. An empty line ends.")
         for line in _lines():
@@ -118,13 +138,21 @@ def recommend(run: str, *, user: str | None, titles: Sequence[str], k: int, as_j
 def _lines() -> Iterator[list[str]]:
     while True:
         try:
-            line = input("> ")
+            line = input(_prompt())
         except EOFError:
             return
         titles = [title.strip() for title in line.split(";") if title.strip()]
         if not titles:
             return
         yield titles
+
+
+def _prompt() -> str:
+    """The prompt for `input`, which writes to standard output: that is for answers where it is no terminal."""
+    if console.is_terminal(sys.stdout):
+        return "> "
+    print("> ", end="", file=sys.stderr, flush=True)
+    return ""
 
 
 def _show(answer: dict[str, Any], *, as_json: bool) -> None:

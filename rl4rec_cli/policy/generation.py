@@ -50,7 +50,8 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], s
     from transformers import GenerationConfig
 
     own = model.generation_config
-    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    given = tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id
+    ends = given if isinstance(given, list) else [given]
     if sampling.temperature > 0:
         how = {
             "do_sample": True,

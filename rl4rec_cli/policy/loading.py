@@ -7,8 +7,11 @@ Hides: transformers and PEFT loading, and everything a model's files would other
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,14 +66,21 @@ def load_policy(
     if section.model == TINY:
         if dataset is None:
             raise ConfigError("the tiny policy is built from a dataset", hint="give --dataset")
+        if trainable and section.lora is not None:
+            raise ConfigError(
+                "policy.lora cannot be used with the tiny policy: an adapter needs a stored base",
+                hint="train all its weights: policy.lora=null",
+            )
         model, tokenizer = build_tiny(section.tiny, dataset)
         model = model.to(_dtype(section.dtype, device))
     else:
         model, tokenizer = _load_pretrained(section, device, trainable=trainable)
     model = model.to(device)
+    if section.model != TINY:
+        _check_causal(model, section.model)
     _own_generation_config(model, tokenizer)
     if trainable and section.lora is not None and not _is_peft(model):
-        model = _add_lora(model, section.lora)
+        model = _add_lora(model, section.lora, section.revision)
     model.eval()
     return Policy(model, tokenizer, section.model)
 
@@ -83,21 +93,38 @@ def _load_pretrained(section: PolicySection, device: str, *, trainable: bool) ->
     adapter = Path(source) / "adapter_config.json"
     if Path(source).is_dir() and not adapter.is_file() and not (Path(source) / "config.json").is_file():
         raise PolicyError(f"{source}: a folder without config.json or adapter_config.json", hint=MODEL_TRIES)
+    if not Path(source).exists() and (Path(source).is_absolute() or source.startswith(".") or source.count("/") > 1):
+        raise PolicyError(f"{source}: no such folder", hint=MODEL_TRIES)
+    model_source, model_options = source, options
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
+        if adapter.is_file():
+            saved = json.loads(adapter.read_text())
+            model_source = saved["base_model_name_or_path"]
+            model_options = {**options, "revision": saved.get("revision") or "main"}
+        # Adapters are often published without the tokenizer, which is then the base's.
+        own_tokenizer = not adapter.is_file() or (Path(source) / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(
+            source if own_tokenizer else model_source,
+            padding_side="left",
+            **(options if own_tokenizer else model_options),
+        )
+        both: Any = AutoModelForCausalLM.from_pretrained(
+            model_source, dtype=_dtype(section.dtype, device), output_loading_info=True, **model_options
+        )
+        model, loaded = both
         if adapter.is_file():
             from peft import PeftModel
 
-            base_name = json.loads(adapter.read_text())["base_model_name_or_path"]
-            base = AutoModelForCausalLM.from_pretrained(
-                base_name, dtype=_dtype(section.dtype, device), trust_remote_code=section.trust_remote_code
-            )
-            model: Any = PeftModel.from_pretrained(base, source, is_trainable=trainable)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(section.dtype, device), **options)
-    except (OSError, ValueError, KeyError) as error:
+            model = PeftModel.from_pretrained(model, source, is_trainable=trainable)
+    except Exception as error:  # a damaged file fails in as many ways as there are libraries that read it
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PolicyError(f"cannot load the policy {source!r}: {reason}", hint=MODEL_TRIES) from error
+    # transformers fills what a file lacks with random numbers and a warning.
+    if lacking := sorted(loaded["missing_keys"]):
+        raise PolicyError(
+            f"cannot load the policy {source!r}: {len(lacking)} of its weights are in no file, as {lacking[0]}",
+            hint=MODEL_TRIES,
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.eos_token_id is None:
@@ -152,6 +179,18 @@ def _tokenizer_texts(dataset: Dataset) -> list[str]:
     return [text for item in dataset.items for text in (str(item["title"]), " " + str(item["title"]))]
 
 
+@torch.no_grad()
+def _check_causal(model: Any, name: str) -> None:
+    """Refuse a model whose numbers are not finite, or that reads ahead (transformers loads BERT as a causal model)."""
+    model.eval()
+    ids_BT = torch.tensor([[0, 0], [0, 1]], device=next(model.parameters()).device)
+    logits_BV = model(input_ids=ids_BT).logits[:, 0].float()
+    if not torch.isfinite(logits_BV).all():
+        raise PolicyError(f"the policy {name!r} computes numbers that are not finite", hint="its weights are damaged")
+    if not torch.allclose(logits_BV[0], logits_BV[1], rtol=1e-2, atol=1e-2):
+        raise PolicyError(f"{name!r} is not a causal language model: it reads ahead", hint=MODEL_TRIES)
+
+
 def _own_generation_config(model: Any, tokenizer: Any) -> None:
     from transformers import GenerationConfig
 
@@ -163,7 +202,7 @@ def _own_generation_config(model: Any, tokenizer: Any) -> None:
     )
 
 
-def _add_lora(model: Any, section: LoraSection) -> Any:
+def _add_lora(model: Any, section: LoraSection, revision: str | None) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
     targets = section.target_modules
@@ -172,13 +211,14 @@ def _add_lora(model: Any, section: LoraSection) -> Any:
             model,
             LoraConfig(
                 task_type=TaskType.CAUSAL_LM,
+                revision=revision,  # of the base, which whoever loads the adapter must load too
                 r=section.r,
                 lora_alpha=section.alpha,
                 lora_dropout=section.dropout,
                 target_modules=targets if isinstance(targets, str) else list(targets),
             ),
         )
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise ConfigError(
             f"policy.lora.target_modules={targets!r}: {str(error).splitlines()[0]}",
             hint="`all-linear` adapts every linear layer but the head",
@@ -192,6 +232,10 @@ def _is_peft(model: Any) -> bool:
 def _device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"policy.device={device} is no device", hint="auto, cpu, cuda, cuda:1 …") from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"policy.device={device}, but torch sees no GPU", hint="use auto or cpu")
     return device
@@ -213,9 +257,12 @@ def save_policy(policy: Policy, folder: Path) -> None:
     Raises:
         PolicyError: it cannot be written; what was there before is untouched.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    from safetensors import SafetensorError
+
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
         # TRL adds a frozen copy of the adapter named "ref" for the KL term: it is no part of the policy.
         kept: dict[str, Sequence[str]] = {"selected_adapters": ["default"]} if _is_peft(policy.model) else {}
         policy.model.save_pretrained(temporary, **kept)
@@ -224,10 +271,46 @@ def save_policy(policy: Policy, folder: Path) -> None:
             if file.is_file():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.replace(folder)
-    except OSError as error:
-        raise PolicyError(f"{folder}: cannot write the checkpoint: {error.strerror or error}") from error
+        _put_in_place(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        size = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PolicyError(f"{folder}: cannot write the checkpoint of about {size:,} bytes: {reason}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Give a finished folder its name; what had the name before is removed only when the new one stands there.
+
+    Raises:
+        OSError: it cannot; what was there is there still.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise NotADirectoryError(errno.ENOTDIR, "there is something here that is not a folder", str(folder))
+    old = new.with_suffix(".old")
+    if not folder.exists():
+        new.replace(folder)
+    elif _swap(new, folder):
+        new.replace(old)
+    else:
+        # Two steps where the filesystem cannot swap: a crash between them leaves both, under their hidden names.
+        folder.replace(old)
+        try:
+            new.replace(folder)
+        except OSError:
+            old.replace(folder)
+            raise
+    descriptor = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchange two names in one step (Linux's renameat2); false where that cannot be done."""
+    here, exchange = -100, 2
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0

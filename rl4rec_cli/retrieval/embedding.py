@@ -11,10 +11,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
     from rl4rec_cli.data.dataset import Dataset
 
 FORMAT = "rl4rec-embeddings-1"
+# Vectors this near to unit length are left as they are: dividing again would move their last bits.
+_UNIT = 1e-6
 
 
 class Embedder(Protocol):
@@ -53,11 +60,22 @@ def _unit_rows(vectors_ND: Tensor, texts: Sequence[str], name: str) -> Tensor:
             f"embedder {name} returned a non-finite vector for text {row} of {len(texts)}: {texts[row][:80]!r}",
             hint="half-precision models can overflow: embed in float32, or use another model",
         )
-    norms_N1 = vectors_ND.norm(dim=1, keepdim=True)
-    vectors_ND = vectors_ND / norms_N1.clamp_min(torch.finfo(torch.float32).tiny)
-    blank_N = torch.tensor([not t.strip() for t in texts], dtype=torch.bool)
-    vectors_ND[blank_N] = 0.0
+    vectors_ND = _normalised(vectors_ND)
+    vectors_ND[torch.tensor([is_blank(t) for t in texts], dtype=torch.bool)] = 0.0
     return vectors_ND
+
+
+def _normalised(vectors_ND: Tensor) -> Tensor:
+    """Rows of unit length, zero rows as they are. A row that is one already keeps every bit."""
+    # float64: squares of large and of small float32 values leave float32's range.
+    norms_N1 = vectors_ND.double().norm(dim=1, keepdim=True)
+    norms_N1[((norms_N1 - 1).abs() < _UNIT) | (norms_N1 == 0)] = 1.0
+    return (vectors_ND.double() / norms_N1).float()
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing to read: only blanks, control and zero-width characters."""
+    return all(c.isspace() or unicodedata.category(c)[0] in "CZ" for c in text)
 
 
 class SentenceTransformerEmbedder:
@@ -79,10 +97,10 @@ class SentenceTransformerEmbedder:
         self._batch_size = batch_size
         try:
             self._model = SentenceTransformer(model, device=device)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except Exception as error:
+            # Each broken file of a model folder gives an error class of its own, some of them Rust's.
             raise EmbeddingError(
-                f"cannot load the embedding model {model!r}: {reason}",
+                f"cannot load the embedding model {model!r}: {_reason(error)}",
                 hint="give a sentence-transformers model name or folder, or set retrieval.embedder=lsa (no download)",
             ) from error
 
@@ -90,23 +108,29 @@ class SentenceTransformerEmbedder:
         self, texts: Sequence[str], *, query: bool = False, progress: Callable[[int], None] | None = None
     ) -> Tensor:
         texts = list(texts)
-        shown = [self.query_prompt + t for t in texts] if query and self.query_prompt else texts
-        # Ordered by length so that a batch holds texts of like length: padding is what costs.
-        order = sorted(range(len(shown)), key=lambda i: len(shown[i]))
+        before = self.query_prompt if query else ""
+        # Each distinct text once: padding moves the last bits, and items of one text must tie exactly. Ordered by
+        # length so that a batch holds texts of like length: padding is what costs.
+        counts = Counter(texts)
+        order = sorted(counts, key=len)
         parts: list[Tensor] = []
         for start in range(0, len(order), self._batch_size):
-            batch = [shown[i] for i in order[start : start + self._batch_size]]
+            batch = order[start : start + self._batch_size]
             parts.append(
                 self._model.encode(
-                    batch, batch_size=self._batch_size, convert_to_tensor=True, show_progress_bar=False
+                    [before + text for text in batch],
+                    prompt="",  # else a model's own default prompt is put before items and queries alike
+                    batch_size=self._batch_size,
+                    convert_to_tensor=True,
+                    show_progress_bar=False,
                 ).to("cpu", torch.float32)
             )
             if progress is not None:
-                progress(len(batch))
+                progress(sum(counts[text] for text in batch))
         if not parts:
             return torch.zeros(0, self._model.get_embedding_dimension() or 0)
-        vectors = torch.cat(parts)
-        return _unit_rows(vectors[torch.argsort(torch.tensor(order))], texts, self.name)
+        row = {text: i for i, text in enumerate(order)}
+        return _unit_rows(torch.cat(parts)[[row[text] for text in texts]], texts, self.name)
 
 
 class LsaEmbedder:
@@ -130,13 +154,18 @@ class LsaEmbedder:
         features = matrix.shape[1]
         # The SVD needs fewer components than features; a small catalogue has as many dimensions as it can fill.
         components = min(dim, features - 1, len(catalogue))
-        self._svd = TruncatedSVD(n_components=components, random_state=0).fit(matrix) if components >= 1 else None
+        self._svd = None
+        if components >= 1:
+            with np.errstate(invalid="ignore"):  # equal texts have no variance to explain, of which nothing is read
+                self._svd = TruncatedSVD(n_components=components, random_state=0).fit(matrix)
 
     def embed(
         self, texts: Sequence[str], *, query: bool = False, progress: Callable[[int], None] | None = None
     ) -> Tensor:
         matrix = self._tfidf.transform(list(texts))
         vectors = self._svd.transform(matrix) if self._svd is not None else matrix.toarray()
+        # What is left of a text (of length 1) that lies outside the kept dimensions is rounding, no direction.
+        vectors[(vectors**2).sum(axis=1) < 1e-12] = 0.0
         if progress is not None:
             progress(len(texts))
         return _unit_rows(torch.from_numpy(vectors.astype("float32")), texts, self.name)
@@ -157,6 +186,10 @@ def open_embedder(section: RetrievalSection, dataset: Dataset) -> Embedder:
 def resolve_device(device: str) -> str:
     """`auto` → `cuda` where there is a GPU, else `cpu`."""
     if device != "auto":
+        try:
+            torch.device(device)
+        except RuntimeError as error:
+            raise EmbeddingError(f"{device!r} is no device", hint="auto, cpu, cuda, cuda:1 …") from error
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise EmbeddingError(f"device {device!r} was asked for, but torch sees no GPU", hint="use device=auto")
         return device
@@ -167,25 +200,40 @@ def embedding_path(section: RetrievalSection, dataset: Dataset) -> Path:
     """`{emb_dir}/{dataset}_{emb_type}_{model}.safetensors`."""
     model = f"lsa-{section.lsa_dim}" if section.embedder == "lsa" else section.model
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip("-") or "model"
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", dataset.name)
-    return Path(section.emb_dir) / f"{name}_{section.emb_type}_{slug}.safetensors"
+    name, field = (re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in (dataset.name, section.emb_type))
+    return Path(section.emb_dir) / f"{name}_{field}_{slug}.safetensors"
 
 
 def _digest(vectors_ND: Tensor) -> str:
-    return hashlib.sha256(vectors_ND.contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(vectors_ND.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    """An error's first line, or what it is where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def save_embeddings(path: Path, vectors_ND: Tensor, *, model: str, emb_type: str, dataset: Dataset) -> None:
-    """Write item vectors; `.safetensors` with metadata or `.pt` (a bare tensor). Written aside, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write item vectors; `.safetensors` with metadata or `.pt` (a bare tensor). Written aside, then renamed.
+
+    Raises:
+        EmbeddingError: the file cannot be written; one that was there before is untouched.
+    """
+    if path.suffix not in (".safetensors", ".pt"):
+        raise EmbeddingError(
+            f"{path}: embeddings are written as .safetensors or .pt, not {path.suffix or 'without an ending'!r}",
+            hint=f"name it {path.stem}.safetensors",
+        )
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     vectors_ND = vectors_ND.to("cpu", torch.float32).contiguous()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".pt":
             torch.save(vectors_ND, temporary)
-        elif path.suffix == ".safetensors":
-            from safetensors.torch import save_file
-
+        else:
             metadata = {
                 "format": FORMAT,
                 "model": model,
@@ -197,20 +245,21 @@ def save_embeddings(path: Path, vectors_ND: Tensor, *, model: str, emb_type: str
                 "sha256": _digest(vectors_ND),
             }
             save_file({"embeddings": vectors_ND}, temporary, metadata=metadata)
-        else:
-            raise EmbeddingError(
-                f"{path}: embeddings are written as .safetensors or .pt, not {path.suffix or 'without an ending'!r}",
-                hint=f"name it {path.stem}.safetensors",
-            )
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors each have their own for a full disk
+        reason = (isinstance(error, OSError) and error.strerror) or _reason(error)
         raise EmbeddingError(
-            f"{path}: cannot write {vectors_ND.numel() * 4:,} bytes of embeddings: {error.strerror or error}"
+            f"{path}: cannot write {vectors_ND.numel() * 4:,} bytes of embeddings: {reason}"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def load_embeddings(path: Path, *, dataset: Dataset, emb_type: str, model: str | None = None) -> Tensor:
@@ -227,11 +276,13 @@ def load_embeddings(path: Path, *, dataset: Dataset, emb_type: str, model: str |
     if not path.is_file():
         raise EmbeddingError(f"{path}: no such embedding file", hint="make it with `rl4rec embed DATASET`")
     vectors, metadata = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
+    vectors = vectors.detach()
     remake = "make it again with `rl4rec embed DATASET`"
     if vectors.ndim != 2 or vectors.shape[1] < 1:
         raise EmbeddingError(f"{path}: shape {list(vectors.shape)}, expected [num_items, dim]", hint=remake)
-    if not vectors.dtype.is_floating_point:
-        raise EmbeddingError(f"{path}: type {vectors.dtype}, expected floating point", hint=remake)
+    if not vectors.dtype.is_floating_point or vectors.layout != torch.strided or vectors.is_meta:
+        kind = vectors.dtype if vectors.layout == torch.strided and not vectors.is_meta else "without dense values"
+        raise EmbeddingError(f"{path}: type {kind}, expected floating point", hint=remake)
     if vectors.shape[0] != dataset.num_items:
         raise EmbeddingError(
             f"{path}: {vectors.shape[0]} rows, but dataset {dataset.name} has {dataset.num_items} items", hint=remake
@@ -258,10 +309,18 @@ def load_embeddings(path: Path, *, dataset: Dataset, emb_type: str, model: str |
         raise EmbeddingError(
             f"{path}: {len(rows)} rows are not finite, first row {rows[0]} (item {rows[0]})", hint=remake
         )
-    norms_N = vectors.norm(dim=1)
-    if not bool(norms_N.gt(0).any()):
+    zero_N = vectors.eq(0).all(dim=1)
+    if bool(zero_N.all()):
         raise EmbeddingError(f"{path}: every row is zero", hint=remake)
-    return vectors / norms_N.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
+    rows = [
+        row for row in zero_N.nonzero().flatten().tolist() if not is_blank(str(dataset.items[row].get(emb_type, "")))
+    ]
+    if rows:
+        raise EmbeddingError(
+            f"{path}: {len(rows)} rows are zero although the item has text, first row {rows[0]} (item {rows[0]})",
+            hint=remake,
+        )
+    return _normalised(vectors)
 
 
 def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, str]]:
@@ -281,14 +340,13 @@ def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, str]]:
 
 
 def _read_pt(path: Path) -> tuple[Tensor, dict[str, str]]:
-    import pickle
-
     try:
         # weights_only: a pickle can run code, a tensor cannot.
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        with warnings.catch_warnings(action="ignore"):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle stops its reader in any way there is
         raise EmbeddingError(
-            f"{path}: not a whole .pt file with one tensor: {str(error).splitlines()[0] if str(error) else error!r}",
+            f"{path}: not a whole .pt file with one tensor: {_reason(error)}",
             hint="save a bare tensor: torch.save(embeddings, path)",
         ) from error
     if not isinstance(loaded, Tensor):
@@ -318,19 +376,28 @@ def stored_embeddings(section: RetrievalSection, dataset: Dataset) -> Tensor | N
     return load_embeddings(path, dataset=dataset, emb_type=section.emb_type, model=section.model)
 
 
-def embed_dataset(dataset_path: str, section: RetrievalSection, out: str | None) -> Path:
-    """Embed a dataset folder's items and write the file; returns its path.
+def embed_dataset(dataset: Dataset, section: RetrievalSection, out: str | None) -> Path:
+    """Embed a dataset's items and write the file; returns its path.
 
     Raises:
-        DataError, EmbeddingError: as their loaders say.
+        DataError: the items have no such field. EmbeddingError: the model cannot be loaded or the file not written.
     """
-    from rl4rec_cli.data.dataset import load_dataset
-
-    dataset = load_dataset(dataset_path)
     path = Path(out) if out is not None else embedding_path(section, dataset)
     if path.suffix not in (".safetensors", ".pt"):
         raise EmbeddingError(f"{path}: embeddings are written as .safetensors or .pt", hint="change the ending")
+    dataset.texts(section.emb_type)  # a missing field should not cost the loading of a model
+    _check_writable(path)
     embedder = open_embedder(section, dataset)
     vectors = embed_items(dataset, embedder, section.emb_type)
     save_embeddings(path, vectors, model=embedder.name, emb_type=section.emb_type, dataset=dataset)
     return path
+
+
+def _check_writable(path: Path) -> None:
+    """Found out before the minutes that embedding takes."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EmbeddingError(f"{path}: cannot be written: {error.strerror or error}") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise EmbeddingError(f"{path}: cannot be written", hint="give another file with --out")

@@ -175,20 +175,27 @@ class _Queries:
             raise EmbeddingError(f"queries must be [texts, {items.dim}] like the items, got {list(queries_BD.shape)}")
         if not queries_BD.is_floating_point():
             raise EmbeddingError(f"queries must be floating point, got {queries_BD.dtype}")
-        queries_BD = queries_BD.detach().to(items.device)
-        for values, problem in ((queries_BD, "is not finite"), (queries_BD.float(), "does not fit float32")):
+        count = len(queries_BD)
+        self.vectors_BD = torch.zeros(count + -count % WORD, items.dim, device=items.device)
+        self.exponents_B = np.zeros(count, dtype=np.int32)
+        self.norms_B = np.zeros(count)
+        for first in range(0, count, _QUERIES):
+            self._take(queries_BD[first : first + _QUERIES].detach().to(items.device), first)
+
+    def _take(self, some_BD: Tensor, first: int) -> None:
+        for values, problem in ((some_BD, "is not finite"), (some_BD.float(), "does not fit float32")):
             finite_B = torch.isfinite(values).all(1).cpu()
             if not finite_B.all():
-                row = int((~finite_B).nonzero()[0])
+                row = first + int((~finite_B).nonzero()[0])
                 raise EmbeddingError(f"embedding of text {row} {problem}", hint="check the embedder's output")
-        wide_BD = queries_BD.float().double()
+        wide_BD = some_BD.float().double()
         norms_B = torch.linalg.vector_norm(wide_BD, dim=1)
         exponents_B = torch.frexp(norms_B)[1]
-        scaled_BD = torch.ldexp(wide_BD, -exponents_B[:, None]).float()
-        self.vectors_BD = torch.nn.functional.pad(scaled_BD, (0, 0, 0, -len(scaled_BD) % WORD)).contiguous()
-        self.exponents_B = exponents_B.cpu().numpy()
+        last = first + len(some_BD)
+        self.vectors_BD[first:last] = torch.ldexp(wide_BD, -exponents_B[:, None])
+        self.exponents_B[first:last] = exponents_B.cpu().numpy()
         # A little more than the norm, for the rounding of the norm itself.
-        self.norms_B = np.ldexp(norms_B.cpu().numpy(), -self.exponents_B) * (1 + 1e-6)
+        self.norms_B[first:last] = np.ldexp(norms_B.cpu().numpy(), -self.exponents_B[first:last]) * (1 + 1e-6)
 
     def __len__(self) -> int:
         return len(self.norms_B)

@@ -88,6 +88,10 @@ class InProcessRetriever:
         """`[len(texts), dim]`; equal texts are embedded once, as groups of samples often agree."""
         distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         vectors_UD = self.embedder.embed(list(distinct), query=True)
+        if vectors_UD.ndim != 2 or len(vectors_UD) != len(distinct):
+            raise EmbeddingError(
+                f"embedder {self.embedder.name} returned shape {list(vectors_UD.shape)} for {len(distinct)} texts"
+            )
         return vectors_UD[[distinct[text] for text in texts]].to(self._device)
 
     def target_ranks(self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]) -> Ranking:
@@ -145,8 +149,10 @@ def open_retriever(section: RetrievalSection, dataset: Dataset) -> InProcessRetr
     Raises:
         EmbeddingError: the embedder or the embedding file is not usable.
     """
-    # The file is checked first: a bad one should not cost the loading of a model.
+    # File and texts are checked first: a bad one should not cost the loading of a model.
     vectors_ND = stored_embeddings(section, dataset)
+    if vectors_ND is None:
+        dataset.texts(section.emb_type)
     embedder = open_embedder(section, dataset)
     if vectors_ND is None:
         vectors_ND = embed_items(dataset, embedder, section.emb_type)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,8 +139,11 @@ def load_custom(name: str, retriever: Retriever, k: int) -> tuple[Callable[..., 
     except RewardError:
         raise
     except Exception as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
         raise RewardError(
             f"reward {name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}"
+            f"{'' if missing else where_raised(error, module_name)}",
+            hint="name the file instead: path/to/file.py:function" if missing else None,
         ) from error
     function = getattr(module, attribute, None)
     if function is None:
@@ -149,10 +154,23 @@ def load_custom(name: str, retriever: Retriever, k: int) -> tuple[Callable[..., 
                 f"reward {name!r}: class {attribute} is not an RLRewardFunction",
                 hint="subclass rl4rec_cli.rewards.RLRewardFunction, or give a function",
             )
-        function = function(retriever, k=k)
+        try:
+            function = function(retriever, k=k)
+        except Exception as error:
+            raise RewardError(
+                f"reward {name!r}: {attribute}(retriever, k={k}) raised {type(error).__name__}: {error}"
+                f"{where_raised(error, str(getattr(module, '__file__', module_name)))}"
+            ) from error
     if not callable(function):
         raise RewardError(f"reward {name!r}: {attribute} is a {type(function).__name__}, not a function")
     return function, str(getattr(module, "__file__", module_name))
+
+
+def where_raised(error: BaseException, file: str) -> str:
+    """` (file:line)`: the last line of the user's file that the error passed, else where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if Path(f.filename).resolve() == Path(file).resolve()] or frames
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 def _import_module(name: str) -> Any:
@@ -161,11 +179,16 @@ def _import_module(name: str) -> Any:
     path = Path(name)
     if not path.is_file():
         raise RewardError(f"reward file {path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Registered as imported modules are, for dataclasses and pickle; by a name that no module has.
+    spec = importlib.util.spec_from_file_location(f"rl4rec reward {path.resolve()}", path)
     if spec is None or spec.loader is None:
         raise RewardError(f"reward file {path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
     return module
 
 
@@ -190,6 +213,8 @@ def create_reward_function(
         ConfigError: unknown reward. DataError, EmbeddingError: as their loaders say.
     """
     rank_reward(reward_type, np.ones(1, np.int64), k, (0.5, 0.5))
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, got {k}")
     if retriever is None:
         from rl4rec_cli.config import RetrievalSection
         from rl4rec_cli.data.dataset import load_dataset

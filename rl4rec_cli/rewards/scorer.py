@@ -7,15 +7,15 @@ Hides: the retriever and the reward functions.
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl4rec_cli.errors import RewardError, Rl4RecError
-from rl4rec_cli.rewards.functions import is_custom, load_custom, rank_reward, rank_shaping
+from rl4rec_cli.errors import RewardError
+from rl4rec_cli.rewards.functions import is_custom, load_custom, rank_reward, rank_shaping, where_raised
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,35 +94,58 @@ class Scorer:
         ranks: NDArray[np.int64],
         scorable: NDArray[np.bool_],
     ) -> NDArray[np.float64]:
+        file = self.custom_files[name]
+
+        def example(i: int) -> str:
+            return f"text {i}: {texts[i][:80]!r} (target item {targets[i]})"
+
         try:
+            # Copies: what a user's function writes into its arguments changes no other reward.
             returned: Any = self._custom[name](
-                list(texts), list(targets), list(histories), ranks=ranks, scorable=scorable, k=self.section.k
+                list(texts),
+                list(targets),
+                [list(history) for history in histories],
+                ranks=ranks.copy(),
+                scorable=scorable.copy(),
+                k=self.section.k,
             )
-        except Rl4RecError:
-            raise
         except Exception as error:
-            # The user's own line is the last frame: that is where they must look.
-            frame = traceback.extract_tb(error.__traceback__)[-1]
+            batch = f"{len(texts)} texts, the first {example(0)}" if len(texts) else "no text"
             raise RewardError(
-                f"reward {name!r} raised {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})",
+                f"reward {name!r} raised {type(error).__name__}: {error}{where_raised(error, file)}, given {batch}",
                 hint="mend the reward function; --debug shows the whole traceback",
             ) from error
-        if returned is None or not hasattr(returned, "__len__"):
-            raise RewardError(f"reward {name!r} returned {type(returned).__name__}, expected {len(texts)} numbers")
-        if len(returned) != len(texts):
-            raise RewardError(f"reward {name!r} returned {len(returned)} values for {len(texts)} texts")
-        for i, value in enumerate(returned):
-            number = _as_number(value)
+        where = f"({_definition(self._custom[name], file)})"
+        try:
+            count = -1 if isinstance(returned, (str, bytes, Mapping, Set)) else len(returned)
+        except TypeError:
+            count = -1
+        if count < 0:
+            kind = type(returned).__name__
+            raise RewardError(f"reward {name!r} returned {kind}, expected a list of {len(texts)} numbers {where}")
+        if count != len(texts):
+            raise RewardError(f"reward {name!r} returned {count} values for {len(texts)} texts {where}")
+        numbers = [_as_number(value) for value in returned]
+        for i, (value, number) in enumerate(zip(returned, numbers, strict=True)):
             if number is None or not np.isfinite(number):
                 raise RewardError(
-                    f"reward {name!r} returned {value!r} for text {i}: {texts[i][:80]!r} (target item {targets[i]})",
+                    f"reward {name!r} returned {value!r} for {example(i)} {where}",
                     hint="every reward must be a finite number; decide in the function what a bad text is worth",
                 )
-        return np.asarray([_as_number(v) for v in returned], np.float64)
+        return np.asarray(numbers, np.float64)
+
+
+def _definition(function: Any, file: str) -> str:
+    """`file:line` of a reward's code."""
+    function = function if inspect.isroutine(function) else type(function).__call__
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return file if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
 
 def _as_number(value: Any) -> float | None:
+    if isinstance(value, (str, bytes)):
+        return None
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several numbers
         return None

@@ -10,12 +10,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from rl4rec_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import OptimSection, RunConfig
+    from rl4rec_cli.config import GrpoSection, OptimSection, RunConfig, SftSection
+
+
+def resolve_precision(section: OptimSection, device: str) -> str:
+    """`fp32`, `bf16` or `fp16`; `auto` is bf16 where the GPU has it, else fp32.
+
+    Raises:
+        ConfigError: fp16 without a GPU.
+    """
+    on_cpu = not device.startswith("cuda")
+    if section.precision == "fp16" and on_cpu:
+        raise ConfigError("trainer.precision=fp16 needs a GPU", hint="use fp32 or bf16")
+    if section.precision != "auto":
+        return section.precision
+    import torch
+
+    return "bf16" if not on_cpu and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def shared_arguments(section: OptimSection, config: RunConfig, *, output_dir: Path, device: str) -> dict[str, Any]:
@@ -24,12 +38,7 @@ def shared_arguments(section: OptimSection, config: RunConfig, *, output_dir: Pa
     Raises:
         ConfigError: fp16 without a GPU.
     """
-    on_cpu = not device.startswith("cuda")
-    precision = section.precision
-    if precision == "auto":
-        precision = "bf16" if not on_cpu and torch.cuda.is_bf16_supported() else "fp32"
-    if precision == "fp16" and on_cpu:
-        raise ConfigError("trainer.precision=fp16 needs a GPU", hint="use fp32 or bf16")
+    precision = resolve_precision(section, device)
     return {
         "output_dir": str(output_dir),
         "learning_rate": section.learning_rate,
@@ -42,7 +51,7 @@ def shared_arguments(section: OptimSection, config: RunConfig, *, output_dir: Pa
         "dataloader_num_workers": section.dataloader_num_workers,
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
-        "use_cpu": on_cpu,
+        "use_cpu": not device.startswith("cuda"),
         "seed": config.run.seed,
         "logging_steps": config.logging.steps,
         "logging_first_step": True,
@@ -55,21 +64,37 @@ def shared_arguments(section: OptimSection, config: RunConfig, *, output_dir: Pa
     }
 
 
-def number_of_steps(section: OptimSection, *, examples: int, per_step: int, updates: int = 1) -> int:
-    """Optimiser steps: the epochs' worth, at most `max_steps`.
-
-    Args:
-        examples: training examples.
-        per_step: examples a step takes.
-        updates: steps made from one batch.
+def steps_per_epoch(section: SftSection | GrpoSection, examples: int) -> int:
+    """Optimiser steps that one pass over the examples gives.
 
     Raises:
         ConfigError: fewer examples than one step takes.
     """
+    if not examples:
+        raise ConfigError("no training examples: every user needs at least 4 items", hint="see `rl4rec data stats`")
+    per_step = section.batch_size * section.gradient_accumulation_steps
     if examples < per_step:
         raise ConfigError(
             f"one step takes {per_step} examples (batch_size × gradient_accumulation_steps), but there are {examples}",
             hint="lower trainer.batch_size or trainer.gradient_accumulation_steps, or train on more users",
         )
-    per_epoch = examples // per_step * updates
-    return max(1, min(section.max_steps, round(section.num_train_epochs * per_epoch)))
+    return examples // per_step * (section.num_iterations if section.algorithm == "grpo" else 1)
+
+
+def number_of_steps(section: SftSection | GrpoSection, examples: int) -> int:
+    """Optimiser steps: the epochs' worth, at most `max_steps`.
+
+    Raises:
+        ConfigError: fewer examples than one step takes.
+    """
+    return max(1, min(section.max_steps, round(section.num_train_epochs * steps_per_epoch(section, examples))))
+
+
+def release(trainer: Any) -> None:
+    """Take the model back from a trainer that is done.
+
+    accelerate leaves its autocast on the model and does not prepare it a second time: the next trainer, and the
+    evaluation, would run in the precision of this one.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model.__dict__.pop("_is_accelerate_prepared", None)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from rl4rec_cli import console
+from rl4rec_cli.errors import Rl4RecError
 
 if TYPE_CHECKING:
     from rl4rec_cli.policy.loading import Policy
@@ -114,3 +116,18 @@ class PeriodicCheckpoints(TrainerCallback):
         save_policy(self._policy, self._run.step(step))
         for old in self._run.steps()[: -self._keep]:
             shutil.rmtree(old)
+
+    @contextmanager
+    def on_failure(self, trainer: Any) -> Iterator[None]:
+        """Whatever ends the training early (a reward, a signal, no more memory), its last whole step is kept."""
+        try:
+            yield
+        except BaseException:
+            step = trainer.state.global_step
+            if step:
+                try:
+                    self.save(step)
+                    console.log(f"Stopped: the policy of step {step} is in {self._run.step(step)}")
+                except Rl4RecError as error:  # what ended the training is told first
+                    console.log(f"The policy of step {step} is lost: {error.message}")
+            raise

@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from rl4rec_cli.errors import ConfigError, Rl4RecError
+from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.policy.generation import Sampling, decode_texts, generate_ids
-from rl4rec_cli.train.arguments import number_of_steps, shared_arguments
+from rl4rec_cli.train.arguments import number_of_steps, release, shared_arguments, steps_per_epoch
 from rl4rec_cli.train.callbacks import PeriodicCheckpoints, StepLog
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from trl import GRPOConfig
+
     from rl4rec_cli.config import GrpoSection, RunConfig
     from rl4rec_cli.data.dataset import Example
     from rl4rec_cli.data.prompts import PromptBuilder
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 class RetrievalReward:
     """The one reward function TRL calls: ranks a batch once, whatever rewards are made of the ranks.
 
-    Keeps what the next logged step reports: the rewards' least and largest, the time taken, some texts.
+    Keeps what the next logged step reports: the rewards of its texts and the time taken.
     """
 
     __name__ = "retrieval"
@@ -43,8 +46,14 @@ class RetrievalReward:
         self._tokenizer = tokenizer
         self._rollouts = rollouts
         self._shown = shown
-        self.rewards: list[float] = []
         self.seconds = 0.0
+        self._rewards: list[float] = []
+        self._is_reported = False
+
+    def rewards(self) -> NDArray[np.float64]:
+        """Rewards since the last call; those of the last batch again where a step learns from it once more."""
+        self._is_reported = True
+        return np.asarray(self._rewards)
 
     def __call__(
         self,
@@ -64,7 +73,9 @@ class RetrievalReward:
             log_metric(f"reward/{name}", float(values.mean()))
         log_metric("mean_rank", float(scores.ranks.mean()))
         log_metric("distinct_texts", len(set(texts)) / len(texts))
-        self.rewards.extend(scores.rewards.tolist())
+        if self._is_reported:
+            self._rewards, self._is_reported = [], False
+        self._rewards.extend(scores.rewards.tolist())
         self.seconds += time.perf_counter() - started
         for row in range(min(self._shown, len(texts))):
             self._rollouts.write(
@@ -111,12 +122,22 @@ class Rollout:
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
 
 
-def grpo_arguments(section: GrpoSection, config: RunConfig, *, device: str, steps: int, output_dir: Path) -> Any:
+def grpo_arguments(
+    section: GrpoSection, config: RunConfig, policy: Policy, *, steps: int, output_dir: Path
+) -> GRPOConfig:
     """TRL's configuration of our settings."""
     from trl import GRPOConfig
 
+    # TRL loads the reference policy of full fine-tuning by the policy's name, as another type and of another revision
+    # unless it is told: the divergence would not begin at 0.
+    reference = {
+        "dtype": str(policy.model.dtype).removeprefix("torch."),
+        "revision": config.policy.revision,
+        "trust_remote_code": config.policy.trust_remote_code,
+    }
     return GRPOConfig(
-        **shared_arguments(section, config, output_dir=output_dir, device=device),
+        **shared_arguments(section, config, output_dir=output_dir, device=str(policy.device)),
+        model_init_kwargs=reference if section.beta > 0 else None,
         max_steps=steps,
         per_device_train_batch_size=section.batch_size * section.num_generations,
         num_generations=section.num_generations,
@@ -150,7 +171,8 @@ def train_grpo(
 
     Raises:
         ConfigError: settings that do not go together.
-        RewardError, EmbeddingError: in a step; the policy of the last whole step is saved first.
+        RewardError, EmbeddingError: in a step; the policy of the last whole step is saved first, as after anything
+            else that ends the training early.
     """
     from datasets import Dataset as HfDataset
     from transformers import PrinterCallback
@@ -159,10 +181,7 @@ def train_grpo(
     section = config.trainer
     if section.algorithm != "grpo":
         raise ConfigError(f"trainer.algorithm is {section.algorithm}, not grpo")
-    if not examples:
-        raise ConfigError("no training examples: every user needs at least 4 items", hint="see `rl4rec data stats`")
-    per_step = section.batch_size * section.gradient_accumulation_steps
-    steps = number_of_steps(section, examples=len(examples), per_step=per_step, updates=section.num_iterations)
+    steps = number_of_steps(section, len(examples))
     prompts = [builder.build(example.user, example.history) for example in examples]
     rows = [
         {"prompt": prompt.text, "user": e.user, "target": e.target, "history": list(e.history)}
@@ -172,9 +191,9 @@ def train_grpo(
     reward = RetrievalReward(scorer, policy.tokenizer, rollouts, shown=config.logging.rollouts)
 
     def describe(logs: dict[str, Any]) -> dict[str, Any] | None:
-        if "loss" not in logs or not reward.rewards:
+        if "loss" not in logs:
             return None
-        rewards, reward.rewards = np.asarray(reward.rewards), []
+        rewards = reward.rewards()
         record = {
             "loss": logs["loss"],
             "avg_reward": float(rewards.mean()),
@@ -201,21 +220,18 @@ def train_grpo(
     with tempfile.TemporaryDirectory() as scratch:
         trainer = GRPOTrainer(
             model=policy.model,
-            args=grpo_arguments(section, config, device=str(policy.device), steps=steps, output_dir=Path(scratch)),
+            args=grpo_arguments(section, config, policy, steps=steps, output_dir=Path(scratch)),
             train_dataset=HfDataset.from_list(rows),
             processing_class=policy.tokenizer,
             reward_funcs=cast(Any, reward),
             rollout_func=rollout,
         )
         trainer.remove_callback(PrinterCallback)
-        batches = len(examples) // per_step * section.num_iterations
+        batches = steps_per_epoch(section, len(examples))
         trainer.add_callback(StepLog(log, describe, phase="grpo", batches_per_epoch=batches))
         saver = PeriodicCheckpoints(run, policy, every=config.logging.save_steps, keep=config.logging.save_total_limit)
         trainer.add_callback(saver)
-        try:
+        with saver.on_failure(trainer):
             trainer.train()
-        except (Rl4RecError, KeyboardInterrupt):
-            if trainer.state.global_step:
-                saver.save(trainer.state.global_step)
-            raise
+        release(trainer)
     policy.model.eval()

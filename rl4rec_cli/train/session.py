@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import build_examples, open_dataset
-from rl4rec_cli.runs import JsonLines, Run, create_run
+from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.runs import JsonLines, Run, check_new, create_run
+from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.config import GrpoSection, RunConfig, SftSection
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.eval.evaluate import Evaluation
     from rl4rec_cli.retrieval.retriever import InProcessRetriever
@@ -39,15 +42,15 @@ def train(config: RunConfig, seeds: tuple[int, ...]) -> list[Trained]:
     # Everything that can be wrong with the input is found before anything heavy is imported.
     dataset = open_dataset(config.data)
     console.log(f"Dataset {dataset.name}: {len(dataset.users):,} users, {dataset.num_items:,} items")
+    configs = [_of_seed(config, seed, len(seeds)) for seed in seeds]
+    for own in configs:
+        _check(own, dataset)
 
     from rl4rec_cli.retrieval.retriever import open_retriever
 
     console.quiet_libraries()
     retriever = open_retriever(config.retrieval, dataset)
-    results = []
-    for seed in seeds:
-        own = config.model_copy(update={"run": config.run.model_copy(update=_of_seed(config, seed, len(seeds)))})
-        results.append(_train_one(own, dataset, retriever))
+    results = [_train_one(own, dataset, retriever) for own in configs]
     if len(results) > 1:
         _print_seeds(results)
     last = results[-1].run.folder
@@ -55,9 +58,30 @@ def train(config: RunConfig, seeds: tuple[int, ...]) -> list[Trained]:
     return results
 
 
-def _of_seed(config: RunConfig, seed: int, count: int) -> dict[str, object]:
+def _of_seed(config: RunConfig, seed: int, count: int) -> RunConfig:
     name = config.run.name
-    return {"seed": seed, "name": f"{name}-s{seed}" if name is not None and count > 1 else name}
+    own = {"seed": seed, "name": f"{name}-s{seed}" if name is not None and count > 1 else name}
+    return config.model_copy(update={"run": config.run.model_copy(update=own)})
+
+
+def _phases(config: RunConfig) -> list[SftSection | GrpoSection]:
+    trainer = config.trainer
+    return [trainer] if trainer.algorithm == "sft" or trainer.warm_start is None else [trainer.warm_start, trainer]
+
+
+def _check(config: RunConfig, dataset: Dataset) -> None:
+    """What would end the run later, once models are loaded or a warm start is done.
+
+    Raises:
+        RunError: the run is there already. ConfigError: too few examples, or no such reward file.
+    """
+    check_new(config)
+    for phase in _phases(config):
+        number_of_steps(phase, len(_training_examples(config, dataset)))
+    for name in config.reward.functions:
+        file = name.rpartition(":")[0]
+        if file.endswith(".py") and not Path(file).is_file():
+            raise ConfigError(f"reward file {file}: no such file")
 
 
 def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetriever) -> Trained:
@@ -74,10 +98,12 @@ def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetrieve
         console.log(f"Reward {name} runs code from {file}")
     policy = load_policy(config.policy, dataset=dataset, seed=config.run.seed, trainable=True)
     builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
-    run = create_run(config, dataset=dataset.name)
-    console.log(f"Run {run.folder} (seed {config.run.seed}, {_size(policy.model)} on {policy.device})")
+    for phase in _phases(config):
+        resolve_precision(phase, str(policy.device))
     train_examples = _training_examples(config, dataset)
     examples = evaluate.choose_examples(dataset, "validation", config.eval.users)
+    run = create_run(config, dataset=dataset.name)
+    console.log(f"Run {run.folder} (seed {config.run.seed}, {_size(policy.model)} on {policy.device})")
     evaluation = evaluate.Evaluation("validation", examples, config.eval.ks)
     evaluation.methods.extend(evaluate.measure_baselines(config.eval.baselines, dataset, retriever, examples))
     log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")

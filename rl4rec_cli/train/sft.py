@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.data.prompts import PromptBuilder, item_renderer
-from rl4rec_cli.errors import ConfigError, Rl4RecError
-from rl4rec_cli.train.arguments import number_of_steps, shared_arguments
+from rl4rec_cli.train.arguments import number_of_steps, release, shared_arguments, steps_per_epoch
 from rl4rec_cli.train.callbacks import PeriodicCheckpoints, StepLog
 
 if TYPE_CHECKING:
@@ -74,10 +74,7 @@ def train_sft(
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    if not examples:
-        raise ConfigError("no training examples: every user needs at least 4 items", hint="see `rl4rec data stats`")
-    per_step = section.batch_size * section.gradient_accumulation_steps
-    steps = number_of_steps(section, examples=len(examples), per_step=per_step)
+    steps = number_of_steps(section, len(examples))
     pairs = build_pairs(
         section, dataset, examples, builder, max_completion_length=config.generation.max_completion_length
     )
@@ -104,14 +101,12 @@ def train_sft(
             processing_class=policy.tokenizer,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(StepLog(log, describe, phase="sft", batches_per_epoch=len(pairs) // per_step))
+        batches = steps_per_epoch(section, len(examples))
+        trainer.add_callback(StepLog(log, describe, phase="sft", batches_per_epoch=batches))
         saver = PeriodicCheckpoints(run, policy, every=config.logging.save_steps, keep=config.logging.save_total_limit)
         if checkpoints:
             trainer.add_callback(saver)
-        try:
+        with saver.on_failure(trainer) if checkpoints else nullcontext():
             trainer.train()
-        except (Rl4RecError, KeyboardInterrupt):
-            if checkpoints and trainer.state.global_step:
-                saver.save(trainer.state.global_step)
-            raise
+        release(trainer)
     policy.model.eval()

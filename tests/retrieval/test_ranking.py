@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from rl4rec_cli.errors import DataError, EmbeddingError
-from rl4rec_cli.retrieval import item_matrix, ranking
+from rl4rec_cli.retrieval import item_matrix, ranking, tiles
 from rl4rec_cli.retrieval.ranking import ItemMatrix, count_at_least, pair_scores, score_matrix, search, target_ranks
 
 STORAGES = ["fp32", "fp16", "bf16", "int8"]
@@ -287,8 +287,11 @@ def test_wrong_ids_and_shapes_are_errors() -> None:
         ItemMatrix.from_tensor(torch.tensor([[1.0], [2.0], [1e6]]), storage="fp16")
 
 
-def test_callers_settings_neither_matter_nor_change() -> None:
+@pytest.mark.parametrize("onednn", [True, False])
+def test_callers_settings_neither_matter_nor_change(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Autocast, bf16 inside float32 products and gradients are all alive inside a trainer."""
+    if not onednn:
+        monkeypatch.setattr(tiles, "_has_onednn", lambda: False)
     vectors, queries = torch.randn(400, 64), torch.randn(16, 64)
     items, targets = ItemMatrix.from_tensor(vectors), torch.arange(16)
     ranks, found = target_ranks(queries, items, targets), search(queries, items, 20)
@@ -304,6 +307,21 @@ def test_callers_settings_neither_matter_nor_change() -> None:
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("few_threads", [0, 4])
+@pytest.mark.parametrize("width", [8, 16, 512])
+@pytest.mark.parametrize("rows", [1, 7, 64, 1000])
+def test_flags(rows: int, width: int, few_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting and finding eight flags at a time, past 255 rows, by either library."""
+    monkeypatch.setattr(tiles, "_FEW_THREADS", few_threads)
+    scores = torch.randint(0, 4, (rows, width)).float()
+    low, high = torch.randint(0, 3, (width,)).float(), torch.randint(3, 5, (width,)).float()
+    maybe, sure = tiles.Flags(scores, low), tiles.Flags(scores, high)
+    assert maybe.counts().tolist() == (scores >= low).sum(0).tolist()
+    assert maybe.total() == int((scores >= low).sum())
+    for got, expected in ((maybe.where(), scores >= low), (maybe.where(but=sure), (scores >= low) & (scores < high))):
+        assert np.array_equal(np.stack(got, axis=1), expected.nonzero().numpy())
 
 
 @pytest.mark.parametrize("storage", STORAGES)
