@@ -1,6 +1,6 @@
 """The entry point `rl4rec`.
 
-Decides: exit codes (0, 1 failed, 2 usage or configuration, 130 interrupted) and how errors are shown.
+Decides: exit codes (0, 1 failed, 2 usage or configuration, 130 interrupted, 143 terminated) and how errors are shown.
 Hides: Typer's own ways of ending a program, closed pipes, tracebacks.
 
 Nothing heavy is imported here or by the command modules: `--help` must be quick.
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -62,17 +64,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in options
     args = [arg for arg in options if arg != "--debug"] + args[len(options) :]
     _survive_closed_output()
+    _stop_on_sigterm()
     try:
         code = _run(args, debug=debug)
         if sys.stdout is not None:
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        _say("error: interrupted")
-        return 130
+    except KeyboardInterrupt as stop:
+        is_term = isinstance(stop, _Terminated)
+        _say("error: terminated" if is_term else "error: interrupted")
+        return 143 if is_term else 130
     except Rl4RecError as error:  # the flush: a full disk
         _say(f"error: {error.message}")
         return error.exit_code
     return code
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever tidies up after Ctrl-C does so for it too."""
+
+
+def _stop_on_sigterm() -> None:
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
+        raise _Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
 
 
 def _run(args: list[str], *, debug: bool) -> int:

@@ -6,7 +6,6 @@ Hides: how each becomes query vectors.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,15 @@ from rl4rec_cli.retrieval import ranking
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from rl4rec_cli.data.dataset import Dataset, Example
+
+
+def training_counts(dataset: Dataset) -> NDArray[np.int64]:
+    """`[num_items]` how often each item stands in the training part of all users."""
+    items = [item for sequence in dataset.sequences for item in sequence[:-2]]
+    return np.bincount(np.asarray(items, np.int64), minlength=dataset.num_items)
 
 
 def popularity(dataset: Dataset, examples: Sequence[Example]) -> Ranking:
@@ -25,8 +32,7 @@ def popularity(dataset: Dataset, examples: Sequence[Example]) -> Ranking:
 
     Counts are ranked as one-dimensional vectors: ties count against the target, history is masked, as for everyone.
     """
-    counts = Counter(item for sequence in dataset.sequences for item in sequence[:-2])
-    items_N1 = torch.tensor([[float(counts[i])] for i in range(dataset.num_items)])
+    items_N1 = torch.from_numpy(training_counts(dataset)).float().unsqueeze(1)
     ranks_B = ranking.target_ranks(
         torch.ones(len(examples), 1),
         ranking.ItemMatrix.from_tensor(items_N1),

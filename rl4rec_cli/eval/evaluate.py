@@ -6,7 +6,7 @@ Hides: loading of runs and models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ from rl4rec_cli.runs import Run, open_run, strict, write_json, write_jsonl
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from rl4rec_cli.config import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.policy.loading import Policy
@@ -50,6 +52,8 @@ class Evaluation:
     split: Split
     examples: list[Example]
     ks: tuple[int, ...]
+    slices: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """Parts of the examples by name, `[B]` each, whose means are reported too."""
     methods: list[Measured] = field(default_factory=list)
 
     def method(self, name: str) -> Measured | None:
@@ -75,6 +79,11 @@ class Evaluation:
             "users": len(self.examples),
             "metric": self.headline,
             "methods": {m.name: means(m.ranking, self.ks) for m in self.methods},
+            "slices": {
+                name: {"users": int(chosen.sum())}
+                | {m.name: means(m.ranking, self.ks, chosen)[self.headline] for m in self.methods}
+                for name, chosen in self.slices.items()
+            },
             "differences": {m.name: self.difference(ours, m.name, self.headline)._asdict() for m in others},
         }
 
@@ -104,6 +113,20 @@ def choose_examples(dataset: Dataset, split: Split, users: int | None) -> list[E
         return examples
     rows = np.random.default_rng(EVAL_SEED).choice(len(examples), users, replace=False)
     return [examples[i] for i in sorted(rows)]
+
+
+def start_evaluation(config: RunConfig, dataset: Dataset, split: Split) -> Evaluation:
+    """The users to measure, and the baselines' slices of them; methods are added as they are measured.
+
+    Raises:
+        DataError: the split is empty.
+    """
+    from rl4rec_cli.eval.baselines import training_counts
+    from rl4rec_cli.eval.metrics import target_slices
+
+    examples = choose_examples(dataset, split, config.eval.users)
+    slices = target_slices(training_counts(dataset), [e.target for e in examples])
+    return Evaluation(split, examples, config.eval.ks, slices)
 
 
 def measure_baselines(
@@ -194,12 +217,12 @@ def evaluate_run(
     """`rl4rec eval`: measure a run, one of its checkpoints, a model, or (no target) the baselines alone."""
     run, checkpoint, config = _resolve(target, split, users, baselines, sets, recipes, dataset)
     data = open_dataset(config.data)
-    examples = choose_examples(data, config.eval.split, config.eval.users)
+    evaluation = start_evaluation(config, data, config.eval.split)
+    examples = evaluation.examples
 
     from rl4rec_cli.retrieval.retriever import open_retriever
 
     retriever = open_retriever(config.retrieval, data)
-    evaluation = Evaluation(config.eval.split, examples, config.eval.ks)
     evaluation.methods.extend(measure_baselines(config.eval.baselines, data, retriever, examples))
     if checkpoint is not None:
         untrained = _untrained(run, config) if "untrained" in config.eval.baselines else None
@@ -233,13 +256,13 @@ def find_run(target: str) -> tuple[Run, str] | None:
     if (path / "config.yaml").is_file():
         run = open_run(path)
         return run, str(run.newest_checkpoint())
-    whole = path.absolute()
+    whole = path.resolve()  # also from inside `checkpoints`, where the path says nothing of the run
     if whole.parent.name != "checkpoints" or not (whole.parent.parent / "config.yaml").is_file():
         return None
     if not path.is_dir():
         there = ", ".join(sorted(p.name for p in whole.parent.glob("checkpoint_*"))) or "none"
         raise RunError(f"{path}: no such checkpoint", hint=f"there: {there}")
-    return open_run(path.parent.parent if path.parent.name else whole.parent.parent), str(path)
+    return open_run(whole.parent.parent if path.parent.name != "checkpoints" else path.parent.parent), str(path)
 
 
 def _resolve(

@@ -33,6 +33,25 @@ def per_user(ranking: Ranking, ks: Sequence[int]) -> dict[str, NDArray[np.float6
     }
 
 
-def means(ranking: Ranking, ks: Sequence[int]) -> dict[str, float]:
-    """Every metric averaged over users."""
+def means(ranking: Ranking, ks: Sequence[int], chosen: NDArray[np.bool_] | None = None) -> dict[str, float]:
+    """Every metric averaged over users, or over those chosen (`[B]`); NaN where none is."""
+    if chosen is not None:
+        ranking = ranking._replace(ranks=ranking.ranks[chosen], scorable=ranking.scorable[chosen])
+    if not len(ranking.ranks):
+        return dict.fromkeys(metric_names(ks), float("nan"))
     return {name: float(values.mean()) for name, values in per_user(ranking, ks).items()}
+
+
+def target_slices(counts: NDArray[np.int64], targets: Sequence[int]) -> dict[str, NDArray[np.bool_]]:
+    """Users by how often their target stands in the training part, `[B]` each.
+
+    `hot`: among the fifth of the catalogue chosen most; `cold`: the rest. An item that ties with the last hot one is
+    hot too.
+
+    Args:
+        counts: `[num_items]` occurrences in the training part.
+        targets: `[B]` item ids.
+    """
+    hot_items = counts >= np.sort(counts)[::-1][max(0, len(counts) // 5 - 1)]
+    hot = hot_items[np.asarray(targets, np.int64)]
+    return {"hot": hot, "cold": ~hot}

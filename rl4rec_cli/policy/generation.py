@@ -74,9 +74,12 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], s
     )
     width = max(len(p) for p in prompts)
     device = next(model.parameters()).device
-    ids_BT = torch.full((len(prompts), width), tokenizer.pad_token_id, dtype=torch.long)
+    ids_BT = torch.empty(len(prompts), width, dtype=torch.long)
     mask_BT = torch.zeros(len(prompts), width, dtype=torch.long)
     for row, prompt in enumerate(prompts):
+        # Padded with a token of its own, which the mask hides: the repetition penalty looks at hidden tokens too, and
+        # would punish the padding token, which in many models is the one that ends a text.
+        ids_BT[row] = prompt[0]
         ids_BT[row, width - len(prompt) :] = torch.tensor(prompt)
         mask_BT[row, width - len(prompt) :] = 1
     with torch.inference_mode():

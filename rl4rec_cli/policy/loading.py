@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,9 @@ def _load_pretrained(section: PolicySection, device: str, *, trainable: bool) ->
         if adapter.is_file():
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, source, is_trainable=trainable)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".*missing adapter keys")
+                model = PeftModel.from_pretrained(model, source, is_trainable=trainable)
     except Exception as error:  # a damaged file fails in as many ways as there are libraries that read it
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PolicyError(f"cannot load the policy {source!r}: {reason}", hint=MODEL_TRIES) from error
@@ -187,7 +190,8 @@ def _check_causal(model: Any, name: str) -> None:
     logits_BV = model(input_ids=ids_BT).logits[:, 0].float()
     if not torch.isfinite(logits_BV).all():
         raise PolicyError(f"the policy {name!r} computes numbers that are not finite", hint="its weights are damaged")
-    if not torch.allclose(logits_BV[0], logits_BV[1], rtol=1e-2, atol=1e-2):
+    # Far more than rounding in half precision, far less than what another word does.
+    if (logits_BV[0] - logits_BV[1]).norm() > 0.05 * (logits_BV[0] - logits_BV[0].mean()).norm():
         raise PolicyError(f"{name!r} is not a causal language model: it reads ahead", hint=MODEL_TRIES)
 
 

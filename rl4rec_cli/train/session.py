@@ -101,10 +101,10 @@ def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetrieve
     for phase in _phases(config):
         resolve_precision(phase, str(policy.device))
     train_examples = _training_examples(config, dataset)
-    examples = evaluate.choose_examples(dataset, "validation", config.eval.users)
+    evaluation = evaluate.start_evaluation(config, dataset, "validation")
+    examples = evaluation.examples
     run = create_run(config, dataset=dataset.name)
     console.log(f"Run {run.folder} (seed {config.run.seed}, {_size(policy.model)} on {policy.device})")
-    evaluation = evaluate.Evaluation("validation", examples, config.eval.ks)
     evaluation.methods.extend(evaluate.measure_baselines(config.eval.baselines, dataset, retriever, examples))
     log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")
     try:

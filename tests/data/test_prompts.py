@@ -137,6 +137,13 @@ def test_the_oldest_are_dropped_and_no_more_than_must_be(
         assert titles[shown[-1]].startswith(cut)
 
 
+def test_as_many_short_items_as_fit(make_dataset: Make, tokenizer: Any) -> None:
+    section = PromptSection(template="{history}>", max_history=100, max_prompt_length=60)
+    prompt = PromptBuilder(section, make_dataset(["a"]), tokenizer).build(None, [0] * 100)
+    assert prompt.text == "\n".join("a" * 30) + ">"
+    assert len(prompt.ids) == 60
+
+
 def test_one_long_item_is_cut_at_a_word(make_dataset: Make, tokenizer: Any) -> None:
     title = " ".join(f"word{i}" for i in range(300))
     section = PromptSection(template=SHORT, max_prompt_length=60)
@@ -158,7 +165,12 @@ def test_a_megabyte(make_dataset: Make, tokenizer: Any) -> None:
     dataset = make_dataset(["b", megabyte, "w " * 500_000], prompts={"u0": megabyte, "u1": "w " * 500_000})
     dataset = Dataset(**{**dataset.__dict__, "users": ("u0", "u1", "u2")})
     builder = PromptBuilder(PromptSection(template=SHORT, max_prompt_length=50), dataset, tokenizer)
-    for prompt in (builder.build(None, [0, 1]), builder.build(None, [2]), builder.build("u0", []), builder.build("u1", [])):
+    for prompt in (
+        builder.build(None, [0, 1]),
+        builder.build(None, [2]),
+        builder.build("u0", []),
+        builder.build("u1", []),
+    ):
         assert 40 <= len(prompt.ids) <= 50
         assert list(prompt.ids) == tokenizer(prompt.text)["input_ids"]
 

@@ -87,7 +87,9 @@ def test_pt_round_trip(tmp_path: Path, make_dataset: Make, vectors: torch.Tensor
 
 
 @pytest.mark.parametrize("scale", [1e-25, 3.0, 1e25])
-def test_rows_are_brought_to_length_one(tmp_path: Path, make_dataset: Make, vectors: torch.Tensor, scale: float) -> None:
+def test_rows_are_brought_to_length_one(
+    tmp_path: Path, make_dataset: Make, vectors: torch.Tensor, scale: float
+) -> None:
     path = save_pt(tmp_path / "a.pt", vectors * scale)
     assert torch.allclose(load_embeddings(path, dataset=make_dataset(), emb_type="text"), vectors, atol=1e-6)
 
@@ -142,7 +144,9 @@ def test_parameters_are_read_without_their_gradient(tmp_path: Path, make_dataset
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_row_that_is_not_finite_is_named(tmp_path: Path, make_dataset: Make, vectors: torch.Tensor, bad: float) -> None:
+def test_a_row_that_is_not_finite_is_named(
+    tmp_path: Path, make_dataset: Make, vectors: torch.Tensor, bad: float
+) -> None:
     vectors[4, 3] = bad
     for path in (tmp_path / "a.pt", tmp_path / "a.safetensors"):
         save_embeddings(path, vectors, model="m", emb_type="text", dataset=make_dataset())
@@ -311,7 +315,14 @@ def sentences(minilm: str) -> SentenceTransformerEmbedder:
     return SentenceTransformerEmbedder(minilm, device="cpu", batch_size=3)
 
 
-TEXTS = ["rose hand cream", "a", "a long text about a shower gel that smells of mint and of little else", "", "gel", "a"]
+TEXTS = [
+    "rose hand cream",
+    "a",
+    "a long text about a shower gel that smells of mint and of little else",
+    "",
+    "gel",
+    "a",
+]
 
 
 def test_sentences_are_unit_rows_in_order(sentences: SentenceTransformerEmbedder, minilm: str) -> None:
@@ -413,13 +424,13 @@ def test_a_bad_file_or_field_is_told_before_a_model_is_loaded(tmp_path: Path, ma
         open_retriever(RetrievalSection(model="nobody/none", emb_type="nothing"), make_dataset())
     with pytest.raises(DataError, match="field 'nothing'"):
         embed_dataset(make_dataset(), RetrievalSection(model="nobody/none", emb_type="nothing"), None)
-    with pytest.raises(EmbeddingError, match="change|written as"):
+    with pytest.raises(EmbeddingError, match="are written as"):
         embed_dataset(make_dataset(), RetrievalSection(model="nobody/none"), str(tmp_path / "x.npy"))
 
 
 def test_a_file_of_other_dimensions(tmp_path: Path, make_dataset: Make, minilm: str) -> None:
     path = save_pt(tmp_path / "a.pt", torch.ones(6, DIM))
-    with pytest.raises(EmbeddingError, match="8 dimensions.*384"):
+    with pytest.raises(EmbeddingError, match=r"8 dimensions.*384"):
         open_retriever(RetrievalSection(model=minilm, file=str(path), device="cpu"), make_dataset())
 
 

@@ -56,9 +56,7 @@ def brute_rank(scores: list[float], target: int, masked: set[int]) -> int:
 def test_target_ranks_are_brute_force(scene: dict[str, Any], scripted: Any) -> None:
     ranking = open_scene(scene, scripted).target_ranks(scene["texts"], scene["targets"], scene["histories"])
     items = np.array(scene["items"], np.float64)
-    for b, (text, target, history) in enumerate(
-        zip(scene["texts"], scene["targets"], scene["histories"], strict=True)
-    ):
+    for b, (text, target, history) in enumerate(zip(scene["texts"], scene["targets"], scene["histories"], strict=True)):
         vector = query(scene, text)
         scorable = bool(vector.any())
         assert ranking.scorable[b] == scorable
@@ -95,16 +93,18 @@ def test_the_batch_does_not_matter(scripted: Any) -> None:
     retriever = InProcessRetriever(scripted(words, 32), items)
     together = retriever.target_ranks(texts, targets, histories).ranks
     alone = [
-        int(retriever.target_ranks([t], [x], [h]).ranks[0])
-        for t, x, h in zip(texts, targets, histories, strict=True)
+        int(retriever.target_ranks([t], [x], [h]).ranks[0]) for t, x, h in zip(texts, targets, histories, strict=True)
     ]
     assert together.tolist() == alone
     shuffled = torch.randperm(500, generator=generator)
     place = torch.argsort(shuffled).tolist()
     moved = InProcessRetriever(scripted(words, 32), items[shuffled])
-    assert moved.target_ranks(
-        texts, [place[t] for t in targets], [[place[i] for i in h] for h in histories]
-    ).ranks.tolist() == alone
+    assert (
+        moved.target_ranks(
+            texts, [place[t] for t in targets], [[place[i] for i in h] for h in histories]
+        ).ranks.tolist()
+        == alone
+    )
 
 
 def test_equal_texts_are_embedded_once(scripted: Any) -> None:

@@ -260,7 +260,7 @@ def test_files_and_modules_that_cannot_be_imported(tmp_path: Path) -> None:
     with pytest.raises(RewardError, match=re.escape(f"ZeroDivisionError: division by zero ({path}:2)")):
         run_own(f"{path}:reward")
     path = own_reward(tmp_path, "def broken(:\n")
-    with pytest.raises(RewardError, match="SyntaxError.*my_rewards.py, line 1"):
+    with pytest.raises(RewardError, match=r"SyntaxError.*my_rewards\.py, line 1"):
         run_own(f"{path}:reward")
     path = own_reward(
         tmp_path,
@@ -330,7 +330,8 @@ def test_a_reward_that_raises_is_named_with_the_users_line(tmp_path: Path) -> No
 def test_a_reward_cannot_change_what_others_get(tmp_path: Path) -> None:
     path = own_reward(
         tmp_path,
-        "def reward(texts, targets, histories, **kwargs):\n    kwargs['ranks'][:] = 1\n    kwargs['scorable'][:] = False\n"
+        "def reward(texts, targets, histories, **kwargs):\n"
+        "    kwargs['ranks'][:] = 1\n    kwargs['scorable'][:] = False\n"
         "    texts.clear(); targets.clear(); histories[0].clear()\n    return [0, 0]\n",
     )
     histories = [[1], [2, 3]]
