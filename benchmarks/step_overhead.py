@@ -115,7 +115,7 @@ def _bare(config: Any, policy: Any, examples: Any, builder: Any, scorer: Scorer,
         trainer = GRPOTrainer(
             model=policy.model,
             args=grpo_arguments(
-                config.trainer, config, device="cpu", steps=config.trainer.max_steps, output_dir=Path(scratch)
+                config.trainer, config, policy, steps=config.trainer.max_steps, output_dir=Path(scratch)
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=policy.tokenizer,

@@ -248,6 +248,15 @@ def test_grpo_moves_every_weight_and_logs_every_step(tmp_path: Path, retriever: 
     assert not same(steps[1], steps[2])
 
 
+def test_a_logged_step_tells_of_all_texts_since_the_last(tmp_path: Path) -> None:
+    done = whole(small(tmp_path, "logging.steps=2", "trainer.max_steps=4"))
+    assert done.column("step") == [1, 2, 4]
+    for record, steps in zip(done.log, ({1}, {2}, {3, 4}), strict=True):
+        own = [r["reward"] for r in done.rollouts if r["step"] in steps]
+        assert record["avg_reward"] == pytest.approx(sum(own) / (16 * len(steps)))
+        assert record["max_reward"] == max(own)
+
+
 def test_checkpoints_load_with_plain_transformers(dataset: Dataset, tmp_path: Path) -> None:
     config = small(tmp_path, "logging.save_steps=2")
     done = whole(config)
@@ -313,6 +322,7 @@ def test_the_base_stays_as_it_is_under_an_adapter(base: Path, tmp_path: Path, gr
 
     folder = done.run.step(2)
     assert {p.name for p in folder.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert not any(p.is_dir() for p in folder.iterdir())
     assert not any("ref" in name for name in load_file(folder / "adapter_model.safetensors"))
     save_policy(policy, done.run.final)
     ids = torch.arange(3, 20)[None]
@@ -482,19 +492,20 @@ def test_blank_texts_earn_nothing_and_break_nothing(dataset: Dataset, tmp_path: 
 def test_a_seed_gives_one_run_and_another_seed_another(tmp_path: Path) -> None:
     def curves(seed: int, name: str) -> tuple[Any, ...]:
         done = whole(small(tmp_path, f"trainer.warm_start={json.dumps(WARM)}", f"run.name={name}"), seed)
-        texts = [r["text"] for r in done.rollouts]
+        texts, users = [r["text"] for r in done.rollouts], [r["user"] for r in done.rollouts]
         return (
             done.column("loss", "sft"),
             done.column("loss"),
             done.column("avg_reward"),
             texts,
+            users,
             weights(done.run.final),
         )
 
     first, again, other = curves(3, "a"), curves(3, "b"), curves(4, "c")
-    assert first[:4] == again[:4]
-    assert same(first[4], again[4])
-    for ours, theirs in zip(first[:4], other[:4], strict=True):
+    assert first[:-1] == again[:-1]
+    assert same(first[-1], again[-1])
+    for ours, theirs in zip(first[:-1], other[:-1], strict=True):
         assert ours != theirs
 
 
