@@ -159,7 +159,7 @@ def open_dataset(section: DataSection) -> Dataset:
         return synthesize(section.synthetic.users, section.synthetic.items, section.synthetic.seed)
     raise ConfigError(
         "no dataset: data.path is not set",
-        hint="give a dataset folder (--set data.path=data/beauty) or synthetic data (--set data.synthetic.users=1000)",
+        hint="give a dataset folder (--dataset PATH, or data.path in a recipe), or --quick-test for made-up data",
     )
 
 

@@ -285,22 +285,21 @@ def _resolve(
         flags["eval"]["baselines"] = [] if baselines == "none" else [b.strip() for b in baselines.split(",")]
     if dataset is not None:
         flags["data"] = {"path": dataset, "synthetic": None}
+    layers: dict[str, Any] = {"flags": flags, "sets": sets, "allow_custom_rewards": True}
     found = find_run(target) if target is not None else None
     if found is not None:
         run, checkpoint = found
         own = str(run.folder / "config.yaml")
-        return (
-            run,
-            checkpoint,
-            load_config(algorithm=None, recipes=[own, *recipes], flags=flags, sets=sets, allow_custom_rewards=True),
-        )
+        return run, checkpoint, load_config(algorithm=None, recipes=[own, *recipes], **layers)
     if target is not None:
         flags["policy"] = {"model": target}
-    return (
-        None,
-        target,
-        load_config(algorithm="grpo", recipes=recipes, flags=flags, sets=sets, allow_custom_rewards=True),
-    )
+    config = load_config(algorithm="grpo", recipes=recipes, **layers)
+    if target is not None and config.data.path is None and config.data.synthetic is None:
+        raise RunError(
+            f"{target}: not a run folder or a checkpoint of one, and a model needs a dataset to be measured on",
+            hint=f"rl4rec eval {target} --dataset PATH",
+        )
+    return None, target, config
 
 
 def _untrained(run: Run | None, config: RunConfig) -> str | None:

@@ -50,6 +50,7 @@ class StepLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._started = time.perf_counter()
+        console.log(f"{self._phase.upper()}: {state.max_steps:,} steps, {self._batches:,} an epoch")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         described = self._describe(logs or {})
@@ -73,7 +74,7 @@ class StepLog(TrainerCallback):
         if "avg_reward" in record:
             reward = f" | Reward: {record['avg_reward']:.4f} ± {record['std_reward']:.4f}"
         console.log(
-            f"Step {record['step']:6d}/{state.max_steps} | Epoch {record['epoch']} Batch {record['batch']:4d}"
+            f"Step {record['step']:6d} | Epoch {record['epoch']} Batch {record['batch']:4d}"
             f"{reward} | Loss: {record['loss']:.4f}"
         )
 
