@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rl4rec_cli.errors import PolicyError
+
 if TYPE_CHECKING:
     from rl4rec_cli.config import GenerationSection
     from rl4rec_cli.policy.loading import Policy
@@ -46,6 +48,9 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], s
 
     Returns:
         B token sequences, the ending token included where the text ended by itself.
+
+    Raises:
+        PolicyError: the policy's probabilities are not finite.
     """
     from transformers import GenerationConfig
 
@@ -82,10 +87,18 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], s
         ids_BT[row] = prompt[0]
         ids_BT[row, width - len(prompt) :] = torch.tensor(prompt)
         mask_BT[row, width - len(prompt) :] = 1
-    with torch.inference_mode():
-        out_BT = model.generate(
-            input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=config
-        )
+    try:
+        with torch.inference_mode():
+            out_BT = model.generate(
+                input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=config
+            )
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):
+            raise
+        raise PolicyError(
+            "the policy's probabilities are not finite: its training diverged",
+            hint="lower trainer.learning_rate, or go back to an earlier checkpoint",
+        ) from error
     ending = set(ends)
     texts = []
     for row in out_BT[:, width:].tolist():

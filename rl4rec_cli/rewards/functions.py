@@ -175,6 +175,9 @@ def where_raised(error: BaseException, file: str) -> str:
 
 def _import_module(name: str) -> Any:
     if not name.endswith(".py"):
+        # The script `rl4rec` does not look in the current folder, where a user's own module mostly is.
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)
         return importlib.import_module(name)
     path = Path(name)
     if not path.is_file():

@@ -42,6 +42,10 @@ def train(config: RunConfig, seeds: tuple[int, ...]) -> list[Trained]:
     # Everything that can be wrong with the input is found before anything heavy is imported.
     dataset = open_dataset(config.data)
     console.log(f"Dataset {dataset.name}: {len(dataset.users):,} users, {dataset.num_items:,} items")
+    if config.data.path is not None:
+        # The run may be evaluated from another folder.
+        whole = config.data.model_copy(update={"path": str(Path(config.data.path).expanduser().resolve())})
+        config = config.model_copy(update={"data": whole})
     configs = [_of_seed(config, seed, len(seeds)) for seed in seeds]
     for own in configs:
         _check(own, dataset)
@@ -88,11 +92,14 @@ def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetrieve
     from rl4rec_cli.data.prompts import PromptBuilder
     from rl4rec_cli.eval import evaluate
     from rl4rec_cli.policy.loading import load_policy, save_policy
+    from rl4rec_cli.rewards.functions import is_custom
     from rl4rec_cli.rewards.scorer import Scorer
     from rl4rec_cli.train.grpo import train_grpo
     from rl4rec_cli.train.sft import train_sft
 
     started = time.perf_counter()
+    for name in filter(is_custom, config.reward.functions):
+        console.log(f"Reward {name}: running your code, as --reward asks")
     scorer = Scorer(retriever, config.reward)
     for name, file in scorer.custom_files.items():
         console.log(f"Reward {name} runs code from {file}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import resource
@@ -553,3 +554,12 @@ def test_what_a_killed_process_left_is_not_mixed_in(tiny_folder: Path, tmp_path:
     (left / "stale.bin").write_text("old")
     save_policy(load(tiny_folder), tmp_path / "checkpoint")
     assert "stale.bin" not in contents(tmp_path / "checkpoint")
+
+
+def test_a_diverged_policy_is_named(tiny_folder: Path) -> None:
+    policy = load_policy(PolicySection(model=str(tiny_folder), device="cpu"))
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.fill_(math.nan)
+    with pytest.raises(PolicyError, match="not finite: its training diverged"):
+        generate_texts(policy, [[5, 6]], Sampling(max_new_tokens=2, temperature=1.0), batch_size=1)

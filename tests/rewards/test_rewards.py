@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,13 @@ def test_a_function_by_path_and_by_module(tmp_path: Path, monkeypatch: pytest.Mo
     assert scorer.score(["1", "7"], [4, 5], [[1], [2, 3]]).rewards.tolist() == [12.0, 16.0]
     monkeypatch.syspath_prepend(tmp_path)
     assert run_own("my_rewards:reward").rewards.tolist() == [6.0, 8.0]
+
+
+def test_a_module_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rewards_beside_me.py").write_text(FUNCTION)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != ""])
+    assert run_own("rewards_beside_me:reward").rewards.tolist() == [6.0, 8.0]
 
 
 CLASS = """
