@@ -273,7 +273,7 @@ class GrpoSection(OptimSection):
 
 class EvalSection(Section):
     split: Literal["validation", "test"] = "validation"
-    """Split measured by `eval`, and after training (always validation there)."""
+    """Split that `eval` measures; training itself always measures validation."""
     ks: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
     """Cut-offs."""
     users: PositiveInt | None = None

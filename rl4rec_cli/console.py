@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -28,13 +29,6 @@ _drawing: list[Console] = []  # the console of the bar on screen, through which 
 
 def is_terminal(stream: IO[str] | None) -> bool:
     return stream is not None and not stream.closed and stream.isatty()
-
-
-def get_console() -> Console:
-    """A rich console on standard output, for results."""
-    from rich.console import Console
-
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
 
 def log(*values: object) -> None:
@@ -70,10 +64,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         if len(row) != len(columns):
             raise ValueError(f"a row has {len(row)} cells for {len(columns)} columns: {row}")
     right = [_is_numeric([row[i] for row in cells]) for i in range(len(columns))]
-    if is_terminal(sys.stdout):
+    widths = [max(map(_width, column)) for column in zip(columns, *cells, strict=True)]
+    # A drawn table that is too wide would cut its numbers; plain lines only wrap.
+    if is_terminal(sys.stdout) and sum(widths) + 3 * len(widths) < shutil.get_terminal_size().columns:
         _draw_table(title, columns, cells, right)
         return
-    widths = [max(map(_width, column)) for column in zip(columns, *cells, strict=True)]
     lines = [[clean(name) for name in columns], *cells]
     if title:
         print(title)
@@ -193,16 +188,6 @@ def _advance(bar: Progress, task: TaskID, count: int = 1) -> None:
     bar.advance(task, count)
 
 
-def track(items: Iterable[T], description: str, *, total: int | None = None) -> Iterator[T]:
-    """Iterate and show how far it is."""
-    if total is None and isinstance(items, Sized):
-        total = len(items)
-    with progress(total, description) as advance:
-        for item in items:
-            yield item
-            advance(1)
-
-
 def quiet_libraries() -> None:
     """Keep notices and bars of transformers and its kin off the terminal, where they would stand between our lines.
 
@@ -217,6 +202,7 @@ def quiet_libraries() -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers.logging.disable_progress_bar()
     for name in ("trl", "accelerate", "peft", "datasets", "sentence_transformers", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -67,10 +67,3 @@ class PolicyError(Rl4RecError):
 
 class RunError(Rl4RecError):
     """A run folder is missing, incomplete, or already there."""
-
-
-class MissingExtraError(Rl4RecError):
-    """An optional dependency is needed and not installed."""
-
-    def __init__(self, package: str, extra: str, *, needed_for: str) -> None:
-        super().__init__(f"{needed_for} needs {package}, which is not installed", hint=f"pip install 'rl4rec[{extra}]'")

@@ -8,7 +8,7 @@ runs/NAME/
     config.yaml             the resolved configuration, itself a recipe
     env.json                versions, command, time
     training_log.jsonl      one line per logged step
-    rollouts.jsonl          some texts of every logged step, with ranks and rewards
+    rollouts.jsonl          some texts of every step, with ranks and rewards
     checkpoints/            checkpoint_start, checkpoint_step_N, checkpoint_final
     eval/                   results and per-user records
 ```
@@ -59,6 +59,9 @@ class Run:
 
     def step(self, number: int) -> Path:
         return self.checkpoints / f"checkpoint_step_{number}"
+
+    def warm(self, number: int) -> Path:
+        return self.checkpoints / f"checkpoint_warm_{number}"
 
     def steps(self) -> list[Path]:
         """Periodic checkpoints, oldest first."""

@@ -21,7 +21,7 @@ HEAD = """# Command line
 Written by `python scripts/make_cli_docs.py` from the commands' own help; do not edit.
 
 Results go to standard output, progress and logs to standard error. Exit codes: 0 done, 1 failed, 2 usage or
-configuration, 130 interrupted.
+configuration or data, 130 interrupted, 143 terminated.
 """
 
 

@@ -111,6 +111,12 @@ class Dataset:
         return index
 
 
+def count_train_examples(dataset: Dataset, train_targets: Literal["last", "all"]) -> list[int]:
+    """How many training examples each user gives, in the order of `users`, without making them."""
+    lengths = (len(sequence) - 2 for sequence in dataset.sequences)
+    return [min(length - 1, 1) if train_targets == "last" else length - 1 for length in lengths]
+
+
 def _sha256(parts: Iterable[str]) -> str:
     """Hash of the parts, each with its length before it, so that moving a border changes the hash."""
     hasher = hashlib.sha256()
@@ -129,6 +135,8 @@ def load_dataset(path: str | Path) -> Dataset:
     Raises:
         DataError: the folder is missing or its files are wrong; every problem is in `problems`.
     """
+    if not str(path).strip():
+        raise DataError("the dataset's path is empty", hint="name a dataset folder")
     folder = Path(path).expanduser()
     items, users, sequences, prompts, meta = read_folder(folder)
     # The folder may be called anything, the name becomes part of file names.

@@ -10,7 +10,7 @@ import statistics
 from collections import Counter
 from typing import Any
 
-from rl4rec_cli.data.dataset import Dataset, build_examples
+from rl4rec_cli.data.dataset import Dataset, build_examples, count_train_examples
 
 
 def dataset_stats(dataset: Dataset) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def dataset_stats(dataset: Dataset) -> dict[str, Any]:
     item_counts = [counts[i] for i in range(dataset.num_items)]
     words = [len(text.split()) for text in dataset.texts()]
     splits = {split: build_examples(dataset, split) for split in ("validation", "test")}
-    train = {how: len(build_examples(dataset, "train", train_targets=how)) for how in ("last", "all")}
+    train = {how: sum(count_train_examples(dataset, how)) for how in ("last", "all")}
     interactions = sum(lengths)
     return {
         "name": dataset.name,

@@ -6,6 +6,7 @@ Hides: loading of runs and models.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.metrics import means, metric_names, per_user
 from rl4rec_cli.eval.statistics import Difference, paired_difference
-from rl4rec_cli.runs import Run, open_run, strict, write_json, write_jsonl
+from rl4rec_cli.layering import dump_config
+from rl4rec_cli.runs import Run, open_run, strict, write_json, write_jsonl, write_text
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
 if TYPE_CHECKING:
@@ -32,8 +34,12 @@ if TYPE_CHECKING:
 
 EVAL_SEED = 20_010
 """Draws the measured users where there are more than `eval.users`: the same ones for every run and every model."""
-UNTRAINED = "before training"
 TUNED = "tuned policy"
+
+
+def start_name(config: RunConfig) -> str:
+    """What the policy is called that training started from (after the warm start, where there was one)."""
+    return "before SFT" if config.trainer.algorithm == "sft" else "before RL"
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,7 @@ def print_differences(evaluation: Evaluation) -> None:
         verdict = "higher" if d.low > 0 else "lower" if d.high < 0 else "no difference shown"
         rows.append([other.name, f"{d.mean:+.4f}", f"[{d.low:+.4f}, {d.high:+.4f}]", verdict])
     if rows:
+        console.result("")
         console.table(
             f"{ours} minus …, {metric}, {len(evaluation.examples):,} users",
             ["method", "difference", "95 % interval", "verdict"],
@@ -226,7 +233,7 @@ def evaluate_run(
     evaluation.methods.extend(measure_baselines(config.eval.baselines, data, retriever, examples))
     if checkpoint is not None:
         untrained = _untrained(run, config) if "untrained" in config.eval.baselines else None
-        for name, model in ((UNTRAINED, untrained), (TUNED if run is not None else checkpoint, checkpoint)):
+        for name, model in ((start_name(config), untrained), (TUNED if run is not None else checkpoint, checkpoint)):
             if model is not None:
                 policy = _load(config, model, data)
                 evaluation.methods.append(measure_policy(name, policy, config, data, retriever, examples))
@@ -234,16 +241,25 @@ def evaluate_run(
         raise ConfigError("nothing to measure", hint="name a run or a model, or baselines with --baselines")
     folder = None
     if run is not None and checkpoint is not None:
-        # A checkpoint that is not the run's result has a folder of its own.
-        is_result = Path(checkpoint).name == run.newest_checkpoint().name
-        folder = run.folder / "eval" / ("" if is_result else Path(checkpoint).name)
+        folder = _result_folder(run, checkpoint, config)
         save_evaluation(evaluation, folder)
+        if folder.name != "eval":
+            write_text(folder / "config.yaml", dump_config(config))
     if as_json:
         console.print_json(strict(evaluation.as_json()))
         return
     print_evaluation(evaluation, title=f"{data.name}, {evaluation.split} split, {len(examples):,} users")
     if folder is not None:
         console.log(f"per-user records: {folder / f'{evaluation.split}_users.jsonl'}")
+
+
+def _result_folder(run: Run, checkpoint: str, config: RunConfig) -> Path:
+    """Where a result is kept: another checkpoint, users or settings than the run's own never replace the run's."""
+    name = "" if Path(checkpoint).name == run.newest_checkpoint().name else Path(checkpoint).name
+    as_run = config.model_copy(update={"eval": config.eval.model_copy(update={"split": run.config.eval.split})})
+    if as_run != run.config:
+        name = f"{name or 'variant'}-{hashlib.sha256(dump_config(config).encode()).hexdigest()[:8]}"
+    return run.folder / "eval" / name
 
 
 def find_run(target: str) -> tuple[Run, str] | None:

@@ -45,7 +45,7 @@ class Recommender:
         text = generate_texts(self.policy, [prompt.ids], self.sampling, batch_size=1)[0]
         if not text:
             raise DataError("the policy wrote an empty text for this history", hint="try another checkpoint or history")
-        found = self.retriever.search([text], k, [list(history)])[0]
+        found = self.retriever.search([text], k, [list(history)] if self.dataset.mask_history else None)[0]
         if found.items and not any(found.scores):
             raise DataError(
                 f"the policy wrote {text!r}, of which the embedder knows nothing",

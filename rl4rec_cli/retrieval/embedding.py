@@ -277,7 +277,8 @@ def load_embeddings(path: Path, *, dataset: Dataset, emb_type: str, model: str |
         raise EmbeddingError(f"{path}: no such embedding file", hint="make it with `rl4rec embed DATASET`")
     vectors, metadata = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
     vectors = vectors.detach()
-    remake = "make it again with `rl4rec embed DATASET`"
+    source = f" --model {model}" if model is not None else ""
+    remake = f"make it again: rl4rec embed DATASET --emb-type {emb_type}{source} --out {path}"
     if vectors.ndim != 2 or vectors.shape[1] < 1:
         raise EmbeddingError(f"{path}: shape {list(vectors.shape)}, expected [num_items, dim]", hint=remake)
     if not vectors.dtype.is_floating_point or vectors.layout != torch.strided or vectors.is_meta:

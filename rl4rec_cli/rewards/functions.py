@@ -138,7 +138,7 @@ def load_custom(name: str, retriever: Retriever, k: int) -> tuple[Callable[..., 
         module = _import_module(module_name)
     except RewardError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
         raise RewardError(
             f"reward {name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}"
@@ -156,7 +156,7 @@ def load_custom(name: str, retriever: Retriever, k: int) -> tuple[Callable[..., 
             )
         try:
             function = function(retriever, k=k)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RewardError(
                 f"reward {name!r}: {attribute}(retriever, k={k}) raised {type(error).__name__}: {error}"
                 f"{where_raised(error, str(getattr(module, '__file__', module_name)))}"

@@ -109,7 +109,7 @@ class Scorer:
                 scorable=scorable.copy(),
                 k=self.section.k,
             )
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             batch = f"{len(texts)} texts, the first {example(0)}" if len(texts) else "no text"
             raise RewardError(
                 f"reward {name!r} raised {type(error).__name__}: {error}{where_raised(error, file)}, given {batch}",

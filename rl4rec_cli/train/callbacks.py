@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import Rl4RecError
+from rl4rec_cli.policy.loading import save_policy
 
 if TYPE_CHECKING:
     from rl4rec_cli.policy.loading import Policy
@@ -98,10 +99,14 @@ def _mean(values: list[float]) -> float:
 
 
 class PeriodicCheckpoints(TrainerCallback):
-    """Writes `checkpoint_step_N` every `every` steps and keeps the last `keep`."""
+    """Writes `checkpoint_step_N` every `every` steps and keeps the last `keep`.
 
-    def __init__(self, run: Run, policy: Policy, *, every: int, keep: int) -> None:
+    A warm start ends in `checkpoint_start`; what it reached when something ended it early is `checkpoint_warm_N`.
+    """
+
+    def __init__(self, run: Run, policy: Policy, *, every: int, keep: int, is_warm_start: bool = False) -> None:
         self._run = run
+        self._is_warm_start = is_warm_start
         self._policy = policy
         self._every = every
         self._keep = keep
@@ -112,8 +117,6 @@ class PeriodicCheckpoints(TrainerCallback):
 
     def save(self, step: int) -> None:
         """Write the checkpoint of a step, then drop the oldest beyond the limit."""
-        from rl4rec_cli.policy.loading import save_policy
-
         save_policy(self._policy, self._run.step(step))
         for old in self._run.steps()[: -self._keep]:
             shutil.rmtree(old)
@@ -127,8 +130,14 @@ class PeriodicCheckpoints(TrainerCallback):
             step = trainer.state.global_step
             if step:
                 try:
-                    self.save(step)
-                    console.log(f"Stopped: the policy of step {step} is in {self._run.step(step)}")
+                    if self._is_warm_start:
+                        kept, more = self._run.warm(step), ""
+                        save_policy(self._policy, kept)
+                    else:
+                        kept, more = self._run.step(step), " --set trainer.warm_start=null"
+                        self.save(step)
+                    console.log(f"Stopped: the policy of step {step} is in {kept}")
+                    console.log(f"To go on from it: the same command with another run.name and --model {kept}{more}")
                 except Rl4RecError as error:  # what ended the training is told first
                     console.log(f"The policy of step {step} is lost: {error.message}")
             raise

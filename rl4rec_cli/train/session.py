@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rl4rec_cli import console
-from rl4rec_cli.data.dataset import build_examples, open_dataset
+from rl4rec_cli.data.dataset import build_examples, count_train_examples, open_dataset
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.runs import JsonLines, Run, check_new, create_run
 from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
@@ -42,10 +42,7 @@ def train(config: RunConfig, seeds: tuple[int, ...]) -> list[Trained]:
     # Everything that can be wrong with the input is found before anything heavy is imported.
     dataset = open_dataset(config.data)
     console.log(f"Dataset {dataset.name}: {len(dataset.users):,} users, {dataset.num_items:,} items")
-    if config.data.path is not None:
-        # The run may be evaluated from another folder.
-        whole = config.data.model_copy(update={"path": str(Path(config.data.path).expanduser().resolve())})
-        config = config.model_copy(update={"data": whole})
+    config = _with_whole_paths(config)
     configs = [_of_seed(config, seed, len(seeds)) for seed in seeds]
     for own in configs:
         _check(own, dataset)
@@ -60,6 +57,26 @@ def train(config: RunConfig, seeds: tuple[int, ...]) -> list[Trained]:
     last = results[-1].run.folder
     console.log(f"Next: rl4rec eval {last} --split test    or: rl4rec recommend {last}")
     return results
+
+
+def _with_whole_paths(config: RunConfig) -> RunConfig:
+    """The run may be evaluated from another folder: paths that are there are written whole."""
+
+    def whole(path: str | None) -> str | None:
+        return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
+
+    data = config.data.model_copy(update={"path": whole(config.data.path)})
+    policy = config.policy
+    if policy.model != "tiny":
+        policy = policy.model_copy(update={"model": whole(policy.model)})
+    retrieval = config.retrieval.model_copy(
+        update={
+            "model": whole(config.retrieval.model),
+            "file": whole(config.retrieval.file),
+            "emb_dir": str(Path(config.retrieval.emb_dir).expanduser().resolve()),
+        }
+    )
+    return config.model_copy(update={"data": data, "policy": policy, "retrieval": retrieval})
 
 
 def _of_seed(config: RunConfig, seed: int, count: int) -> RunConfig:
@@ -81,7 +98,7 @@ def _check(config: RunConfig, dataset: Dataset) -> None:
     """
     check_new(config)
     for phase in _phases(config):
-        number_of_steps(phase, len(_training_examples(config, dataset)))
+        number_of_steps(phase, _number_of_training_examples(config, dataset))
     for name in config.reward.functions:
         file = name.rpartition(":")[0]
         if file.endswith(".py") and not Path(file).is_file():
@@ -125,7 +142,7 @@ def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetrieve
             policy.model.config._name_or_path = str(run.start)
         if "untrained" in config.eval.baselines:
             evaluation.methods.append(
-                evaluate.measure_policy(evaluate.UNTRAINED, policy, config, dataset, retriever, examples)
+                evaluate.measure_policy(evaluate.start_name(config), policy, config, dataset, retriever, examples)
             )
         if config.trainer.algorithm == "sft":
             train_sft(config.trainer, config, run, policy, dataset, train_examples, builder, log, checkpoints=True)
@@ -145,14 +162,26 @@ def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetrieve
     return Trained(run, evaluation, seconds)
 
 
-def _training_examples(config: RunConfig, dataset: Dataset) -> list[Example]:
-    examples = build_examples(dataset, "train", train_targets=config.data.train_targets)
-    users = sorted({e.user for e in examples})
+def _training_users(config: RunConfig, dataset: Dataset) -> set[str] | None:
+    """The users drawn for training; None: all."""
+    counts = count_train_examples(dataset, config.data.train_targets)
+    users = sorted(user for user, count in zip(dataset.users, counts, strict=True) if count)
     limit = config.data.train_users
     if limit is None or limit >= len(users):
-        return examples
-    chosen = set(np.random.default_rng(config.run.seed).choice(users, limit, replace=False).tolist())
-    return [e for e in examples if e.user in chosen]
+        return None
+    return set(np.random.default_rng(config.run.seed).choice(users, limit, replace=False).tolist())
+
+
+def _training_examples(config: RunConfig, dataset: Dataset) -> list[Example]:
+    chosen = _training_users(config, dataset)
+    examples = build_examples(dataset, "train", train_targets=config.data.train_targets)
+    return examples if chosen is None else [e for e in examples if e.user in chosen]
+
+
+def _number_of_training_examples(config: RunConfig, dataset: Dataset) -> int:
+    chosen = _training_users(config, dataset)
+    counts = count_train_examples(dataset, config.data.train_targets)
+    return sum(n for user, n in zip(dataset.users, counts, strict=True) if chosen is None or user in chosen)
 
 
 def _size(model: object) -> str:
@@ -168,16 +197,18 @@ def _print_seeds(results: list[Trained]) -> None:
 
     first = results[0].evaluation
     metric, others = first.headline, [m.name for m in first.methods[:-1]]
+    start = evaluate.start_name(results[0].run.config)
     rows = []
     for result in results:
         summary = result.evaluation.as_json()
         row = [str(result.run.config.run.seed)]
         row += [f"{summary['methods'][name][metric]:.4f}" for name in [*others, evaluate.TUNED]]
-        if evaluate.UNTRAINED in summary["differences"]:
-            d = summary["differences"][evaluate.UNTRAINED]
+        if start in summary["differences"]:
+            d = summary["differences"][start]
             row.append(f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]")
         rows.append(row)
     columns = ["seed", *others, evaluate.TUNED]
-    if evaluate.UNTRAINED in others:
-        columns.append("gain over before training, 95 % interval")
+    if start in others:
+        columns.append("gain, 95 % interval")
+    console.result("")
     console.table(f"{metric} on the validation split, {len(results)} seeds", columns, rows)

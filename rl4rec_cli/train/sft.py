@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,10 +102,16 @@ def train_sft(
         trainer.remove_callback(PrinterCallback)
         batches = steps_per_epoch(section, len(examples))
         trainer.add_callback(StepLog(log, describe, phase="sft", batches_per_epoch=batches))
-        saver = PeriodicCheckpoints(run, policy, every=config.logging.save_steps, keep=config.logging.save_total_limit)
+        saver = PeriodicCheckpoints(
+            run,
+            policy,
+            every=config.logging.save_steps,
+            keep=config.logging.save_total_limit,
+            is_warm_start=not checkpoints,
+        )
         if checkpoints:
             trainer.add_callback(saver)
-        with saver.on_failure(trainer) if checkpoints else nullcontext():
+        with saver.on_failure(trainer):
             trainer.train()
         release(trainer)
     policy.model.eval()

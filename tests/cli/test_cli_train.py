@@ -77,10 +77,11 @@ def test_training_ends_with_tables_on_stdout_and_plain_lines_on_stderr(done: Don
     assert lines[0].startswith("synthetic-60x30-s0, validation split, 60 users, seed 42")
     assert lines[1].split() == ["method", *(f"{m}@{k}" for m in ("ndcg", "hit", "mrr") for k in (5, 10, 20))]
     assert [re.split(r"  +", line)[0] for line in lines[2:7]] == [
-        *("popularity", "last item", "history mean", "before training", "tuned policy")
+        *("popularity", "last item", "history mean", "before RL", "tuned policy")
     ]
-    assert lines[7].startswith("tuned policy minus …, ndcg@10, 60 users")
-    assert len(lines) == 13
+    assert lines[7] == ""
+    assert lines[8].startswith("tuned policy minus …, ndcg@10, 60 users")
+    assert len(lines) == 14
 
     steps = [line for line in done.stderr.splitlines() if "Reward: " in line]
     assert len(steps) == 3
@@ -112,7 +113,7 @@ def test_the_run_folder(done: Done) -> None:
     users = [json.loads(line) for line in (done.run / "eval" / "validation_users.jsonl").read_text().splitlines()]
     assert len(users) == 60
     assert set(users[0]) == {"user", "target", "ranks", "texts"}
-    assert set(users[0]["texts"]) == {"before training", "tuned policy"}
+    assert set(users[0]["texts"]) == {"before RL", "tuned policy"}
 
 
 def test_a_runs_recipe_needs_its_own_reward_named_to_run_it(done: Done) -> None:
@@ -133,7 +134,7 @@ def test_eval_of_a_run_says_what_its_training_said(done: Done) -> None:
     (done.folder / "my.py").write_text(REWARD)
     assert process.returncode == 0, process.stderr
     result = json.loads(process.stdout)
-    for method in ("popularity", "last item", "history mean", "before training", "tuned policy"):
+    for method in ("popularity", "last item", "history mean", "before RL", "tuned policy"):
         assert [f"{v:.4f}" for v in result["methods"][method].values()] == done.row(method)
     assert {p: p.read_bytes() for p in (done.run / "eval").iterdir()} == before
     assert result["differences"].keys() == result["methods"].keys() - {"tuned policy"}
@@ -144,8 +145,10 @@ def test_eval_on_the_test_split_and_of_a_checkpoint(done: Done) -> None:
     assert process.returncode == 0, process.stderr
     assert "test split, 60 users" in process.stdout
     assert "last item" not in process.stdout
-    assert "before training" in process.stdout
-    users = [json.loads(line) for line in (done.run / "eval" / "test_users.jsonl").read_text().splitlines()]
+    assert "before RL" in process.stdout
+    (kept,) = (done.run / "eval").glob("variant-*/test_users.jsonl")  # other baselines than the run's
+    assert "untrained" in (kept.parent / "config.yaml").read_text()
+    users = [json.loads(line) for line in kept.read_text().splitlines()]
     other = [json.loads(line) for line in (done.run / "eval" / "validation_users.jsonl").read_text().splitlines()]
     assert [u["user"] for u in users] == [u["user"] for u in other]
     assert [u["target"] for u in users] != [u["target"] for u in other]
@@ -157,7 +160,7 @@ def test_eval_on_the_test_split_and_of_a_checkpoint(done: Done) -> None:
     assert "validation split, 7 users" in process.stdout
     assert process.stdout.splitlines()[1].split() == ["method", "ndcg@3", "hit@3", "mrr@3"]
     assert (done.run / "eval" / "validation.json").read_bytes() == before  # the run's result is not this one
-    assert (done.run / "eval" / "checkpoint_step_1" / "validation.json").is_file()
+    assert list((done.run / "eval").glob("checkpoint_step_1-*/validation.json"))
 
 
 def test_eval_without_a_run(done: Done) -> None:

@@ -28,17 +28,17 @@ def test_the_tuned_policy_is_better_for_each_of_three_seeds(tmp_path: Path) -> N
     for seed in range(3):
         folder = tmp_path / "runs" / f"q-s{seed}" / "eval"
         result = json.loads((folder / "validation.json").read_text())
-        assert result["methods"].keys() >= {"popularity", "last item", "before training", "tuned policy"}
+        assert result["methods"].keys() >= {"popularity", "last item", "before RL", "tuned policy"}
         # Not the command's own word for it: from the ranks of every user.
         users = [json.loads(line) for line in (folder / "validation_users.jsonl").read_text().splitlines()]
         assert len(users) == result["users"] == 1000
         tuned, before = (
-            ndcg(np.array([user["ranks"][name] for user in users]), 10) for name in ("tuned policy", "before training")
+            ndcg(np.array([user["ranks"][name] for user in users]), 10) for name in ("tuned policy", "before RL")
         )
         assert tuned.mean() == pytest.approx(result["methods"]["tuned policy"]["ndcg@10"], abs=1e-9)
         difference = paired_difference(tuned, before, seed=seed + 1)
         assert difference.low > 0, (seed, difference)
-        assert result["differences"]["before training"]["low"] > 0
+        assert result["differences"]["before RL"]["low"] > 0
     last = stdout.splitlines()[-3:]
     assert [line.split()[0] for line in last] == ["0", "1", "2"]
     assert all("[+" in line for line in last)
@@ -49,7 +49,7 @@ def test_no_gain_without_a_learning_rate(tmp_path: Path) -> None:
     sets = ("--set", "trainer.learning_rate=0", "--set", "trainer.max_steps=8", "--set", "run.name=q")
     stdout = train("--seeds", "0", *sets, cwd=tmp_path)
     result = json.loads((tmp_path / "runs" / "q" / "eval" / "validation.json").read_text())
-    assert result["methods"]["tuned policy"] == result["methods"]["before training"]
+    assert result["methods"]["tuned policy"] == result["methods"]["before RL"]
     assert result["methods"]["tuned policy"]["ndcg@10"] > 0.05  # the warm start did learn: 0 = 0 would say nothing
-    assert result["differences"]["before training"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert result["differences"]["before RL"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert "no difference shown" in stdout

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl4rec_cli.config import DataSection, SyntheticSection
-from rl4rec_cli.data.dataset import Dataset, Example, build_examples, load_dataset, open_dataset, save_dataset
+from rl4rec_cli.data.dataset import (
+    Dataset,
+    Example,
+    build_examples,
+    count_train_examples,
+    load_dataset,
+    open_dataset,
+    save_dataset,
+)
 from rl4rec_cli.data.stats import dataset_stats
+from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ConfigError, DataError
 
 
@@ -577,7 +588,7 @@ def test_stats_of_a_small_dataset(tmp_path: Path) -> None:
 
 
 ROOT = Path(__file__).parents[2]
-BEAUTY = Path(os.environ.get("RL4REC_REALDATA", ROOT.parent / "shared" / "data")) / "amazon_beauty"
+BEAUTY = Path(os.environ.get("RL4REC_REALDATA") or ROOT / "data") / "amazon_beauty"
 
 
 @pytest.mark.realdata
@@ -595,3 +606,16 @@ def test_beauty_counts_are_those_of_its_source() -> None:
     assert stats["targets_in_history"] == {"validation": 0, "test": 0}
     assert stats["targets_unseen_in_training"]["test"] == 138
     assert stats["train_examples"] == {"last": 22363, "all": 198502 - 3 * 22363}
+
+
+@pytest.mark.parametrize("how", ["last", "all"])
+def test_training_examples_are_counted_without_making_them(how: str) -> None:
+    data = synthesize(30, 40, 1)
+    short = dataclasses.replace(data, sequences=tuple(s[: 3 + i % 4] for i, s in enumerate(data.sequences)))
+    examples = Counter(e.user for e in build_examples(short, "train", train_targets=how))
+    assert count_train_examples(short, how) == [examples[user] for user in short.users]
+
+
+def test_an_empty_path_is_no_dataset() -> None:
+    with pytest.raises(DataError, match="path is empty"):
+        load_dataset("")

@@ -170,7 +170,7 @@ def test_history_mean_by_hand(make_dataset: Make, scripted: type) -> None:
 
 @pytest.fixture(scope="session")
 def beauty() -> Dataset:
-    folder = Path(os.environ.get("RL4REC_REALDATA") or ROOT.parent / "shared" / "data")
+    folder = Path(os.environ.get("RL4REC_REALDATA") or ROOT / "data")
     found = next((f for f in (folder, folder / "amazon_beauty") if (f / "items.jsonl").is_file()), None)
     if found is None:
         pytest.skip(f"no Amazon Beauty folder in {folder}: set RL4REC_REALDATA to the folder that holds amazon_beauty/")

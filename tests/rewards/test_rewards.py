@@ -366,3 +366,12 @@ def test_create_reward_function(tmp_path: Path, make_dataset: Callable[..., Data
     for wrong, words in (({"reward_type": "best"}, "unknown reward 'best'"), ({"k": 0}, "k must be at least 1")):
         with pytest.raises(ConfigError, match=words):
             create_reward_function("/nonexistent", **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "source", ["import sys\nsys.exit(5)\n", "def reward(*args, **kwargs):\n    raise SystemExit(3)\n"]
+)
+def test_a_reward_that_exits_is_an_error_like_any_other(tmp_path: Path, source: str) -> None:
+    path = own_reward(tmp_path, source)
+    with pytest.raises(RewardError, match="SystemExit"):
+        Scorer(FixedRanks(), RewardSection(functions={f"{path}:reward": 1.0})).score(["1", "7"], [4, 5], [[1], [2]])
