@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 FORMAT = "rl4rec-embeddings-1"
 # Vectors this near to unit length are left as they are: dividing again would move their last bits.
 _UNIT = 1e-6
+# What a model computes with; not its README.
+_MODEL_FILES = (".json", ".txt", ".safetensors", ".bin", ".model", ".onnx")
 
 
 class Embedder(Protocol):
@@ -92,7 +94,7 @@ class SentenceTransformerEmbedder:
         console.quiet_libraries()
         from sentence_transformers import SentenceTransformer
 
-        self.name = model
+        self.name = model_identity(model)
         self.query_prompt = query_prompt
         self._batch_size = batch_size
         try:
@@ -204,6 +206,23 @@ def embedding_path(section: RetrievalSection, dataset: Dataset) -> Path:
     return Path(section.emb_dir) / f"{name}_{field}_{slug}.safetensors"
 
 
+def model_identity(model: str) -> str:
+    """What an embedding file says it was made by: a Hub name as it is, a folder by its name and its files' contents.
+
+    A folder's path would not do: the same model has another one in every clone, and relative paths change with the
+    working directory.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return model
+    hasher = hashlib.sha256()
+    for file in sorted(f for f in folder.rglob("*") if f.suffix in _MODEL_FILES):
+        hasher.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
+        with file.open("rb") as opened:
+            hasher.update(hashlib.file_digest(opened, "sha256").digest())
+    return f"{folder.resolve().name}@{hasher.hexdigest()[:16]}"
+
+
 def _digest(vectors_ND: Tensor) -> str:
     return hashlib.sha256(vectors_ND.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
@@ -295,9 +314,10 @@ def load_embeddings(path: Path, *, dataset: Dataset, emb_type: str, model: str |
             f"of dataset {dataset.name}",
             hint=remake,
         )
-    if model is not None and metadata.get("model", model) != model:
+    wanted = model_identity(model) if model is not None else None
+    if wanted is not None and metadata.get("model", wanted) != wanted:
         raise EmbeddingError(
-            f"{path}: made by {metadata['model']!r}, but texts will be embedded by {model!r}",
+            f"{path}: made by {metadata['model']!r}, but texts will be embedded by {wanted!r}",
             hint="texts and items must share one model: set retrieval.model, or make the file again",
         )
     # safetensors does not notice a flipped byte, and most flipped bytes leave a finite, wrong number.

@@ -28,6 +28,7 @@ from rl4rec_cli.retrieval.embedding import (
     embedding_path,
     is_blank,
     load_embeddings,
+    model_identity,
     resolve_device,
     save_embeddings,
     stored_embeddings,
@@ -459,3 +460,19 @@ except EmbeddingError as error:
 """
     done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, check=True)
     assert "6 rows are not finite" in done.stdout
+
+
+def test_model_in_a_folder_is_known_by_its_files_not_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for clone in ("one", "two"):
+        (tmp_path / clone / "model").mkdir(parents=True)
+        (tmp_path / clone / "model" / "config.json").write_text("{}")
+        (tmp_path / clone / "model" / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path / "one")
+    identity = model_identity("model")
+    assert identity.startswith("model@")
+    assert identity == model_identity("./model") == model_identity(str(tmp_path / "two" / "model"))
+    (tmp_path / "two" / "model" / "model.safetensors").write_bytes(b"weightz")
+    assert model_identity(str(tmp_path / "two" / "model")) != identity
+    assert model_identity("sentence-transformers/all-MiniLM-L6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
