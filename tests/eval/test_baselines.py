@@ -1,101 +1,24 @@
-"""Metrics, intervals and baselines: by hand, by simulation, and on real data."""
+"""Baselines: by hand, and on real data."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rl4rec_cli.config import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset, Example, build_examples, load_dataset
 from rl4rec_cli.eval.baselines import baseline_ranking, history_mean, last_item, popularity
-from rl4rec_cli.eval.metrics import means, metric_names, per_user
-from rl4rec_cli.eval.statistics import paired_difference
+from rl4rec_cli.eval.metrics import means
 from rl4rec_cli.retrieval.embedding import embedding_path, load_embeddings
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking, open_retriever
 
 ROOT = Path(__file__).parents[2]
 Make = Callable[..., Dataset]
-
-
-# --- metrics ---
-
-
-@given(
-    users=st.lists(st.tuples(st.integers(1, 60), st.booleans()), min_size=1, max_size=30),
-    ks=st.lists(st.integers(1, 40), min_size=1, max_size=3, unique=True),
-)
-def test_metrics_are_brute_force(users: list[tuple[int, bool]], ks: list[int]) -> None:
-    ranking = Ranking(np.array([r for r, _ in users], np.int64), np.array([s for _, s in users], np.bool_))
-    values = per_user(ranking, ks)
-    assert list(values) == metric_names(ks)
-    for k in ks:
-        for row, (rank, scorable) in enumerate(users):
-            # The list that is judged: 1 where the target stands.
-            shown = [int(scorable and place == rank) for place in range(1, k + 1)]
-            assert values[f"ndcg@{k}"][row] == pytest.approx(sum(g / math.log2(p + 2) for p, g in enumerate(shown)))
-            assert values[f"hit@{k}"][row] == max(shown)
-            assert values[f"mrr@{k}"][row] == pytest.approx(sum(g / (p + 1) for p, g in enumerate(shown)))
-    assert means(ranking, ks) == {name: pytest.approx(np.mean(v)) for name, v in values.items()}
-
-
-# --- statistics ---
-
-
-def test_the_interval_covers_the_truth_about_95_times_in_100() -> None:
-    rng = np.random.default_rng(11)
-    users, simulations, truth = 300, 200, 0.02
-    covered = above = 0
-    for simulation in range(simulations):
-        # Most of the variance is between users; the difference is mostly zero, as NDCG differences are.
-        base = rng.random(users)
-        change = np.where(rng.random(users) < 0.3, rng.normal(truth / 0.3, 0.2, users), 0.0)
-        found = paired_difference(base + change, base, resamples=1000, seed=simulation)
-        assert found.low <= found.mean <= found.high
-        covered += found.low <= truth <= found.high
-        above += found.low > truth
-    # Binomial(200, .95): 0.90 and 0.99 are beyond three standard deviations.
-    assert 180 <= covered <= 198
-    assert 1 <= above <= 12
-
-
-def test_pairs_are_resampled_together() -> None:
-    rng = np.random.default_rng(0)
-    base = rng.random(500) * 100
-    found = paired_difference(base + 0.5 + rng.normal(0, 0.01, 500), base)
-    assert found.mean == pytest.approx(0.5, abs=0.01)
-    assert found.high - found.low < 0.01
-
-
-def test_the_interval_is_that_of_normal_theory_and_is_reproducible() -> None:
-    difference = np.random.default_rng(4).normal(1.0, 2.0, 4000)
-    found = paired_difference(difference, np.zeros(4000))
-    half = 1.96 * difference.std() / math.sqrt(4000)
-    assert found.mean == pytest.approx(difference.mean())
-    assert found.low == pytest.approx(difference.mean() - half, abs=0.1 * half)
-    assert found.high == pytest.approx(difference.mean() + half, abs=0.1 * half)
-    assert paired_difference(difference, np.zeros(4000)) == found
-    assert paired_difference(difference, np.zeros(4000), seed=1) != found
-    reversed_ = paired_difference(np.zeros(4000), difference)
-    assert (reversed_.low, reversed_.high) == pytest.approx((-found.high, -found.low))
-
-
-@pytest.mark.parametrize("size", [0, 1, 50])
-def test_no_difference_is_zero(size: int) -> None:
-    values = np.random.default_rng(0).random(size)
-    assert paired_difference(values, values.copy()) == (0.0, 0.0, 0.0)
-
-
-def test_one_user_has_no_width() -> None:
-    assert paired_difference(np.array([0.75]), np.array([0.25]), resamples=100) == (0.5, 0.5, 0.5)
 
 
 # --- baselines by hand ---
