@@ -174,6 +174,16 @@ def test_p_drawn_is_near_scipys_and_never_0() -> None:
     assert 0 < paired_difference(np.ones(3000), np.zeros(3000)).p_value < 1e-300
 
 
+@pytest.mark.parametrize("digits", [1, 12], ids=["counted", "one by one"])
+def test_p_of_many_users_is_that_of_normal_theory(digits: int) -> None:
+    difference = np.random.default_rng(9).normal(0, 1, 20_000).round(digits)
+    difference += (1.2 / math.sqrt(20_000) - difference.mean()).round(digits + 2)
+    expected = float(stats.ttest_1samp(difference, 0).pvalue)
+    assert 0.15 < expected < 0.35
+    found = paired_difference(difference, np.zeros(20_000), resamples=4000)
+    assert found.p_value == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 4000))
+
+
 @pytest.mark.parametrize("hits", [False, True], ids=["drawn", "exact"])
 def test_p_keeps_its_level_and_is_uniform_where_nothing_differs(hits: bool) -> None:
     rng = np.random.default_rng(2)
