@@ -19,6 +19,21 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Algorithm = Literal["sft", "grpo"]
+Baseline = Literal[
+    "popularity",
+    "last_item",
+    "history_mean",
+    "decayed_mean",
+    "bm25",
+    "transitions",
+    "transitions_2",
+    "sasrec",
+    "fusion",
+    "nearest_history_item",
+    "target_text",
+    "zero_shot",
+    "untrained",
+]
 
 
 class Section(BaseModel):
@@ -282,13 +297,25 @@ class EvalSection(Section):
     """0: the most likely text."""
     batch_size: PositiveInt = 64
     """Texts generated at once."""
-    baselines: tuple[Literal["popularity", "last_item", "history_mean", "untrained"], ...] = (
+    baselines: tuple[Baseline, ...] = (
         "popularity",
         "last_item",
         "history_mean",
+        "decayed_mean",
+        "bm25",
+        "transitions",
         "untrained",
     )
-    """What the policy is compared with."""
+    """What the policy is compared with. `sasrec` is trained here once (minutes), `fusion` joins it to text retrieval,
+    `zero_shot` is the starting model with the best of several prompts, `nearest_history_item` and `target_text` are
+    ceilings."""
+    cache_dir: str | None = "data_baselines"
+    """Folder where measured baselines are kept, by dataset digest; null keeps nothing."""
+    probes: bool = True
+    """Let `eval` also rank the texts by a second embedder, and shuffle or exchange the histories."""
+    second_embedder: str = "auto"
+    """What ranks the same texts a second time: `lsa`, `bm25` or a sentence-transformers model. `auto`: `lsa`, or
+    `bm25` where `lsa` is the first."""
 
 
 class LoggingSection(Section):

@@ -24,7 +24,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(metavar="NAME", help="`validation` or `test`.")] = None,
     users: Annotated[int | None, typer.Option(min=1, metavar="N", help="Measure this many users only.")] = None,
     baselines: Annotated[
-        str | None, typer.Option(metavar="A,B,…", help="popularity, last_item, history_mean, untrained; or none.")
+        str | None, typer.Option(metavar="A,B,…", help="`default`, `all`, `none`, or names such as bm25,sasrec,fusion.")
     ] = None,
     recipe: Recipes = None,
     dataset: Annotated[str | None, typer.Option(metavar="PATH", help="Dataset folder; default: the run's.")] = None,

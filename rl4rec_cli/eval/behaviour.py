@@ -1,0 +1,78 @@
+"""What methods recommend and write, beyond whether the target was near the top.
+
+Decides: which figures, and their names.
+Hides: counting.
+
+- `coverage`: share of the catalogue that stands in somebody's ten best items.
+- `novelty`: mean of -log2 p(item) over the ten best, p the item's share of the training part (one more for every item,
+  so that an unseen item has one). Zhou et al. 2010, "Solving the apparent diversity-accuracy dilemma of recommender
+  systems", with add-one smoothing.
+- `popularity_bias`: mean training count of the ten best ÷ mean training count of what users chose (1 = as popular as
+  what is chosen). Abdollahpouri et al. 2019 compare the same two means by user group.
+- `text_words`: words of a text, mean. `distinct_texts`: share of texts that differ.
+- `copy_rate`: share of a text's words that stand in the titles of the user's history, mean over texts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.eval.methods import Measured
+
+_WORD = re.compile(r"\w+")
+
+
+def behaviour(
+    method: Measured, dataset: Dataset, examples: Sequence[Example], counts: NDArray[np.int64]
+) -> dict[str, float]:
+    """Figures of one method by name; those of texts only where it writes some.
+
+    Args:
+        counts: `[num_items]` occurrences in the training part.
+    """
+    values: dict[str, float] = {}
+    if (shown := method.top_BK[method.top_BK >= 0]).size:
+        shares = (counts + 1) / (counts.sum() + len(counts))
+        values["coverage"] = len(np.unique(shown)) / dataset.num_items
+        values["novelty"] = float(-np.log2(shares[shown]).mean())
+        chosen = counts[[e.target for e in examples]].mean()
+        if chosen > 0:
+            values["popularity_bias"] = float(counts[shown].mean() / chosen)
+    if method.texts is not None:
+        words = [_words(text) for text in method.texts]
+        values["text_words"] = float(np.mean([len(text) for text in words]))
+        values["distinct_texts"] = len(set(method.texts)) / len(method.texts)
+        titles = [frozenset(_words(str(item["title"]))) for item in dataset.items]
+        rates = []
+        for text, example in zip(words, examples, strict=True):
+            if text:
+                seen = frozenset().union(*(titles[i] for i in example.history))
+                rates.append(sum(word in seen for word in text) / len(text))
+        if rates:
+            values["copy_rate"] = float(np.mean(rates))
+    return values
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def user_slices(examples: Sequence[Example]) -> Mapping[str, NDArray[np.bool_]]:
+    """Users in three parts by the length of their history, as even as whole lengths allow: `history 3-4`, …"""
+    lengths = np.asarray([len(e.history) for e in examples])
+    borders = np.unique(np.quantile(lengths, [1 / 3, 2 / 3], method="inverted_cdf"))
+    parts = {}
+    for part in range(len(borders) + 1):
+        chosen = np.searchsorted(borders, lengths, side="left") == part
+        if chosen.any():
+            low, high = lengths[chosen].min(), lengths[chosen].max()
+            parts[f"history {low}" if low == high else f"history {low}-{high}"] = chosen
+    return parts

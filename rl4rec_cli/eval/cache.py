@@ -1,0 +1,82 @@
+"""Measurements kept between evaluations.
+
+Decides: when a measurement may be read back: only for the same dataset, users, and everything else it was made from.
+Hides: the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from rl4rec_cli import console
+from rl4rec_cli.eval.methods import Measured, Task
+from rl4rec_cli.retrieval.retriever import Ranking
+
+_VERSION = 1  # raise it when a method's scores change: what is kept then is not read again
+
+
+def cached(task: Task, key: dict[str, object], compute: Callable[[], Measured]) -> Measured:
+    """A measurement kept under what it depends on: the dataset, its examples, and `key`.
+
+    A file that cannot be read is measured again and said so.
+    """
+    if task.cache is None:
+        return compute()
+    examples = hashlib.sha256(json.dumps([(e.user, e.history, e.target) for e in task.examples]).encode()).hexdigest()
+    whole = {"version": _VERSION, "dataset": task.dataset.digest, "examples": examples, **key}
+    text = json.dumps(whole, sort_keys=True, default=str)
+    path = task.cache / f"{task.dataset.name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
+    if path.is_file():
+        try:
+            return _read(path, text, len(task.examples))
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            console.log(f"{path}: cannot be read ({error}), measured again")
+    measured = compute()
+    _write(path, text, measured)
+    return measured
+
+
+def _read(path: Path, key: str, count: int) -> Measured:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            about = json.loads(str(file["about"]))
+            ranks, scorable, top_BK = file["ranks"], file["scorable"], file["top"]
+    except zipfile.BadZipFile as error:
+        raise ValueError(str(error)) from error
+    if about["key"] != key or not len(ranks) == len(scorable) == len(top_BK) == count:
+        raise ValueError("it holds something else")
+    notes = {**about["notes"], "cached": True}
+    return Measured(about["name"], Ranking(ranks, scorable), about["texts"], about["kind"], top_BK, notes)
+
+
+def _write(path: Path, key: str, measured: Measured) -> None:
+    """Beside and renamed; a cache that cannot be written costs time, not the result."""
+    about = {
+        "key": key,
+        "name": measured.name,
+        "kind": measured.kind,
+        "texts": measured.texts,
+        "notes": measured.notes,
+    }
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(
+            temporary,
+            about=np.asarray(json.dumps(about)),
+            ranks=measured.ranking.ranks,
+            scorable=measured.ranking.scorable,
+            top=measured.top_BK,
+        )
+        temporary.replace(path)
+    except OSError as error:
+        console.log(f"{path}: cannot be kept ({error.strerror or error}); it is measured anew next time")
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,255 @@
+"""The result of an evaluation: what is written to files, and what tables show of it.
+
+Decides: which differences are tested (the subject against every other method that knows as little, Holm over all of
+them), what is reported beside the means, and how a result reads on a terminal.
+Hides: nothing of the ranks: every number here can be made again from the per-user records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl4rec_cli import console
+from rl4rec_cli.errors import DataError
+from rl4rec_cli.eval.metrics import means, metric_names, per_user
+from rl4rec_cli.eval.statistics import Difference, holm, paired_difference, reads, seeds_difference
+from rl4rec_cli.runs import write_json, write_jsonl
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rl4rec_cli.data.dataset import Example, Split
+    from rl4rec_cli.eval.methods import Measured
+    from rl4rec_cli.eval.probes import Probe
+
+_SHOWN_WITH_SEEDS = ("popularity", "last item", "history mean")
+
+
+@dataclass
+class Evaluation:
+    """All methods over the same examples; filled as they are measured, read when all are."""
+
+    split: Split
+    examples: list[Example]
+    ks: tuple[int, ...]
+    slices: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """Parts of the examples by name, `[B]` each, whose means are reported too."""
+    methods: list[Measured] = field(default_factory=list)
+    subject: str | None = None
+    """The method that is compared with all others; None where only baselines were measured."""
+    behaviour: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What each method recommends and writes, see `behaviour.py`."""
+    probes: list[Probe] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    """Dataset digest, audit, openings of the test split: whatever a reader needs to trust the rest."""
+
+    def method(self, name: str) -> Measured | None:
+        return next((m for m in self.methods if m.name == name), None)
+
+    def metric(self, name: str) -> NDArray[np.float64]:
+        """`[B]` the headline metric of a method.
+
+        Raises:
+            DataError: no such method.
+        """
+        method = self.method(name)
+        if method is None:
+            raise DataError(f"no {name!r} among {[m.name for m in self.methods]}")
+        return per_user(method.ranking, self.ks)[self.headline]
+
+    @property
+    def headline(self) -> str:
+        """The metric that is compared: `ndcg@10`, or the cut-off nearest to 10."""
+        return f"ndcg@{min(self.ks, key=lambda k: abs(k - 10))}"
+
+    def difference(self, ours: str, theirs: str) -> Difference:
+        """Paired difference of two methods in the headline metric."""
+        return paired_difference(self.metric(ours), self.metric(theirs))
+
+    @property
+    def differences(self) -> dict[str, dict[str, Any]]:
+        """The subject minus every other method but ceilings, with p values adjusted over all of them (Holm)."""
+        others = [m.name for m in self.methods if m.name != self.subject and m.kind != "ceiling"]
+        if self.subject is None:
+            return {}
+        return compare_all({name: self.difference(self.subject, name) for name in others})
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the per-user records."""
+        from rl4rec_cli.eval.verdict import verdict
+
+        return {
+            "split": self.split,
+            "users": len(self.examples),
+            "metric": self.headline,
+            "verdict": verdict(self),
+            "subject": self.subject,
+            "methods": {m.name: means(m.ranking, self.ks) for m in self.methods},
+            "kinds": {m.name: m.kind for m in self.methods},
+            "notes": {m.name: m.notes for m in self.methods if m.notes},
+            "slices": {
+                name: {"users": int(chosen.sum())}
+                | {m.name: means(m.ranking, self.ks, chosen)[self.headline] for m in self.methods}
+                for name, chosen in self.slices.items()
+            },
+            "differences": self.differences,
+            "behaviour": self.behaviour,
+            "probes": [probe.as_json() for probe in self.probes],
+            **self.about,
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        """One record per user: target, and every method's rank and text."""
+        return [
+            {
+                "user": example.user,
+                "target": example.target,
+                "ranks": {m.name: int(m.ranking.ranks[row]) for m in self.methods},
+                "texts": {m.name: m.texts[row] for m in self.methods if m.texts is not None},
+            }
+            for row, example in enumerate(self.examples)
+        ]
+
+
+def compare_all(differences: Mapping[str, Difference]) -> dict[str, dict[str, Any]]:
+    """Differences as JSON, each with its p value adjusted over all of them and what it reads as."""
+    adjusted = holm([d.p_value for d in differences.values()])
+    return {
+        name: {**d._asdict(), "p_holm": float(p), "reads": reads(d, float(p))}
+        for (name, d), p in zip(differences.items(), adjusted, strict=True)
+    }
+
+
+def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """`SPLIT.json` and `SPLIT_users.jsonl`."""
+    write_json(folder / f"{evaluation.split}.json", evaluation.as_json())
+    write_jsonl(folder / f"{evaluation.split}_users.jsonl", evaluation.records())
+
+
+def print_evaluation(evaluation: Evaluation, *, title: str, whole: bool = False) -> None:
+    """The table of means, the differences, with `whole` slices and behaviour too, the probes, and the verdict."""
+    from rl4rec_cli.eval.verdict import verdict
+
+    names = metric_names(evaluation.ks)
+    rows = []
+    for method in evaluation.methods:
+        values = means(method.ranking, evaluation.ks)
+        rows.append([_shown(method), *(f"{values[name]:.4f}" for name in names)])
+    console.table(title, ["method", *names], rows)
+    print_differences(
+        f"{evaluation.subject} minus …, {evaluation.headline}, {len(evaluation.examples):,} users",
+        evaluation.differences,
+    )
+    if whole:
+        _print_slices(evaluation)
+        _print_behaviour(evaluation)
+    _print_probes(evaluation)
+    for line in (evaluation.about.get("test_openings_line"), evaluation.about.get("audit")):
+        if line:
+            console.result(f"\n{line}")
+    console.result(f"\nVerdict: {verdict(evaluation)}")
+
+
+def print_differences(title: str, differences: Mapping[str, Mapping[str, Any]]) -> None:
+    """One row for each comparison; nothing where there is none."""
+    rows = [
+        [
+            name,
+            f"{d['mean']:+.4f}",
+            f"[{d['low']:+.4f}, {d['high']:+.4f}]",
+            p_text(d["p_holm"]),
+            "-" if d["effect_size"] is None else f"{d['effect_size']:+.3f}",
+            f"{d['wins']:,} / {d['losses']:,}",
+            "-" if d["users_needed"] is None else f"{d['users_needed']:,}",
+            d["reads"],
+        ]
+        for name, d in differences.items()
+    ]
+    if rows:
+        console.result("")
+        columns = ["method", "difference", "95 % interval", "p (Holm)", "d", "won / lost", "users needed", "verdict"]
+        console.table(title, columns, rows)
+
+
+def p_text(p: float) -> str:
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0") if p < 1 else "1"
+
+
+def _shown(method: Measured) -> str:
+    return f"{method.name} (ceiling)" if method.kind == "ceiling" else method.name
+
+
+def _print_slices(evaluation: Evaluation) -> None:
+    if not evaluation.slices:
+        return
+    console.result("")
+    columns = ["method", *(f"{name} ({int(chosen.sum()):,})" for name, chosen in evaluation.slices.items())]
+    rows = []
+    for method in evaluation.methods:
+        values = [means(method.ranking, evaluation.ks, c)[evaluation.headline] for c in evaluation.slices.values()]
+        rows.append([_shown(method), *(f"{value:.4f}" if value == value else "-" for value in values)])
+    console.table(f"{evaluation.headline} by slice (users in it)", columns, rows)
+
+
+def _print_behaviour(evaluation: Evaluation) -> None:
+    if not evaluation.behaviour:
+        return
+    console.result("")
+    columns = list(dict.fromkeys(name for values in evaluation.behaviour.values() for name in values))
+    rows = [
+        [method, *(f"{values[name]:.3f}" if name in values else "-" for name in columns)]
+        for method, values in evaluation.behaviour.items()
+    ]
+    console.table("What is recommended and written", ["method", *(c.replace("_", " ") for c in columns)], rows)
+
+
+def _print_probes(evaluation: Evaluation) -> None:
+    if evaluation.probes:
+        console.result("")
+        rows = [
+            [
+                probe.name,
+                probe.measures,
+                f"{probe.difference.mean:+.4f}",
+                f"[{probe.difference.low:+.4f}, {probe.difference.high:+.4f}]",
+                p_text(probe.difference.p_value),
+                "passed" if probe.passed else "FAILED" if probe.passed is False else "-",
+            ]
+            for probe in evaluation.probes
+        ]
+        console.table("Probes", ["probe", "measures", "difference", "95 % interval", "p", "result"], rows)
+
+
+def print_seeds(evaluations: Mapping[int, Evaluation], *, start: str) -> None:
+    """One row per seed: before, after, and the gain with its interval over users; below, the gain over all seeds.
+
+    Args:
+        evaluations: by seed, of the same users.
+        start: the method the gain is measured from.
+    """
+    first = next(iter(evaluations.values()))
+    subject = first.subject or ""
+    others = [name for name in (*_SHOWN_WITH_SEEDS, start) if first.method(name) is not None]
+    rows = []
+    for seed, evaluation in evaluations.items():
+        row = [str(seed), *(f"{evaluation.metric(name).mean():.4f}" for name in [*others, subject])]
+        if start in others:
+            d = evaluation.difference(subject, start)
+            row.append(f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]")
+        rows.append(row)
+    columns = ["seed", *others, subject, *(["gain, 95 % interval over users"] if start in others else [])]
+    console.result("")
+    console.table(f"{first.headline} on the {first.split} split, {len(evaluations)} seeds", columns, rows)
+    if start in others:
+        ours_SB, theirs_SB = (np.stack([e.metric(name) for e in evaluations.values()]) for name in (subject, start))
+        gain = seeds_difference(ours_SB, theirs_SB)
+        console.result(
+            f"Gain over {len(evaluations)} seeds: {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] over seeds and "
+            f"users, p {p_text(gain.p_value)}; [{gain.users_low:+.4f}, {gain.users_high:+.4f}] over users alone; "
+            f"deviation between seeds {gain.seed_std:.4f}"
+        )

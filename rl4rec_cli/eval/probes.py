@@ -1,0 +1,152 @@
+"""Probes: would the result stand if one thing were different?
+
+Decides: what is varied, which difference answers the question, and when a probe fails.
+Hides: the second embedder, the exchanged histories.
+
+- `second embedder`: another embedder ranks the very same texts. Asks whether the gain over the starting policy is
+  still there. A policy that learned what one embedder likes rather than what the user wants fails.
+- `shuffled history`: the policy reads the same history in another order. Asks what that costs it.
+- `another user's history`: the policy reads the history of somebody else, whose length is alike; ranks and masks stay
+  the user's own. Asks what that costs it. A policy that writes what sells to everybody loses nothing, and fails.
+
+A probe fails only where there is something to fail at: the second embedder where the first shows a gain, the other
+two where the policy scores above 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl4rec_cli.errors import EmbeddingError
+from rl4rec_cli.eval.methods import Measured, Scored, VectorScores, measure
+from rl4rec_cli.eval.metrics import per_user
+from rl4rec_cli.eval.statistics import Difference, paired_difference, reads
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.data.dataset import Dataset, Example
+
+SEED = 40_010
+SECOND, SHUFFLED, OTHER = "second embedder", "shuffled history", "another user's history"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One probe's answer.
+
+    Attributes:
+        measures: which difference is shown, in words.
+        passed: None where there is nothing to fail at.
+        finding: what to say in the verdict where it failed.
+    """
+
+    name: str
+    measures: str
+    difference: Difference
+    passed: bool | None
+    finding: str
+
+    def as_json(self) -> dict[str, Any]:
+        shown = {"name": self.name, "measures": self.measures, "passed": self.passed, "finding": self.finding}
+        return {**shown, "difference": self.difference._asdict()}
+
+
+def second_embedder(
+    config: RunConfig, dataset: Dataset, examples: Sequence[Example], ours: Measured, start: Measured, metric: str
+) -> Probe:
+    """Is the gain of `ours` over `start` there as well when another embedder ranks the same texts?
+
+    Raises:
+        EmbeddingError: the second embedder is the first, or cannot be opened.
+    """
+    name, scored = _second(config, dataset)
+    k = int(metric.partition("@")[2])
+
+    def values(method: Measured) -> np.ndarray:
+        again = measure(method.name, scored(method.texts or []), dataset, examples)
+        return per_user(again.ranking, (k,))[metric]
+
+    first = paired_difference(*(per_user(m.ranking, (k,))[metric] for m in (ours, start)))
+    second = paired_difference(values(ours), values(start))
+    has_gain = reads(first, first.p_value) == "higher"
+    stands = reads(second, second.p_value) == "higher"
+    return Probe(
+        f"{SECOND}: {name}",
+        f"{ours.name} minus {start.name}, ranked by {name}",
+        second,
+        stands if has_gain else None,
+        f"its gain over {start.name} vanishes when {name} ranks the same texts "
+        f"({second.mean:+.4f} [{second.low:+.4f}, {second.high:+.4f}] instead of {first.mean:+.4f})",
+    )
+
+
+def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Sequence[str]], Scored]]:
+    from rl4rec_cli.eval.baselines import bm25_scores
+    from rl4rec_cli.retrieval.embedding import model_identity
+    from rl4rec_cli.retrieval.retriever import open_retriever
+
+    section, name = config.retrieval, config.eval.second_embedder
+    if name == "auto":
+        name = "bm25" if section.embedder == "lsa" else "lsa"
+    if name == "bm25":
+        return "BM25", lambda texts: bm25_scores(dataset.texts(), texts)
+    is_lsa = name == "lsa"
+    same = is_lsa if section.embedder == "lsa" else not is_lsa and model_identity(name) == model_identity(section.model)
+    if same:
+        raise EmbeddingError(
+            f"eval.second_embedder={name} is what ranks already, so it probes nothing",
+            hint="name another sentence-transformers model, lsa or bm25",
+        )
+    given = {"embedder": "lsa"} if is_lsa else {"embedder": "sentence-transformers", "model": name}
+    retriever = open_retriever(section.model_copy(update={**given, "file": None, "query_prompt": ""}), dataset)
+    shown = "lsa" if is_lsa else name
+    return shown, lambda texts: VectorScores(retriever.text_vectors(texts), retriever.matrix)
+
+
+def history_probe(
+    name: str, ours: Measured, again: Measured, metric: str, examples: Sequence[Example], *, is_order: bool
+) -> Probe:
+    """What it costs the policy to read another history than the user's.
+
+    Args:
+        again: the same policy, having read `shuffled` or `exchanged` histories of the examples.
+        is_order: the histories were shuffled, not exchanged; where all have one item there is nothing to shuffle.
+    """
+    has_order = any(len(e.history) > 1 for e in examples)
+    k = int(metric.partition("@")[2])
+    values, changed = (per_user(m.ranking, (k,))[metric] for m in (ours, again))
+    cost = paired_difference(values, changed)
+    loses = reads(cost, cost.p_value) == "higher"
+    what = "the order of its history" if is_order else "its history"
+    return Probe(
+        name,
+        f"{ours.name} minus the same with {name}",
+        cost,
+        loses if values.any() and (has_order or not is_order) else None,
+        f"it ignores {what}: with {name} it scores no less ({cost.mean:+.4f} [{cost.low:+.4f}, {cost.high:+.4f}])",
+    )
+
+
+def shuffled(examples: Sequence[Example]) -> list[Example]:
+    """The same examples, each with its history in another order, where it has more than one item."""
+    generator = np.random.default_rng(SEED)
+    changed = []
+    for example in examples:
+        order = generator.permutation(len(example.history))
+        changed.append(replace(example, history=tuple(example.history[i] for i in order)))
+    return changed
+
+
+def exchanged(examples: Sequence[Example]) -> list[Example]:
+    """The same users and targets, each with the history of another user whose history is about as long."""
+    generator = np.random.default_rng(SEED)
+    order = sorted(range(len(examples)), key=lambda i: (len(examples[i].history), generator.random()))
+    changed = list(examples)
+    for place, row in enumerate(order):
+        giver = examples[order[(place + 1) % len(order)]]
+        changed[row] = replace(examples[row], user=giver.user, history=giver.history)
+    return changed
