@@ -1,4 +1,4 @@
-"""`rl4rec data synth|stats`."""
+"""`rl4rec data synth|stats|audit`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rl4rec_cli.cli.options import Json, epilog
+from rl4rec_cli.cli.options import Json, Recipes, Sets, epilog
 
 app = typer.Typer(
     help="Make and inspect dataset folders.",
@@ -47,3 +47,49 @@ def stats(
     from rl4rec_cli.data.stats import dataset_stats
 
     console.figures(dataset_stats(load_dataset(dataset)), as_json=as_json)
+
+
+@app.command(epilog=epilog("rl4rec data audit data/beauty", "rl4rec data audit data/beauty -r my.yaml --strict"))
+def audit(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset folder.")],
+    recipe: Recipes = None,
+    sets: Sets = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if there is a leak; warnings alone do not fail.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Look for what gives targets away: in prompts, texts, ids and sequences.
+
+    A leak makes figures better than they are; a warning bends them, or becomes a leak if ids or fields are shown.
+    The recipe's prompt settings, data.train_targets and retrieval.emb_type say what is shown and embedded.
+    """
+    from rl4rec_cli import console
+    from rl4rec_cli.layering import load_config
+
+    config = load_config(
+        algorithm=None,
+        recipes=recipe or [],
+        flags={"data.path": dataset},
+        sets=sets or [],
+        allow_custom_rewards=True,
+    )
+    from rl4rec_cli.data.audit import audit_dataset
+    from rl4rec_cli.data.dataset import load_dataset
+    from rl4rec_cli.errors import Rl4RecError
+
+    found = audit_dataset(
+        load_dataset(dataset),
+        prompt=config.prompt,
+        train_targets=config.data.train_targets,
+        emb_type=config.retrieval.emb_type,
+    )
+    if as_json:
+        console.print_json(found.as_json())
+    else:
+        console.table("", ["check", "result", "seen"], [(c.name, c.result, c.seen) for c in found.checks])
+        for finding in found.findings:
+            console.result("\n" + console.clean(str(finding), keep="\n"))
+        console.result("\n" + found.summary())
+    if strict and found.leaks:
+        raise Rl4RecError(f"{dataset}: {found.leaks} leak{'s' * (found.leaks > 1)} found (--strict)")

@@ -18,8 +18,8 @@ HEAVY = {
 }
 GROUPS = [[], ["data"], ["train"], ["recipes"]]
 COMMANDS = [
-    *(["data", "synth"], ["data", "stats"], ["embed"], ["train", "grpo"], ["train", "sft"], ["eval"], ["recommend"]),
-    *(["recipes", "list"], ["recipes", "show"], ["recipes", "copy"]),
+    *(["data", "synth"], ["data", "stats"], ["data", "audit"], ["embed"], ["eval"], ["recommend"]),
+    *(["train", "grpo"], ["train", "sft"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"]),
 ]
 # Prints the help, then which packages were imported for it.
 PROBE = """
