@@ -5,7 +5,8 @@ Hides: the second embedder, the exchanged histories.
 
 - `second embedder`: another embedder ranks the very same texts. Asks whether the gain over the starting policy is
   still there. A policy that learned what one embedder likes rather than what the user wants fails.
-- `shuffled history`: the policy reads the same history in another order. Asks what that costs it.
+- `shuffled history`: the policy reads the same history in another order. Asks what that costs it. One whose ranks
+  stay the same fails: it ignores the order, or the whole history. One that reads it in vain does not.
 - `another user's history`: the policy reads the history of somebody else, whose length is alike; ranks and masks stay
   the user's own. Asks what that costs it. A policy that writes what sells to everybody loses nothing, and fails.
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from rl4rec_cli.data.dataset import Dataset, Example
 
 SEED = 40_010
+SAME = 0.95
+"""Share of ranks that stay the same from which on a policy is said to ignore the order of its history."""
 SECOND, SHUFFLED, OTHER = "second embedder", "shuffled history", "another user's history"
 
 
@@ -120,15 +123,17 @@ def history_probe(
     k = int(metric.partition("@")[2])
     values, changed = (per_user(m.ranking, (k,))[metric] for m in (ours, again))
     cost = paired_difference(values, changed)
-    loses = reads(cost, cost.p_value) == "higher"
-    what = "the order of its history" if is_order else "its history"
-    return Probe(
-        name,
-        f"{ours.name} minus the same with {name}",
-        cost,
-        loses if values.any() and (has_order or not is_order) else None,
-        f"it ignores {what}: with {name} it scores no less ({cost.mean:+.4f} [{cost.low:+.4f}, {cost.high:+.4f}])",
-    )
+    numbers = f"{cost.mean:+.4f} [{cost.low:+.4f}, {cost.high:+.4f}]"
+    passed: bool | None = reads(cost, cost.p_value) == "higher"
+    finding = f"it ignores its history: with {name} it scores no less ({numbers})"
+    if is_order and not passed:
+        same = float((ours.ranking.ranks == again.ranking.ranks).mean())
+        finding = f"it ignores the order of its history: shuffled, {same:.0%} of its ranks stay the same ({numbers})"
+        # Reading the order and gaining nothing by it is no fault: not all data have one.
+        passed = None if same < SAME or not has_order else False
+    if not values.any():
+        passed = None
+    return Probe(name, f"{ours.name} minus the same with {name}", cost, passed, finding)
 
 
 def shuffled(examples: Sequence[Example]) -> list[Example]:

@@ -51,5 +51,12 @@ def test_no_gain_without_a_learning_rate(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "runs" / "q" / "eval" / "validation.json").read_text())
     assert result["methods"]["tuned policy"] == result["methods"]["before RL"]
     assert result["methods"]["tuned policy"]["ndcg@10"] > 0.05  # the warm start did learn: 0 = 0 would say nothing
-    assert result["differences"]["before RL"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    difference = result["differences"]["before RL"]
+    assert {key: difference[key] for key in ("mean", "low", "high", "p_value")} == {
+        "mean": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "p_value": 1.0,
+    }
+    assert difference["reads"] == "no difference shown"
     assert "no difference shown" in stdout

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rl4rec_cli.config import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset, Example, build_examples, load_dataset
-from rl4rec_cli.eval.baselines import baseline_ranking, history_mean, last_item, popularity
+from rl4rec_cli.eval.baselines import BASELINES, bm25_scores, label, measure_baseline
+from rl4rec_cli.eval.methods import Measured, Task, TileScores, measure
 from rl4rec_cli.eval.metrics import means
 from rl4rec_cli.retrieval.embedding import embedding_path, load_embeddings
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking, open_retriever
@@ -30,6 +34,16 @@ SEQUENCES = (
     (0, 2, 1, 2),
 )
 # Training counts: item 0 four times (user 1 twice, user 2 once), 1 twice, 2 twice, 3, 4 and 5 never.
+
+
+def ranked(name: str, dataset: Dataset, retriever: InProcessRetriever, examples: Sequence[Example]) -> Measured:
+    return measure_baseline(name, Task(dataset, retriever, examples))
+
+
+def ranks(name: str, dataset: Dataset, retriever: InProcessRetriever, examples: Sequence[Example]) -> list[int]:
+    return ranked(name, dataset, retriever, examples).ranking.ranks.tolist()
+
+
 VECTORS = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0], [-1.0, 0.0], [0.8, 0.6]])
 
 
@@ -44,22 +58,23 @@ def test_popularity_by_hand(make_dataset: Make, scripted: type) -> None:
     # User 1: target 3 (0), masked 0 1 5; rivals 2 (2) and 4 (0, tie) → 3.
     # User 2: target 2 (2) stands in its history and is ranked; masked 0 1; rivals 3 4 5 (0) → 1.
     test = build_examples(dataset, "test")
-    assert popularity(dataset, test).ranks.tolist() == [2, 3, 1]
-    assert popularity(dataset, test).scorable.all()
+    assert ranks("popularity", dataset, retriever, test) == [2, 3, 1]
+    assert ranked("popularity", dataset, retriever, test).ranking.scorable.all()
     # Validation: user 0: target 3 against 4 5 → 3. User 1: target 5 against 2 (2), 3 4 → 4. User 2: target 1 (2)
     # against 3 4 5 → 1, masked 0 2.
-    assert popularity(dataset, build_examples(dataset, "validation")).ranks.tolist() == [3, 4, 1]
-    repeating, _ = shop(make_dataset, scripted, mask_history=False)
+    assert ranks("popularity", dataset, retriever, build_examples(dataset, "validation")) == [3, 4, 1]
+    repeating, retriever = shop(make_dataset, scripted, mask_history=False)
     # Unmasked: 4 ties with 3 5, after 0 1 2 → 6; 3 likewise; 2 ties with 1, after 0 → 3.
-    assert popularity(repeating, test).ranks.tolist() == [6, 6, 3]
-    assert baseline_ranking("popularity", dataset, retriever, test).ranks.tolist() == [2, 3, 1]
+    assert ranks("popularity", repeating, retriever, test) == [6, 6, 3]
 
 
 def test_popularity_does_not_see_what_is_to_be_predicted(make_dataset: Make, scripted: type) -> None:
-    dataset, _ = shop(make_dataset, scripted)
+    dataset, retriever = shop(make_dataset, scripted)
     moved = make_dataset(sequences=[(*row[:-2], 4, 4) for row in SEQUENCES])
     examples = [Example("u0", (5,), 1)]
-    assert popularity(dataset, examples).ranks.tolist() == popularity(moved, examples).ranks.tolist() == [3]
+    for name in ("popularity", "transitions", "transitions_2"):
+        assert ranks(name, dataset, retriever, examples) == ranks(name, moved, retriever, examples)
+    assert ranks("popularity", moved, retriever, examples) == [3]
 
 
 def test_last_item_by_hand(make_dataset: Make, scripted: type) -> None:
@@ -68,24 +83,128 @@ def test_last_item_by_hand(make_dataset: Make, scripted: type) -> None:
     # User 1: last 5 = (.8, .6), target 3 scores .6; masked 0 1 5; 2 scores .96, 4 scores -.8 → 2.
     # User 2: last 1 = (.8, .6), target 2 scores .96; masked 0 1; 5 scores 1 → 2.
     test = build_examples(dataset, "test")
-    assert last_item(retriever, test).ranks.tolist() == [2, 2, 2]
-    assert baseline_ranking("last_item", dataset, retriever, test).ranks.tolist() == [2, 2, 2]
-    _, unmasked = shop(make_dataset, scripted, mask_history=False)
+    assert ranks("last_item", dataset, retriever, test) == [2, 2, 2]
+    repeating, unmasked = shop(make_dataset, scripted, mask_history=False)
     # User 0: 4 and 0 score 0 (a tie), 1 2 3 5 more → 6. User 1: 3 scores .6; 0 .8, 1 1, 2 .96, 5 1 → 5.
     # User 2: 2 scores .96; 1 and 5 score 1 → 3.
-    assert last_item(unmasked, test).ranks.tolist() == [6, 5, 3]
+    assert ranks("last_item", repeating, unmasked, test) == [6, 5, 3]
 
 
 def test_history_mean_by_hand(make_dataset: Make, scripted: type) -> None:
-    _, retriever = shop(make_dataset, scripted, mask_history=False)
+    dataset, retriever = shop(make_dataset, scripted, mask_history=False)
     # Mean of 0 and 3 = (.5, .5): 1 2 and 5 score .7, 0 and 3 .5, 4 -.5.
     rows = [Example("u", (0, 3), 2), Example("u", (0, 3), 3), Example("u", (3, 0), 4)]
-    assert history_mean(retriever, rows).ranks.tolist() == [3, 5, 6]
+    assert ranks("history_mean", dataset, retriever, rows) == [3, 5, 6]
     # 0 and 4 cancel out: the mean says nothing, and its target is last.
-    ranking = history_mean(retriever, [Example("u", (0, 4), 1)])
-    assert ranking.ranks.tolist() == [6]
-    assert ranking.scorable.tolist() == [False]
-    assert baseline_ranking("history_mean", make_dataset(), retriever, rows).ranks.tolist() == [3, 5, 6]
+    mean = ranked("history_mean", dataset, retriever, [Example("u", (0, 4), 1)])
+    assert mean.ranking.ranks.tolist() == [6]
+    assert mean.ranking.scorable.tolist() == [False]
+    assert mean.top_BK.tolist() == [[-1] * 6], "what says nothing recommends nothing"
+
+
+def test_decayed_mean_by_hand(make_dataset: Make, scripted: type) -> None:
+    dataset, retriever = shop(make_dataset, scripted, mask_history=False)
+    # (.5 * item 0 + item 3) / 1.5 = (.33, .67): 2 scores .73, 1 and 5 .67 (ties for each other), 3 .67, 0 .33, 4 -.33.
+    rows = [Example("u", (0, 3), 2), Example("u", (0, 3), 0), Example("u", (0, 3), 4)]
+    assert ranks("decayed_mean", dataset, retriever, rows) == [1, 5, 6]
+
+
+def test_transitions_by_hand(make_dataset: Make, scripted: type) -> None:
+    dataset, retriever = shop(make_dataset, scripted)
+    # Training parts: 0 1 2 · 0 1 0 · 0 2. After 0: 1 twice, 2 once. After 1: 2, 0. Counts: 0 four, 1 two, 2 two.
+    rows = [Example("u", (3, 0), 1), Example("u", (3, 0), 2), Example("u", (3, 0), 4), Example("u", (5, 1), 2)]
+    # 4 followed nothing and was never chosen: behind 1, 2, and level with 5 (3 and 0 are masked).
+    assert ranks("transitions", dataset, retriever, rows) == [1, 2, 4, 2]
+    # Two back: after 0 _: 2 once and 0 once at half weight. History (0, 1): 2 scores 1 + .5, 0 is masked.
+    assert ranks("transitions_2", dataset, retriever, [Example("u", (0, 1), 2)]) == [1]
+    # Nothing follows 4: popularity decides.
+    found = ranked("transitions", dataset, retriever, [Example("u", (4,), 1)])
+    assert found.ranking.ranks.tolist() == [3], "1 ties with 2, behind 0"
+    assert found.top_BK.tolist() == [[0, 1, 2, 3, 5, -1]]
+
+
+def test_bm25_by_hand(make_dataset: Make, scripted: type) -> None:
+    texts = ["rose cream", "mint gel", "rose soap", "oil"]
+    scored = bm25_scores(texts, ["a rose is a rose", "Mint!", "nothing known"])
+    found = scored.ranks([2, 0, 1], None)
+    # Rose: 0 and 2 tie. Mint: only 1 scores above 0. The last query says nothing.
+    assert found.ranks.tolist() == [2, 4, 4]
+    assert found.scorable.tolist() == [True, True, False]
+
+
+def test_ceilings_know_the_target(make_dataset: Make, scripted: type) -> None:
+    dataset, retriever = shop(make_dataset, scripted, mask_history=False)
+    rows = [Example("u", (0, 4), 3), Example("u", (4, 1), 5)]
+    # 1 and 5 have one vector: the target's own text cannot tell them apart.
+    assert ranks("target_text", dataset, retriever, rows) == [1, 2]
+    # Of 4 and 1, 1 is nearest to 5.
+    assert ranks("nearest_history_item", dataset, retriever, rows)[1] == 2
+    assert ranked("target_text", dataset, retriever, rows).kind == "ceiling"
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_tiles_of_scores_are_ranked_as_the_rules_say(data: st.DataObject) -> None:
+    count, items = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 9))
+    cell = st.integers(-2, 2).map(float)
+    scores = np.array(
+        data.draw(st.lists(st.lists(cell, min_size=items, max_size=items), min_size=count, max_size=count))
+    )
+    ids = st.integers(0, items - 1)
+    targets = [data.draw(ids) for _ in range(count)]
+    masks = [data.draw(st.lists(ids, max_size=4)) for _ in range(count)] if data.draw(st.booleans()) else None
+    k = data.draw(st.integers(1, 12))
+    tiles = TileScores(count, items, lambda start, stop: scores[start:stop])
+    found, top = tiles.ranks(targets, masks), tiles.top(k, masks)
+    for row in range(count):
+        masked = set(masks[row]) if masks is not None else set()
+        if not scores[row].any():
+            assert not found.scorable[row]
+            assert found.ranks[row] == items
+            continue
+        rivals = [i for i in range(items) if i not in masked and i != targets[row]]
+        assert found.ranks[row] == 1 + sum(scores[row, i] >= scores[row, targets[row]] for i in rivals)
+        best = sorted((i for i in range(items) if i not in masked), key=lambda i: (-scores[row, i], i))[:k]
+        assert top[row].tolist() == best + [-1] * (min(k, items) - len(best))
+
+
+def test_every_baseline_is_measured_and_kept(make_dataset: Make, scripted: type, tmp_path: Path) -> None:
+    dataset, retriever = shop(make_dataset, scripted)
+    examples = build_examples(dataset, "test")
+    task = Task(dataset, retriever, examples, cache=tmp_path)
+    for name in set(BASELINES) - {"sasrec"}:
+        first, again = measure_baseline(name, task), measure_baseline(name, task)
+        assert again.notes["cached"] is True
+        assert (again.name, again.kind, again.texts) == (label(name), first.kind, None)
+        assert again.ranking.ranks.tolist() == first.ranking.ranks.tolist()
+        assert again.top_BK.tolist() == first.top_BK.tolist()
+
+
+def test_what_is_kept_is_read_for_the_same_data_only(
+    make_dataset: Make, scripted: type, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, retriever = shop(make_dataset, scripted)
+    test = build_examples(dataset, "test")
+    measure_baseline("last_item", Task(dataset, retriever, test, cache=tmp_path))
+    others = {
+        "other users": Task(dataset, retriever, test[:2], cache=tmp_path),
+        "other data": Task(make_dataset(sequences=SEQUENCES[::-1]), retriever, test, cache=tmp_path),
+        "other vectors": Task(dataset, InProcessRetriever(scripted({}, 2), -VECTORS), test, cache=tmp_path),
+    }
+    for what, task in others.items():
+        assert "cached" not in measure_baseline("last_item", task).notes, what
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:-40])
+    again = measure_baseline("last_item", Task(dataset, retriever, test, cache=tmp_path))
+    assert "cached" not in again.notes
+    assert "cannot be read" in capsys.readouterr().err
+    assert measure_baseline("last_item", Task(dataset, retriever, test, cache=tmp_path)).notes["cached"]
+
+
+def test_a_blank_text_recommends_nothing(make_dataset: Make, scripted: type) -> None:
+    dataset, _ = shop(make_dataset, scripted)
+    blank = measure("x", TileScores(1, 6, lambda *_: np.zeros((1, 6))), dataset, [Example("u", (0,), 1)])
+    assert blank.top_BK.tolist() == [[-1] * 6]
 
 
 # --- the figures of Amazon Beauty ---
@@ -105,11 +224,13 @@ def figures(ranking: Ranking) -> tuple[float, ...]:
 
 
 @pytest.mark.realdata
-def test_popularity_on_amazon_beauty(beauty: Dataset) -> None:
+def test_popularity_on_amazon_beauty(beauty: Dataset, scripted: type) -> None:
     examples = build_examples(beauty, "test")
     assert len(examples) == 22_363
     assert beauty.num_items == 12_101
-    assert figures(popularity(beauty, examples))[:2] == (0.0053, 0.0110)
+    nothing = InProcessRetriever(scripted({}, 2), torch.zeros(beauty.num_items, 2))
+    found = ranked("popularity", beauty, nothing, examples)
+    assert figures(found.ranking)[:2] == (0.0053, 0.0110)
 
 
 @pytest.mark.realdata
@@ -125,8 +246,13 @@ def test_text_baselines_on_amazon_beauty(
         section = section.model_copy(update={"emb_dir": str(tmp_path_factory.mktemp("emb"))})
     retriever = open_retriever(section, beauty)
     examples = build_examples(beauty, "test")
-    assert figures(last_item(retriever, examples)) == (0.0401, 0.0669, 0.0319)
-    assert figures(history_mean(retriever, examples)) == (0.0224, 0.0412, 0.0167)
+    expected = {
+        "last_item": (0.0401, 0.0669, 0.0319),
+        "history_mean": (0.0224, 0.0412, 0.0167),
+        "decayed_mean": (0.0392, 0.0664, 0.0309),
+    }
+    for name, values in expected.items():
+        assert figures(ranked(name, beauty, retriever, examples).ranking) == values
 
 
 def _works(load: Callable[[], object]) -> bool:
