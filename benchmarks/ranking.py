@@ -31,6 +31,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rl4rec_cli.retrieval import ranking
+from rl4rec_cli.retrieval.pairs import Queries
 from rl4rec_cli.retrieval.ranking import ItemMatrix, search, target_ranks
 from rl4rec_cli.retrieval.tiles import product
 
@@ -100,8 +101,8 @@ def take_turns(variants: Variants, rounds: int, slow_rounds: int) -> dict[str, l
 def blocked(multiply: Callable[[Tensor, Tensor], Tensor], queries: Tensor, items: Tensor) -> Callable[[], None]:
     """The bare product over the very tiles that ranking uses; the scores are dropped."""
     matrix = ItemMatrix.from_tensor(items)
-    prepared = ranking._Queries(queries, matrix)
-    edges, chunks = list(ranking._blocks(prepared, matrix)), list(prepared.chunks())
+    prepared = Queries(queries, matrix)
+    edges, chunks = list(ranking._blocks(prepared, matrix, 1)), list(prepared.chunks())
 
     def run() -> None:
         for start, stop in edges:

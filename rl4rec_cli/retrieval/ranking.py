@@ -4,10 +4,11 @@ Decides: what a score is, who wins a near-tie, and what is an error. Hides: bloc
 to be looked at twice.
 
 **The score** of a query and an item is the dot product of the vectors given (see `item_matrix`), multiplied and added
-in float64 in one fixed order (`_pair_scores`). It depends on the two vectors and nothing else: not on the block, batch,
-shard, storage or device, nor on where in the catalogue the item stands. Equal vectors tie exactly, the target's score
-is made by the same routine as its rivals', and two scores are equal only if their float64 values are: another float64
-brute force gives the same ranks but for scores that differ by its own rounding, about D·2⁻⁵³ of ‖q‖‖v‖.
+in float64 in one fixed order (`pairs.exact_scores`). It depends on the two vectors and nothing else: not on the block,
+batch, shard, storage, device or number of threads, nor on where in the catalogue the item stands. Equal vectors tie
+exactly, the target's score is made by the same routine as its rivals', and two scores are equal only if their float64
+values are: another float64 brute force gives the same ranks but for scores that differ by its own rounding, about
+D·2⁻⁵³ of ‖q‖‖v‖.
 
 **How it is fast.** A float32 product over blocks of items decides all but the near-ties. Whatever order a product adds
 in, it errs by at most γ‖q‖‖v‖ with γ = nu/(1-nu), u = 2⁻²⁴, n = D (Higham, *Accuracy and Stability of Numerical
@@ -19,17 +20,20 @@ it the pair is scored again as above.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rl4rec_cli.errors import DataError, EmbeddingError
+from rl4rec_cli.errors import DataError
+from rl4rec_cli.retrieval.cores import one_core, share_out, strict_products
 from rl4rec_cli.retrieval.item_matrix import ItemMatrix, Storage
-from rl4rec_cli.retrieval.tiles import WORD, Flags, int8_product, one_core, product, strict_products
+from rl4rec_cli.retrieval.pairs import QUERIES, Queries, exact_scores, reaches
+from rl4rec_cli.retrieval.tiles import WORD, Flags, int8_product, product, reached_by
 
 __all__ = ["ItemMatrix", "Storage", "count_at_least", "pair_scores", "score_matrix", "search", "target_ranks"]
 
@@ -37,13 +41,17 @@ _TILE_SCORES = 1 << 18
 _GPU_TILE_SCORES = 1 << 23
 _TILE_ROWS = 1 << 10
 _BLOCK_ELEMENTS = 1 << 21
-_QUERIES = 1 << 10
-_PAIR_ELEMENTS = 1 << 17
 _NEAR_PAIRS = 1 << 14
+# Blocks for each core that shares in a scan, at least, as long as they keep so many rows.
+_TURNS = 4
+_SHARED_ROWS = 1 << 9
+# Products below this are over before threads have started.
+_SHARED_WORK = 1 << 26
 # Above one near item in so many, a product over the whole block from the vectors given is cheaper than pairs.
 _CROWD = 128
 
 Ids = Sequence[Sequence[int]]
+Result = TypeVar("Result")
 
 
 def target_ranks(queries_BD: Tensor, items: ItemMatrix, targets_B: Tensor, masks: Ids | None = None) -> Tensor:
@@ -67,14 +75,15 @@ def target_ranks(queries_BD: Tensor, items: ItemMatrix, targets_B: Tensor, masks
         EmbeddingError: a query is not finite (named) or has not D dimensions.
         DataError: an id outside the catalogue, or not one target and one mask for each query.
     """
-    with strict_products():
-        queries = _Queries(queries_BD, items)
+    with strict_products(), one_core() as cores:
+        queries = Queries(queries_BD, items)
         targets = _one_each(targets_B, queries, items)
-        every = np.arange(len(queries))
-        goals_B = _pair_scores(queries, items, every, targets)
-        # Masked items and the target itself are struck from each tile of scores; the target then counts as the 1.
-        struck = _Struck(*_flatten(masks, queries, items), every, targets)
-        return torch.from_numpy(1 + _count_at_least(queries, items, goals_B, struck))
+        goals_B = exact_scores(queries, items, np.arange(len(queries)), targets)
+        # The target is counted too, as the 1: its score is the goal itself.
+        rows, ids = _flatten(masks, queries, items)
+        others = ids != targets[rows]
+        scan = _Scan(queries, items, _Struck(rows[others], ids[others]), cores)
+        return torch.from_numpy(_count_at_least(scan, goals_B))
 
 
 def pair_scores(queries_BD: Tensor, items: ItemMatrix, ids_B: Tensor) -> Tensor:
@@ -84,9 +93,9 @@ def pair_scores(queries_BD: Tensor, items: ItemMatrix, ids_B: Tensor) -> Tensor:
         EmbeddingError: a query is not finite (named) or has not D dimensions.
         DataError: an id outside the catalogue, or not one for each query.
     """
-    with strict_products():
-        queries = _Queries(queries_BD, items)
-        scores_B = _pair_scores(queries, items, np.arange(len(queries)), _one_each(ids_B, queries, items))
+    with strict_products(), one_core():
+        queries = Queries(queries_BD, items)
+        scores_B = exact_scores(queries, items, np.arange(len(queries)), _one_each(ids_B, queries, items))
     return torch.from_numpy(np.ldexp(scores_B, queries.exponents_B))
 
 
@@ -106,12 +115,13 @@ def count_at_least(queries_BD: Tensor, items: ItemMatrix, goals_B: Tensor, masks
         EmbeddingError: a query is not finite (named) or has not D dimensions.
         DataError: an id outside the catalogue, or not one goal and one mask for each query.
     """
-    with strict_products():
-        queries = _Queries(queries_BD, items)
+    with strict_products(), one_core() as cores:
+        queries = Queries(queries_BD, items)
         if goals_B.shape != (len(queries),) or goals_B.dtype != torch.float64 or not torch.isfinite(goals_B).all():
             raise DataError(f"need {len(queries)} finite float64 goals, one for each query")
         goals = np.ldexp(goals_B.cpu().numpy(), -queries.exponents_B)
-        return torch.from_numpy(_count_at_least(queries, items, goals, _Struck(*_flatten(masks, queries, items))))
+        scan = _Scan(queries, items, _Struck(*_flatten(masks, queries, items)), cores)
+        return torch.from_numpy(_count_at_least(scan, goals))
 
 
 def search(queries_BD: Tensor, items: ItemMatrix, k: int, exclude: Ids | None = None) -> tuple[Tensor, Tensor]:
@@ -133,10 +143,10 @@ def search(queries_BD: Tensor, items: ItemMatrix, k: int, exclude: Ids | None = 
     """
     if k < 1:
         raise DataError(f"k must be at least 1, got {k}")
-    with strict_products():
-        queries = _Queries(queries_BD, items)
-        struck = _Struck(*_flatten(exclude, queries, items))
-        ids_BK, scores_BK = _top_k(queries, items, min(k, items.num_items), struck)
+    with strict_products(), one_core() as cores:
+        queries = Queries(queries_BD, items)
+        scan = _Scan(queries, items, _Struck(*_flatten(exclude, queries, items)), cores)
+        ids_BK, scores_BK = _top_k(scan, min(k, items.num_items))
     with np.errstate(over="ignore"):
         scores_BK = np.ldexp(scores_BK, queries.exponents_B[:, None]).astype(np.float32)
     return torch.from_numpy(ids_BK), torch.from_numpy(scores_BK)
@@ -152,86 +162,33 @@ def score_matrix(queries_BD: Tensor, items: ItemMatrix) -> Tensor:
         EmbeddingError: a query is not finite (named) or has not D dimensions.
     """
     with strict_products():
-        queries = _Queries(queries_BD, items)
+        queries = Queries(queries_BD, items)
         scores_BN = torch.empty(len(queries), items.num_items)
-        for start, stop in _blocks(queries, items):
+        for start, stop in _blocks(queries, items, 1):
             items.bounds(start, stop)
             block_ND = items.given(start, stop)
             for first, last in queries.chunks():
-                tile_NB = product(block_ND, queries.vectors_BD[first : first + _QUERIES])
+                tile_NB = product(block_ND, queries.vectors_BD[first : first + QUERIES])
                 scores_BN[first:last, start:stop] = tile_NB.T[: last - first]
         return torch.ldexp(scores_BN, torch.from_numpy(queries.exponents_B)[:, None])
-
-
-class _Queries:
-    """Queries brought to norm [1/2, 1) by a power of two, which changes no comparison and keeps products in range.
-
-    `vectors_BD` ends in rows of zeros that make its length a multiple of `WORD`.
-    """
-
-    @one_core()
-    def __init__(self, queries_BD: Tensor, items: ItemMatrix) -> None:
-        if queries_BD.ndim != 2 or queries_BD.shape[1] != items.dim:
-            raise EmbeddingError(f"queries must be [texts, {items.dim}] like the items, got {list(queries_BD.shape)}")
-        if not queries_BD.is_floating_point():
-            raise EmbeddingError(f"queries must be floating point, got {queries_BD.dtype}")
-        count = len(queries_BD)
-        self.vectors_BD = torch.zeros(count + -count % WORD, items.dim, device=items.device)
-        self.exponents_B = np.zeros(count, dtype=np.int32)
-        self.norms_B = np.zeros(count)
-        for first in range(0, count, _QUERIES):
-            self._take(queries_BD[first : first + _QUERIES].detach().to(items.device), first)
-
-    def _take(self, some_BD: Tensor, first: int) -> None:
-        for values, problem in ((some_BD, "is not finite"), (some_BD.float(), "does not fit float32")):
-            finite_B = torch.isfinite(values).all(1).cpu()
-            if not finite_B.all():
-                row = first + int((~finite_B).nonzero()[0])
-                raise EmbeddingError(f"embedding of text {row} {problem}", hint="check the embedder's output")
-        wide_BD = some_BD.float().double()
-        norms_B = torch.linalg.vector_norm(wide_BD, dim=1)
-        exponents_B = torch.frexp(norms_B)[1]
-        last = first + len(some_BD)
-        self.vectors_BD[first:last] = torch.ldexp(wide_BD, -exponents_B[:, None])
-        self.exponents_B[first:last] = exponents_B.cpu().numpy()
-        # A little more than the norm, for the rounding of the norm itself.
-        self.norms_B[first:last] = np.ldexp(norms_B.cpu().numpy(), -self.exponents_B[first:last]) * (1 + 1e-6)
-
-    def __len__(self) -> int:
-        return len(self.norms_B)
-
-    def chunks(self) -> Iterator[tuple[int, int]]:
-        for first in range(0, len(self), _QUERIES):
-            yield first, min(first + _QUERIES, len(self))
-
-    def int8(self) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """Codes int8 `[D, B]`, the scale of each query, and its distance from what the codes stand for."""
-        scale_B = self.vectors_BD.abs().amax(1).clamp(min=2.0**-60) / 127
-        codes_BD = (self.vectors_BD / scale_B[:, None]).round_().clamp_(-127, 127)
-        copies_BD = codes_BD.double() * scale_B.double()[:, None]
-        gaps_B = torch.linalg.vector_norm(self.vectors_BD.double() - copies_BD, dim=1)
-        count = len(self)
-        codes_DB = codes_BD.to(torch.int8).T.contiguous()
-        return codes_DB, scale_B[:count].double().numpy(), gaps_B[:count].numpy() * (1 + 1e-6)
 
 
 class _Struck:
     """(query, item) pairs that must not be counted, handed out block by block."""
 
-    def __init__(self, *pairs: np.ndarray) -> None:
-        queries = np.concatenate(pairs[0::2])
-        items = np.concatenate(pairs[1::2])
+    def __init__(self, queries: np.ndarray, items: np.ndarray) -> None:
         order = np.argsort(items, kind="stable")
         self.queries, self.items = queries[order], items[order]
 
-    def strike(self, scores_NB: Tensor, start: int, columns: np.ndarray) -> None:
-        """Set the struck pairs to -inf in scores of items from `start` on; `columns` of each query, -1 = absent."""
-        low, high = np.searchsorted(self.items, [start, start + len(scores_NB)])
-        column = columns[self.queries[low:high]]
-        flat = (self.items[low:high] - start) * scores_NB.shape[1] + column
-        flat = flat[column >= 0]
-        if len(flat):
-            scores_NB.view(-1)[torch.from_numpy(flat).to(scores_NB.device)] = -math.inf
+    def strike(self, tile: _Tile) -> None:
+        """Set the struck pairs of a tile to -inf."""
+        low, high = np.searchsorted(self.items, [tile.start, tile.stop])
+        if low == high:
+            return
+        column = np.searchsorted(tile.queries_B, self.queries[low:high])
+        here = tile.queries_B[np.minimum(column, len(tile.queries_B) - 1)] == self.queries[low:high]
+        flat = ((self.items[low:high] - tile.start) * tile.scores_NB.shape[1] + column)[here]
+        tile.scores_NB.view(-1).index_fill_(0, torch.from_numpy(flat).to(tile.scores_NB.device), -math.inf)
 
 
 @dataclass
@@ -243,7 +200,7 @@ class _Tile:
     queries_B: np.ndarray
     scores_NB: Tensor
     margins_B: np.ndarray
-    units_B: np.ndarray | float
+    units_B: np.ndarray
 
     def thresholds(self, values_B: np.ndarray, *, up: bool = False) -> Tensor:
         """float32 thresholds for `Flags`, never above the values (`up`: never below); none pass in the padding."""
@@ -256,17 +213,67 @@ class _Tile:
         return torch.from_numpy(near).to(self.scores_NB.device)
 
 
-def _blocks(queries: _Queries, items: ItemMatrix) -> Iterator[tuple[int, int]]:
-    width = max(1, min(len(queries), _QUERIES))
-    tile = _TILE_SCORES if items.device.type == "cpu" else _GPU_TILE_SCORES
+class _Scan:
+    """One reading of the catalogue: its blocks, shared out over `cores`, and the tiles of scores they make."""
+
+    def __init__(self, queries: Queries, items: ItemMatrix, struck: _Struck, cores: int) -> None:
+        self.queries, self.items, self._struck = queries, items, struck
+        worth_it = items.device.type == "cpu" and len(queries) * items.num_items * items.dim >= _SHARED_WORK
+        self._cores = cores if worth_it else 1
+        self._codes_DB, self._scales_B, self._gaps_B = None, np.ones(len(queries)), np.zeros(len(queries))
+        if len(queries) and items.codes(0, 1) is not None:
+            self._codes_DB, self._scales_B, self._gaps_B = queries.int8()
+
+    def share_out(self, work: Callable[[Iterator[_Tile]], Result]) -> list[Result]:
+        """`work` on the tiles of some of the blocks, ascending, in each core's thread; each block is read once."""
+        blocks = _blocks(self.queries, self.items, self._cores) if len(self.queries) else []
+        return share_out(blocks, lambda mine: work(self._tiles(mine)), min(self._cores, max(1, len(blocks))))
+
+    def _tiles(self, blocks: Iterator[tuple[int, int]]) -> Iterator[_Tile]:
+        """Scores by the stored copy, struck pairs at -inf."""
+        items, vectors_BD, codes_DB = self.items, self.queries.vectors_BD, self._codes_DB
+        for start, stop in blocks:
+            margins_B = _margins(self.queries, items, *items.bounds(start, stop), self._gaps_B)
+            coded = items.codes(start, stop)
+            block_ND = items.block(start, stop) if coded is None else None
+            for first, last in self.queries.chunks():
+                end = first + QUERIES
+                if coded is not None and codes_DB is not None:
+                    scores_NB = int8_product(*coded, codes_DB[:, first:end].contiguous())
+                elif block_ND is not None:
+                    scores_NB = product(block_ND, vectors_BD[first:end])
+                chunk = np.arange(first, last)
+                tile = _Tile(start, stop, chunk, scores_NB, margins_B[first:last], self._scales_B[first:last])
+                self._struck.strike(tile)
+                yield tile
+
+    def sharper(self, tile: _Tile, crowded: np.ndarray) -> _Tile:
+        """The columns `crowded` of a tile again, by the vectors given."""
+        chosen = tile.queries_B[crowded]
+        padded = torch.from_numpy(np.pad(chosen, (0, -len(chosen) % WORD))).to(self.items.device)
+        scores_NB = product(self.items.given(tile.start, tile.stop), self.queries.vectors_BD[padded])
+        norm, _ = self.items.bounds(tile.start, tile.stop)
+        margins_B = _margins(self.queries, self.items, norm, 0.0, np.zeros(len(self.queries)))
+        again = _Tile(tile.start, tile.stop, chosen, scores_NB, margins_B[chosen], np.ones(len(chosen)))
+        self._struck.strike(again)
+        return again
+
+
+def _blocks(queries: Queries, items: ItemMatrix, cores: int) -> list[tuple[int, int]]:
+    width = max(1, min(len(queries), QUERIES))
+    on_cpu = items.device.type == "cpu"
+    tile = _TILE_SCORES if on_cpu else _GPU_TILE_SCORES
     rows = max(min(_TILE_ROWS, tile), tile // width)
-    rows = max(1, min(rows, _BLOCK_ELEMENTS // items.dim if items.device.type == "cpu" else rows))
+    rows = max(1, min(rows, _BLOCK_ELEMENTS // items.dim if on_cpu else rows))
     rows = 1 << (rows.bit_length() - 1)
-    for start in range(0, items.num_items, rows):
-        yield start, min(start + rows, items.num_items)
+    if cores > 1:
+        # The last blocks keep some cores waiting for others.
+        while rows > _SHARED_ROWS and rows * cores * _TURNS > items.num_items:
+            rows //= 2
+    return [(start, min(start + rows, items.num_items)) for start in range(0, items.num_items, rows)]
 
 
-def _margins(queries: _Queries, items: ItemMatrix, norm: float, gap: float, query_gaps_B: np.ndarray) -> np.ndarray:
+def _margins(queries: Queries, items: ItemMatrix, norm: float, gap: float, query_gaps_B: np.ndarray) -> np.ndarray:
     # n: the D of the bound, and a few for the scales of an int8 product and the arithmetic of the margin itself.
     n = items.dim + 8
     gamma = n * 2.0**-24 / (1 - n * 2.0**-24)
@@ -275,53 +282,24 @@ def _margins(queries: _Queries, items: ItemMatrix, norm: float, gap: float, quer
     return np.where(queries.norms_B == 0, 0.0, margins_B)
 
 
-def _tiles(queries: _Queries, items: ItemMatrix, struck: _Struck) -> Iterator[_Tile]:
-    """Scores by the stored copy, struck pairs at -inf, in ascending order of items; each block is read once."""
-    if not len(queries):
-        return
-    codes_DB, scales_B, query_gaps_B = None, np.ones(len(queries)), np.zeros(len(queries))
-    if items.codes(0, 1) is not None:
-        codes_DB, scales_B, query_gaps_B = queries.int8()
-    for start, stop in _blocks(queries, items):
-        margins_B = _margins(queries, items, *items.bounds(start, stop), query_gaps_B)
-        coded = items.codes(start, stop)
-        block_ND = items.block(start, stop) if coded is None else None
-        for first, last in queries.chunks():
-            end = first + _QUERIES
-            if coded is not None and codes_DB is not None:
-                scores_NB = int8_product(*coded, codes_DB[:, first:end].contiguous())
-            elif block_ND is not None:
-                scores_NB = product(block_ND, queries.vectors_BD[first:end])
-            columns = np.full(len(queries), -1)
-            columns[first:last] = np.arange(last - first)
-            struck.strike(scores_NB, start, columns)
-            yield _Tile(start, stop, np.arange(first, last), scores_NB, margins_B[first:last], scales_B[first:last])
-
-
-def _sharper(tile: _Tile, crowded: np.ndarray, queries: _Queries, items: ItemMatrix, struck: _Struck) -> _Tile:
-    """The columns `crowded` of a tile again, by the vectors given."""
-    chosen = tile.queries_B[crowded]
-    some_BD = queries.vectors_BD[torch.from_numpy(np.pad(chosen, (0, -len(chosen) % WORD))).to(items.device)]
-    scores_NB = product(items.given(tile.start, tile.stop), some_BD)
-    columns = np.full(len(queries), -1)
-    columns[chosen] = np.arange(len(chosen))
-    struck.strike(scores_NB, tile.start, columns)
-    norm, _ = items.bounds(tile.start, tile.stop)
-    margins_B = _margins(queries, items, norm, 0.0, np.zeros(len(queries)))
-    return _Tile(tile.start, tile.stop, chosen, scores_NB, margins_B[chosen], 1.0)
-
-
-def _count_at_least(queries: _Queries, items: ItemMatrix, goals_B: np.ndarray, struck: _Struck) -> np.ndarray:
+def _count_at_least(scan: _Scan, goals_B: np.ndarray) -> np.ndarray:
     """How many items that are not struck score at least `goals_B`, int64 `[B]`."""
-    counts_B = np.zeros(len(queries), dtype=np.int64)
+    counts_B = np.zeros(len(goals_B), dtype=np.int64)
+    for some_B in scan.share_out(lambda tiles: _count_some(scan, tiles, goals_B)):
+        counts_B += some_B
+    return counts_B
+
+
+def _count_some(scan: _Scan, tiles: Iterator[_Tile], goals_B: np.ndarray) -> np.ndarray:
+    counts_B = np.zeros(len(goals_B), dtype=np.int64)
     near: list[tuple[np.ndarray, np.ndarray]] = []
-    waiting, lossy = 0, items.is_lossy
+    waiting, lossy = 0, scan.items.is_lossy
 
     def settle() -> None:
         rows, ids = (np.concatenate(part) for part in zip(*near, strict=True))
-        np.add.at(counts_B, rows, _reaches(queries, items, rows, ids, goals_B[rows]))
+        np.add.at(counts_B, rows, reaches(scan.queries, scan.items, rows, ids, goals_B[rows]))
 
-    for tile in _tiles(queries, items, struck):
+    for tile in tiles:
         for again in (True, False):
             goals = goals_B[tile.queries_B]
             # Above the upper threshold an item surely reaches the goal, below the lower one it surely does not.
@@ -329,102 +307,111 @@ def _count_at_least(queries: _Queries, items: ItemMatrix, goals_B: np.ndarray, s
             sure = Flags(tile.scores_NB, tile.thresholds(goals + tile.margins_B, up=True))
             width = len(tile.queries_B)
             sure_B = sure.counts()[:width]
-            open_B = maybe.counts()[:width] - sure_B
-            crowded = open_B * _CROWD > tile.stop - tile.start
-            if not (again and lossy and crowded.any()):
-                crowded = np.zeros(width, dtype=bool)
+            crowded = np.zeros(width, dtype=bool)
+            if again and lossy:
+                crowded = (maybe.counts()[:width] - sure_B) * _CROWD > tile.stop - tile.start
             counts_B[tile.queries_B] += np.where(crowded, 0, sure_B)
-            if open_B.any():
-                found, column = maybe.where(but=sure)
-                keep = ~crowded[column]
-                near.append((tile.queries_B[column[keep]], found[keep] + tile.start))
-                waiting += len(near[-1][0])
+            found, column = maybe.where(but=sure)
+            keep = ~crowded[column]
+            near.append((tile.queries_B[column[keep]], found[keep] + tile.start))
+            waiting += len(near[-1][0])
             if waiting > _NEAR_PAIRS:
                 settle()
                 near.clear()
                 waiting = 0
             if not crowded.any():
                 break
-            tile = _sharper(tile, crowded, queries, items, struck)
+            tile = scan.sharper(tile, crowded)
     if near:
         settle()
     return counts_B
 
 
-def _top_k(queries: _Queries, items: ItemMatrix, k: int, struck: _Struck) -> tuple[np.ndarray, np.ndarray]:
+def _top_k(scan: _Scan, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids and float64 scores `[B, k]` of the best items that are not struck."""
-    best_BK = np.full((len(queries), k), -np.inf)
-    ids_BK = np.full((len(queries), k), -1, dtype=np.int64)
-    for tile in _tiles(queries, items, struck):
+    found = _Candidates.joined(scan.share_out(lambda tiles: _top_some(scan, tiles, k)))
+    place = found.sort()
+    found, place = found[place < k], place[place < k]
+    ids_BK = np.full((len(scan.queries), k), -1, dtype=np.int64)
+    scores_BK = np.full(ids_BK.shape, -np.inf)
+    ids_BK[found.queries, place], scores_BK[found.queries, place] = found.ids, found.low
+    return ids_BK, scores_BK
+
+
+def _top_some(scan: _Scan, tiles: Iterator[_Tile], k: int) -> _Candidates:
+    """What may be among the k best of the tiles, scored."""
+    # What k items of the tiles before surely score. They come in order of id, so an item that only ties with it loses.
+    bar_B = np.full(len(scan.queries), -np.inf)
+    waiting: list[_Candidates] = []
+    patience = 0
+    for tile in tiles:
         width, rows = len(tile.queries_B), tile.stop - tile.start
-        # Blocks come in order of id, so an item that only ties with the k-th best so far loses to it: strictly above.
-        bar_B = tile.thresholds(best_BK[tile.queries_B, -1] - tile.margins_B)
-        bar_B = torch.nextafter(bar_B, torch.full_like(bar_B, math.inf))
-        flags = Flags(tile.scores_NB, bar_B)
+        low_B = tile.thresholds(bar_B[tile.queries_B] - tile.margins_B)
+        low_B = torch.nextafter(low_B, torch.full_like(low_B, math.inf))
+        flags = Flags(tile.scores_NB, low_B)
         if k < rows and flags.total() > 2 * k * width:
-            # k items of this block score at least the k-th of its scores here less the margin.
-            kth_B = torch.topk(tile.scores_NB.T[:width], k, dim=1).values[:, -1].double().cpu().numpy()
-            floor_B = tile.thresholds(kth_B * tile.units_B - 2 * tile.margins_B)
-            flags = Flags(tile.scores_NB, torch.maximum(bar_B, floor_B))
+            # k items of this block surely score this less the margin.
+            reached_B = reached_by(tile.scores_NB, k)[:width].double().cpu().numpy()
+            floor_B = tile.thresholds(reached_B * tile.units_B - 2 * tile.margins_B)
+            flags = Flags(tile.scores_NB, torch.maximum(low_B, floor_B))
         found, column = flags.where()
         if not len(found):
             continue
-        order = np.argsort(column, kind="stable")
-        line, found = tile.queries_B[column[order]], found[order] + tile.start
-        scores = _pair_scores(queries, items, line, found)
-        # Candidates of each query side by side, behind its best so far; a stable sort then keeps lower ids first.
-        touched, begin, count = np.unique(line, return_index=True, return_counts=True)
-        place = (np.repeat(np.arange(len(touched)), count), np.arange(len(line)) - np.repeat(begin, count))
-        new = np.full((len(touched), int(count.max())), -np.inf)
-        new_ids = np.full(new.shape, -1, dtype=np.int64)
-        new[place], new_ids[place] = scores, found
-        new = np.concatenate([best_BK[touched], new], axis=1)
-        new_ids = np.concatenate([ids_BK[touched], new_ids], axis=1)
-        order = np.argsort(-new, axis=1, kind="stable")[:, :k]
-        best_BK[touched] = np.take_along_axis(new, order, axis=1)
-        ids_BK[touched] = np.take_along_axis(new_ids, order, axis=1)
-    return ids_BK, best_BK
+        scores = tile.scores_NB[torch.from_numpy(found), torch.from_numpy(column)].double().cpu().numpy()
+        scores *= tile.units_B[column]
+        margins = tile.margins_B[column]
+        new = _Candidates(tile.queries_B[column], found + tile.start, scores - margins, scores + margins)
+        waiting.append(new)
+        patience -= len(found)
+        if patience < 0:
+            waiting = [_thinned(scan, waiting, k, bar_B, exact=scan.items.is_lossy)]
+            patience = k * len(scan.queries)
+    return _thinned(scan, waiting, k, bar_B, exact=True)
 
 
-@one_core()
-def _reaches(queries: _Queries, items: ItemMatrix, rows: np.ndarray, ids: np.ndarray, goals: np.ndarray) -> np.ndarray:
-    """Whether the score proper of query `rows[i]` and item `ids[i]` is at least `goals[i]`, bool `[M]`.
-
-    float32 products added in float64 settle nearly all; their margin is D times narrower than the tile's.
-    """
-    sums = np.empty(len(rows))
-    step = max(1, _PAIR_ELEMENTS // items.dim)
-    for i in range(0, len(rows), step):
-        products_MD = items.rows(torch.from_numpy(ids[i : i + step])).float()
-        products_MD *= queries.vectors_BD.index_select(0, torch.from_numpy(rows[i : i + step]).to(items.device))
-        sums[i : i + step] = products_MD.sum(1, dtype=torch.float64).cpu().numpy()
-    margins = queries.norms_B[rows] * items.norms(ids) * (2.0**-24 + items.dim * 2.0**-50) + items.dim * 2.0**-124
-    reached = sums >= goals
-    unsure = np.flatnonzero(np.abs(sums - goals) <= margins)
-    if len(unsure):
-        reached[unsure] = _pair_scores(queries, items, rows[unsure], ids[unsure]) >= goals[unsure]
-    return reached
+def _thinned(scan: _Scan, some: Sequence[_Candidates], k: int, bar_B: np.ndarray, *, exact: bool) -> _Candidates:
+    """The candidates that may still be among the k best (`exact`: those that are, scored); `bar_B` is raised."""
+    left = _Candidates.joined(some)
+    place = left.sort()
+    bar_B[left.queries[place == k - 1]] = left.low[place == k - 1]
+    left = left[left.high >= bar_B[left.queries]]
+    if exact or len(left) > max(_NEAR_PAIRS, 2 * k * len(bar_B)):
+        unsure = left.low < left.high
+        left.low[unsure] = exact_scores(scan.queries, scan.items, left.queries[unsure], left.ids[unsure])
+        left.high[unsure] = left.low[unsure]
+        place = left.sort()
+        bar_B[left.queries[place == k - 1]] = left.low[place == k - 1]
+        left = left[place < k]
+    return left
 
 
-@one_core()
-def _pair_scores(queries: _Queries, items: ItemMatrix, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """The score proper of query `rows[i]` and item `ids[i]`, float64 `[M]`.
+@dataclass
+class _Candidates:
+    """Items that may be among the best of a query, and the bounds of their scores."""
 
-    Products are added by halves: x[:h] + x[h:], again and again. Separate element-wise operations in IEEE float64
-    give the same bits on every device and for every M; a library's sum or product does not.
-    """
-    scores = np.empty(len(rows))
-    step = max(1, _PAIR_ELEMENTS // items.dim)
-    for i in range(0, len(rows), step):
-        products_MD = items.rows(torch.from_numpy(ids[i : i + step])).double()
-        products_MD *= queries.vectors_BD.index_select(0, torch.from_numpy(rows[i : i + step]).to(items.device))
-        width = items.dim
-        while width > 1:
-            half = width // 2
-            products_MD[:, :half] += products_MD[:, width - half : width]
-            width -= half
-        scores[i : i + step] = products_MD[:, 0].cpu().numpy()
-    return scores
+    queries: np.ndarray
+    ids: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Candidates]) -> _Candidates:
+        none = np.zeros(0, dtype=np.int64)
+        every = [cls(none, none, np.zeros(0), np.zeros(0)), *parts]
+        return cls(*(np.concatenate([getattr(part, f.name) for part in every]) for f in fields(cls)))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, chosen: np.ndarray) -> _Candidates:
+        return _Candidates(self.queries[chosen], self.ids[chosen], self.low[chosen], self.high[chosen])
+
+    def sort(self) -> np.ndarray:
+        """By query, then best first, then lower id; gives each its place among its query's, from 0."""
+        order = np.lexsort((self.ids, -self.low, self.queries))
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name)[order])
+        return np.arange(len(self)) - np.searchsorted(self.queries, self.queries)
 
 
 def _ids(values: Tensor | Sequence[int], items: ItemMatrix, what: str) -> np.ndarray:
@@ -437,14 +424,14 @@ def _ids(values: Tensor | Sequence[int], items: ItemMatrix, what: str) -> np.nda
     return array.astype(np.int64)
 
 
-def _one_each(values: Tensor, queries: _Queries, items: ItemMatrix) -> np.ndarray:
+def _one_each(values: Tensor, queries: Queries, items: ItemMatrix) -> np.ndarray:
     ids = _ids(values, items, "target")
     if len(ids) != len(queries):
         raise DataError(f"{len(ids)} targets for {len(queries)} queries")
     return ids
 
 
-def _flatten(lists: Ids | None, queries: _Queries, items: ItemMatrix) -> tuple[np.ndarray, np.ndarray]:
+def _flatten(lists: Ids | None, queries: Queries, items: ItemMatrix) -> tuple[np.ndarray, np.ndarray]:
     if lists is None:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     if len(lists) != len(queries):

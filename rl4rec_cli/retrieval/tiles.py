@@ -7,56 +7,17 @@ wrong is bounded in `ranking`, so a faster product may be put in at will.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rl4rec_cli.retrieval.cores import FEW
+
 WORD = 8
 """Widths of tiles are multiples of this: flags are counted and searched eight at a time."""
 _ROW_FLAGS = 4096
-_FEW_THREADS = 4
-
-
-@contextmanager
-def strict_products() -> Iterator[None]:
-    """No autograd, no autocast, no TF32 or bf16 inside float32 products: the error bound counts on it.
-
-    The precision setting is global to the process; it is put back afterwards.
-    """
-    # The per-backend settings: the older `get_float32_matmul_precision` raises once a caller has used the newer ones.
-    mkldnn: Any = torch.backends.mkldnn
-    backends = (mkldnn.matmul, torch.backends.cuda.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        try:
-            for backend in backends:
-                backend.fp32_precision = "ieee"
-            yield
-        finally:
-            for backend, value in zip(backends, before, strict=True):
-                backend.fp32_precision = value
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    """Small operations on one core where there are few.
-
-    Shared out over two cores they gain little, and where other work keeps one core busy each of them waits for a turn
-    on it (8 ms were measured, for microseconds of work).
-    """
-    threads = torch.get_num_threads()
-    if 1 < threads <= _FEW_THREADS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if 1 < threads <= _FEW_THREADS:
-            torch.set_num_threads(threads)
 
 
 @cache
@@ -81,9 +42,18 @@ def product(block_ND: Tensor, queries_BD: Tensor) -> Tensor:
 
 def int8_product(codes_ND: Tensor, scale_N: Tensor, codes_DB: Tensor) -> Tensor:
     """Products of int8 codes, exact in int32, times `scale_N`: float32 `[N, B]`."""
-    products_NB = torch._int_mm(codes_ND, codes_DB)
-    with one_core():
-        return products_NB.float().mul_(scale_N[:, None])
+    return torch._int_mm(codes_ND, codes_DB).float().mul_(scale_N[:, None])
+
+
+def reached_by(scores_NB: Tensor, k: int) -> Tensor:
+    """A score that at least k of the N > k rows reach, near the k-th best, in each column: float32 `[B]`.
+
+    The k-th best of the maxima of some 8 k groups of rows: one reading of the tile, where a selection takes many.
+    """
+    size = max(1, len(scores_NB) // (8 * k))
+    groups = len(scores_NB) // size
+    peaks_GB = scores_NB[: groups * size].view(size, groups, -1).amax(0)
+    return torch.topk(peaks_GB, k, dim=0).values[-1]
 
 
 class Flags:
@@ -97,8 +67,8 @@ class Flags:
             fold *= 2
         self._width = width
         wide, thresholds = scores_NB.view(rows // fold, fold * width), thresholds_B.repeat(fold)
-        # One core reads a tile about as fast as a few together, and never waits for one that is busy elsewhere.
-        self._alone = scores_NB.device.type == "cpu" and torch.get_num_threads() <= _FEW_THREADS
+        # numpy compares and counts faster than torch, on one core.
+        self._alone = scores_NB.device.type == "cpu" and torch.get_num_threads() <= FEW
         if self._alone:
             flags = torch.from_numpy(np.greater_equal(wide.numpy(), thresholds.numpy()))
         else:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +18,36 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from rl4rec_cli.errors import DataError, EmbeddingError
-from rl4rec_cli.retrieval import item_matrix, ranking, tiles
+from rl4rec_cli.retrieval import cores, item_matrix, pairs, ranking, tiles
 from rl4rec_cli.retrieval.ranking import ItemMatrix, count_at_least, pair_scores, score_matrix, search, target_ranks
 
 STORAGES = ["fp32", "fp16", "bf16", "int8"]
-KNOBS = {"_TILE_SCORES": 1 << 18, "_QUERIES": 1024, "_PAIR_ELEMENTS": 1 << 17, "_NEAR_PAIRS": 1 << 14}
+KNOBS = {
+    "_TILE_SCORES": 1 << 18,
+    "QUERIES": 1024,
+    "_PAIR_ELEMENTS": 1 << 16,
+    "_NEAR_PAIRS": 1 << 14,
+    "_SHARED_WORK": 1 << 26,
+}
+SMALL_BLOCKS = {"_TILE_SCORES": 64, "QUERIES": 8, "_PAIR_ELEMENTS": 40, "_NEAR_PAIRS": 7, "_SHARED_WORK": 0}
 
 
 @pytest.fixture(autouse=True)
-def _restore_knobs(monkeypatch: pytest.MonkeyPatch) -> None:
+def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in KNOBS:
-        monkeypatch.setattr(ranking, name, getattr(ranking, name))
+        for module in (ranking, pairs):
+            monkeypatch.setattr(module, name, getattr(module, name, None), raising=False)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def set_knobs(**values: int) -> None:
     for name, value in values.items():
-        assert hasattr(ranking, name)
-        setattr(ranking, name, value)
-
-
-SMALL_BLOCKS: dict[str, int] = {"_TILE_SCORES": 64, "_QUERIES": 8, "_PAIR_ELEMENTS": 40, "_NEAR_PAIRS": 7}
+        owners = [module for module in (ranking, pairs) if getattr(module, name, None) is not None]
+        assert owners, name
+        for module in owners:
+            setattr(module, name, value)
 
 
 def exact_catalogue(rng: np.random.Generator, n: int, d: int, kind: str) -> tuple[np.ndarray, int]:
@@ -100,6 +113,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "storage": draw(st.sampled_from(STORAGES)),
         "k": draw(st.integers(1, 100)),
         "knobs": draw(st.sampled_from([KNOBS, SMALL_BLOCKS])),
+        "threads": draw(st.integers(1, 3)),
     }
 
 
@@ -107,6 +121,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 @given(cases())
 def test_ranks_equal_exact_brute_force(case: dict[str, Any]) -> None:
     set_knobs(**case["knobs"])
+    torch.set_num_threads(case["threads"])
     items = ItemMatrix.from_tensor(floats(case["items"], case["denominator"]), storage=case["storage"])
     ranks = target_ranks(floats(case["queries"], 2**18), items, torch.from_numpy(case["targets"]), case["masks"])
     expected = brute_ranks(case["queries"], case["items"], case["targets"], case["masks"])
@@ -118,6 +133,7 @@ def test_ranks_equal_exact_brute_force(case: dict[str, Any]) -> None:
 @given(cases())
 def test_search_equals_exact_brute_force(case: dict[str, Any]) -> None:
     set_knobs(**case["knobs"])
+    torch.set_num_threads(case["threads"])
     items = ItemMatrix.from_tensor(floats(case["items"], case["denominator"]), storage=case["storage"])
     ids, scores = search(floats(case["queries"], 2**18), items, case["k"], case["masks"])
     expected_ids, expected = brute_search(case["queries"], case["items"], case["k"], case["masks"])
@@ -314,7 +330,7 @@ def test_callers_settings_neither_matter_nor_change(onednn: bool, monkeypatch: p
 @pytest.mark.parametrize("rows", [1, 7, 64, 1000])
 def test_flags(rows: int, width: int, few_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counting and finding eight flags at a time, past 255 rows, by either library."""
-    monkeypatch.setattr(tiles, "_FEW_THREADS", few_threads)
+    monkeypatch.setattr(tiles, "FEW", few_threads)
     scores = torch.randint(0, 4, (rows, width)).float()
     low, high = torch.randint(0, 3, (width,)).float(), torch.randint(3, 5, (width,)).float()
     maybe, sure = tiles.Flags(scores, low), tiles.Flags(scores, high)
@@ -425,6 +441,127 @@ def test_scores_are_never_held_whole() -> None:
         target_ranks(queries, items, torch.arange(600))
         search(queries, items, 5)
     assert item_matrix.GRANULE * 600 <= largest <= 1 << 21
+
+
+def inside(
+    seen: list[Any], monkeypatch: pytest.MonkeyPatch, *, fail_at: dict[int, BaseException] | None = None
+) -> None:
+    """Record thread and torch settings wherever a block is first touched; fail at the blocks that start so."""
+    bounds = ItemMatrix.bounds
+    met = threading.Barrier(2, timeout=30)
+
+    def watched(self: ItemMatrix, start: int, stop: int) -> tuple[float, float]:
+        if threading.get_ident() not in [one[0] for one in seen]:
+            state = torch.get_num_threads(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+            seen.append((threading.get_ident(), *state))
+            # Until both threads have begun, neither goes on: a single quick one would leave the other nothing to do.
+            met.wait()
+        if fail_at and start in fail_at:
+            raise fail_at[start]
+        return bounds(self, start, stop)
+
+    monkeypatch.setattr(ItemMatrix, "bounds", watched)
+
+
+def threads_elsewhere() -> int:
+    """What torch gives to a thread that starts now."""
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_threads_share_the_blocks_and_change_nothing(storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(11)
+    values, denominator = exact_catalogue(rng, 5000, 24, "near")
+    values[rng.integers(0, 5000, 2000)] = values[7]
+    vectors, queries = floats(values, denominator), torch.randn(30, 24, generator=torch.Generator().manual_seed(1))
+    queries[3] = 0
+    targets = torch.from_numpy(rng.integers(0, 5000, 30))
+    masks = [list(map(int, rng.integers(0, 5000, 100))) for _ in range(30)]
+    items = ItemMatrix.from_tensor(vectors, storage=storage)
+
+    def everything() -> list[torch.Tensor]:
+        counts = count_at_least(queries, items, pair_scores(queries, items, targets), masks)
+        return [target_ranks(queries, items, targets, masks), counts, *search(queries, items, 50, masks)]
+
+    torch.set_num_threads(1)
+    alone = everything()
+    set_knobs(_SHARED_WORK=0, _TILE_SCORES=1 << 13)
+    torch.set_num_threads(2)
+    seen: list[Any] = []
+    with torch.autocast("cpu", dtype=torch.bfloat16), monkeypatch.context() as patch:
+        inside(seen, patch)
+        target_ranks(queries, items, targets)
+    assert sorted(one[1:] for one in seen) == [(1, False, False)] * 2
+    for _ in range(5):
+        for got, expected in zip(everything(), alone, strict=True):
+            assert torch.equal(got, expected)
+    with torch.inference_mode():
+        for got, expected in zip(everything(), alone, strict=True):
+            assert torch.equal(got, expected)
+    assert torch.get_num_threads() == threads_elsewhere() == 2
+
+
+def test_little_work_is_done_by_the_caller_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores.threading, "Thread", None)
+    torch.set_num_threads(2)
+    items = ItemMatrix.from_tensor(torch.randn(300, 8))
+    assert target_ranks(torch.randn(4, 8), items, torch.arange(4)).shape == (4,)
+
+
+def test_an_error_in_any_thread_reaches_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first row in the catalogue's order, whichever thread met it; settings are put back, no thread is left."""
+    set_knobs(_SHARED_WORK=0, _TILE_SCORES=1 << 11, _SHARED_ROWS=256)
+    torch.set_num_threads(2)
+    vectors = torch.randn(20_000, 8)
+    vectors[[5000, 5300, 5600, 19_000], 3] = np.nan
+    save_file({"a": vectors}, tmp_path / "items.safetensors")
+    running = threading.active_count()
+    for call in (
+        lambda items: target_ranks(torch.randn(8, 8), items, torch.tensor([0] * 8)),
+        lambda items: search(torch.randn(8, 8), items, 3),
+    ):
+        for _ in range(5):
+            with pytest.raises(EmbeddingError, match="item embedding 5000 is not finite"):
+                call(ItemMatrix.from_file(tmp_path / "items.safetensors"))
+    assert threading.active_count() == running
+    assert torch.get_num_threads() == threads_elsewhere() == 2
+
+    # Blocks 0 and 1 are each in hand of one thread, and both fail: the earlier error it is, though it came later.
+    items = ItemMatrix.from_tensor(torch.randn(5000, 8))
+    for kind in (EmbeddingError, KeyboardInterrupt):
+        with monkeypatch.context() as patch:
+            inside([], patch, fail_at={0: kind("first"), 256: EmbeddingError("second")})
+            with pytest.raises(kind, match="first"):
+                search(torch.randn(8, 8), items, 3)
+    assert torch.get_num_threads() == threads_elsewhere() == 2
+
+
+def test_a_file_is_measured_once_by_whichever_thread(tmp_path: Path) -> None:
+    """Blocks smaller than a granule of bounds: two threads may measure the same one."""
+    vectors, queries, targets = torch.randn(3000, 8), torch.randn(8, 8), torch.arange(8)
+    np.save(tmp_path / "items.npy", vectors.numpy())
+    expected = target_ranks(queries, ItemMatrix.from_tensor(vectors), targets)
+    set_knobs(_SHARED_WORK=0, _TILE_SCORES=1 << 9)
+    torch.set_num_threads(2)
+    for _ in range(10):
+        assert torch.equal(target_ranks(queries, ItemMatrix.from_file(tmp_path / "items.npy"), targets), expected)
+
+
+def test_share_out_gives_every_job_once_and_in_order() -> None:
+    torch.set_num_threads(3)
+    with cores.one_core() as threads:
+        assert (threads, torch.get_num_threads()) == (3, 1)
+        parts = cores.share_out(range(1000), list, threads)
+    assert sorted(chain.from_iterable(parts)) == list(range(1000))
+    assert all(part == sorted(part) for part in parts)
+    assert len(parts) == 3
+    torch.set_num_threads(cores.FEW + 1)
+    with cores.one_core() as threads:
+        assert (threads, torch.get_num_threads()) == (1, cores.FEW + 1)
 
 
 @pytest.mark.gpu
