@@ -168,8 +168,9 @@ class WrittenPrompts:
                 count += 1
                 if shown:
                     hits.append((user, target))
+            chosen = set(self.sequences[user])
             for deal in dealt:
-                if deal[row] != target and (shown := shows(deal[row])) is not None:
+                if deal[row] not in chosen and (shown := shows(deal[row])) is not None:
                     others += 1
                     chance += shown
         # Half a case more than was seen: none among the others does not prove that there can be none.
@@ -188,7 +189,7 @@ def _targets(written: WrittenPrompts, look: Look, what: str, headline: str) -> C
     texts = written.texts
     part = {"title": texts.raw_titles, "brand": texts.brands, "id": list(map(str, range(len(texts.titles))))}[what]
     meaning = f"The text tells what is to be predicted: figures for {' and '.join(guilty or found)} are not real."
-    guess = what == "brand" and seen.share < GUESSED
+    guess = what == "brand" and max(one.share for one, _ in found.values()) < GUESSED
     if guess:
         meaning = (
             "Either the texts were written with the target in sight, or their writer guesses well: see the examples."
@@ -239,8 +240,8 @@ def _words(written: WrittenPrompts) -> Check:
         flagged=seen.above_chance() and way >= WRITTEN_WITH[0],
         severity=severity,
         headline="words that only the target has in {share} of prompts",
-        meaning=f"They come up nearly as often as the words of items the texts were written from ({way:.0%} of the way "
-        f"from another user's target), so some texts were written with the {worst} target in sight.",
+        meaning=f"They come up {way:.0%} as often, beyond chance, as the words of items that the texts were written "
+        f"from: some of the texts were written with the {worst} target in sight.",
         remedy=_REWRITE,
         examples=(
             written.example(u, t, max(written.content_words[t] - texts.words(written.sequences[u][:-2]), key=len))

@@ -81,11 +81,14 @@ def numbers(text: str) -> set[int]:
 
 
 def excerpt(text: str, part: str, around: int = 30) -> str:
-    """`part` where it stands in `text`, with what stands around it; else the start of `text`."""
-    found = re.search(r"\W*".join(map(re.escape, _WORD.findall(part))), text, re.IGNORECASE)
-    start, end = found.span() if found else (0, 80)
-    cut = text[max(0, start - around) : end + around]
-    return " ".join(f"{'…' * (start > around)}{cut}{'…' * (end + around < len(text))}".split())
+    """`part` where it stands in `text`, as «part», with what stands around it; else the start of `text`."""
+    found = re.search(r"\W*".join(map(re.escape, _WORD.findall(part))), text, re.IGNORECASE) if part else None
+    if not found:
+        return " ".join(f"{text[:80]}{'…' * (len(text) > 80)}".split())
+    start, end = found.span()
+    before, after = text[max(0, start - around) : start], text[end : end + around]
+    marked = f"{'…' * (start > around)}{before}«{found[0]}»{after}{'…' * (end + around < len(text))}"
+    return " ".join(marked.split())
 
 
 class Texts:
