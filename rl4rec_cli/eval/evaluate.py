@@ -236,7 +236,10 @@ def audit_line(config: RunConfig, dataset: Dataset) -> str:
     """The leakage audit's one line; also logged, for whoever only sees the log."""
     from rl4rec_cli.data.audit import audit_dataset
 
-    line = audit_dataset(dataset, prompt=config.prompt, train_targets=config.data.train_targets).one_line()
+    audit = audit_dataset(
+        dataset, prompt=config.prompt, train_targets=config.data.train_targets, emb_type=config.retrieval.emb_type
+    )
+    line = audit.one_line(config.data.path or "PATH")
     console.log(line)
     return line
 

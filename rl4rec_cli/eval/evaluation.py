@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rl4rec_cli.eval.methods import Measured
     from rl4rec_cli.eval.probes import Probe
 
+CACHED = "cached"
+"""The note of a measurement that was read back: nothing of the result itself."""
 _SHOWN_WITH_SEEDS = ("popularity", "last item", "history mean")
 
 
@@ -91,7 +93,9 @@ class Evaluation:
             "subject": self.subject,
             "methods": {m.name: means(m.ranking, self.ks) for m in self.methods},
             "kinds": {m.name: m.kind for m in self.methods},
-            "notes": {m.name: m.notes for m in self.methods if m.notes},
+            "notes": {
+                m.name: notes for m in self.methods if (notes := {k: v for k, v in m.notes.items() if k != CACHED})
+            },
             "slices": {
                 name: {"users": int(chosen.sum())}
                 | {m.name: means(m.ranking, self.ks, chosen)[self.headline] for m in self.methods}

@@ -80,7 +80,10 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
             "emb_dir": str(Path(config.retrieval.emb_dir).expanduser().resolve()),
         }
     )
-    return config.model_copy(update={"data": data, "policy": policy, "retrieval": retrieval})
+    cache = config.eval.cache_dir
+    whole_cache = str(Path(cache).expanduser().resolve()) if cache is not None else None
+    measured = config.eval.model_copy(update={"cache_dir": whole_cache})
+    return config.model_copy(update={"data": data, "policy": policy, "retrieval": retrieval, "eval": measured})
 
 
 def _of_seed(config: RunConfig, seed: int, count: int) -> RunConfig:

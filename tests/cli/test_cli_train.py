@@ -28,6 +28,16 @@ GRPO = [
     *SMALL,
     *("trainer.num_generations=4", "trainer.max_steps=3", "trainer.warm_start.max_steps=12", "logging.save_steps=1"),
 ]
+METHODS = (
+    "popularity",
+    "last item",
+    "history mean",
+    "decayed mean",
+    "BM25",
+    "transitions",
+    "before RL",
+    "tuned policy",
+)
 REWARD = '''
 def words(texts, targets, histories, **kwargs):
     """Share of different words."""
@@ -56,7 +66,7 @@ class Done:
 
     def row(self, method: str) -> list[str]:
         """The numbers of the last table's row of a method, as printed."""
-        [line] = [line for line in self.stdout.splitlines() if line.startswith(f"{method}  ") and "[" not in line]
+        [line] = [line for line in self.stdout.splitlines() if line.startswith(f"{method}  ") and "[" not in line][:1]
         return line.removeprefix(method).split()
 
 
@@ -76,12 +86,14 @@ def test_training_ends_with_tables_on_stdout_and_plain_lines_on_stderr(done: Don
     lines = done.stdout.splitlines()
     assert lines[0].startswith("synthetic-60x30-s0, validation split, 60 users, seed 42")
     assert lines[1].split() == ["method", *(f"{m}@{k}" for m in ("ndcg", "hit", "mrr") for k in (5, 10, 20))]
-    assert [re.split(r"  +", line)[0] for line in lines[2:7]] == [
-        *("popularity", "last item", "history mean", "before RL", "tuned policy")
-    ]
-    assert lines[7] == ""
-    assert lines[8].startswith("tuned policy minus …, ndcg@10, 60 users")
-    assert len(lines) == 14
+    assert [re.split(r"  +", line)[0] for line in lines[2:10]] == list(METHODS)
+    assert lines[10] == ""
+    assert lines[11].startswith("tuned policy minus …, ndcg@10, 60 users")
+    assert lines[12].split("  ")[0] == "method"
+    assert [re.split(r"  +", line)[0] for line in lines[13:20]] == list(METHODS[:-1])
+    assert lines[21].startswith("Audit: ")
+    assert lines[23].startswith("Verdict: on 60 validation users tuned policy reaches ndcg@10 ")
+    assert len(lines) == 24
 
     steps = [line for line in done.stderr.splitlines() if "Reward: " in line]
     assert len(steps) == 3
@@ -129,15 +141,27 @@ def test_a_runs_recipe_needs_its_own_reward_named_to_run_it(done: Done) -> None:
 def test_eval_of_a_run_says_what_its_training_said(done: Done) -> None:
     """And needs neither the reward nor the file it was in."""
     (done.folder / "my.py").unlink()
-    before = {p: p.read_bytes() for p in (done.run / "eval").iterdir()}
+    users, summary = done.run / "eval" / "validation_users.jsonl", done.run / "eval" / "validation.json"
+    before, told = users.read_bytes(), json.loads(summary.read_text())
     process = rl4rec("eval", "runs/a", "--json", cwd=done.folder)
     (done.folder / "my.py").write_text(REWARD)
     assert process.returncode == 0, process.stderr
     result = json.loads(process.stdout)
-    for method in ("popularity", "last item", "history mean", "before RL", "tuned policy"):
+    for method in METHODS:
         assert [f"{v:.4f}" for v in result["methods"][method].values()] == done.row(method)
-    assert {p: p.read_bytes() for p in (done.run / "eval").iterdir()} == before
+    assert users.read_bytes() == before
+    assert sorted(p.name for p in (done.run / "eval").iterdir()) == ["validation.json", "validation_users.jsonl"]
+    # What training said, and the probes, which only `eval` makes.
+    now = json.loads(summary.read_text())
+    assert now == result
+    assert {**now, "probes": [], "verdict": told["verdict"]} == told
+    assert [p["name"] for p in result["probes"]] == [
+        *("second embedder: BM25", "shuffled history", "another user's history")
+    ]
     assert result["differences"].keys() == result["methods"].keys() - {"tuned policy"}
+    assert result["behaviour"]["tuned policy"].keys() >= {"coverage", "novelty", "copy_rate", "distinct_texts"}
+    assert result["audit"].startswith("Audit: ")
+    assert sum(result["slices"][name]["users"] for name in ("hot", "cold")) == 60
 
 
 def test_eval_on_the_test_split_and_of_a_checkpoint(done: Done) -> None:
@@ -146,7 +170,12 @@ def test_eval_on_the_test_split_and_of_a_checkpoint(done: Done) -> None:
     assert "test split, 60 users" in process.stdout
     assert "last item" not in process.stdout
     assert "before RL" in process.stdout
-    (kept,) = (done.run / "eval").glob("variant-*/test_users.jsonl")  # other baselines than the run's
+    assert "Test split opened 1 time (20" in process.stdout
+    again = rl4rec("eval", "runs/a", "--split", "test", "--json", "--set", "eval.probes=false", cwd=done.folder)
+    assert json.loads(again.stdout)["test_openings"]["count"] == 2
+    assert "opened 2 times" in json.loads(again.stdout)["test_openings_line"]
+    assert len((done.run / "test_openings.jsonl").read_text().splitlines()) == 2
+    kept = next((done.run / "eval").glob("variant-*/test_users.jsonl"))  # other baselines than the run's
     assert "untrained" in (kept.parent / "config.yaml").read_text()
     users = [json.loads(line) for line in kept.read_text().splitlines()]
     other = [json.loads(line) for line in (done.run / "eval" / "validation_users.jsonl").read_text().splitlines()]
@@ -168,9 +197,8 @@ def test_eval_without_a_run(done: Done) -> None:
     assert rl4rec("data", "synth", toy, "--users", "50", "--items", "25", cwd=done.folder).returncode == 0
     alone = rl4rec("eval", "--dataset", "toy", "-r", "quick-test", cwd=done.folder)
     assert alone.returncode == 0, alone.stderr
-    assert [re.split(r"  +", line)[0] for line in alone.stdout.splitlines()[2:]] == [
-        *("popularity", "last item", "history mean")
-    ]
+    assert [re.split(r"  +", line)[0] for line in alone.stdout.splitlines()[2:8]] == list(METHODS[:-2])
+    assert "no policy was measured" in alone.stdout.splitlines()[-1]
     copy = done.folder / "plain-model"
     (done.run / "checkpoints" / "checkpoint_final").rename(copy)
     try:
@@ -185,6 +213,39 @@ def test_eval_without_a_run(done: Done) -> None:
     nothing = rl4rec("eval", "--dataset", "toy", "-r", "quick-test", "--baselines", "none", cwd=done.folder)
     assert (nothing.returncode, nothing.stdout) == (2, "")
     assert "nothing to measure" in nothing.stderr
+
+
+def test_eval_with_everything_there_is(done: Done) -> None:
+    """SASRec is trained, joined to the policy and to the last item; prompts are swept; the second time all is read."""
+    command = ["eval", "runs/a", "--baselines", "all", "--split", "test", "--users", "40"]
+    first = rl4rec(*command, cwd=done.folder)
+    assert first.returncode == 0, first.stderr
+    shown = [re.split(r"  +", line)[0] for line in first.stdout.splitlines()]
+    for name in (
+        *("SASRec", "last item + SASRec", "tuned policy + SASRec", "zero-shot, best prompt"),
+        *("second embedder: BM25", "nearest history item (ceiling)", "target text (ceiling)"),
+    ):
+        assert name in shown, name
+    assert "SASRec round" in first.stderr
+    again = rl4rec(*command, "--json", cwd=done.folder)
+    assert again.returncode == 0, again.stderr
+    result = json.loads(again.stdout)
+    assert "SASRec round" not in again.stderr
+    assert "Writing texts" not in again.stderr
+    assert result["notes"]["zero-shot, best prompt"]["prompt"] in result["notes"]["zero-shot, best prompt"]["tried"]
+    assert all(0 <= w <= 1 for w in result["notes"]["last item + SASRec"]["weights_of_text"])
+    assert "nearest history item" not in result["differences"]
+    for line in first.stdout.splitlines():
+        if line.startswith("SASRec  "):
+            assert f"{result['methods']['SASRec']['ndcg@10']:.4f}" in line
+            break
+
+
+def test_eval_says_which_baselines_there_are(done: Done) -> None:
+    wrong = rl4rec("eval", "runs/a", "--baselines", "popularity,last", cwd=done.folder)
+    assert wrong.returncode == 2
+    assert "eval.baselines" in wrong.stderr
+    assert "last_item" in wrong.stderr
 
 
 def test_recommend_for_a_user_and_for_titles(done: Done) -> None:
