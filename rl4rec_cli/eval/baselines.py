@@ -16,7 +16,7 @@ import torch
 
 from rl4rec_cli.eval.cache import cached
 from rl4rec_cli.eval.examples import choose_examples
-from rl4rec_cli.eval.methods import Kind, Measured, Scored, Task, TileScores, VectorScores, measure
+from rl4rec_cli.eval.methods import Kind, Measured, Scored, SparseScores, Task, VectorScores, measure
 from rl4rec_cli.retrieval.ranking import ItemMatrix
 
 if TYPE_CHECKING:
@@ -77,14 +77,12 @@ def bm25_scores(items: Sequence[str], queries: Sequence[str]) -> Scored:
     known = index.vocab_dict
     words = [[word for word in line if word in known] for line in _words(queries)]
 
-    def scores(start: int, stop: int) -> NDArray[np.float64]:
-        tile_BN = np.zeros((stop - start, len(items)))
-        for row in range(start, stop):
-            if words[row]:
-                tile_BN[row - start] = index.get_scores(words[row])
-        return tile_BN
+    def extra(row: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        scores_N = index.get_scores(words[row]) if words[row] else np.zeros(0)
+        ids = np.flatnonzero(scores_N)
+        return ids, scores_N[ids].astype(np.float64)
 
-    return TileScores(len(queries), len(items), scores)
+    return SparseScores(len(queries), np.zeros(len(items)), extra)
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
@@ -120,15 +118,14 @@ def _followers(task: Task, *, steps: int) -> Scored:
     # Below the least weight of one transition: popularity decides only among items that followed equally often.
     tie_N = counts_N * (0.5 * DECAY ** (steps - 1) / (counts_N.max(initial=0) + 1))
 
-    def scores(start: int, stop: int) -> NDArray[np.float64]:
-        tile_BN = np.tile(tie_N, (stop - start, 1))
-        for back, graph in enumerate(graphs, start=1):
-            has = [i for i in range(start, stop) if len(examples[i].history) >= back]
-            if has:
-                tile_BN[[i - start for i in has]] += graph[[examples[i].history[-back] for i in has]].toarray()
-        return tile_BN
+    def extra(row: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        history = examples[row].history
+        followers = [graph[[history[-back]]] for back, graph in enumerate(graphs, start=1) if len(history) >= back]
+        ids, place = np.unique(np.concatenate([f.indices for f in followers]).astype(np.int64), return_inverse=True)
+        more = np.concatenate([f.data for f in followers])
+        return ids, np.bincount(place, more, minlength=len(ids)).astype(np.float64)
 
-    return TileScores(len(examples), dataset.num_items, scores)
+    return SparseScores(len(examples), tie_N, extra)
 
 
 def sasrec(task: Task) -> Scored:

@@ -19,7 +19,7 @@ from rl4rec_cli import console
 from rl4rec_cli.eval.methods import Measured, Task
 from rl4rec_cli.retrieval.retriever import Ranking
 
-_VERSION = 1  # raise it when a method's scores change: what is kept then is not read again
+_VERSION = 2  # raise it when a method's scores change: what is kept then is not read again
 
 
 def cached(task: Task, key: dict[str, object], compute: Callable[[], Measured]) -> Measured:

@@ -2,7 +2,7 @@
 
 Decides: what a measurement keeps (ranks, the best items, texts), and that baselines without vectors follow the
 kernel's rules too: rank = 1 + unmasked others that score at least as much, history masked, the target never.
-Hides: tiles of users for scores that are no dot product.
+Hides: how scores that are no dot product are ranked without a row of the whole catalogue.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 Kind = Literal["baseline", "ceiling", "policy"]
 TOP = 10
 """Best items kept of every example."""
-_TILE_SCORES = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -94,53 +93,65 @@ class VectorScores:
         return best_BK
 
 
-class TileScores:
-    """Scores that are no dot product, made for a few examples at a time.
+class SparseScores:
+    """Scores that are no dot product: one score for every item, and for each example a few items that score more.
+
+    Costs what the few items cost; no row of the whole catalogue is touched.
 
     Args:
         count: examples, B.
-        num_items: catalogue, N.
-        scores: `scores(start, stop)` gives `[stop - start, N]`; a row without a score other than 0 says nothing.
+        base_N: `[N]`, the score of an item nothing more is known of.
+        extra: `extra(row)` gives distinct item ids and what each scores above its base.
     """
 
-    def __init__(self, count: int, num_items: int, scores: Callable[[int, int], NDArray[np.float64]]) -> None:
-        self._count, self._num_items, self._scores = count, num_items, scores
-
-    def _tiles(self) -> list[tuple[int, int]]:
-        rows = max(1, _TILE_SCORES // self._num_items)
-        return [(start, min(start + rows, self._count)) for start in range(0, self._count, rows)]
+    def __init__(
+        self,
+        count: int,
+        base_N: NDArray[np.float64],
+        extra: Callable[[int], tuple[NDArray[np.int64], NDArray[np.float64]]],
+    ) -> None:
+        self._count, self._base_N, self._extra = count, base_N, extra
+        self._ascending_N = np.sort(base_N)
+        self._order_N = np.argsort(-base_N, kind="stable")
+        self._says_nothing = not base_N.any()
 
     def ranks(self, targets: Sequence[int], masks: Sequence[Sequence[int]] | None) -> Ranking:
-        ranks_B, scorable_B = np.full(self._count, self._num_items), np.zeros(self._count, np.bool_)
-        for start, stop in self._tiles():
-            tile_BN = np.array(self._scores(start, stop), np.float64)
-            rows, wanted = np.arange(stop - start), np.asarray(targets[start:stop])
-            scorable_B[start:stop] = tile_BN.any(axis=1)
-            goals = tile_BN[rows, wanted]
-            _mask(tile_BN, start, masks)
-            tile_BN[rows, wanted] = goals  # the target counts as the 1, also where the history names it
-            ranks_B[start:stop] = (tile_BN >= goals[:, None]).sum(axis=1)
-        return Ranking(np.where(scorable_B, ranks_B, self._num_items), scorable_B)
+        base_N, num_items = self._base_N, len(self._base_N)
+        ranks_B, scorable_B = np.full(self._count, num_items), np.ones(self._count, np.bool_)
+        for row in range(self._count):
+            ids, more = self._extra(row)
+            if self._says_nothing and not more.any():
+                scorable_B[row] = False
+                continue
+            scores, target = base_N[ids] + more, targets[row]
+            place = np.flatnonzero(ids == target)
+            goal = scores[place[0]] if len(place) else base_N[target]
+            out = {target, *(masks[row] if masks is not None else ())}
+            # By the base alone, then corrected for the items that score more and for those left out.
+            reached = num_items - np.searchsorted(self._ascending_N, goal, side="left")
+            reached -= np.count_nonzero(base_N[ids] >= goal)
+            known = set(ids.tolist())
+            reached -= sum(base_N[i] >= goal for i in out if i not in known)
+            reached += np.count_nonzero((scores >= goal) & ~np.isin(ids, list(out)))
+            ranks_B[row] = 1 + reached
+        return Ranking(ranks_B, scorable_B)
 
     def top(self, k: int, masks: Sequence[Sequence[int]] | None) -> NDArray[np.int64]:
-        k = min(k, self._num_items)
+        k = min(k, len(self._base_N))
         best_BK = np.full((self._count, k), -1, np.int64)
-        for start, stop in self._tiles():
-            tile_BN = np.array(self._scores(start, stop), np.float64)
-            _mask(tile_BN, start, masks)
-            kth = np.partition(tile_BN, self._num_items - k, axis=1)[:, self._num_items - k]
-            for row, scores_N in enumerate(tile_BN):
-                # All that tie with the k-th, so that the lower ids win as they do in the kernel.
-                found = np.flatnonzero((scores_N >= kth[row]) & np.isfinite(scores_N))
-                found = found[np.argsort(-scores_N[found], kind="stable")][:k]
-                best_BK[start + row, : len(found)] = found
+        for row in range(self._count):
+            ids, more = self._extra(row)
+            out = np.asarray(list(set(masks[row])) if masks is not None else [], np.int64)
+            # Enough of the others, best first, that k are left whichever are taken away.
+            others = self._order_N[: k + len(ids) + len(out)]
+            others = others[~np.isin(others, ids)]
+            found = np.concatenate([ids, others])
+            scores = np.concatenate([self._base_N[ids] + more, self._base_N[others]])
+            kept = ~np.isin(found, out)
+            found, scores = found[kept], scores[kept]
+            found = found[np.lexsort((found, -scores))][:k]  # equal scores by lower id, as in the kernel
+            best_BK[row, : len(found)] = found
         return best_BK
-
-
-def _mask(tile_BN: NDArray[np.float64], start: int, masks: Sequence[Sequence[int]] | None) -> None:
-    if masks is not None:
-        for row in range(len(tile_BN)):
-            tile_BN[row, list(masks[start + row])] = -np.inf
 
 
 def measure(

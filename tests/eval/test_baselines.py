@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rl4rec_cli.config import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset, Example, build_examples, load_dataset
 from rl4rec_cli.eval.baselines import BASELINES, bm25_scores, label, measure_baseline
-from rl4rec_cli.eval.methods import Measured, Task, TileScores, measure
+from rl4rec_cli.eval.methods import Measured, SparseScores, Task, measure
 from rl4rec_cli.eval.metrics import means
 from rl4rec_cli.retrieval.embedding import embedding_path, load_embeddings
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking, open_retriever
@@ -142,30 +142,30 @@ def test_ceilings_know_the_target(make_dataset: Make, scripted: type) -> None:
     assert ranked("target_text", dataset, retriever, rows).kind == "ceiling"
 
 
-@settings(max_examples=40)
+@settings(max_examples=200)
 @given(data=st.data())
-def test_tiles_of_scores_are_ranked_as_the_rules_say(data: st.DataObject) -> None:
-    count, items = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 9))
-    cell = st.integers(-2, 2).map(float)
-    scores = np.array(
-        data.draw(st.lists(st.lists(cell, min_size=items, max_size=items), min_size=count, max_size=count))
-    )
-    ids = st.integers(0, items - 1)
+def test_sparse_scores_are_ranked_as_the_rules_say(data: st.DataObject) -> None:
+    count, items = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9))
+    cell, ids = st.integers(-2, 2).map(float), st.integers(0, items - 1)
+    base = np.array(data.draw(st.lists(cell, min_size=items, max_size=items)))
+    extra = [data.draw(st.dictionaries(ids, cell, max_size=4)) for _ in range(count)]
     targets = [data.draw(ids) for _ in range(count)]
     masks = [data.draw(st.lists(ids, max_size=4)) for _ in range(count)] if data.draw(st.booleans()) else None
     k = data.draw(st.integers(1, 12))
-    tiles = TileScores(count, items, lambda start, stop: scores[start:stop])
-    found, top = tiles.ranks(targets, masks), tiles.top(k, masks)
+    scored = SparseScores(
+        count, base, lambda row: (np.array([*extra[row]], np.int64), np.array([*extra[row].values()], np.float64))
+    )
+    found, top = scored.ranks(targets, masks), scored.top(k, masks)
     for row in range(count):
+        scores = base + [extra[row].get(i, 0.0) for i in range(items)]
         masked = set(masks[row]) if masks is not None else set()
-        if not scores[row].any():
-            assert not found.scorable[row]
-            assert found.ranks[row] == items
-            continue
-        rivals = [i for i in range(items) if i not in masked and i != targets[row]]
-        assert found.ranks[row] == 1 + sum(scores[row, i] >= scores[row, targets[row]] for i in rivals)
-        best = sorted((i for i in range(items) if i not in masked), key=lambda i: (-scores[row, i], i))[:k]
+        best = sorted((i for i in range(items) if i not in masked), key=lambda i: (-scores[i], i))[:k]
         assert top[row].tolist() == best + [-1] * (min(k, items) - len(best))
+        says_something = base.any() or any(extra[row].values())
+        assert found.scorable[row] == says_something
+        rivals = [i for i in range(items) if i not in masked and i != targets[row]]
+        expected = 1 + sum(scores[i] >= scores[targets[row]] for i in rivals)
+        assert found.ranks[row] == (expected if says_something else items)
 
 
 def test_every_baseline_is_measured_and_kept(make_dataset: Make, scripted: type, tmp_path: Path) -> None:
@@ -203,7 +203,12 @@ def test_what_is_kept_is_read_for_the_same_data_only(
 
 def test_a_blank_text_recommends_nothing(make_dataset: Make, scripted: type) -> None:
     dataset, _ = shop(make_dataset, scripted)
-    blank = measure("x", TileScores(1, 6, lambda *_: np.zeros((1, 6))), dataset, [Example("u", (0,), 1)])
+    blank = measure(
+        "x",
+        SparseScores(1, np.zeros(6), lambda _: (np.zeros(0, np.int64), np.zeros(0))),
+        dataset,
+        [Example("u", (0,), 1)],
+    )
     assert blank.top_BK.tolist() == [[-1] * 6]
 
 
