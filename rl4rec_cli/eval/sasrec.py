@@ -328,7 +328,7 @@ def _train(dataset: Dataset, settings: SasRecSettings, seed: int, device: str) -
     epochs = math.ceil(max(1, settings.min_steps / (settings.rounds * steps)))  # of each round
     best, best_round, weights, stopped = -1.0, 0, {}, "rounds"
     started = time.monotonic()
-    with console.progress(settings.rounds, "Training SASRec", every=60) as advance:
+    with console.progress(settings.rounds, "Training SASRec", every=math.inf) as advance:
         for number in range(1, settings.rounds + 1):
             batches = [b for _ in range(epochs) for b in _epoch_batches(lengths, settings.batch_positions, generator)]
             model.train()

@@ -66,15 +66,21 @@ def test_the_deviation_is_that_of_the_scores() -> None:
 
 def test_weights_0_and_1_are_the_parts_alone() -> None:
     text, text_items, sequence, sequence_items = vectors(1)
-    # Near-ties that rounding a scaled query would break, and exact ties.
-    text_items[10:20] = text_items[0] + torch.randn(10, 12, generator=torch.Generator().manual_seed(1)) * 1e-7
     sequence_items[30:40] = sequence_items[29]
     targets, masks = targets_and_masks(1)
-    targets[:20] = [0, 10, 29, 35] * 5
+    targets[:10] = [29, 35] * 5
+    # Whole numbers, whose scores tie exactly though the vectors differ: a query rounded after scaling breaks the tie.
+    for vectors_, items in ((text, text_items), (sequence, sequence_items)):
+        for row in range(20, 40):
+            vectors_[row] = torch.tensor([row, 1.0] + [0.0] * (vectors_.shape[1] - 2))
+            items[row] = torch.tensor([1.0, 0.0] + [0.0] * (vectors_.shape[1] - 2))
+            items[row + 40] = torch.tensor([0.0, row] + [0.0] * (vectors_.shape[1] - 2))
+            targets[row], masks[row] = row, [i for i in range(ITEMS) if i != row + 40]
     fused = fuse(text, text_items, sequence, sequence_items)
     for weight, queries, items in ((1.0, text, text_items), (0.0, sequence, sequence_items)):
         alone = ranking.target_ranks(queries, ranking.ItemMatrix.from_tensor(items), torch.tensor(targets), masks)
         assert fused.ranks(weight, targets, masks).ranks.tolist() == alone.tolist()
+        assert alone[20:].tolist() == [2] * 20
 
 
 def test_each_user_may_have_a_weight() -> None:
@@ -109,8 +115,10 @@ def test_a_text_that_says_nothing_leaves_the_sequence_model() -> None:
     only_text = fused.ranks(1.0, targets, [[]] * USERS)
     assert not only_text.scorable[3]
     assert only_text.ranks[3] == ITEMS
-    # Items that are all alike tell nothing either: rounding must not be blown up to a score.
-    flat = fuse(text, text_items[:1].repeat(ITEMS, 1), sequence, sequence_items)
+    # Items that are alike but for rounding tell nothing either: it must not be blown up to a score.
+    alike = text_items[:1] * (1 + 1e-7 * torch.randn(ITEMS, 12, generator=torch.Generator().manual_seed(0)))
+    assert len(alike.unique(dim=0)) > 10
+    flat = fuse(text, alike, sequence, sequence_items)
     assert not flat.text_sd_B.any()
     assert (flat.ranks(0.6, targets, masks).ranks == alone.ranks).all()
 
