@@ -17,7 +17,7 @@ from rl4rec_cli.data.dataset import Split, open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.eval.evaluation import Evaluation, print_evaluation, save_evaluation
-from rl4rec_cli.eval.examples import EVAL_SEED, choose_examples
+from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.layering import dump_config
 from rl4rec_cli.runs import Run, open_run, strict, write_text
 
@@ -62,7 +62,7 @@ def open_task(config: RunConfig, dataset: Dataset, retriever: InProcessRetriever
     from rl4rec_cli.eval.methods import Task
 
     cache = Path(config.eval.cache_dir).expanduser() if config.eval.cache_dir is not None else None
-    return Task(dataset, retriever, examples, seed=EVAL_SEED, cache=cache)
+    return Task(dataset, retriever, examples, cache=cache)
 
 
 def measure_baselines(config: RunConfig, task: Task, split: Split) -> list[Measured]:
