@@ -30,9 +30,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rl4rec_cli.retrieval import ranking
 from rl4rec_cli.retrieval.pairs import Queries
 from rl4rec_cli.retrieval.ranking import ItemMatrix, search, target_ranks
+from rl4rec_cli.retrieval.scan import blocks_of
 from rl4rec_cli.retrieval.tiles import product
 
 Variants = dict[str, Callable[[], object]]
@@ -102,7 +102,7 @@ def blocked(multiply: Callable[[Tensor, Tensor], Tensor], queries: Tensor, items
     """The bare product over the very tiles that ranking uses; the scores are dropped."""
     matrix = ItemMatrix.from_tensor(items)
     prepared = Queries(queries, matrix)
-    edges, chunks = list(ranking._blocks(prepared, matrix, 1)), list(prepared.chunks())
+    edges, chunks = list(blocks_of(prepared, matrix, 1)), list(prepared.chunks())
 
     def run() -> None:
         for start, stop in edges:

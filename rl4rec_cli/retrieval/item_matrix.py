@@ -193,7 +193,7 @@ class ItemMatrix:
             raise EmbeddingError(f"item embedding {start + row} {what}", hint="embed the catalogue again")
         peaks = norms.reshape(-1, GRANULE).max(1)
         # Rounding of the norm, and squares that underflow.
-        peaks = peaks * (1 + 1e-3) + 2e-19 * math.sqrt(self.dim)
+        peaks = _rounded_up(peaks * (1 + 1e-3) + 2e-19 * math.sqrt(self.dim))
         self._norms[start // GRANULE : start // GRANULE + len(peaks)] = peaks
 
     def _fill(self) -> None:
@@ -219,10 +219,16 @@ class ItemMatrix:
                 )
             gaps = np.full(-(-len(block_ND) // GRANULE) * GRANULE, 0.0)
             gaps[: len(block_ND)] = torch.linalg.vector_norm((block_ND - given_ND).double(), dim=1).cpu().numpy()
-            peaks = gaps.reshape(-1, GRANULE).max(1) * (1 + 1e-6)
+            peaks = _rounded_up(gaps.reshape(-1, GRANULE).max(1) * (1 + 1e-6))
             first = start // GRANULE
             self._gaps[first : first + len(peaks)] = peaks
             self._norms[first : first + len(peaks)] += peaks
+
+
+def _rounded_up(bounds: np.ndarray) -> np.ndarray:
+    """To eight binary digits: blocks whose bounds are about the same then share what is made from them."""
+    digits, exponents = np.frexp(bounds)
+    return np.ldexp(np.ceil(digits * 256) / 256, exponents)
 
 
 def _device(device: str | torch.device | None, default: torch.device) -> torch.device:

@@ -40,13 +40,14 @@ class Queries:
             self._take(queries_BD[first : first + QUERIES].detach().to(items.device), first)
 
     def _take(self, some_BD: Tensor, first: int) -> None:
-        for values, problem in ((some_BD, "is not finite"), (some_BD.float(), "does not fit float32")):
-            finite_B = torch.isfinite(values).all(1).cpu()
-            if not finite_B.all():
-                row = first + int((~finite_B).nonzero()[0])
-                raise EmbeddingError(f"embedding of text {row} {problem}", hint="check the embedder's output")
         wide_BD = some_BD.float().double()
+        # float64 holds every norm of float32 values: one that is not finite has a value that is not.
         norms_B = torch.linalg.vector_norm(wide_BD, dim=1)
+        finite_B = torch.isfinite(norms_B).cpu()
+        if not finite_B.all():
+            row = int((~finite_B).nonzero()[0])
+            problem = "does not fit float32" if torch.isfinite(some_BD[row]).all() else "is not finite"
+            raise EmbeddingError(f"embedding of text {first + row} {problem}", hint="check the embedder's output")
         exponents_B = torch.frexp(norms_B)[1]
         last = first + len(some_BD)
         self.vectors_BD[first:last] = torch.ldexp(wide_BD, -exponents_B[:, None])

@@ -19,39 +19,29 @@ it the pair is scored again as above.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rl4rec_cli.errors import DataError
-from rl4rec_cli.retrieval.cores import one_core, share_out, strict_products
+from rl4rec_cli.retrieval.cores import one_core, strict_products
 from rl4rec_cli.retrieval.item_matrix import ItemMatrix, Storage
 from rl4rec_cli.retrieval.pairs import QUERIES, Queries, exact_scores, reaches
-from rl4rec_cli.retrieval.tiles import WORD, Flags, int8_product, product, reached_by
+from rl4rec_cli.retrieval.scan import Bars, Block, Scan, Struck, Tile
+from rl4rec_cli.retrieval.tiles import Flags, product, reached_by
 
 __all__ = ["ItemMatrix", "Storage", "count_at_least", "pair_scores", "score_matrix", "search", "target_ranks"]
 
-_TILE_SCORES = 1 << 18
-_GPU_TILE_SCORES = 1 << 23
-_TILE_ROWS = 1 << 10
-_BLOCK_ELEMENTS = 1 << 21
 _NEAR_PAIRS = 1 << 14
-# Blocks for each core that shares in a scan, at least, as long as they keep so many rows.
-_TURNS = 4
-_SHARED_ROWS = 1 << 9
-# Products below this are over before threads have started.
-_SHARED_WORK = 1 << 26
 # Above one near item in so many, a product over the whole block from the vectors given is cheaper than pairs.
 _CROWD = 128
 
 Ids = Sequence[Sequence[int]]
-Result = TypeVar("Result")
 
 
 def target_ranks(queries_BD: Tensor, items: ItemMatrix, targets_B: Tensor, masks: Ids | None = None) -> Tensor:
@@ -82,7 +72,7 @@ def target_ranks(queries_BD: Tensor, items: ItemMatrix, targets_B: Tensor, masks
         # The target is counted too, as the 1: its score is the goal itself.
         rows, ids = _flatten(masks, queries, items)
         others = ids != targets[rows]
-        scan = _Scan(queries, items, _Struck(rows[others], ids[others]), cores)
+        scan = Scan(queries, items, Struck(rows[others], ids[others]), cores)
         return torch.from_numpy(_count_at_least(scan, goals_B))
 
 
@@ -120,7 +110,7 @@ def count_at_least(queries_BD: Tensor, items: ItemMatrix, goals_B: Tensor, masks
         if goals_B.shape != (len(queries),) or goals_B.dtype != torch.float64 or not torch.isfinite(goals_B).all():
             raise DataError(f"need {len(queries)} finite float64 goals, one for each query")
         goals = np.ldexp(goals_B.cpu().numpy(), -queries.exponents_B)
-        scan = _Scan(queries, items, _Struck(*_flatten(masks, queries, items)), cores)
+        scan = Scan(queries, items, Struck(*_flatten(masks, queries, items)), cores)
         return torch.from_numpy(_count_at_least(scan, goals))
 
 
@@ -145,7 +135,7 @@ def search(queries_BD: Tensor, items: ItemMatrix, k: int, exclude: Ids | None = 
         raise DataError(f"k must be at least 1, got {k}")
     with strict_products(), one_core() as cores:
         queries = Queries(queries_BD, items)
-        scan = _Scan(queries, items, _Struck(*_flatten(exclude, queries, items)), cores)
+        scan = Scan(queries, items, Struck(*_flatten(exclude, queries, items)), cores)
         ids_BK, scores_BK = _top_k(scan, min(k, items.num_items))
     with np.errstate(over="ignore"):
         scores_BK = np.ldexp(scores_BK, queries.exponents_B[:, None]).astype(np.float32)
@@ -161,136 +151,32 @@ def score_matrix(queries_BD: Tensor, items: ItemMatrix) -> Tensor:
     Raises:
         EmbeddingError: a query is not finite (named) or has not D dimensions.
     """
-    with strict_products():
+    with strict_products(), one_core() as cores:
         queries = Queries(queries_BD, items)
+        exponents_B = torch.from_numpy(queries.exponents_B)
         scores_BN = torch.empty(len(queries), items.num_items)
-        for start, stop in _blocks(queries, items, 1):
-            items.bounds(start, stop)
-            block_ND = items.given(start, stop)
-            for first, last in queries.chunks():
-                tile_NB = product(block_ND, queries.vectors_BD[first : first + QUERIES])
-                scores_BN[first:last, start:stop] = tile_NB.T[: last - first]
-        return torch.ldexp(scores_BN, torch.from_numpy(queries.exponents_B)[:, None])
+
+        def fill(blocks: Iterator[Block]) -> None:
+            for start, stop in blocks:
+                items.bounds(start, stop)
+                block_ND = items.given(start, stop)
+                for first, last in queries.chunks():
+                    tile_BN = product(block_ND, queries.vectors_BD[first : first + QUERIES]).T[: last - first].cpu()
+                    scores_BN[first:last, start:stop] = torch.ldexp(tile_BN, exponents_B[first:last, None])
+
+        Scan(queries, items, Struck(*_flatten(None, queries, items)), cores).share_out(fill)
+        return scores_BN
 
 
-class _Struck:
-    """(query, item) pairs that must not be counted, handed out block by block."""
-
-    def __init__(self, queries: np.ndarray, items: np.ndarray) -> None:
-        order = np.argsort(items, kind="stable")
-        self.queries, self.items = queries[order], items[order]
-
-    def strike(self, tile: _Tile) -> None:
-        """Set the struck pairs of a tile to -inf."""
-        low, high = np.searchsorted(self.items, [tile.start, tile.stop])
-        if low == high:
-            return
-        column = np.searchsorted(tile.queries_B, self.queries[low:high])
-        here = tile.queries_B[np.minimum(column, len(tile.queries_B) - 1)] == self.queries[low:high]
-        flat = ((self.items[low:high] - tile.start) * tile.scores_NB.shape[1] + column)[here]
-        tile.scores_NB.view(-1).index_fill_(0, torch.from_numpy(flat).to(tile.scores_NB.device), -math.inf)
-
-
-@dataclass
-class _Tile:
-    """Scores of items `start` to `stop` for the queries listed, in units of `units_B`, right to `margins_B`."""
-
-    start: int
-    stop: int
-    queries_B: np.ndarray
-    scores_NB: Tensor
-    margins_B: np.ndarray
-    units_B: np.ndarray
-
-    def thresholds(self, values_B: np.ndarray, *, up: bool = False) -> Tensor:
-        """float32 thresholds for `Flags`, never above the values (`up`: never below); none pass in the padding."""
-        padded = np.full(self.scores_NB.shape[1], np.inf)
-        padded[: len(values_B)] = values_B / self.units_B
-        with np.errstate(over="ignore"):
-            near = padded.astype(np.float32)
-        wrong = near < padded if up else near > padded
-        near[wrong] = np.nextafter(near[wrong], np.float32(np.inf if up else -np.inf))
-        return torch.from_numpy(near).to(self.scores_NB.device)
-
-
-class _Scan:
-    """One reading of the catalogue: its blocks, shared out over `cores`, and the tiles of scores they make."""
-
-    def __init__(self, queries: Queries, items: ItemMatrix, struck: _Struck, cores: int) -> None:
-        self.queries, self.items, self._struck = queries, items, struck
-        worth_it = items.device.type == "cpu" and len(queries) * items.num_items * items.dim >= _SHARED_WORK
-        self._cores = cores if worth_it else 1
-        self._codes_DB, self._scales_B, self._gaps_B = None, np.ones(len(queries)), np.zeros(len(queries))
-        if len(queries) and items.codes(0, 1) is not None:
-            self._codes_DB, self._scales_B, self._gaps_B = queries.int8()
-
-    def share_out(self, work: Callable[[Iterator[_Tile]], Result]) -> list[Result]:
-        """`work` on the tiles of some of the blocks, ascending, in each core's thread; each block is read once."""
-        blocks = _blocks(self.queries, self.items, self._cores) if len(self.queries) else []
-        return share_out(blocks, lambda mine: work(self._tiles(mine)), min(self._cores, max(1, len(blocks))))
-
-    def _tiles(self, blocks: Iterator[tuple[int, int]]) -> Iterator[_Tile]:
-        """Scores by the stored copy, struck pairs at -inf."""
-        items, vectors_BD, codes_DB = self.items, self.queries.vectors_BD, self._codes_DB
-        for start, stop in blocks:
-            margins_B = _margins(self.queries, items, *items.bounds(start, stop), self._gaps_B)
-            coded = items.codes(start, stop)
-            block_ND = items.block(start, stop) if coded is None else None
-            for first, last in self.queries.chunks():
-                end = first + QUERIES
-                if coded is not None and codes_DB is not None:
-                    scores_NB = int8_product(*coded, codes_DB[:, first:end].contiguous())
-                elif block_ND is not None:
-                    scores_NB = product(block_ND, vectors_BD[first:end])
-                chunk = np.arange(first, last)
-                tile = _Tile(start, stop, chunk, scores_NB, margins_B[first:last], self._scales_B[first:last])
-                self._struck.strike(tile)
-                yield tile
-
-    def sharper(self, tile: _Tile, crowded: np.ndarray) -> _Tile:
-        """The columns `crowded` of a tile again, by the vectors given."""
-        chosen = tile.queries_B[crowded]
-        padded = torch.from_numpy(np.pad(chosen, (0, -len(chosen) % WORD))).to(self.items.device)
-        scores_NB = product(self.items.given(tile.start, tile.stop), self.queries.vectors_BD[padded])
-        norm, _ = self.items.bounds(tile.start, tile.stop)
-        margins_B = _margins(self.queries, self.items, norm, 0.0, np.zeros(len(self.queries)))
-        again = _Tile(tile.start, tile.stop, chosen, scores_NB, margins_B[chosen], np.ones(len(chosen)))
-        self._struck.strike(again)
-        return again
-
-
-def _blocks(queries: Queries, items: ItemMatrix, cores: int) -> list[tuple[int, int]]:
-    width = max(1, min(len(queries), QUERIES))
-    on_cpu = items.device.type == "cpu"
-    tile = _TILE_SCORES if on_cpu else _GPU_TILE_SCORES
-    rows = max(min(_TILE_ROWS, tile), tile // width)
-    rows = max(1, min(rows, _BLOCK_ELEMENTS // items.dim if on_cpu else rows))
-    rows = 1 << (rows.bit_length() - 1)
-    if cores > 1:
-        # The last blocks keep some cores waiting for others.
-        while rows > _SHARED_ROWS and rows * cores * _TURNS > items.num_items:
-            rows //= 2
-    return [(start, min(start + rows, items.num_items)) for start in range(0, items.num_items, rows)]
-
-
-def _margins(queries: Queries, items: ItemMatrix, norm: float, gap: float, query_gaps_B: np.ndarray) -> np.ndarray:
-    # n: the D of the bound, and a few for the scales of an int8 product and the arithmetic of the margin itself.
-    n = items.dim + 8
-    gamma = n * 2.0**-24 / (1 - n * 2.0**-24)
-    # The last term covers products below float32's normal range, flushed to zero or not.
-    margins_B = queries.norms_B * (gamma * norm + gap) + query_gaps_B * norm + n * 2.0**-124
-    return np.where(queries.norms_B == 0, 0.0, margins_B)
-
-
-def _count_at_least(scan: _Scan, goals_B: np.ndarray) -> np.ndarray:
+def _count_at_least(scan: Scan, goals_B: np.ndarray) -> np.ndarray:
     """How many items that are not struck score at least `goals_B`, int64 `[B]`."""
     counts_B = np.zeros(len(goals_B), dtype=np.int64)
-    for some_B in scan.share_out(lambda tiles: _count_some(scan, tiles, goals_B)):
+    for some_B in scan.share_out(lambda blocks: _count_some(scan, blocks, goals_B)):
         counts_B += some_B
     return counts_B
 
 
-def _count_some(scan: _Scan, tiles: Iterator[_Tile], goals_B: np.ndarray) -> np.ndarray:
+def _count_some(scan: Scan, blocks: Iterator[Block], goals_B: np.ndarray) -> np.ndarray:
     counts_B = np.zeros(len(goals_B), dtype=np.int64)
     near: list[tuple[np.ndarray, np.ndarray]] = []
     waiting, lossy = 0, scan.items.is_lossy
@@ -299,27 +185,35 @@ def _count_some(scan: _Scan, tiles: Iterator[_Tile], goals_B: np.ndarray) -> np.
         rows, ids = (np.concatenate(part) for part in zip(*near, strict=True))
         np.add.at(counts_B, rows, reaches(scan.queries, scan.items, rows, ids, goals_B[rows]))
 
-    for tile in tiles:
-        for again in (True, False):
-            goals = goals_B[tile.queries_B]
+    bars = Bars(
+        lambda tile: (
             # Above the upper threshold an item surely reaches the goal, below the lower one it surely does not.
-            maybe = Flags(tile.scores_NB, tile.thresholds(goals - tile.margins_B))
-            sure = Flags(tile.scores_NB, tile.thresholds(goals + tile.margins_B, up=True))
+            tile.thresholds(goals_B[tile.queries_B] - tile.margins_B),
+            tile.thresholds(goals_B[tile.queries_B] + tile.margins_B, up=True),
+        )
+    )
+    for tile in scan.tiles(blocks):
+        for again in (True, False):
+            low, high = bars.of(tile)
+            maybe, sure = Flags(tile.scores_NB, low), Flags(tile.scores_NB, high)
             width = len(tile.queries_B)
             sure_B = sure.counts()[:width]
-            crowded = np.zeros(width, dtype=bool)
+            crowded = None
             if again and lossy:
                 crowded = (maybe.counts()[:width] - sure_B) * _CROWD > tile.stop - tile.start
-            counts_B[tile.queries_B] += np.where(crowded, 0, sure_B)
+                sure_B[crowded] = 0
+            counts_B[tile.queries_B] += sure_B
             found, column = maybe.where(but=sure)
-            keep = ~crowded[column]
-            near.append((tile.queries_B[column[keep]], found[keep] + tile.start))
-            waiting += len(near[-1][0])
+            if crowded is not None:
+                keep = ~crowded[column]
+                found, column = found[keep], column[keep]
+            near.append((tile.queries_B[column], found + tile.start))
+            waiting += len(found)
             if waiting > _NEAR_PAIRS:
                 settle()
                 near.clear()
                 waiting = 0
-            if not crowded.any():
+            if crowded is None or not crowded.any():
                 break
             tile = scan.sharper(tile, crowded)
     if near:
@@ -327,10 +221,11 @@ def _count_some(scan: _Scan, tiles: Iterator[_Tile], goals_B: np.ndarray) -> np.
     return counts_B
 
 
-def _top_k(scan: _Scan, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _top_k(scan: Scan, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids and float64 scores `[B, k]` of the best items that are not struck."""
-    found = _Candidates.joined(scan.share_out(lambda tiles: _top_some(scan, tiles, k)))
-    place = found.sort()
+    floor = _Floor(len(scan.queries))
+    found = _Candidates.joined(scan.share_out(lambda blocks: _top_some(scan, blocks, k, floor)))
+    place = found.sort(by_id=True)
     found, place = found[place < k], place[place < k]
     ids_BK = np.full((len(scan.queries), k), -1, dtype=np.int64)
     scores_BK = np.full(ids_BK.shape, -np.inf)
@@ -338,51 +233,72 @@ def _top_k(scan: _Scan, k: int) -> tuple[np.ndarray, np.ndarray]:
     return ids_BK, scores_BK
 
 
-def _top_some(scan: _Scan, tiles: Iterator[_Tile], k: int) -> _Candidates:
-    """What may be among the k best of the tiles, scored."""
-    # What k items of the tiles before surely score. They come in order of id, so an item that only ties with it loses.
-    bar_B = np.full(len(scan.queries), -np.inf)
+class _Floor:
+    """What k items surely score, for each query, as far as any thread knows."""
+
+    def __init__(self, queries: int) -> None:
+        self._known_B, self._lock = np.full(queries, -np.inf), threading.Lock()
+
+    def raised(self, by_B: np.ndarray) -> np.ndarray:
+        with self._lock:
+            np.maximum(self._known_B, by_B, out=self._known_B)
+            return self._known_B.copy()
+
+
+def _top_some(scan: Scan, blocks: Iterator[Block], k: int, floor: _Floor) -> _Candidates:
+    """What may be among the k best of the catalogue, of these tiles, scored."""
+    # What k items surely score: of all tiles, and of those before in this thread. These come in order of id: an item
+    # that only ties with them loses, against items of other threads it may win.
+    own_B = np.full(len(scan.queries), -np.inf)
+    floor_B = floor.raised(own_B)
+
+    def bar(tile: Tile) -> tuple[np.ndarray]:
+        some = tile.queries_B
+        above = np.nextafter(tile.thresholds(own_B[some] - tile.margins_B), np.float32(np.inf))
+        return (np.maximum(above, tile.thresholds(floor_B[some] - tile.margins_B)),)
+
+    def thinned(*, exact: bool) -> _Candidates:
+        """What may still be among the k best (`exact`: scored, and at most k of each query)."""
+        nonlocal own_B, floor_B
+        left = _Candidates.joined(waiting)
+        own_B = left.raised(own_B, left.sort() == k - 1)
+        floor_B = floor.raised(own_B)
+        left = left[left.high >= floor_B[left.queries]]
+        if exact or len(left) > max(_NEAR_PAIRS, 2 * k * len(own_B)):
+            unsure = left.low < left.high
+            left.low[unsure] = exact_scores(scan.queries, scan.items, left.queries[unsure], left.ids[unsure])
+            left.high[unsure] = left.low[unsure]
+            place = left.sort(by_id=True)
+            own_B = left.raised(own_B, place == k - 1)
+            floor_B = floor.raised(own_B)
+            left = left[place < k]
+        return left
+
+    bars = Bars(bar)
     waiting: list[_Candidates] = []
     patience = 0
-    for tile in tiles:
+    for tile in scan.tiles(blocks):
         width, rows = len(tile.queries_B), tile.stop - tile.start
-        low_B = tile.thresholds(bar_B[tile.queries_B] - tile.margins_B)
-        low_B = torch.nextafter(low_B, torch.full_like(low_B, math.inf))
-        flags = Flags(tile.scores_NB, low_B)
+        (low,) = bars.of(tile)
+        flags = Flags(tile.scores_NB, low)
         if k < rows and flags.total() > 2 * k * width:
             # k items of this block surely score this less the margin.
             reached_B = reached_by(tile.scores_NB, k)[:width].double().cpu().numpy()
-            floor_B = tile.thresholds(reached_B * tile.units_B - 2 * tile.margins_B)
-            flags = Flags(tile.scores_NB, torch.maximum(low_B, floor_B))
+            local = tile.thresholds(reached_B * tile.units_B - 2 * tile.margins_B)
+            flags = Flags(tile.scores_NB, np.maximum(low, local))
         found, column = flags.where()
         if not len(found):
             continue
-        scores = tile.scores_NB[torch.from_numpy(found), torch.from_numpy(column)].double().cpu().numpy()
-        scores *= tile.units_B[column]
+        place = torch.from_numpy(found * tile.scores_NB.shape[1] + column).to(tile.scores_NB.device)
+        scores = tile.scores_NB.view(-1).index_select(0, place).double().cpu().numpy() * tile.units_B[column]
         margins = tile.margins_B[column]
-        new = _Candidates(tile.queries_B[column], found + tile.start, scores - margins, scores + margins)
-        waiting.append(new)
+        waiting.append(_Candidates(tile.queries_B[column], found + tile.start, scores - margins, scores + margins))
         patience -= len(found)
         if patience < 0:
-            waiting = [_thinned(scan, waiting, k, bar_B, exact=scan.items.is_lossy)]
-            patience = k * len(scan.queries)
-    return _thinned(scan, waiting, k, bar_B, exact=True)
-
-
-def _thinned(scan: _Scan, some: Sequence[_Candidates], k: int, bar_B: np.ndarray, *, exact: bool) -> _Candidates:
-    """The candidates that may still be among the k best (`exact`: those that are, scored); `bar_B` is raised."""
-    left = _Candidates.joined(some)
-    place = left.sort()
-    bar_B[left.queries[place == k - 1]] = left.low[place == k - 1]
-    left = left[left.high >= bar_B[left.queries]]
-    if exact or len(left) > max(_NEAR_PAIRS, 2 * k * len(bar_B)):
-        unsure = left.low < left.high
-        left.low[unsure] = exact_scores(scan.queries, scan.items, left.queries[unsure], left.ids[unsure])
-        left.high[unsure] = left.low[unsure]
-        place = left.sort()
-        bar_B[left.queries[place == k - 1]] = left.low[place == k - 1]
-        left = left[place < k]
-    return left
+            waiting = [thinned(exact=scan.items.is_lossy)]
+            bars.forget()
+            patience = k * len(own_B)
+    return thinned(exact=True)
 
 
 @dataclass
@@ -406,12 +322,22 @@ class _Candidates:
     def __getitem__(self, chosen: np.ndarray) -> _Candidates:
         return _Candidates(self.queries[chosen], self.ids[chosen], self.low[chosen], self.high[chosen])
 
-    def sort(self) -> np.ndarray:
-        """By query, then best first, then lower id; gives each its place among its query's, from 0."""
-        order = np.lexsort((self.ids, -self.low, self.queries))
+    def sort(self, *, by_id: bool = False) -> np.ndarray:
+        """By query, then best first (then lower id); gives each its place among its query's, from 0."""
+        if by_id:
+            order = np.lexsort((self.ids, -self.low, self.queries))
+        else:
+            order = np.argsort(-self.low)
+            order = order[np.argsort(self.queries[order], kind="stable")]
         for f in fields(self):
             setattr(self, f.name, getattr(self, f.name)[order])
         return np.arange(len(self)) - np.searchsorted(self.queries, self.queries)
+
+    def raised(self, bar_B: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """`bar_B`, or the lower bound of the query's k-th best candidate where that is higher; `last` marks these."""
+        raised_B = bar_B.copy()
+        raised_B[self.queries[last]] = np.maximum(bar_B[self.queries[last]], self.low[last])
+        return raised_B
 
 
 def _ids(values: Tensor | Sequence[int], items: ItemMatrix, what: str) -> np.ndarray:

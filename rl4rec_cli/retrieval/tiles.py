@@ -56,37 +56,41 @@ def reached_by(scores_NB: Tensor, k: int) -> Tensor:
     return torch.topk(peaks_GB, k, dim=0).values[-1]
 
 
-class Flags:
-    """Which scores of a tile `[N, B]` reach their column's threshold (`[B]`; both float32)."""
+def long_row(thresholds_B: np.ndarray, rows: int) -> np.ndarray:
+    """Thresholds repeated for as many of the rows as `Flags` compares at once.
 
-    def __init__(self, scores_NB: Tensor, thresholds_B: Tensor) -> None:
-        rows, width = scores_NB.shape
-        # Long rows: a comparison row by row of a narrow tile spends its time on starting rows.
-        fold = 1
-        while rows % (2 * fold) == 0 and 2 * fold * width <= _ROW_FLAGS:
-            fold *= 2
-        self._width = width
-        wide, thresholds = scores_NB.view(rows // fold, fold * width), thresholds_B.repeat(fold)
-        # numpy compares and counts faster than torch, on one core.
-        self._alone = scores_NB.device.type == "cpu" and torch.get_num_threads() <= FEW
-        if self._alone:
-            flags = torch.from_numpy(np.greater_equal(wide.numpy(), thresholds.numpy()))
+    A comparison row by row of a narrow tile spends its time on starting rows.
+    """
+    fold = 1
+    while rows % (2 * fold) == 0 and 2 * fold * len(thresholds_B) <= _ROW_FLAGS:
+        fold *= 2
+    return np.tile(thresholds_B, fold)
+
+
+class Flags:
+    """Which scores of a tile `[N, B]` reach their column's threshold (`long_row` of B thresholds; both float32)."""
+
+    def __init__(self, scores_NB: Tensor, thresholds: np.ndarray) -> None:
+        self._width = scores_NB.shape[1]
+        # Eight flags, one byte each, are one int64. numpy compares and counts faster than torch does on one core.
+        self._words: np.ndarray | Tensor
+        if scores_NB.device.type == "cpu" and torch.get_num_threads() <= FEW:
+            self._words = np.greater_equal(scores_NB.numpy().reshape(-1, len(thresholds)), thresholds).view(np.int64)
         else:
-            flags = wide >= thresholds
-        # Eight flags, one byte each, are one int64.
-        self._words = flags.view(torch.int64)
+            wide = scores_NB.view(-1, len(thresholds))
+            self._words = (wide >= torch.from_numpy(thresholds).to(wide.device)).view(torch.int64)
 
     def total(self) -> int:
         """Flags set."""
-        if self._alone:
-            return int(np.count_nonzero(self._words.numpy().view(np.bool_)))
+        if isinstance(self._words, np.ndarray):
+            return int(np.count_nonzero(self._words.view(np.bool_)))
         return int(self._words.view(torch.bool).sum())
 
     def counts(self) -> np.ndarray:
         """Flags set in each column, int64 `[B]`."""
         # Up to 255 words add up without a carry from byte to byte.
-        if self._alone:
-            words = self._words.numpy()
+        if isinstance(self._words, np.ndarray):
+            words = self._words
             parts = [words[i : i + 255].sum(0).view(np.uint8) for i in range(0, len(words), 255)]
             return np.concatenate(parts).reshape(-1, self._width).sum(0, dtype=np.int64)
         sums = [some.sum(0).view(torch.uint8) for some in self._words.split(255)]
@@ -95,16 +99,14 @@ class Flags:
 
     def where(self, but: Flags | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of the flags set here and not in `but` (whose flags are all set here too)."""
-        if self._words.device.type == "cpu":
-            words = self._words.numpy().reshape(-1)
-            if but is not None:
-                words = words ^ but._words.numpy().reshape(-1)
-            found = np.flatnonzero(words)
-            hits = words[found]
+        words = self._words if but is None else self._words ^ but._words
+        if isinstance(words, np.ndarray) or words.device.type == "cpu":
+            flat = np.asarray(words).reshape(-1)
+            found = np.flatnonzero(flat)
+            hits = flat[found]
         else:
-            on_device = (self._words if but is None else self._words ^ but._words).reshape(-1)
-            nonzero = on_device.nonzero()[:, 0]
-            found, hits = nonzero.cpu().numpy(), on_device[nonzero].cpu().numpy()
+            nonzero = words.reshape(-1).nonzero()[:, 0]
+            found, hits = nonzero.cpu().numpy(), words.reshape(-1)[nonzero].cpu().numpy()
         word, byte = np.nonzero(hits.view(np.uint8).reshape(-1, WORD))
         place = found[word] * WORD + byte
         return place // self._width, place % self._width

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from rl4rec_cli.errors import DataError, EmbeddingError
-from rl4rec_cli.retrieval import cores, item_matrix, pairs, ranking, tiles
+from rl4rec_cli.retrieval import cores, item_matrix, pairs, ranking, scan, tiles
 from rl4rec_cli.retrieval.ranking import ItemMatrix, count_at_least, pair_scores, score_matrix, search, target_ranks
 
 STORAGES = ["fp32", "fp16", "bf16", "int8"]
@@ -35,7 +35,7 @@ SMALL_BLOCKS = {"_TILE_SCORES": 64, "QUERIES": 8, "_PAIR_ELEMENTS": 40, "_NEAR_P
 @pytest.fixture(autouse=True)
 def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in KNOBS:
-        for module in (ranking, pairs):
+        for module in (ranking, pairs, scan):
             monkeypatch.setattr(module, name, getattr(module, name, None), raising=False)
     threads = torch.get_num_threads()
     yield
@@ -44,7 +44,7 @@ def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def set_knobs(**values: int) -> None:
     for name, value in values.items():
-        owners = [module for module in (ranking, pairs) if getattr(module, name, None) is not None]
+        owners = [module for module in (ranking, pairs, scan) if getattr(module, name, None) is not None]
         assert owners, name
         for module in owners:
             setattr(module, name, value)
@@ -265,6 +265,8 @@ def test_non_finite_query_is_named(bad: float) -> None:
     ):
         with pytest.raises(EmbeddingError, match="text 1 is not finite"):
             call()
+    with pytest.raises(EmbeddingError, match="text 2 does not fit float32"):
+        search(torch.tensor([[1e38] * 4, [-3e38] * 4, [1e39] * 4], dtype=torch.float64), items, 2)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -333,7 +335,7 @@ def test_flags(rows: int, width: int, few_threads: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(tiles, "FEW", few_threads)
     scores = torch.randint(0, 4, (rows, width)).float()
     low, high = torch.randint(0, 3, (width,)).float(), torch.randint(3, 5, (width,)).float()
-    maybe, sure = tiles.Flags(scores, low), tiles.Flags(scores, high)
+    maybe, sure = (tiles.Flags(scores, tiles.long_row(some.numpy(), rows)) for some in (low, high))
     assert maybe.counts().tolist() == (scores >= low).sum(0).tolist()
     assert maybe.total() == int((scores >= low).sum())
     for got, expected in ((maybe.where(), scores >= low), (maybe.where(but=sure), (scores >= low) & (scores < high))):
@@ -488,7 +490,7 @@ def test_threads_share_the_blocks_and_change_nothing(storage: Any, monkeypatch: 
         return [target_ranks(queries, items, targets, masks), counts, *search(queries, items, 50, masks)]
 
     torch.set_num_threads(1)
-    alone = everything()
+    alone, matrix = everything(), score_matrix(queries, items)
     set_knobs(_SHARED_WORK=0, _TILE_SCORES=1 << 13)
     torch.set_num_threads(2)
     seen: list[Any] = []
@@ -502,13 +504,14 @@ def test_threads_share_the_blocks_and_change_nothing(storage: Any, monkeypatch: 
     with torch.inference_mode():
         for got, expected in zip(everything(), alone, strict=True):
             assert torch.equal(got, expected)
+    torch.testing.assert_close(score_matrix(queries, items), matrix, rtol=1e-6, atol=1e-6)
     assert torch.get_num_threads() == threads_elsewhere() == 2
 
 
 def test_little_work_is_done_by_the_caller_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores.threading, "Thread", None)
     torch.set_num_threads(2)
-    items = ItemMatrix.from_tensor(torch.randn(300, 8))
+    items = ItemMatrix.from_tensor(torch.randn(3000, 8))
     assert target_ranks(torch.randn(4, 8), items, torch.arange(4)).shape == (4,)
 
 
@@ -538,6 +541,16 @@ def test_an_error_in_any_thread_reaches_the_caller(tmp_path: Path, monkeypatch: 
             with pytest.raises(kind, match="first"):
                 search(torch.randn(8, 8), items, 3)
     assert torch.get_num_threads() == threads_elsewhere() == 2
+
+
+def test_an_item_that_ties_with_those_of_another_thread_may_win() -> None:
+    items = ItemMatrix.from_tensor(torch.ones(600, 8))
+    queries = pairs.Queries(torch.zeros(1, 8), items)
+    none = np.zeros(0, dtype=np.int64)
+    floor = ranking._Floor(1)
+    floor.raised(np.zeros(1))
+    parts = scan.Scan(queries, items, scan.Struck(none, none), 1)
+    assert ranking._top_some(parts, iter([(0, 256), (256, 600)]), 3, floor).ids.tolist() == [0, 1, 2]
 
 
 def test_a_file_is_measured_once_by_whichever_thread(tmp_path: Path) -> None:
