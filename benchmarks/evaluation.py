@@ -3,6 +3,7 @@
     python benchmarks/evaluation.py                  # every table, about ten minutes on two busy cores
     python benchmarks/evaluation.py --quick          # does everything run? seconds
     python benchmarks/evaluation.py --only metrics   # or ranking, or statistics
+    python benchmarks/evaluation.py --only large     # 100,000 users of 1,000,000 items: time and memory
 
 Variants of one table take turns, as in `ranking.py`; median and quickest of all rounds are shown. Values that are timed
 next to each other are checked to be equal first. ranx is compared where it is installed: `pip install ranx`.
@@ -21,11 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from ranking import Variants, blocked, show, take_turns, unit_vectors
+from ranking import Variants, blocked, peak_memory, show, take_turns, unit_vectors
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from rl4rec_cli.data.dataset import Dataset, build_examples
 from rl4rec_cli.eval import statistics
+from rl4rec_cli.eval.baselines import measure_baseline
+from rl4rec_cli.eval.methods import Task
 from rl4rec_cli.eval.metrics import means, per_user
 from rl4rec_cli.eval.statistics import paired_difference, seeds_difference
 from rl4rec_cli.retrieval import ranking
@@ -226,12 +230,42 @@ def table_statistics(users: int, rounds: int, slow: int, resamples: int) -> None
     show(header(peers), rows_of(times, peers))
 
 
+def table_large(users: int, items: int, dim: int) -> None:
+    """What a large evaluation holds beside its input: vectors, histories and the sequences are there before."""
+    draw = np.random.default_rng(3)
+    lengths = np.maximum(4, draw.poisson(HISTORY, users))
+    rows = [tuple(draw.integers(0, items, n).tolist()) for n in lengths]
+    item = {"title": "item", "text": "item"}  # one for all: texts are not what is measured
+    dataset = Dataset("large", (item,) * items, tuple(f"u{i}" for i in range(users)), tuple(rows), {}, True, {})
+    retriever = InProcessRetriever(NoEmbedder(), unit_vectors(items, dim, 0))
+    examples = build_examples(dataset, "test")
+    task = Task(dataset, retriever, examples)
+    table, found = [], None
+    for name in ("last_item", "decayed_mean", "popularity", "transitions_2"):
+        memory: dict[str, float] = {}
+        started = time.perf_counter()
+        with peak_memory(memory):
+            found = measure_baseline(name, task)
+        seconds = time.perf_counter() - started
+        table.append([f"{name}: ranks and ten best of every user", f"{seconds:,.1f}", f"{memory['extra']:,.0f}"])
+    assert found is not None
+    memory, started = {}, time.perf_counter()
+    with peak_memory(memory):
+        values = per_user(found.ranking, KS)["ndcg@10"]
+        paired_difference(values, np.roll(values, 1))
+    table.append(["metrics, interval and p value", f"{time.perf_counter() - started:,.1f}", f"{memory['extra']:,.0f}"])
+    print(f"### {users:,} users, {items:,} items x {dim} dimensions, evaluated in a stream\n")
+    whole = users * items * 4 / 2**30
+    print(f"The matrix of all scores, which nobody holds, would take {whole:,.0f} GiB.\n")
+    show(["", "seconds", "extra anonymous MiB"], table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, two rounds")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, help="threads of torch; torch's own choice by default")
-    parser.add_argument("--only", choices=["ranking", "metrics", "statistics"])
+    parser.add_argument("--only", choices=["ranking", "metrics", "statistics", "large"])
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -242,6 +276,8 @@ def main() -> None:
     )
     if args.only in (None, "ranking"):
         table_ranking(*((500, 2000, 64) if args.quick else (USERS, ITEMS, DIM)), rounds)
+    if args.only == "large":
+        table_large(*((2_000, 20_000, 16) if args.quick else (100_000, 1_000_000, 32)))
     if args.only in (None, "metrics"):
         table_metrics(users, 10 * rounds, slow)
     if args.only in (None, "statistics"):

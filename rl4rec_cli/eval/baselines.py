@@ -39,12 +39,10 @@ def training_counts(dataset: Dataset) -> NDArray[np.int64]:
 
 
 def popularity(task: Task) -> Scored:
-    """Items by how often they stand in the training part of all users.
-
-    Counts are ranked as one-dimensional vectors.
-    """
-    items_N1 = torch.from_numpy(training_counts(task.dataset)).float().unsqueeze(1)
-    return VectorScores(torch.ones(len(task.examples), 1), ItemMatrix.from_tensor(items_N1))
+    """Items by how often they stand in the training part of all users."""
+    nothing: tuple[NDArray[np.int64], NDArray[np.float64]] = (np.zeros(0, np.int64), np.zeros(0))
+    counts_N = training_counts(task.dataset).astype(np.float64)
+    return SparseScores(len(task.examples), counts_N, lambda _: nothing)
 
 
 def last_item(task: Task) -> Scored:
