@@ -7,14 +7,10 @@ Hides: transformers and PEFT loading, and everything a model's files would other
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import json
-import os
 import re
-import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +19,7 @@ import torch
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, PolicyError
+from rl4rec_cli.whole_folders import write_folder
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import LoraSection, PolicySection, TinySection
@@ -261,60 +258,36 @@ def save_policy(policy: Policy, folder: Path) -> None:
     Raises:
         PolicyError: it cannot be written; what was there before is untouched.
     """
-    from safetensors import SafetensorError
-
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
-        # TRL adds a frozen copy of the adapter named "ref" for the KL term: it is no part of the policy.
-        kept: dict[str, Sequence[str]] = {"selected_adapters": ["default"]} if _is_peft(policy.model) else {}
-        policy.model.save_pretrained(temporary, **kept)
-        policy.tokenizer.save_pretrained(temporary)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        _put_in_place(temporary, folder)
-    except (OSError, SafetensorError) as error:
-        size = sum(p.numel() * p.element_size() for p in policy.model.parameters())
-        reason = getattr(error, "strerror", None) or str(error)
-        raise PolicyError(f"{folder}: cannot write the checkpoint of about {size:,} bytes: {reason}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    write_checkpoint(policy, folder)
 
 
-def _put_in_place(new: Path, folder: Path) -> None:
-    """Give a finished folder its name; what had the name before is removed only when the new one stands there.
+def write_checkpoint(
+    policy: Policy, folder: Path, more: Callable[[Path], None] = lambda folder: None, *, size: int = 0
+) -> None:
+    """As `save_policy`, with more files.
+
+    Args:
+        more: writes them into the folder it is given.
+        size: bytes they take, about.
 
     Raises:
-        OSError: it cannot; what was there is there still.
+        PolicyError: it cannot be written; what was there before is untouched.
     """
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise NotADirectoryError(errno.ENOTDIR, "there is something here that is not a folder", str(folder))
-    old = new.with_suffix(".old")
-    if not folder.exists():
-        new.replace(folder)
-    elif _swap(new, folder):
-        new.replace(old)
-    else:
-        # Two steps where the filesystem cannot swap: a crash between them leaves both, under their hidden names.
-        folder.replace(old)
-        try:
-            new.replace(folder)
-        except OSError:
-            old.replace(folder)
-            raise
-    descriptor = os.open(folder.parent, os.O_RDONLY)
+    # TRL adds a frozen copy of the adapter named "ref" for the KL term: it is no part of the policy.
+    kept: dict[str, Sequence[str]] = {"selected_adapters": ["default"]} if _is_peft(policy.model) else {}
+    saved = [p for n, p in policy.model.named_parameters() if not kept or ("lora_" in n and ".ref." not in n)]
+    size += sum(p.numel() * p.element_size() for p in saved)
+
+    def fill(temporary: Path) -> None:
+        policy.model.save_pretrained(temporary, **kept)
+        policy.tokenizer.save_pretrained(temporary)
+        more(temporary)
+
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _swap(one: Path, other: Path) -> bool:
-    """Exchange two names in one step (Linux's renameat2); false where that cannot be done."""
-    here, exchange = -100, 2
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+        write_folder(folder, fill, size=size)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PolicyError(
+            f"{folder}: cannot write the checkpoint of about {size:,} bytes: {reason}",
+            hint="make room or name another --output; what was written before is whole",
+        ) from error

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from rl4rec_cli import whole_folders
 from rl4rec_cli.config import GenerationSection, LoraSection, PolicySection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import ConfigError, PolicyError
@@ -480,11 +481,11 @@ def test_a_whole_checkpoint_stands_at_every_step_of_a_replacement(
     """A crash comes at each call that renames or removes, in turn; nothing is done after it."""
 
     if not can_swap:
-        monkeypatch.setattr(loading, "_swap", lambda one, other: False)
+        monkeypatch.setattr(whole_folders, "_swap", lambda one, other: False)
     else:
         (tmp_path / "a").mkdir()
         (tmp_path / "b").mkdir()
-        if not loading._swap(tmp_path / "a", tmp_path / "b"):
+        if not whole_folders._swap(tmp_path / "a", tmp_path / "b"):
             pytest.skip("this filesystem cannot exchange two names in one step")
     folder = tmp_path / "checkpoints" / "checkpoint"
     old, new = build(make_dataset(), 1), build(make_dataset(), 2)
