@@ -34,7 +34,8 @@ from rl4rec_cli.policy.loading import load_policy
 from rl4rec_cli.retrieval.retriever import open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
 from rl4rec_cli.runs import JsonLines, create_run
-from rl4rec_cli.train.grpo import grpo_arguments, train_grpo
+from rl4rec_cli.train.grpo import grpo_arguments
+from rl4rec_cli.train.reinforcement import train_rl
 
 CLAIM = 1.05
 
@@ -91,7 +92,7 @@ def _ours(config: Any, policy: Any, examples: Any, builder: Any, scorer: Scorer,
         config.model_copy(update={"run": config.run.model_copy(update={"name": name})}), dataset="benchmark"
     )
     log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")
-    train_grpo(config, run, policy, examples, builder, scorer, log, rollouts)
+    train_rl(config, run, policy, examples, builder, scorer, log, rollouts)
     log.close()
     rollouts.close()
     lines = (run.folder / "training_log.jsonl").read_text().splitlines()

@@ -11,14 +11,32 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Algorithm = Literal["sft", "grpo"]
+from rl4rec_cli.config_trainer import (
+    GrpoSection,
+    OptimSection,
+    PpoSection,
+    ReinforceSection,
+    RlooSection,
+    RlSection,
+    SftSection,
+    TrainerSection,
+)
+from rl4rec_cli.config_types import Fraction, NonNegative, PositiveFloat, PositiveInt, Precision, Section
+
+__all__ = [
+    "GrpoSection",
+    "OptimSection",
+    "PpoSection",
+    "ReinforceSection",
+    "RlSection",
+    "RlooSection",
+    "RunConfig",
+    "Section",
+    "SftSection",
+]
+
 Baseline = Literal[
     "popularity",
     "last_item",
@@ -34,12 +52,6 @@ Baseline = Literal[
     "zero_shot",
     "untrained",
 ]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
-    )
 
 
 class RunSection(Section):
@@ -209,83 +221,6 @@ class RewardSection(Section):
         return self.normalize_rewards
 
 
-class OptimSection(Section):
-    """What every trainer has; the names are those of `transformers.TrainingArguments`."""
-
-    learning_rate: NonNegative = 1e-5
-    """Peak learning rate."""
-    lr_scheduler_type: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "linear"
-    """Course of the learning rate."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps of linear warm-up."""
-    weight_decay: NonNegative = 0.0
-    """AdamW weight decay."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradient clipping."""
-    gradient_accumulation_steps: PositiveInt = 1
-    """Micro-batches per optimiser step."""
-    num_train_epochs: PositiveFloat = 3.0
-    """Passes over the training examples, unless `max_steps` comes first."""
-    max_steps: PositiveInt = 10_000
-    """Most optimiser steps."""
-    precision: Precision = "auto"
-    """Autocast type; `auto`: bf16 where the GPU has it, else fp32."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
-    dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
-    """Loader processes."""
-
-
-class SftSection(OptimSection):
-    """Supervised fine-tuning: the warm start."""
-
-    algorithm: Literal["sft"] = "sft"
-    batch_size: PositiveInt = 16
-    """Examples per micro-batch."""
-    learning_rate: NonNegative = 1e-4
-    """Peak learning rate."""
-    target: Literal["next", "last"] = "next"
-    """Text to write: the item chosen next, or the last item of the history (a copy that RL then improves)."""
-    target_template: str = "{title}"
-    """How the target item is written; any field of `items.jsonl` but `item_id`."""
-
-
-class GrpoSection(OptimSection):
-    """Group relative policy optimisation (arXiv:2402.03300) by TRL's `GRPOTrainer`."""
-
-    algorithm: Literal["grpo"] = "grpo"
-    batch_size: PositiveInt = 4
-    """Prompts per micro-batch. Completions per optimiser step = batch_size × num_generations × accumulation."""
-    num_generations: Annotated[int, Field(ge=2)] = 4
-    """Texts per prompt (the group)."""
-    gradient_accumulation_steps: PositiveInt = 4
-    """Micro-batches per optimiser step."""
-    num_iterations: PositiveInt = 1
-    """Updates from one batch of texts (μ)."""
-    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
-    """How token losses are averaged."""
-    epsilon: PositiveFloat = 0.2
-    """Clipping of the policy ratio."""
-    epsilon_high: PositiveFloat | None = None
-    """Upper clipping where it differs."""
-    beta: NonNegative = 0.0
-    """Weight of the KL penalty towards the reference policy."""
-    use_ref_model: bool | None = None
-    """Hold a frozen reference policy; by default exactly when beta > 0."""
-    mask_truncated_completions: bool = False
-    """Leave texts that hit the length limit out of the loss."""
-    warm_start: SftSection | None = None
-    """Supervised fine-tuning before RL."""
-
-    @model_validator(mode="after")
-    def _reference(self) -> GrpoSection:
-        if self.use_ref_model is False and self.beta > 0:
-            raise ValueError("beta > 0 needs the reference policy: set use_ref_model true or beta 0")
-        if self.use_ref_model is True and self.beta == 0:
-            raise ValueError("use_ref_model has no effect with beta 0: set beta above 0")
-        return self
-
-
 class EvalSection(Section):
     split: Literal["validation", "test"] = "validation"
     """Split that `eval` measures; training itself always measures validation."""
@@ -339,6 +274,6 @@ class RunConfig(Section):
     generation: GenerationSection = GenerationSection()
     retrieval: RetrievalSection = RetrievalSection()
     reward: RewardSection = RewardSection()
-    trainer: Annotated[SftSection | GrpoSection, Field(discriminator="algorithm")] = GrpoSection()
+    trainer: TrainerSection = GrpoSection()
     eval: EvalSection = EvalSection()
     logging: LoggingSection = LoggingSection()

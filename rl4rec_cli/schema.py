@@ -117,7 +117,7 @@ def _explain_unknown(path: Path, algorithm: str) -> str:
     if path[0] == "trainer" and len(path) > 1:
         owners = [a for a, s in trainer_sections().items() if a != algorithm and path[1] in s.model_fields]
         if owners:
-            owner = " and ".join(owners)
+            owner = " and ".join([", ".join(owners[:-1]), owners[-1]] if len(owners) > 1 else owners)
             return f"belongs to {owner}, not to {algorithm}; under `trainer.{owners[0]}` only {owners[0]} reads it"
     siblings = section_at(path[:-1], algorithm)
     match = closest(name, siblings.model_fields) if siblings else None

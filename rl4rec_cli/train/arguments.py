@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import GrpoSection, OptimSection, RunConfig, SftSection
+    from rl4rec_cli.config import OptimSection, RlSection, RunConfig
+    from rl4rec_cli.config_trainer import TrainerSection
+    from rl4rec_cli.policy.loading import Policy
 
 
 def resolve_precision(section: OptimSection, device: str) -> str:
@@ -64,7 +66,39 @@ def shared_arguments(section: OptimSection, config: RunConfig, *, output_dir: Pa
     }
 
 
-def steps_per_epoch(section: SftSection | GrpoSection, examples: int) -> int:
+def rl_arguments(
+    section: RlSection, config: RunConfig, policy: Policy, *, steps: int, output_dir: Path
+) -> dict[str, Any]:
+    """Keyword arguments for any of TRL's configurations of reinforcement learning.
+
+    Raises:
+        ConfigError: fp16 without a GPU.
+    """
+    # TRL loads the reference policy of full fine-tuning by the policy's name, as another type and of another revision
+    # unless it is told: the divergence would not begin at 0.
+    reference = {
+        "dtype": str(policy.model.dtype).removeprefix("torch."),
+        "revision": config.policy.revision,
+        "trust_remote_code": config.policy.trust_remote_code,
+    }
+    return {
+        **shared_arguments(section, config, output_dir=output_dir, device=str(policy.device)),
+        "model_init_kwargs": reference if section.beta > 0 else None,
+        "max_steps": steps,
+        "epsilon": section.epsilon,
+        "epsilon_high": section.epsilon_high,
+        "beta": section.beta,
+        "mask_truncated_completions": section.mask_truncated_completions,
+        "max_completion_length": config.generation.max_completion_length,
+        "temperature": config.generation.temperature,
+        "top_p": config.generation.top_p,
+        "top_k": config.generation.top_k,
+        "repetition_penalty": config.generation.repetition_penalty,
+        "use_vllm": False,
+    }
+
+
+def steps_per_epoch(section: TrainerSection, examples: int) -> int:
     """Optimiser steps that one pass over the examples gives.
 
     Raises:
@@ -78,10 +112,10 @@ def steps_per_epoch(section: SftSection | GrpoSection, examples: int) -> int:
             f"one step takes {per_step} examples (batch_size × gradient_accumulation_steps), but there are {examples}",
             hint="lower trainer.batch_size or trainer.gradient_accumulation_steps, or train on more users",
         )
-    return examples // per_step * (section.num_iterations if section.algorithm == "grpo" else 1)
+    return examples // per_step * section.updates_per_batch
 
 
-def number_of_steps(section: SftSection | GrpoSection, examples: int) -> int:
+def number_of_steps(section: TrainerSection, examples: int) -> int:
     """Optimiser steps: the epochs' worth, at most `max_steps`.
 
     Raises:

@@ -20,7 +20,8 @@ from rl4rec_cli.runs import JsonLines, Run, check_new, create_run
 from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import GrpoSection, RunConfig, SftSection
+    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.config_trainer import TrainerSection
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.eval.evaluation import Evaluation
     from rl4rec_cli.retrieval.retriever import InProcessRetriever
@@ -92,7 +93,7 @@ def _of_seed(config: RunConfig, seed: int, count: int) -> RunConfig:
     return config.model_copy(update={"run": config.run.model_copy(update=own)})
 
 
-def _phases(config: RunConfig) -> list[SftSection | GrpoSection]:
+def _phases(config: RunConfig) -> list[TrainerSection]:
     trainer = config.trainer
     return [trainer] if trainer.algorithm == "sft" or trainer.warm_start is None else [trainer.warm_start, trainer]
 
@@ -118,7 +119,7 @@ def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetrieve
     from rl4rec_cli.policy.loading import load_policy, save_policy
     from rl4rec_cli.rewards.functions import is_custom
     from rl4rec_cli.rewards.scorer import Scorer
-    from rl4rec_cli.train.grpo import train_grpo
+    from rl4rec_cli.train.reinforcement import train_rl
     from rl4rec_cli.train.sft import train_sft
 
     started = time.perf_counter()
@@ -141,7 +142,7 @@ def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetrieve
     result.methods.extend(evaluate.measure_baselines(config, task, "validation"))
     log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")
     try:
-        warm_start = config.trainer.warm_start if config.trainer.algorithm == "grpo" else None
+        warm_start = None if config.trainer.algorithm == "sft" else config.trainer.warm_start
         if warm_start is not None:
             console.log("Warm start: supervised fine-tuning")
             train_sft(warm_start, config, run, policy, dataset, train_examples, builder, log, checkpoints=False)
@@ -156,7 +157,7 @@ def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetrieve
         if config.trainer.algorithm == "sft":
             train_sft(config.trainer, config, run, policy, dataset, train_examples, builder, log, checkpoints=True)
         else:
-            train_grpo(config, run, policy, train_examples, builder, scorer, log, rollouts)
+            train_rl(config, run, policy, train_examples, builder, scorer, log, rollouts)
     finally:
         log.close()
         rollouts.close()

@@ -27,7 +27,8 @@ from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
 from rl4rec_cli.runs import JsonLines, Run, create_run
 from rl4rec_cli.train.arguments import number_of_steps
-from rl4rec_cli.train.grpo import grpo_arguments, train_grpo
+from rl4rec_cli.train.grpo import grpo_arguments
+from rl4rec_cli.train.reinforcement import train_rl
 from rl4rec_cli.train.session import train
 from rl4rec_cli.train.sft import build_pairs, train_sft
 
@@ -142,7 +143,7 @@ def grpo(dataset: Dataset, retriever: InProcessRetriever) -> Grpo:
         log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")
         examples = build_examples(dataset, "train")
         builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
-        train_grpo(config, run, policy, examples, builder, Scorer(retriever, config.reward), log, rollouts)
+        train_rl(config, run, policy, examples, builder, Scorer(retriever, config.reward), log, rollouts)
         log.close()
         rollouts.close()
         return results(run)

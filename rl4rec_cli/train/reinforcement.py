@@ -1,0 +1,98 @@
+"""Reinforcement learning on retrieval rewards: the one path of GRPO, RLOO, PPO and REINFORCE.
+
+Decides: which trainer an algorithm gets, and that prompts, texts, rewards, log lines and checkpoints are the same
+for all of them.
+Hides: TRL.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.policy.generation import Sampling
+from rl4rec_cli.train.arguments import number_of_steps, release, steps_per_epoch
+from rl4rec_cli.train.callbacks import PeriodicCheckpoints, StepLog
+from rl4rec_cli.train.rollouts import RetrievalReward, Rollout, step_record
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.data.dataset import Example
+    from rl4rec_cli.data.prompts import PromptBuilder
+    from rl4rec_cli.policy.loading import Policy
+    from rl4rec_cli.rewards.scorer import Scorer
+    from rl4rec_cli.runs import JsonLines, Run
+
+
+@dataclass(frozen=True)
+class TrainerParts:
+    """What every algorithm's trainer is built from."""
+
+    config: RunConfig
+    policy: Policy
+    steps: int
+    """Optimiser steps."""
+    output_dir: Path
+    rows: Any
+    """`datasets.Dataset` of prompt, user, target and history."""
+    reward: RetrievalReward
+    rollout: Rollout
+
+
+def _maker(algorithm: str) -> Callable[[TrainerParts], Any]:
+    if algorithm == "grpo":
+        from rl4rec_cli.train.grpo import make_grpo
+
+        return make_grpo
+    raise ConfigError(f"trainer.algorithm is {algorithm}, which is no reinforcement learning")
+
+
+def train_rl(
+    config: RunConfig,
+    run: Run,
+    policy: Policy,
+    examples: Sequence[Example],
+    builder: PromptBuilder,
+    scorer: Scorer,
+    log: JsonLines,
+    rollouts: JsonLines,
+) -> None:
+    """Raise the reward of the policy's texts, in place, by the configured algorithm.
+
+    Raises:
+        ConfigError: settings that do not go together.
+        RewardError, EmbeddingError: in a step; the policy of the last whole step is saved first, as after anything
+            else that ends the training early.
+    """
+    from datasets import Dataset as HfDataset
+    from transformers import PrinterCallback
+
+    section = config.trainer
+    make = _maker(section.algorithm)
+    steps = number_of_steps(section, len(examples))
+    prompts = [builder.build(example.user, example.history) for example in examples]
+    rows = [
+        {"prompt": prompt.text, "user": e.user, "target": e.target, "history": list(e.history)}
+        for prompt, e in zip(prompts, examples, strict=True)
+    ]
+    rollout = Rollout({p.text: p.ids for p in prompts}, Sampling.from_section(config.generation))
+    reward = RetrievalReward(scorer, policy.tokenizer, rollouts, shown=config.logging.rollouts)
+
+    def describe(logs: dict[str, Any]) -> dict[str, Any] | None:
+        return step_record(logs, reward, rollout)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = make(TrainerParts(config, policy, steps, Path(scratch), HfDataset.from_list(rows), reward, rollout))
+        trainer.remove_callback(PrinterCallback)
+        batches = steps_per_epoch(section, len(examples))
+        trainer.add_callback(StepLog(log, describe, phase=section.algorithm, batches_per_epoch=batches))
+        saver = PeriodicCheckpoints(run, policy, every=config.logging.save_steps, keep=config.logging.save_total_limit)
+        trainer.add_callback(saver)
+        with saver.on_failure(trainer):
+            trainer.train()
+        release(trainer)
+    policy.model.eval()

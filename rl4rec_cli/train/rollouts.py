@@ -1,0 +1,166 @@
+"""Texts and their rewards, for every trainer of reinforcement learning.
+
+Decides: how a batch of texts becomes rewards (one ranking, by the Scorer that evaluation uses), what of a step is
+logged, and that training and evaluation write texts with one code path (`policy/generation.py`).
+Hides: what TRL asks of a rollout and of a reward function.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl4rec_cli.policy.generation import Sampling, decode_texts, generate_ids
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rl4rec_cli.rewards.scorer import Scorer
+    from rl4rec_cli.runs import JsonLines
+
+
+# What the trainer of `ppo.py` logs beside what TRL does.
+OWN_METRICS = (
+    "policy_loss",
+    "value_loss",
+    "explained_variance",
+    "approximate_kl",
+    "returns_mean",
+    "values_mean",
+    "stopped_share",
+)
+
+
+class RetrievalReward:
+    """The one reward function TRL calls: ranks a batch once, whatever rewards are made of the ranks.
+
+    Keeps what the next logged step reports: the rewards of its texts and the time taken.
+    """
+
+    __name__ = "retrieval"
+
+    def __init__(self, scorer: Scorer, tokenizer: Any, rollouts: JsonLines, *, shown: int) -> None:
+        self._scorer = scorer
+        self._tokenizer = tokenizer
+        self._rollouts = rollouts
+        self._shown = shown
+        self.seconds = 0.0
+        self._rewards: list[float] = []
+        self._is_reported = False
+
+    def rewards(self) -> NDArray[np.float64]:
+        """Rewards since the last call; those of the last batch again where a step learns from it once more."""
+        self._is_reported = True
+        return np.asarray(self._rewards)
+
+    def __call__(
+        self,
+        *,
+        completion_ids: Sequence[Sequence[int]],
+        target: Sequence[int],
+        history: Sequence[Sequence[int]],
+        user: Sequence[str],
+        log_metric: Any,
+        trainer_state: Any,
+        **_: Any,
+    ) -> list[float]:
+        started = time.perf_counter()
+        texts = decode_texts(self._tokenizer, completion_ids)
+        scores = self._scorer.score(texts, target, history)
+        for name, values in scores.parts.items():
+            log_metric(f"reward/{name}", float(values.mean()))
+        log_metric("mean_rank", float(scores.ranks.mean()))
+        log_metric("distinct_texts", len(set(texts)) / len(texts))
+        if self._is_reported:
+            self._rewards, self._is_reported = [], False
+        self._rewards.extend(scores.rewards.tolist())
+        self.seconds += time.perf_counter() - started
+        for row in range(min(self._shown, len(texts))):
+            self._rollouts.write(
+                {
+                    "step": trainer_state.global_step + 1,
+                    "user": user[row],
+                    "text": texts[row],
+                    "target": target[row],
+                    "rank": scores.ranks[row],
+                    "reward": scores.rewards[row],
+                }
+            )
+        return scores.rewards.tolist()
+
+
+class Rollout:
+    """TRL's `rollout_func`: prompts in, tokens out, by our own generation.
+
+    Args:
+        ids: tokens of each prompt text.
+        sampling: how to write.
+    """
+
+    def __init__(self, ids: dict[str, tuple[int, ...]], sampling: Sampling) -> None:
+        self._ids = ids
+        self._sampling = sampling
+        self.seconds = 0.0
+
+    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Tokens of the prompts, as the prompt builder made them."""
+        return [list(self._ids[prompt]) for prompt in prompts]
+
+    def write(self, prompt_ids: list[list[int]], trainer: Any) -> list[list[int]]:
+        """A text of the trainer's policy for each prompt."""
+        from trl.models import unwrap_model_for_generation
+
+        started = time.perf_counter()
+        with unwrap_model_for_generation(
+            trainer.model_wrapped,
+            trainer.accelerator,
+            gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
+        ) as model:
+            was_training = model.training
+            model.eval()
+            completion_ids = generate_ids(model, trainer.processing_class, prompt_ids, self._sampling)
+            model.train(was_training)
+        self.seconds += time.perf_counter() - started
+        return completion_ids
+
+    def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
+        prompt_ids = self.prompt_ids(prompts)
+        return {"prompt_ids": prompt_ids, "completion_ids": self.write(prompt_ids, trainer), "logprobs": None}
+
+
+def step_record(logs: dict[str, Any], reward: RetrievalReward, rollout: Rollout) -> dict[str, Any] | None:
+    """What `training_log.jsonl` says of a step, from TRL's logs; None where they are of no step.
+
+    `kl` is towards the reference policy, `approximate_kl` towards the policy that wrote the texts; both in nats per
+    token. `clip_share` is the share of tokens whose policy ratio was clipped.
+    """
+    if "loss" not in logs:
+        return None
+    rewards = reward.rewards()
+    record = {
+        "loss": logs["loss"],
+        "avg_reward": float(rewards.mean()),
+        "min_reward": float(rewards.min()),
+        "max_reward": float(rewards.max()),
+        "std_reward": float(rewards.std()),
+        "kl": logs.get("kl"),
+        "entropy": logs.get("entropy"),
+        "learning_rate": logs.get("learning_rate"),
+        "grad_norm": logs.get("grad_norm"),
+        "zero_variance_share": logs.get("frac_reward_zero_std"),
+        "clip_share": logs.get("clip_ratio/region_mean"),
+        **{name: logs[name] for name in OWN_METRICS if name in logs},
+        "mean_length": logs.get("completions/mean_length"),
+        "truncated_share": logs.get("completions/clipped_ratio"),
+        "mean_rank": logs.get("mean_rank"),
+        "distinct_texts": logs.get("distinct_texts"),
+        **{name: value for name, value in logs.items() if name.startswith("reward/")},
+        "step_seconds": logs.get("step_time"),
+        "generation_seconds": round(rollout.seconds, 4),
+        "reward_seconds": round(reward.seconds, 4),
+    }
+    rollout.seconds = reward.seconds = 0.0
+    return record
