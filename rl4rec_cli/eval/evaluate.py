@@ -204,8 +204,7 @@ def evaluate_run(
     data = open_dataset(config.data)
     evaluation = start_evaluation(config, data, config.eval.split)
     evaluation.about["audit"] = audit_line(config, data)
-    if evaluation.split == "test":
-        _open_test(evaluation, run)
+    _note_openings(evaluation, run)
 
     from rl4rec_cli.retrieval.retriever import open_retriever
 
@@ -244,16 +243,21 @@ def audit_line(config: RunConfig, dataset: Dataset) -> str:
     return line
 
 
-def _open_test(evaluation: Evaluation, run: Run | None) -> None:
-    """Record the opening before anything is measured, so that an evaluation that fails half-way counts too."""
-    from rl4rec_cli.eval.test_lock import record_opening
+def _note_openings(evaluation: Evaluation, run: Run | None) -> None:
+    """Say how often the run's test split was opened.
+
+    Where it is opened now, that is recorded before anything is measured: an evaluation that fails half-way counts too.
+    """
+    from rl4rec_cli.eval.test_lock import read_openings, record_opening
 
     if run is None:
-        evaluation.about["test_openings_line"] = "Test split opened; not recorded, as no run was named."
+        if evaluation.split == "test":
+            evaluation.about["test_openings_line"] = "Test split opened; not recorded, as no run was named."
         return
-    openings = record_opening(run)
-    evaluation.about["test_openings"] = openings.as_json()
-    evaluation.about["test_openings_line"] = openings.line()
+    openings = record_opening(run) if evaluation.split == "test" else read_openings(run)
+    if openings.count or openings.problem:
+        evaluation.about["test_openings"] = openings.as_json()
+        evaluation.about["test_openings_line"] = openings.line()
 
 
 def _measure_policies(evaluation: Evaluation, run: Run | None, checkpoint: str, config: RunConfig, task: Task) -> None:

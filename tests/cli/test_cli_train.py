@@ -175,6 +175,10 @@ def test_eval_on_the_test_split_and_of_a_checkpoint(done: Done) -> None:
     assert json.loads(again.stdout)["test_openings"]["count"] == 2
     assert "opened 2 times" in json.loads(again.stdout)["test_openings_line"]
     assert len((done.run / "test_openings.jsonl").read_text().splitlines()) == 2
+    later = rl4rec(
+        "eval", "runs/a", "--baselines", "none", "--users", "5", "--set", "eval.probes=false", cwd=done.folder
+    )
+    assert "Test split opened 2 times" in later.stdout
     kept = next((done.run / "eval").glob("variant-*/test_users.jsonl"))  # other baselines than the run's
     assert "untrained" in (kept.parent / "config.yaml").read_text()
     users = [json.loads(line) for line in kept.read_text().splitlines()]
