@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from rl4rec_cli import __version__
-from rl4rec_cli.cli import data, embed, eval, recipes, recommend, train
+from rl4rec_cli.cli import compare, data, embed, eval, recipes, recommend, train
 from rl4rec_cli.cli.options import epilog
 from rl4rec_cli.errors import Rl4RecError
 
@@ -37,6 +37,7 @@ app.add_typer(data.app, name="data")
 embed.add_to(app)
 app.add_typer(train.app, name="train")
 eval.add_to(app)
+compare.add_to(app)
 recommend.add_to(app)
 app.add_typer(recipes.app, name="recipes")
 

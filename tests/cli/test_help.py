@@ -18,7 +18,7 @@ HEAVY = {
 }
 GROUPS = [[], ["data"], ["train"], ["recipes"]]
 COMMANDS = [
-    *(["data", "synth"], ["data", "stats"], ["data", "audit"], ["embed"], ["eval"], ["recommend"]),
+    *(["data", "synth"], ["data", "stats"], ["data", "audit"], ["embed"], ["eval"], ["compare"], ["recommend"]),
     *(["train", "grpo"], ["train", "sft"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"]),
 ]
 # Prints the help, then which packages were imported for it.

@@ -1,0 +1,155 @@
+"""Compare runs, models and baselines on the same users.
+
+Decides: the order of things: everything that can be wrong with the arguments, the test lock, policies, baselines; and
+what of the result goes to the terminal, to JSON and to files.
+Hides: measuring (`evaluate.py`'s doors), the result (`comparison.py`), how it reads (`page.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli import __version__, console
+from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.eval.contestants import (
+    Contestant,
+    check_retrieval,
+    mixed_groups,
+    open_contestants,
+    shared_dataset,
+)
+from rl4rec_cli.eval.evaluate import TUNED, Models, audit_line, measure_baselines, open_task, start_evaluation
+from rl4rec_cli.runs import strict, write_text
+
+# torch is imported in the functions that need it, so that an error in the arguments is told before.
+if TYPE_CHECKING:
+    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.eval.evaluation import Evaluation
+    from rl4rec_cli.eval.methods import Measured, Task
+
+
+def compare(
+    words: Sequence[str],
+    *,
+    split: str | None,
+    users: int | None,
+    sets: Sequence[str],
+    recipes: Sequence[str],
+    dataset: str | None,
+    as_json: bool,
+    markdown: str | None,
+    html: str | None,
+) -> None:
+    """`rl4rec compare`: measure all, and print or write what came of it."""
+    files = [Path(name).expanduser() for name in (markdown, html) if name is not None]
+    for file in files:
+        _check_file(file)
+    contestants, base = open_contestants(words, split=split, users=users, sets=sets, recipes=recipes, dataset=dataset)
+    check_retrieval(contestants, base)
+    data, remarks = shared_dataset(contestants, base)
+    remarks += mixed_groups(contestants)
+    for remark in remarks:
+        console.log(f"Note: {remark}")
+    evaluation = start_evaluation(base, data, base.eval.split)
+    audit = _audit(contestants, data)
+    openings = _openings(contestants, opens=evaluation.split == "test")
+
+    from rl4rec_cli.eval import page
+    from rl4rec_cli.eval.comparison import Comparison
+    from rl4rec_cli.retrieval.retriever import open_retriever
+
+    task = open_task(base, data, open_retriever(base.retrieval, data), evaluation.examples)
+    measured = _measure(contestants, base, task, evaluation)
+    comparison = Comparison(evaluation, data, contestants, measured)
+    comparison.about = {
+        "remarks": remarks,
+        "audit": audit,
+        "test_openings": openings,
+        "version": __version__,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["rl4rec", *sys.argv[1:]],
+    }
+    report = strict(comparison.as_json())
+
+    if markdown is not None:
+        write_text(files[0], page.as_markdown(report))
+    if html is not None:
+        write_text(files[-1], page.as_html(report))
+    if as_json:
+        console.print_json(report)
+    else:
+        page.print_report(report)
+    for file in files:
+        console.log(f"wrote {file}")
+
+
+def _check_file(path: Path) -> None:
+    """Before the work, not after it.
+
+    Raises:
+        ConfigError: a file cannot be written there.
+    """
+    above = next((folder for folder in path.absolute().parents if folder.exists()), None)
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder", hint="name a file in it")
+    if above is not None and not above.is_dir():
+        raise ConfigError(f"{path}: {above} is no folder", hint="name a file in a folder")
+    if above is not None and not os.access(above, os.W_OK):
+        raise ConfigError(f"{path}: no permission to write in {above}", hint="name another folder")
+
+
+def _audit(contestants: Sequence[Contestant], data: Dataset) -> dict[str, str]:
+    """The leakage audit's line for each contestant that reads prompts; made once for settings that are the same."""
+    lines: dict[str, str] = {}
+    made: dict[str, str] = {}
+    for contestant in contestants:
+        for config in [e.config for e in contestant.entrants if e.model is not None][:1]:
+            key = repr((config.prompt, config.data.train_targets))
+            if key not in made:
+                made[key] = audit_line(config, data)
+            lines[contestant.label] = made[key]
+    return lines
+
+
+def _openings(contestants: Sequence[Contestant], *, opens: bool) -> dict[str, list[dict[str, Any]]]:
+    """How often the test split was opened in each run; with `opens`, this time is recorded before it counts."""
+    from rl4rec_cli.eval.test_lock import read_openings, record_opening
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    done: dict[Path, dict[str, Any]] = {}  # two checkpoints of one run open it once
+    for contestant in contestants:
+        for run in contestant.runs:
+            folder = run.folder.resolve()
+            if folder not in done:
+                seen = record_opening(run) if opens else read_openings(run)
+                done[folder] = {"run": str(run.folder), **seen.as_json(), "line": seen.line()}
+            found.setdefault(contestant.label, []).append(done[folder])
+    return found
+
+
+def _measure(
+    contestants: Sequence[Contestant], base: RunConfig, task: Task, evaluation: Evaluation
+) -> dict[str, list[Measured]]:
+    """Every contestant, policies first: one that cannot be loaded is told before a baseline is trained."""
+    measured: dict[str, list[Measured]] = {}
+    models: Models | None = None
+    for contestant in sorted(contestants, key=lambda c: c.kind == "baseline"):
+        each = []
+        for entrant in contestant.entrants:
+            if entrant.model is None:
+                only = base.eval.model_copy(update={"baselines": (entrant.word,)})
+                each += measure_baselines(base.model_copy(update={"eval": only}), task, evaluation.split)
+                continue
+            models = Models(entrant.config, task, share=models)
+            # By the name `rl4rec eval` gives it, so that one reads what the other measured.
+            name = TUNED if entrant.run is not None else entrant.model
+            each.append(replace(models.measure(name, entrant.model), name=entrant.name))
+        measured[contestant.label] = each
+    return {c.label: measured[c.label] for c in contestants}

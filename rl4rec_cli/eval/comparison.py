@@ -1,0 +1,288 @@
+"""The result of a comparison: several contestants over the same users, and what may be said of them.
+
+Decides: what is tested (every pair of up to three, else the first against every other; Holm over all that is shown),
+which users are shown, and what a seed counts for.
+Hides: nothing of the ranks: the records give every number again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl4rec_cli.eval.contestants import Contestant, differing_settings
+from rl4rec_cli.eval.evaluation import CACHED
+from rl4rec_cli.eval.metrics import metric_names, per_user
+from rl4rec_cli.eval.statistics import Difference, holm, paired_difference, reads, seeds_difference
+from rl4rec_cli.eval.verdict import against
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.eval.evaluation import Evaluation
+    from rl4rec_cli.eval.methods import Measured
+
+    Values = NDArray[np.float64]
+
+EVERY_PAIR = 3
+"""Contestants up to which every pair is tested."""
+SHOWN_USERS = 10
+"""Users shown each way."""
+SHOWN_HISTORY = 5
+SHOWN_ITEMS = 3
+
+
+@dataclass
+class Comparison:
+    """All contestants over the same examples.
+
+    Attributes:
+        evaluation: examples, cut-offs, slices; its methods stay empty.
+        measured: by contestant, one measurement for each of its seeds.
+        about: what a reader needs to trust the rest.
+    """
+
+    evaluation: Evaluation
+    dataset: Dataset
+    contestants: list[Contestant]
+    measured: dict[str, list[Measured]]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> list[str]:
+        return [c.label for c in self.contestants]
+
+    def values(self, label: str) -> dict[str, Values]:
+        """Every metric by name, `[seeds, users]`."""
+        each = [per_user(m.ranking, self.evaluation.ks) for m in self.measured[label]]
+        return {name: np.stack([values[name] for values in each]) for name in each[0]}
+
+    @cached_property
+    def headline(self) -> dict[str, Values]:
+        """The compared metric by contestant, `[seeds, users]`."""
+        return {label: self.values(label)[self.evaluation.headline] for label in self.labels}
+
+    @cached_property
+    def pairs(self) -> list[dict[str, Any]]:
+        """The tested differences, `ours` minus `theirs`, p values adjusted over all of them."""
+        names = list(itertools.combinations(self.labels, 2))
+        if len(self.labels) > EVERY_PAIR:
+            names = [(self.labels[0], other) for other in self.labels[1:]]
+        found = [paired(*self._aligned(ours, theirs)) for ours, theirs in names]
+        adjusted = holm([d["p_value"] for d in found])
+        return [
+            self._read({"ours": ours, "theirs": theirs, **d, "p_holm": float(p)})
+            for (ours, theirs), d, p in zip(names, found, adjusted, strict=True)
+        ]
+
+    def _aligned(self, ours: str, theirs: str) -> tuple[Values, Values]:
+        """Both `[seeds, users]`, seeds that both have in the same rows."""
+        seeds = {c.label: c.seeds for c in self.contestants}
+        both = set(seeds[ours]) & set(seeds[theirs])
+
+        def rows(label: str) -> Values:
+            values, own = self.headline[label], seeds[label]
+            if len(values) == 1:
+                return values
+            return values[sorted(range(len(values)), key=lambda row: (own[row] not in both, own[row]))]
+
+        return rows(ours), rows(theirs)
+
+    def _read(self, pair: dict[str, Any]) -> dict[str, Any]:
+        interval = Difference(pair["mean"], pair["low"], pair["high"])
+        pair["reads"] = reads(interval, pair["p_holm"])
+        ours, theirs = (float(self.headline[pair[side]].mean()) for side in ("ours", "theirs"))
+        where = f"on {len(self.evaluation.examples):,} {self.evaluation.split} users"
+        said = against(pair, f"{pair['theirs']} ({theirs:.4f})")
+        pair["verdict"] = f"{where} {pair['ours']} reaches {self.evaluation.headline} {ours:.4f}, {said}."
+        return pair
+
+    def most_different(self, ours: str, theirs: str, count: int = SHOWN_USERS) -> dict[str, list[dict[str, Any]]]:
+        """Users whom one serves best compared with the other, each way, by the compared metric, then by rank."""
+        gain_B = self._gains(ours, theirs)
+        nearer_B = self._log_ranks(theirs) - self._log_ranks(ours)
+        order = np.lexsort((-nearer_B, -gain_B))
+        better = [int(i) for i in order if (gain_B[i], nearer_B[i]) > (0, 0)][:count]
+        worse = [int(i) for i in order[::-1] if (gain_B[i], nearer_B[i]) < (0, 0)][:count]
+        return {
+            "ours_better": [self._user(row, (ours, theirs), float(gain_B[row])) for row in better],
+            "theirs_better": [self._user(row, (ours, theirs), float(gain_B[row])) for row in worse],
+        }
+
+    def _gains(self, ours: str, theirs: str) -> Values:
+        return averaged(self.headline[ours]) - averaged(self.headline[theirs])
+
+    def _log_ranks(self, label: str) -> Values:
+        logs: Values = np.mean([np.log(m.ranking.ranks) for m in self.measured[label]], axis=0)
+        return logs
+
+    def _user(self, row: int, labels: Sequence[str], difference: float) -> dict[str, Any]:
+        example, titles = self.evaluation.examples[row], [str(item["title"]) for item in self.dataset.items]
+        sides = {
+            label: [
+                {
+                    "rank": int(m.ranking.ranks[row]),
+                    "text": None if m.texts is None else m.texts[row],
+                    "best": [titles[i] for i in m.top_BK[row][:SHOWN_ITEMS] if i >= 0],
+                }
+                for m in self.measured[label]
+            ]
+            for label in labels
+        }
+        return {
+            "user": example.user,
+            "difference": difference,
+            "history": [titles[i] for i in example.history[-SHOWN_HISTORY:]],
+            "history_length": len(example.history),
+            "target": titles[example.target],
+            "sides": sides,
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        """One record per user: target, the first pair's difference, all ranks and texts, one for each seed."""
+        ours, theirs = self.labels[:2]
+        gains_B = self._gains(ours, theirs)
+        return [
+            {
+                "user": example.user,
+                "target": example.target,
+                "difference": float(gains_B[row]),
+                "ranks": {label: [int(m.ranking.ranks[row]) for m in each] for label, each in self.measured.items()},
+                "texts": {
+                    label: [m.texts[row] for m in each if m.texts is not None]
+                    for label, each in self.measured.items()
+                    if each[0].texts is not None
+                },
+            }
+            for row, example in enumerate(self.evaluation.examples)
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything; the page and the Markdown file are made of nothing else."""
+        from rl4rec_cli.eval.baselines import training_counts
+        from rl4rec_cli.eval.behaviour import behaviour
+
+        evaluation, counts = self.evaluation, training_counts(self.dataset)
+        values = {label: self.values(label) for label in self.labels}
+        names, users = metric_names(evaluation.ks), len(evaluation.examples)
+        means = {label: {n: float(values[label][n].mean()) for n in names} for label in self.labels}
+        spans = {label: {n: interval(values[label][n]) for n in names} for label in self.labels}
+        conduct = {
+            label: _average([behaviour(m, self.dataset, evaluation.examples, counts) for m in each])
+            for label, each in self.measured.items()
+        }
+        ours, theirs = self.labels[:2]
+        return {
+            "split": evaluation.split,
+            "users": users,
+            "metric": evaluation.headline,
+            "ks": list(evaluation.ks),
+            "items": self.dataset.num_items,
+            "verdicts": [pair["verdict"] for pair in self.pairs],
+            "methods": means,
+            "intervals": spans,
+            "contestants": {c.label: self._about(c) for c in self.contestants},
+            "tested": "every pair" if len(self.labels) <= EVERY_PAIR else f"{self.labels[0]} against every other",
+            "pairs": self.pairs,
+            "most_different": {"ours": ours, "theirs": theirs, **self.most_different(ours, theirs)},
+            "slices": {
+                name: {"users": int(chosen.sum())}
+                | {label: _mean(self.headline[label][:, chosen]) for label in self.labels}
+                for name, chosen in evaluation.slices.items()
+            },
+            "behaviour": conduct,
+            "settings": differing_settings(self.contestants),
+            "rewards": {c.label: curves for c in self.contestants if (curves := reward_curves(c))},
+            **evaluation.about,
+            **self.about,
+            "records": self.records(),
+        }
+
+    def _about(self, contestant: Contestant) -> dict[str, Any]:
+        each = self.measured[contestant.label]
+        notes = [{k: v for k, v in m.notes.items() if k != CACHED} for m in each]
+        return {
+            "kind": "ceiling" if each[0].kind == "ceiling" else contestant.kind,
+            "is": [e.model if e.model is not None else m.name for e, m in zip(contestant.entrants, each, strict=True)],
+            "seeds": contestant.seeds,
+            "notes": [note for note in notes if note],
+        }
+
+
+def paired(ours_SB: Values, theirs_SB: Values) -> dict[str, Any]:
+    """`ours - theirs` as a `Difference`'s fields, and `seeds`, what only several seeds tell.
+
+    With several seeds on one side or both, mean, interval and p are those for other seeds and users
+    (`statistics.seeds_difference`); wins, losses and effect size are of each user's average over the seeds, and there
+    is no number of users that would make up for too few seeds.
+
+    Args:
+        ours_SB, theirs_SB: `[seeds, users]`, equally many seeds or 1 on one side.
+    """
+    whole = {**paired_difference(averaged(ours_SB), averaged(theirs_SB))._asdict(), "seeds": None}
+    if len(ours_SB) == len(theirs_SB) == 1:
+        return whole
+    if len(ours_SB) == 1:  # as if exchanged, then mirrored
+        over, sign = seeds_difference(theirs_SB, ours_SB[0]), -1.0
+    else:
+        over, sign = seeds_difference(ours_SB, theirs_SB if len(theirs_SB) > 1 else theirs_SB[0]), 1.0
+    low, high = sorted((sign * over.low, sign * over.high))
+    users_low, users_high = sorted((sign * over.users_low, sign * over.users_high))
+    seeds = {
+        "count": len(over.seed_means),
+        "means": [sign * mean for mean in over.seed_means],
+        "std": over.seed_std,
+        "users_low": users_low,
+        "users_high": users_high,
+        "users_p_value": over.users_p_value,
+    }
+    p_value = over.p_value if math.isfinite(over.p_value) else 1.0  # one user tells nothing of others
+    return {**whole, "low": low, "high": high, "p_value": p_value, "users_needed": None, "seeds": seeds}
+
+
+def averaged(values_SB: Values) -> Values:
+    """Each user's mean over the seeds. Rounded: the same values in another order are to tie, not to win by 1e-17."""
+    means_B: Values = values_SB.mean(axis=0)
+    return means_B if len(values_SB) == 1 else np.round(means_B, 12)
+
+
+def interval(values_SB: Values) -> list[float]:
+    """95 % interval of a metric's mean, over seeds too where there are several; a metric lies between 0 and 1."""
+    found = paired(values_SB, np.zeros((1, values_SB.shape[1])))
+    return [max(0.0, found["low"]), min(1.0, found["high"])]
+
+
+def _mean(values: Values) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+def _average(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([values[name] for values in each])) for name in each[0] if all(name in v for v in each)}
+
+
+def reward_curves(contestant: Contestant) -> list[dict[str, Any]]:
+    """Mean reward by step of every run that has logged some; a line that was cut off is left out."""
+    curves = []
+    for entrant in contestant.entrants:
+        path = entrant.run.folder / "training_log.jsonl" if entrant.run is not None else Path()
+        points: list[tuple[Any, float]] = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            reward = record.get("avg_reward") if isinstance(record, dict) else None
+            if isinstance(reward, int | float) and math.isfinite(reward):
+                points.append((record.get("step", len(points) + 1), reward))
+        if points:
+            curves.append({"run": entrant.name, "steps": [p[0] for p in points], "values": [p[1] for p in points]})
+    return curves

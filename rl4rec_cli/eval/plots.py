@@ -1,0 +1,235 @@
+"""Plots of results as inline SVG.
+
+Decides: what each plot shows, and that it fits a page of its own: no script, nothing fetched, text as text, colours
+that are the page's (`var(--ink)`, `var(--line)`, `var(--s0)` …) so that they follow light and dark.
+Hides: matplotlib, which is imported when something is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl4rec_cli import console
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+SERIES = 8
+"""Colours; more series begin again with other line styles."""
+WINDOW = 10
+"""Steps that a reward curve is averaged over."""
+_INK, _LINE = "#010101", "#020202"
+_STYLES = ("-", "--", "-.", ":")
+_TICKS = (1, 2, 5)
+_LABEL = 26
+
+
+def metric_bars(report: Mapping[str, Any], family: str) -> str:
+    """Means with 95 % intervals of `ndcg`, `hit` or `mrr` at every cut-off."""
+    labels, ks = list(report["methods"]), report["ks"]
+
+    def draw(axis: Axes) -> None:
+        width = 0.8 / len(labels)
+        for place, label in enumerate(labels):
+            means = np.array([report["methods"][label][f"{family}@{k}"] for k in ks])
+            ends = np.array([report["intervals"][label][f"{family}@{k}"] for k in ks], float)
+            at = np.arange(len(ks)) + (place - (len(labels) - 1) / 2) * width
+            reach = np.clip(np.nan_to_num(np.abs(ends.T - means)), 0, None)
+            axis.bar(at, means, width * 0.92, color=_colour(place), label=_short(label))
+            axis.errorbar(at, means, reach, fmt="none", ecolor=_INK, elinewidth=1, capsize=2)
+        axis.set_xticks(np.arange(len(ks)), [f"{family}@{k}" for k in ks])
+        axis.grid(axis="x", visible=False)
+
+    return _svg(draw, f"bars-{family}", legend=len(labels))
+
+
+def differences(report: Mapping[str, Any]) -> str:
+    """Every tested difference with its 95 % interval, and a line at 0."""
+    pairs = report["pairs"]
+
+    def draw(axis: Axes) -> None:
+        for row, pair in enumerate(pairs):
+            low, high = (pair["mean"] if pair[end] is None else pair[end] for end in ("low", "high"))
+            colour = _colour(0) if pair["reads"] == "higher" else _colour(1) if pair["reads"] == "lower" else _INK
+            axis.plot([low, high], [row, row], color=colour, linewidth=2)
+            axis.plot([pair["mean"]], [row], "o", color=colour, markersize=6)
+            name = f"{_short(pair['ours'])} − {_short(pair['theirs'])}"
+            axis.annotate(name, (0, row), (4, 9), xycoords=axis.get_yaxis_transform(), textcoords="offset points")
+        axis.axvline(0, color=_INK, linewidth=0.8, linestyle="--")
+        axis.set_yticks([])
+        axis.set_ylim(len(pairs) - 0.6, -0.7)
+        axis.set_xlabel(f"difference in {report['metric']}, 95 % interval")
+
+    return _svg(draw, "differences", height=1.0 + 0.45 * len(pairs))
+
+
+def won_and_lost(report: Mapping[str, Any]) -> str:
+    """Share of users won, tied and lost in every tested pair."""
+    pairs = report["pairs"]
+
+    def draw(axis: Axes) -> None:
+        for row, pair in enumerate(pairs):
+            begin = 0.0
+            for key, colour in (("wins", _colour(0)), ("ties", _LINE), ("losses", _colour(1))):
+                share = 100 * pair[key] / max(1, report["users"])
+                axis.barh(row, share, 0.36, left=begin, color=colour, label=_WON[key] if row == 0 else None)
+                begin += share
+            name = f"{_short(pair['ours'])} against {_short(pair['theirs'])}"
+            axis.annotate(name, (0, row), (1, 11), xycoords=axis.get_yaxis_transform(), textcoords="offset points")
+        axis.set_yticks([])
+        axis.set_ylim(len(pairs) - 0.5, -0.8)
+        axis.set_xlim(0, 100)
+        axis.set_xlabel("% of users")
+        axis.grid(visible=False)
+
+    return _svg(draw, "won", height=1.35 + 0.5 * len(pairs), legend=3)
+
+
+_WON = {"wins": "first higher", "ties": "the same", "losses": "second higher"}
+
+
+def user_differences(report: Mapping[str, Any], differences_B: NDArray[np.float64]) -> str:
+    """Histogram of the first pair's differences, users without one left out: they would hide the rest."""
+    shown_B = differences_B[differences_B != 0]
+
+    def draw(axis: Axes) -> None:
+        reach = max(float(np.abs(shown_B).max(initial=0)), 1e-9)
+        edges = [reach * step / 20 for step in range(-20, 21)]
+        for place, part_B in enumerate((shown_B[shown_B > 0], shown_B[shown_B < 0])):
+            side = "first" if place == 0 else "second"
+            axis.hist(part_B, edges, color=_colour(place), label=f"{side} higher: {len(part_B):,} users")
+        axis.axvline(0, color=_INK, linewidth=0.8)
+        axis.set_xlabel(f"difference in {report['metric']} of one user")
+        axis.set_ylabel("users")
+
+    return _svg(draw, "users", legend=2)
+
+
+def rank_curves(report: Mapping[str, Any]) -> str:
+    """Share of users whose target stands within rank k, over k on a logarithmic axis; seeds are averaged."""
+    labels, items = list(report["methods"]), report["items"]
+
+    def draw(axis: Axes) -> None:
+        ks = np.unique(np.round(np.geomspace(1, max(2, items), 120)).astype(int))
+        for place, label in enumerate(labels):
+            ranks = np.array([record["ranks"][label] for record in report["records"]]).ravel()
+            shares = np.searchsorted(np.sort(ranks), ks, side="right") / max(1, len(ranks))
+            axis.plot(ks, 100 * shares, color=_colour(place), linestyle=_style(place), label=_short(label))
+        axis.plot(ks, 100 * ks / items, color=_INK, linewidth=0.8, linestyle=":", label="chance")
+        axis.set_xscale("log")
+        ticks = [tick * 10**power for power in range(8) for tick in _TICKS if tick * 10**power <= items]
+        ticks = ticks if len(ticks) <= 9 else [tick for tick in ticks if str(tick)[0] == "1"]
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.set_xticks([], minor=True)
+        axis.set_xlim(1, max(2, items))
+        axis.set_ylim(0, 100)
+        axis.set_xlabel("rank k")
+        axis.set_ylabel("% of users with the target within k")
+
+    return _svg(draw, "ranks", legend=len(labels) + 1)
+
+
+def reward_curves(report: Mapping[str, Any]) -> str:
+    """Mean reward of the texts in training by step, averaged over the last steps; every seed is a line."""
+
+    def draw(axis: Axes) -> None:
+        for label, runs in report["rewards"].items():
+            place = list(report["methods"]).index(label)
+            for number, run in enumerate(runs):
+                style: dict[str, Any] = {"color": _colour(place), "linestyle": _style(place)}
+                name = _short(label) if number == 0 else None
+                axis.plot(run["steps"], _trailing_mean(run["values"]), label=name, **style)
+                axis.plot(run["steps"], run["values"], alpha=0.25, linewidth=0.7, **style)
+        axis.set_xlabel("step of reinforcement learning")
+        axis.set_ylabel(f"reward, mean of {WINDOW} steps")
+
+    return _svg(draw, "rewards", legend=len(report["rewards"]))
+
+
+def _trailing_mean(values: Sequence[float]) -> NDArray[np.float64]:
+    """Mean of the last `WINDOW` values, so that a curve says nothing of what is yet to come."""
+    sums = np.cumsum(np.insert(np.asarray(values, float), 0, 0.0))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - WINDOW)
+    return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
+
+
+def _svg(draw: Callable[[Axes], None], name: str, *, height: float = 2.9, legend: int = 0) -> str:
+    """One plot as an `<svg>` element.
+
+    Args:
+        name: begins every id in it, so that several fit one page.
+        height: inches, without the legend.
+        legend: entries; 0 draws none.
+    """
+    with _look():
+        from matplotlib.figure import Figure
+
+        rows = -(-legend // 2)
+        figure = Figure(figsize=(4.4, height + 0.2 * rows), layout="constrained")
+        axis = figure.add_subplot()
+        draw(axis)
+        if legend:
+            figure.legend(loc="outside upper left", ncols=2, frameon=False, handlelength=1.6, columnspacing=1.2)
+        file = io.StringIO()
+        # Without its metadata a figure names no address and no date: the same result gives the same file.
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return _for_page(file.getvalue(), name)
+
+
+@contextmanager
+def _look() -> Iterator[None]:
+    import matplotlib
+
+    colours = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
+    settings: Any = {
+        **colours,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "rl4rec",
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "text.parse_math": False,  # a `$` in a name is a `$`
+        "axes.facecolor": "none",
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": _LINE,
+        "grid.linewidth": 0.6,
+        "savefig.transparent": True,
+    }
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def _for_page(text: str, name: str) -> str:
+    """The `<svg>` element alone, its ids its own, its colours the page's; HTML needs no namespaces."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    for colour, variable in {_INK: "ink", _LINE: "line", **{_colour(i): f"s{i}" for i in range(SERIES)}}.items():
+        text = text.replace(colour, f"var(--{variable})")
+    # Scales with the page; its own size in points would not.
+    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
+
+
+def _colour(place: int) -> str:
+    return f"#0a0a{16 + place % SERIES:02x}"
+
+
+def _style(place: int) -> str:
+    return _STYLES[place // SERIES % len(_STYLES)] if place >= SERIES else _STYLES[place % len(_STYLES)]
+
+
+def _short(label: str) -> str:
+    text = console.clean(label).strip()
+    # matplotlib leaves names that begin with `_` out of legends.
+    text = text if len(text) <= _LABEL else f"{text[: _LABEL - 1]}…"
+    return f"\u200a{text}" if text.startswith("_") else text
