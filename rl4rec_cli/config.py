@@ -210,12 +210,13 @@ class RewardSection(Section):
     rank_shaping: NonNegative = 0.0
     """ε of ε·(1 − ln rank / ln N), added to the weighted sum."""
     normalize_rewards: Literal["auto", "group", "batch", "none"] = "auto"
-    """Divide advantages by the standard deviation of the group or the batch. `auto`: `none` with rank shaping,
-    whose small tail differences a group's deviation would blow up to ±1, else `group`."""
+    """Divide advantages by the standard deviation of the group or the batch. `auto`: for grpo `group`, but `none` with
+    rank shaping, whose small tail differences a group's deviation would blow up to ±1; for ppo and reinforce `batch`;
+    for rloo `none`."""
 
     @property
     def scale_rewards(self) -> str:
-        """The value TRL's `scale_rewards` gets."""
+        """The value the `scale_rewards` of TRL's GRPO gets."""
         if self.normalize_rewards == "auto":
             return "none" if self.rank_shaping > 0 else "group"
         return self.normalize_rewards

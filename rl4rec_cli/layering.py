@@ -155,6 +155,8 @@ def load_config(
 
     config = _validate(tree)
     _check_rewards(tree, None if allow_custom_rewards else flagged)
+    if config is not None:
+        _check_sections_agree(config, tree)
     if config is None or tree.problems:
         problems = list(dict.fromkeys(tree.problems))
         if len(problems) > 1:
@@ -299,6 +301,19 @@ def _not_unicode(value: Any, path: schema.Path = ()) -> Iterator[schema.Path]:
     elif isinstance(value, list):
         for below in value:
             yield from _not_unicode(below, path)
+
+
+def _check_sections_agree(config: RunConfig, tree: _Tree) -> None:
+    """What one section asks of another."""
+    trainer, normalize = config.trainer, config.reward.normalize_rewards
+    if trainer.algorithm == "ppo" and trainer.critic == "adapter" and config.policy.lora is None:
+        source = tree.source(("trainer", "critic"))
+        tree.problems.append(f"trainer.critic: an adapter of the critic's own needs a policy with one ({source})")
+        tree.hints.append("give policy.lora, e.g. --set policy.lora.r=16, or use trainer.critic=head")
+    if normalize == "group" and trainer.algorithm in ("rloo", "ppo", "reinforce"):
+        source = tree.source(("reward", "normalize_rewards"))
+        said = f"with {trainer.algorithm} it must be auto, batch or none, not 'group' ({source})"
+        tree.problems.append(f"reward.normalize_rewards: {said}")
 
 
 def _check_rewards(tree: _Tree, flagged: Mapping[str, Any] | None) -> None:

@@ -1,4 +1,4 @@
-"""`rl4rec train grpo|sft`."""
+"""`rl4rec train grpo|ppo|rloo|reinforce|sft`."""
 
 from __future__ import annotations
 
@@ -62,6 +62,24 @@ _add(
     "Reinforcement learning: raise the rank of the item the user chose next (GRPO).",
     "rl4rec train grpo --quick-test --seeds 0,1,2",
     "rl4rec train grpo -r beauty-cpu --dataset data/beauty --set trainer.max_steps=200",
+)
+_add(
+    "ppo",
+    "Reinforcement learning with a critic, one text per prompt (PPO).",
+    "rl4rec train ppo --quick-test",
+    "rl4rec train ppo -r beauty-cpu --dataset data/beauty --set trainer.lam=1 --set trainer.target_kl=0.05",
+)
+_add(
+    "rloo",
+    "Reinforcement learning with the other texts of a prompt as baseline (RLOO).",
+    "rl4rec train rloo --quick-test",
+    "rl4rec train rloo -r beauty-cpu --dataset data/beauty --set trainer.beta=0.02",
+)
+_add(
+    "reinforce",
+    "Reinforcement learning with the batch's mean as baseline, one text per prompt (REINFORCE).",
+    "rl4rec train reinforce --quick-test",
+    "rl4rec train reinforce -r beauty-cpu --dataset data/beauty --set trainer.batch_size=64",
 )
 _add(
     "sft",

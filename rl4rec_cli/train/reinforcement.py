@@ -48,6 +48,14 @@ def _maker(algorithm: str) -> Callable[[TrainerParts], Any]:
         from rl4rec_cli.train.grpo import make_grpo
 
         return make_grpo
+    if algorithm == "rloo":
+        from rl4rec_cli.train.rloo import make_rloo
+
+        return make_rloo
+    if algorithm in ("ppo", "reinforce"):
+        from rl4rec_cli.train.ppo import make_ppo
+
+        return make_ppo
     raise ConfigError(f"trainer.algorithm is {algorithm}, which is no reinforcement learning")
 
 
@@ -95,4 +103,6 @@ def train_rl(
         with saver.on_failure(trainer):
             trainer.train()
         release(trainer)
+        if critic := getattr(trainer, "critic", None):
+            critic.remove()
     policy.model.eval()
