@@ -9,21 +9,23 @@ runs/NAME/
     env.json                versions, command, time
     training_log.jsonl      one line per logged step
     rollouts.jsonl          some texts of every step, with ranks and rewards
-    checkpoints/            checkpoint_start, checkpoint_step_N, checkpoint_final
+    checkpoints/            checkpoint_start, checkpoint_step_N, checkpoint_best, checkpoint_final
     eval/                   results and per-user records
 ```
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
 import platform
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -40,9 +42,11 @@ VERSIONS_OF = ("rl4rec", "torch", "transformers", "trl", "peft", "accelerate", "
 class Run:
     """A run folder and the configuration it was made with."""
 
-    def __init__(self, folder: Path, config: RunConfig) -> None:
+    def __init__(self, folder: Path, config: RunConfig, *, digest: str = "") -> None:
         self.folder = folder
         self.config = config
+        self.digest = digest
+        """Of the dataset it is trained on."""
 
     @property
     def checkpoints(self) -> Path:
@@ -61,12 +65,54 @@ class Run:
         return self.checkpoints / f"checkpoint_step_{number}"
 
     def warm(self, number: int) -> Path:
+        """A step of the warm start, kept until `start` stands there."""
         return self.checkpoints / f"checkpoint_warm_{number}"
+
+    @property
+    def best(self) -> Path:
+        """The step that did best on validation users."""
+        return self.checkpoints / "checkpoint_best"
 
     def steps(self) -> list[Path]:
         """Periodic checkpoints, oldest first."""
-        found = [(int(m[1]), p) for p in self.checkpoints.glob("checkpoint_step_*") if (m := _STEP.match(p.name))]
+        return self._numbered("step")
+
+    def warm_steps(self) -> list[Path]:
+        """Periodic checkpoints of the warm start, oldest first."""
+        return self._numbered("warm")
+
+    def _numbered(self, kind: str) -> list[Path]:
+        found = [(int(m[1]), p) for p in self.checkpoints.glob(f"checkpoint_{kind}_*") if (m := _NUMBER.search(p.name))]
         return [path for _, path in sorted(found)]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else writes into the folder meanwhile.
+
+        Raises:
+            RunError: another process does.
+        """
+        path = self.folder / ".lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunError(f"{path}: cannot write it: {error.strerror or error}") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise RunError(f"{path}: cannot lock it: {error.strerror or error}") from error
+                owner = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
+                raise RunError(
+                    f"{self.folder}: another process trains this run{f' ({owner})' if owner else ''}",
+                    hint="wait for it to end, or stop it",
+                ) from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)  # and with it the lock; the file stays: removing it would let two in
 
     def newest_checkpoint(self) -> Path:
         """The final checkpoint, else the last periodic one.
@@ -82,7 +128,7 @@ class Run:
         return steps[-1]
 
 
-_STEP = re.compile(r"^checkpoint_step_(\d+)$")
+_NUMBER = re.compile(r"_(\d+)$")
 
 
 class JsonLines:
@@ -153,6 +199,26 @@ def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(strict(r), ensure_ascii=False, allow_nan=False) + "\n" for r in records))
 
 
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; a last line that a kill or a full disk cut is left out.
+
+    Raises:
+        RunError: a line in between is no JSON.
+    """
+    records = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise RunError(f"{path}:{number}: not JSON: {error}") from error
+    return records
+
+
 def run_name(config: RunConfig, dataset: str) -> str:
     """Algorithm, dataset, model, seed and time."""
     model = Path(config.policy.model).name
@@ -175,8 +241,12 @@ def _exists(folder: Path) -> RunError:
     return RunError(f"{folder}: this run is there already", hint="choose another run.name or --output")
 
 
-def create_run(config: RunConfig, *, dataset: str) -> Run:
+def create_run(config: RunConfig, *, dataset: str, digest: str = "") -> Run:
     """Make a run folder with its configuration and environment.
+
+    Args:
+        dataset: its name.
+        digest: its identity.
 
     Raises:
         RunError: the folder exists already, or cannot be made.
@@ -192,7 +262,18 @@ def create_run(config: RunConfig, *, dataset: str) -> Run:
         raise RunError(f"{folder}: cannot make the run folder: {error.strerror or error}") from error
     write_text(folder / "config.yaml", dump_config(config))
     write_json(folder / "env.json", environment())
-    return Run(folder, config)
+    return Run(folder, config, digest=digest)
+
+
+def recipe_of(folder: Path) -> Path:
+    """The recipe a run folder was made with.
+
+    Raises:
+        RunError: not a run folder.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise RunError(f"{folder}: not a run folder (no config.yaml)", hint="runs are made by `rl4rec train`")
+    return folder / "config.yaml"
 
 
 def open_run(path: str | Path) -> Run:
@@ -204,10 +285,8 @@ def open_run(path: str | Path) -> Run:
     from rl4rec_cli.layering import load_config
 
     folder = Path(path)
-    if not (folder / "config.yaml").is_file():
-        raise RunError(f"{folder}: not a run folder (no config.yaml)", hint="runs are made by `rl4rec train`")
     # Opening a run runs no reward code, so a run trained with one can be opened without naming it again.
-    config = load_config(algorithm=None, recipes=[str(folder / "config.yaml")], allow_custom_rewards=True)
+    config = load_config(algorithm=None, recipes=[str(recipe_of(folder))], allow_custom_rewards=True)
     return Run(folder, config)
 
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from rl4rec_cli import __version__
+from rl4rec_cli import __version__, signals
 from rl4rec_cli.cli import compare, data, embed, eval, recipes, recommend, train
 from rl4rec_cli.cli.options import epilog
 from rl4rec_cli.errors import Rl4RecError
@@ -69,32 +67,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch brings, reads this when it is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     _survive_closed_output()
-    _stop_on_sigterm()
-    try:
-        code = _run(args, debug=debug)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except KeyboardInterrupt as stop:
-        is_term = isinstance(stop, _Terminated)
-        _say("error: terminated" if is_term else "error: interrupted")
-        return 143 if is_term else 130
-    except Rl4RecError as error:  # the flush: a full disk
-        _say(f"error: {error.message}")
-        return error.exit_code
-    return code
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: whatever tidies up after Ctrl-C does so for it too."""
-
-
-def _stop_on_sigterm() -> None:
-    def stop(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
-        raise _Terminated
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+    with signals.handled():
+        try:
+            code = _run(args, debug=debug)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except KeyboardInterrupt as stop:
+            is_term = isinstance(stop, signals.Terminated)
+            _say("error: terminated" if is_term else "error: interrupted")
+            return 143 if is_term else 130
+        except Rl4RecError as error:  # the flush: a full disk
+            _say(f"error: {error.message}")
+            return error.exit_code
+        return code
 
 
 def _run(args: list[str], *, debug: bool) -> int:

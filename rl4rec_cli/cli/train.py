@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from rl4rec_cli.cli.options import Recipes, Sets, epilog, parse_rewards, parse_s
 
 app = typer.Typer(
     help="Train a policy.",
-    epilog=epilog("rl4rec train grpo --quick-test", "rl4rec train sft -r beauty-cpu --dataset data/beauty"),
+    epilog=epilog("rl4rec train grpo --quick-test", "rl4rec train grpo --resume runs/beauty-grpo"),
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -34,6 +35,12 @@ def _add(algorithm: str, summary: str, *examples: str) -> None:
         ] = None,
         quick_test: Annotated[bool, typer.Option("--quick-test", help="The recipe quick-test on top.")] = False,
         sets: Sets = None,
+        resume: Annotated[
+            str | None, typer.Option(metavar="RUN", help="Go on with this run folder, by its own recipe.")
+        ] = None,
+        allow_partial: Annotated[
+            bool, typer.Option("--allow-partial", help="Resume even with a changed recipe or a state missing.")
+        ] = False,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration and stop.")] = False,
     ) -> None:
         from rl4rec_cli.layering import load_config
@@ -42,7 +49,7 @@ def _add(algorithm: str, summary: str, *examples: str) -> None:
         flags["reward.functions"] = parse_rewards(reward) if reward else None
         config = load_config(
             algorithm=algorithm,
-            recipes=[*(recipe or []), *(["quick-test"] if quick_test else [])],
+            recipes=[*_run_recipe(resume, seeds), *(recipe or []), *(["quick-test"] if quick_test else [])],
             flags={key: value for key, value in flags.items() if value is not None},
             sets=sets or [],
         )
@@ -54,7 +61,19 @@ def _add(algorithm: str, summary: str, *examples: str) -> None:
             return
         from rl4rec_cli.train.session import train as run
 
-        run(config, chosen)
+        run(config, chosen, resume=Path(resume) if resume is not None else None, allow_partial=allow_partial)
+
+
+def _run_recipe(resume: str | None, seeds: str | None) -> list[str]:
+    """The recipe of the run to go on with."""
+    from rl4rec_cli.errors import ConfigError
+    from rl4rec_cli.runs import recipe_of
+
+    if resume is None:
+        return []
+    if seeds is not None:
+        raise ConfigError("--seeds cannot be given with --resume: a run has its own seed")
+    return [str(recipe_of(Path(resume)))]
 
 
 _add(

@@ -291,3 +291,28 @@ def write_checkpoint(
             f"{folder}: cannot write the checkpoint of about {size:,} bytes: {reason}",
             hint="make room or name another --output; what was written before is whole",
         ) from error
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Give a model (or its adapter) the weights of a checkpoint of the same model, in place.
+
+    Raises:
+        PolicyError: they are of another model.
+    """
+    from safetensors.torch import load_file
+
+    if _is_peft(model):
+        from peft import set_peft_model_state_dict
+
+        weights = load_file(folder / "adapter_model.safetensors")
+        result: Any = set_peft_model_state_dict(model, weights, "default")
+        wrong = list(result.unexpected_keys)
+    else:
+        missing, wrong = {name for name, _ in model.named_parameters()}, list[str]()
+        for file in sorted(folder.glob("*.safetensors")):
+            part = load_file(file)
+            wrong += model.load_state_dict(part, strict=False).unexpected_keys
+            missing -= part.keys()
+        wrong += sorted(missing)
+    if wrong:
+        raise PolicyError(f"{folder}: the weights are of another model: {len(wrong)} do not fit, as {wrong[0]}")

@@ -56,6 +56,8 @@ def shared_arguments(section: OptimSection, config: RunConfig, *, output_dir: Pa
         "use_cpu": not device.startswith("cuda"),
         "seed": config.run.seed,
         "logging_steps": config.logging.steps,
+        # A loss that is not finite is what it is; transformers would log the mean of those before.
+        "logging_nan_inf_filter": False,
         "logging_first_step": True,
         # Our checkpoints are written whole and renamed (callbacks.py); transformers' own are not.
         "save_strategy": "no",

@@ -1,4 +1,4 @@
-"""What happens beside the optimiser: log lines and periodic checkpoints.
+"""What a run says of its steps.
 
 Decides: what a logged step holds and how it reads on the terminal.
 Hides: transformers' callback protocol.
@@ -6,21 +6,16 @@ Hides: transformers' callback protocol.
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from rl4rec_cli import console
-from rl4rec_cli.errors import Rl4RecError
-from rl4rec_cli.policy.loading import save_policy
 
 if TYPE_CHECKING:
-    from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.runs import JsonLines, Run
+    from rl4rec_cli.runs import JsonLines
 
 
 class StepLog(TrainerCallback):
@@ -51,7 +46,8 @@ class StepLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._started = time.perf_counter()
-        console.log(f"{self._phase.upper()}: {state.max_steps:,} steps, {self._batches:,} an epoch")
+        done = f", going on after step {state.global_step:,}" if state.global_step else ""
+        console.log(f"{self._phase.upper()}: {state.max_steps:,} steps, {self._batches:,} an epoch{done}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         described = self._describe(logs or {})
@@ -96,48 +92,3 @@ class StepLog(TrainerCallback):
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-class PeriodicCheckpoints(TrainerCallback):
-    """Writes `checkpoint_step_N` every `every` steps and keeps the last `keep`.
-
-    A warm start ends in `checkpoint_start`; what it reached when something ended it early is `checkpoint_warm_N`.
-    """
-
-    def __init__(self, run: Run, policy: Policy, *, every: int, keep: int, is_warm_start: bool = False) -> None:
-        self._run = run
-        self._is_warm_start = is_warm_start
-        self._policy = policy
-        self._every = every
-        self._keep = keep
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % self._every == 0 and state.global_step < state.max_steps:
-            self.save(state.global_step)
-
-    def save(self, step: int) -> None:
-        """Write the checkpoint of a step, then drop the oldest beyond the limit."""
-        save_policy(self._policy, self._run.step(step))
-        for old in self._run.steps()[: -self._keep]:
-            shutil.rmtree(old)
-
-    @contextmanager
-    def on_failure(self, trainer: Any) -> Iterator[None]:
-        """Whatever ends the training early (a reward, a signal, no more memory), its last whole step is kept."""
-        try:
-            yield
-        except BaseException:
-            step = trainer.state.global_step
-            if step:
-                try:
-                    if self._is_warm_start:
-                        kept, more = self._run.warm(step), ""
-                        save_policy(self._policy, kept)
-                    else:
-                        kept, more = self._run.step(step), " --set trainer.warm_start=null"
-                        self.save(step)
-                    console.log(f"Stopped: the policy of step {step} is in {kept}")
-                    console.log(f"To go on from it: the same command with another run.name and --model {kept}{more}")
-                except Rl4RecError as error:  # what ended the training is told first
-                    console.log(f"The policy of step {step} is lost: {error.message}")
-            raise

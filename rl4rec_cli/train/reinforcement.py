@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.policy.generation import Sampling
 from rl4rec_cli.train.arguments import number_of_steps, release, steps_per_epoch
-from rl4rec_cli.train.callbacks import PeriodicCheckpoints, StepLog
+from rl4rec_cli.train.callbacks import StepLog
+from rl4rec_cli.train.resumable import Keeper
 from rl4rec_cli.train.rollouts import RetrievalReward, Rollout, step_record
 
 if TYPE_CHECKING:
@@ -68,8 +69,13 @@ def train_rl(
     scorer: Scorer,
     log: JsonLines,
     rollouts: JsonLines,
+    *,
+    resume: Path | None = None,
 ) -> None:
     """Raise the reward of the policy's texts, in place, by the configured algorithm.
+
+    Args:
+        resume: the checkpoint to go on from.
 
     Raises:
         ConfigError: settings that do not go together.
@@ -98,10 +104,7 @@ def train_rl(
         trainer.remove_callback(PrinterCallback)
         batches = steps_per_epoch(section, len(examples))
         trainer.add_callback(StepLog(log, describe, phase=section.algorithm, batches_per_epoch=batches))
-        saver = PeriodicCheckpoints(run, policy, every=config.logging.save_steps, keep=config.logging.save_total_limit)
-        trainer.add_callback(saver)
-        with saver.on_failure(trainer):
-            trainer.train()
+        Keeper(run, policy, phase=section.algorithm, resume=resume, parts={"reward": reward}).train(trainer)
         release(trainer)
         if critic := getattr(trainer, "critic", None):
             critic.remove()

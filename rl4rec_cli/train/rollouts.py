@@ -8,7 +8,7 @@ Hides: what TRL asks of a rollout and of a reward function.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +55,13 @@ class RetrievalReward:
         """Rewards since the last call; those of the last batch again where a step learns from it once more."""
         self._is_reported = True
         return np.asarray(self._rewards)
+
+    def state(self) -> dict[str, Any]:
+        """What a later step reports, for a checkpoint."""
+        return {"rewards": list(self._rewards), "is_reported": self._is_reported}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self._rewards, self._is_reported = list(state["rewards"]), bool(state["is_reported"])
 
     def __call__(
         self,

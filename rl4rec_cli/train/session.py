@@ -6,10 +6,14 @@ Hides: where each of them comes from.
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -18,13 +22,17 @@ from rl4rec_cli.data.dataset import build_examples, count_train_examples, open_d
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.runs import JsonLines, Run, check_new, create_run
 from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
+from rl4rec_cli.train.checkpoints import Place, cut_logs, find_place
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.config import PolicySection, RunConfig, SftSection
     from rl4rec_cli.config_trainer import TrainerSection
     from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.data.prompts import PromptBuilder
     from rl4rec_cli.eval.evaluation import Evaluation
+    from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import InProcessRetriever
+    from rl4rec_cli.rewards.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,14 @@ class Trained:
     seconds: float
 
 
-def train(config: RunConfig, seeds: tuple[int, ...]) -> list[Trained]:
+def train(
+    config: RunConfig, seeds: tuple[int, ...], *, resume: Path | None = None, allow_partial: bool = False
+) -> list[Trained]:
     """Train once per seed and print what came of it.
+
+    Args:
+        resume: a run folder; go on with it instead of making one, with its seed. Empty is returned where it is done.
+        allow_partial: go on with a changed recipe, or without the optimiser's or the random state.
 
     Raises:
         Rl4RecError: as the parts say. What was trained before an error stays in the run folder.
@@ -49,7 +63,9 @@ def train(config: RunConfig, seeds: tuple[int, ...]) -> list[Trained]:
     audit = evaluate.audit_line(config, dataset)
     configs = [_of_seed(config, seed, len(seeds)) for seed in seeds]
     for own in configs:
-        _check(own, dataset)
+        _check(own, dataset, is_new=resume is None)
+    if resume is not None:
+        return _resume(configs[0], resume, dataset, audit, allow_partial=allow_partial)
 
     from rl4rec_cli.eval.evaluation import print_seeds
     from rl4rec_cli.retrieval.retriever import open_retriever
@@ -59,8 +75,28 @@ def train(config: RunConfig, seeds: tuple[int, ...]) -> list[Trained]:
     results = [_train_one(own, dataset, retriever, audit) for own in configs]
     if len(results) > 1:
         print_seeds({r.run.config.run.seed: r.evaluation for r in results}, start=evaluate.start_name(config))
-    last = results[-1].run.folder
-    console.log(f"Next: rl4rec eval {last} --split test    or: rl4rec recommend {last}")
+    _say_next(results[-1].run)
+    return results
+
+
+def _say_next(run: Run) -> None:
+    console.log(f"Next: rl4rec eval {run.folder} --split test    or: rl4rec recommend {run.folder}")
+
+
+def _resume(config: RunConfig, folder: Path, dataset: Dataset, audit: str, *, allow_partial: bool) -> list[Trained]:
+    phases = [phase.algorithm for phase in _phases(config)]
+    run = Run(folder, config, digest=dataset.digest)
+    with run.locked():
+        place = find_place(run, phases, allow_partial=allow_partial)
+        if place.phase == len(phases) and (folder / "eval" / "validation.json").is_file():
+            console.log(f"Run {folder} is finished: there is nothing to go on with")
+            _say_next(run)
+            return []
+        from rl4rec_cli.retrieval.retriever import open_retriever
+
+        console.quiet_libraries()
+        results = [_train_one(config, dataset, open_retriever(config.retrieval, dataset), audit, run, place)]
+    _say_next(run)
     return results
 
 
@@ -98,13 +134,14 @@ def _phases(config: RunConfig) -> list[TrainerSection]:
     return [trainer] if trainer.algorithm == "sft" or trainer.warm_start is None else [trainer.warm_start, trainer]
 
 
-def _check(config: RunConfig, dataset: Dataset) -> None:
+def _check(config: RunConfig, dataset: Dataset, *, is_new: bool) -> None:
     """What would end the run later, once models are loaded or a warm start is done.
 
     Raises:
         RunError: the run is there already. ConfigError: too few examples, or no such reward file.
     """
-    check_new(config)
+    if is_new:
+        check_new(config)
     for phase in _phases(config):
         number_of_steps(phase, _number_of_training_examples(config, dataset))
     for name in config.reward.functions:
@@ -113,14 +150,20 @@ def _check(config: RunConfig, dataset: Dataset) -> None:
             raise ConfigError(f"reward file {file}: no such file")
 
 
-def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetriever, audit: str) -> Trained:
+def _train_one(
+    config: RunConfig,
+    dataset: Dataset,
+    retriever: InProcessRetriever,
+    audit: str,
+    run: Run | None = None,
+    place: Place | None = None,
+) -> Trained:
+    """Train, from `place` on where a run is resumed (and is locked already), and measure."""
     from rl4rec_cli.data.prompts import PromptBuilder
     from rl4rec_cli.eval import evaluate, evaluation
-    from rl4rec_cli.policy.loading import load_policy, save_policy
+    from rl4rec_cli.policy.loading import load_policy
     from rl4rec_cli.rewards.functions import is_custom
     from rl4rec_cli.rewards.scorer import Scorer
-    from rl4rec_cli.train.reinforcement import train_rl
-    from rl4rec_cli.train.sft import train_sft
 
     started = time.perf_counter()
     for name in filter(is_custom, config.reward.functions):
@@ -128,50 +171,111 @@ def _train_one(config: RunConfig, dataset: Dataset, retriever: InProcessRetrieve
     scorer = Scorer(retriever, config.reward)
     for name, file in scorer.custom_files.items():
         console.log(f"Reward {name} runs code from {file}")
-    policy = load_policy(config.policy, dataset=dataset, seed=config.run.seed, trainable=True)
+    policy = load_policy(_start_section(config, run, place), dataset=dataset, seed=config.run.seed, trainable=True)
     builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
     for phase in _phases(config):
         resolve_precision(phase, str(policy.device))
-    train_examples = _training_examples(config, dataset)
     result = evaluate.start_evaluation(config, dataset, "validation")
     examples = result.examples
     result.about["audit"] = audit
-    run = create_run(config, dataset=dataset.name)
-    console.log(f"Run {run.folder} (seed {config.run.seed}, {_size(policy.model)} on {policy.device})")
-    task = evaluate.open_task(config, dataset, retriever, examples)
-    result.methods.extend(evaluate.measure_baselines(config, task, "validation"))
-    log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")
-    try:
-        warm_start = None if config.trainer.algorithm == "sft" else config.trainer.warm_start
-        if warm_start is not None:
-            console.log("Warm start: supervised fine-tuning")
-            train_sft(warm_start, config, run, policy, dataset, train_examples, builder, log, checkpoints=False)
-        if warm_start is not None or config.policy.model == "tiny":
-            save_policy(policy, run.start)
-            # TRL loads the reference policy of full fine-tuning by this name: it must be the one training starts from.
-            policy.model.config._name_or_path = str(run.start)
-        if "untrained" in config.eval.baselines:
-            result.methods.append(
-                evaluate.measure_policy(evaluate.start_name(config), policy, config, dataset, retriever, examples)
-            )
-        if config.trainer.algorithm == "sft":
-            train_sft(config.trainer, config, run, policy, dataset, train_examples, builder, log, checkpoints=True)
-        else:
-            train_rl(config, run, policy, train_examples, builder, scorer, log, rollouts)
-    finally:
-        log.close()
-        rollouts.close()
-    save_policy(policy, run.final)
-    result.methods.append(evaluate.measure_policy(evaluate.TUNED, policy, config, dataset, retriever, examples))
-    result.subject = evaluate.TUNED
-    evaluate.finish(result, dataset)
-    evaluation.save_evaluation(result, run.folder / "eval")
+    with ExitStack() as stack:
+        if run is None:
+            run = create_run(config, dataset=dataset.name, digest=dataset.digest)
+            stack.enter_context(run.locked())
+        stack.enter_context(_telling_how_to_go_on(run))
+        console.log(f"Run {run.folder} (seed {config.run.seed}, {_size(policy.model)} on {policy.device})")
+        task = evaluate.open_task(config, dataset, retriever, examples)
+        result.methods.extend(evaluate.measure_baselines(config, task, "validation"))
+
+        def measure(name: str) -> None:
+            result.methods.append(evaluate.measure_policy(name, policy, config, dataset, retriever, examples))
+
+        def measure_start() -> None:
+            if "untrained" in config.eval.baselines:
+                measure(evaluate.start_name(config))
+
+        _learn(run, place or Place(0), policy, dataset, builder, scorer, measure_start)
+        measure(evaluate.TUNED)
+        result.subject = evaluate.TUNED
+        evaluate.finish(result, dataset)
+        evaluation.save_evaluation(result, run.folder / "eval")
     seconds = time.perf_counter() - started
     evaluation.print_evaluation(
         result,
         title=f"{dataset.name}, validation split, {len(examples):,} users, seed {config.run.seed} ({seconds:.0f} s)",
     )
     return Trained(run, result, seconds)
+
+
+def _start_section(config: RunConfig, run: Run | None, place: Place | None) -> PolicySection:
+    """What to load: the policy that the last phase started from, once it is known, else the configured one."""
+    if run is None or place is None or place.phase < len(_phases(config)) - 1 or not run.start.is_dir():
+        return config.policy
+    return config.policy.model_copy(update={"model": str(run.start)})
+
+
+@contextmanager
+def _telling_how_to_go_on(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        rewards = run.config.reward.functions
+        # Code is run only where this very command names it.
+        more = "".join(f" --reward {shlex.quote(f'{name}={weight:g}')}" for name, weight in rewards.items())
+        command = f"rl4rec train {run.config.trainer.algorithm} --resume {shlex.quote(str(run.folder))}"
+        console.log(f"To go on with it: {command}{more if any(':' in name for name in rewards) else ''}")
+        raise
+
+
+def _learn(
+    run: Run,
+    place: Place,
+    policy: Policy,
+    dataset: Dataset,
+    builder: PromptBuilder,
+    scorer: Scorer,
+    measure_start: Callable[[], None],
+) -> None:
+    """All phases, from `place` on, until `checkpoint_final` stands there."""
+    from rl4rec_cli.policy.loading import load_weights, save_policy
+    from rl4rec_cli.train.reinforcement import train_rl
+    from rl4rec_cli.train.sft import train_sft
+
+    config = run.config
+    phases = _phases(config)
+    last = len(phases) - 1
+    examples = _training_examples(config, dataset)
+    cut_logs(run, [phase.algorithm for phase in phases], place)
+    log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")
+    try:
+        if place.phase < last:
+            console.log("Warm start: supervised fine-tuning")
+            warm_start = phases[0]
+            train_sft(
+                *(cast("SftSection", warm_start), config, run, policy, dataset, examples, builder, log),
+                is_warm_start=True,
+                resume=place.checkpoint,
+            )
+        if not run.start.is_dir() and (last > 0 or config.policy.model == "tiny"):
+            save_policy(policy, run.start)
+            for folder in run.warm_steps():
+                shutil.rmtree(folder)
+        if run.start.is_dir():
+            # TRL loads the reference policy of full fine-tuning by this name: it must be the one training starts from.
+            policy.model.config._name_or_path = str(run.start)
+        measure_start()
+        if place.phase > last:
+            load_weights(policy.model, run.final)
+            return
+        resume = place.checkpoint if place.phase == last else None
+        if config.trainer.algorithm == "sft":
+            train_sft(config.trainer, config, run, policy, dataset, examples, builder, log, resume=resume)
+        else:
+            train_rl(config, run, policy, examples, builder, scorer, log, rollouts, resume=resume)
+        save_policy(policy, run.final)
+    finally:
+        log.close()
+        rollouts.close()
 
 
 def _training_users(config: RunConfig, dataset: Dataset) -> set[str] | None:

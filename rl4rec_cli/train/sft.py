@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.data.prompts import PromptBuilder, item_renderer
 from rl4rec_cli.train.arguments import number_of_steps, release, shared_arguments, steps_per_epoch
-from rl4rec_cli.train.callbacks import PeriodicCheckpoints, StepLog
+from rl4rec_cli.train.callbacks import StepLog
+from rl4rec_cli.train.resumable import Keeper
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig, SftSection
@@ -59,12 +60,14 @@ def train_sft(
     builder: PromptBuilder,
     log: JsonLines,
     *,
-    checkpoints: bool,
+    is_warm_start: bool = False,
+    resume: Path | None = None,
 ) -> None:
     """Fine-tune the policy in place.
 
     Args:
-        checkpoints: write periodic checkpoints (not in a warm start, which ends in `checkpoint_start`).
+        is_warm_start: checkpoints are `checkpoint_warm_N`.
+        resume: the checkpoint to go on from.
 
     Raises:
         ConfigError: too few examples.
@@ -102,16 +105,6 @@ def train_sft(
         trainer.remove_callback(PrinterCallback)
         batches = steps_per_epoch(section, len(examples))
         trainer.add_callback(StepLog(log, describe, phase="sft", batches_per_epoch=batches))
-        saver = PeriodicCheckpoints(
-            run,
-            policy,
-            every=config.logging.save_steps,
-            keep=config.logging.save_total_limit,
-            is_warm_start=not checkpoints,
-        )
-        if checkpoints:
-            trainer.add_callback(saver)
-        with saver.on_failure(trainer):
-            trainer.train()
+        Keeper(run, policy, phase="sft", is_warm_start=is_warm_start, resume=resume).train(trainer)
         release(trainer)
     policy.model.eval()

@@ -201,7 +201,7 @@ def test_the_loss_counts_the_labels_only(dataset: Dataset, tmp_path: Path) -> No
             losses.append(torch.nn.functional.cross_entropy(logits[:-1][kept], labels[1:][kept], reduction="none"))
     run = create_run(config, dataset=dataset.name)
     log = JsonLines(run.folder / "training_log.jsonl")
-    train_sft(section, config, run, policy, dataset, examples, builder, log, checkpoints=False)
+    train_sft(section, config, run, policy, dataset, examples, builder, log, is_warm_start=True)
     log.close()
     [record] = read_lines(run.folder / "training_log.jsonl")
     assert record["loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)

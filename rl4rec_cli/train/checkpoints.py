@@ -1,0 +1,180 @@
+"""Which checkpoint a run goes on from.
+
+Decides: what makes a checkpoint usable (whole, of this recipe and this dataset, with all that the next step depends
+on), and what becomes of one that is not.
+Hides: file names, and how recipes are compared.
+
+Beside the policy, which plain `from_pretrained` reads, a periodic checkpoint holds what transformers' own would
+(`optimizer.pt`, `scheduler.pt`, `rng_state.pth`, `trainer_state.json`), `algorithm.pt` (texts that are still to be
+learnt from, numbers since the last log line), the recipe and `progress.json`. All are read without running code.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli import console
+from rl4rec_cli.errors import RunError
+from rl4rec_cli.runs import read_jsonl, write_jsonl
+from rl4rec_cli.strict_yaml import YamlError, load_yaml
+from rl4rec_cli.whole_folders import MANIFEST, problems
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.runs import Run
+
+RECIPE = "recipe.yaml"
+PROGRESS = "progress.json"
+TRAINER = "trainer_state.json"
+OPTIMIZER = "optimizer.pt"
+SCHEDULER = "scheduler.pt"
+RANDOM = "rng_state.pth"
+SCALER = "scaler.pt"
+ALGORITHM = "algorithm.pt"
+STATE = frozenset({OPTIMIZER, SCHEDULER, RANDOM, SCALER, ALGORITHM})
+"""Without these training could go on, but not on the same curve."""
+FREE = ("run.name", "run.output_dir", "eval.", "logging.", "health.")
+"""Keys that change nothing of what is learnt."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands: everything before `phase` is done, and `step` steps of it are."""
+
+    phase: int
+    """Number of the phase to go on with; the number of phases where only measuring is left."""
+    step: int = 0
+    checkpoint: Path | None = None
+    """What `step` steps led to; None at the beginning of a phase."""
+
+
+def find_place(run: Run, phases: Sequence[str], *, allow_partial: bool) -> Place:
+    """The newest usable checkpoint of an interrupted run, which must not be in use.
+
+    Args:
+        run: with the configuration and the dataset it is to be continued with.
+        phases: what is trained, in order; the last is the one that periodic checkpoints are named after.
+        allow_partial: go on with a changed recipe, or without the optimiser's or the random state.
+
+    Raises:
+        RunError: a changed recipe or dataset, or a state that is missing.
+    """
+    _tidy(run)
+    last = len(phases) - 1
+    if run.final.is_dir() and _is_whole(run.final):
+        _check_recipe(run.folder / "config.yaml", run.config, allow_partial=allow_partial)
+        return Place(last + 1)
+    found = _newest(run.steps(), allow_partial=allow_partial)
+    if found is None and last > 0:
+        if run.start.is_dir() and _is_whole(run.start):
+            _check_recipe(run.folder / "config.yaml", run.config, allow_partial=allow_partial)
+            return Place(last)
+        found = _newest(run.warm_steps(), allow_partial=allow_partial)
+    if found is None:
+        _check_recipe(run.folder / "config.yaml", run.config, allow_partial=allow_partial)
+        return Place(0)
+    progress = json.loads((found / PROGRESS).read_text(encoding="utf-8"))
+    _check_recipe(found / RECIPE, run.config, allow_partial=allow_partial)
+    if progress["dataset"] != run.digest:
+        _refuse(f"{found}: the dataset is not the one it was trained on", "the data changed", allow_partial)
+    return Place(phases.index(progress["phase"]), int(progress["step"]), found)
+
+
+def _newest(folders: Sequence[Path], *, allow_partial: bool) -> Path | None:
+    for folder in reversed(folders):
+        if not _is_whole(folder):
+            continue
+        missing = sorted(name for name in STATE & _listed(folder) if not (folder / name).is_file())
+        if missing:
+            what = ", ".join(missing)
+            _refuse(
+                f"{folder}: {what} is missing: the run would not go on as it was",
+                f"remove {folder} to go on from the checkpoint before",
+                allow_partial,
+            )
+        return folder
+    return None
+
+
+def _listed(folder: Path) -> set[str]:
+    return set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a checkpoint is whole; one that is not is put aside, so that nothing takes it for the newest."""
+    found = problems(folder, but=STATE)
+    if not found and folder.name.startswith(("checkpoint_step", "checkpoint_warm")) and PROGRESS not in _listed(folder):
+        found = [f"no {PROGRESS}"]
+    if found:
+        aside = folder.with_name(folder.name.replace("checkpoint_", "damaged_", 1))
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        console.log(f"{folder} is damaged ({'; '.join(found[:3])}): put aside as {aside.name}, going on from before it")
+    return not found
+
+
+def _tidy(run: Run) -> None:
+    """What a process left that was killed in the middle of writing."""
+    for old in run.checkpoints.glob(".checkpoint_*.old"):
+        name = old.name[1:].rsplit(".", 2)[0]
+        if not (run.checkpoints / name).exists():
+            old.rename(run.checkpoints / name)
+    for left in [*run.checkpoints.glob(".checkpoint_*.old"), *run.checkpoints.glob(".checkpoint_*.tmp")]:
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _check_recipe(path: Path, config: RunConfig, *, allow_partial: bool) -> None:
+    try:
+        trained = load_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, YamlError) as error:
+        raise RunError(f"{path}: cannot read it: {error}") from error
+    keys = changed_keys(trained, config.model_dump(mode="json"))
+    if keys:
+        _refuse(
+            f"the recipe is not the one that {path.parent} was trained with: {'; '.join(keys)}",
+            "train a new run with it",
+            allow_partial,
+        )
+
+
+def _refuse(what: str, instead: str, allow_partial: bool) -> None:
+    if not allow_partial:
+        raise RunError(what, hint=f"{instead}, or go on all the same with --allow-partial")
+    console.log(f"Going on all the same (--allow-partial): {what}")
+
+
+def changed_keys(before: Any, now: Any, path: str = "") -> list[str]:
+    """`key: was, is` of what differs and matters. A key that only one of both has is none of either's version."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping) and path != "reward.functions.":
+        both = [key for key in now if key in before]
+        return [line for key in both for line in changed_keys(before[key], now[key], f"{path}{key}.")]
+    key = path.removesuffix(".")
+    if before == now or any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
+        return []
+    return [f"{key} was {json.dumps(before)}, is {json.dumps(now)}"]
+
+
+def cut_logs(run: Run, phases: Sequence[str], place: Place) -> None:
+    """Drop the lines of steps that will be made again, and a last line that a kill cut.
+
+    Raises:
+        RunError: they cannot be written.
+    """
+    is_last = place.phase == len(phases) - 1
+
+    def is_made(record: Mapping[str, Any]) -> bool:
+        phase = phases.index(record["phase"])
+        return phase < place.phase or (phase == place.phase and record["step"] <= place.step)
+
+    def is_written(record: Mapping[str, Any]) -> bool:  # only the last phase writes texts
+        return place.phase == len(phases) or (is_last and record["step"] <= place.step)
+
+    for name, keep in (("training_log.jsonl", is_made), ("rollouts.jsonl", is_written)):
+        path = run.folder / name
+        if path.is_file():
+            write_jsonl(path, [record for record in read_jsonl(path) if keep(record)])

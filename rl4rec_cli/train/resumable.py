@@ -1,0 +1,360 @@
+"""A trainer whose every step can be gone back to.
+
+Decides: when a step is whole (weights, optimiser and log line), what the next step depends on, and when it is saved.
+Hides: the parts of transformers' and TRL's trainers that hold it.
+
+transformers saves no texts that TRL still has to learn from, forgets what was summed up since the last log line,
+and begins the data order of a later epoch with that of the first. Here each of these goes on as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from rl4rec_cli import console, signals
+from rl4rec_cli.errors import PolicyError, Rl4RecError
+from rl4rec_cli.layering import dump_config
+from rl4rec_cli.policy.loading import load_weights, write_checkpoint
+from rl4rec_cli.runs import environment, write_json, write_text
+from rl4rec_cli.train.checkpoints import ALGORITHM, OPTIMIZER, PROGRESS, RANDOM, RECIPE, SCALER, SCHEDULER, TRAINER
+from rl4rec_cli.whole_folders import torch_save
+
+if TYPE_CHECKING:
+    from rl4rec_cli.policy.loading import Policy
+    from rl4rec_cli.runs import Run
+
+_ATTRIBUTES = (
+    *("_tr_loss", "_globalstep_last_logged", "_total_loss_scalar"),
+    *("_step", "_current_train_step_time", "_total_train_tokens"),
+)
+
+
+class Stateful(Protocol):
+    """Something beside the trainer that the next steps depend on."""
+
+    def state(self) -> dict[str, Any]:
+        """Numbers, texts, lists and tensors; what is returned does not change afterwards."""
+
+    def set_state(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass
+class _Snapshot:
+    """What is to be written of a step besides weights and optimiser, which stay as they are until the next update."""
+
+    step: int
+    trainer: Any
+    random: dict[str, Any]
+    algorithm: dict[str, Any]
+
+
+def random_states() -> dict[str, Any]:
+    """The state of every generator of random numbers, in transformers' form."""
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "cpu": torch.random.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.random.get_rng_state()
+    return state
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Whatever is drawn inside, the numbers that follow are the same."""
+    before = random_states()
+    try:
+        yield
+    finally:
+        random.setstate(before["python"])
+        np.random.set_state(before["numpy"])
+        torch.random.set_rng_state(before["cpu"])
+        if "cuda" in before:
+            torch.cuda.random.set_rng_state(before["cuda"])
+
+
+class Resumable:
+    """What `Keeper` puts before a trainer's own class.
+
+    A trainer with more state than TRL's `GRPOTrainer` (a critic) has methods `algorithm_state` and
+    `set_algorithm_state`, as `Stateful` describes them.
+    """
+
+    keeper: Keeper
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()  # type: ignore[misc]
+        accumulation = self.args.gradient_accumulation_steps  # type: ignore[attr-defined]
+        _begin_epoch(loader, self.keeper.done // max(1, -(-len(loader) // accumulation)))
+        return loader
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(self.model if model is None else model, Path(resume_from_checkpoint))  # type: ignore[attr-defined]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        optimizer, scheduler = Path(checkpoint) / OPTIMIZER, Path(checkpoint) / SCHEDULER
+        if optimizer.is_file():
+            self.optimizer.load_state_dict(torch.load(optimizer, map_location="cpu", weights_only=True))  # type: ignore[attr-defined]
+        if scheduler.is_file():
+            self.lr_scheduler.load_state_dict(torch.load(scheduler, weights_only=True))  # type: ignore[attr-defined]
+        else:
+            for _ in range(self.keeper.done):
+                self.lr_scheduler.step()  # type: ignore[attr-defined]
+
+    def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **options)  # type: ignore[misc]
+        self.keeper.after_step()
+
+    def training_step(self, *args: Any, **options: Any) -> Any:
+        loss = super().training_step(*args, **options)  # type: ignore[misc]
+        self.keeper.check_finite("loss", loss)
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **options: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **options)  # type: ignore[misc]
+        # With fp16 a gradient that overflows is expected now and then: the scaler leaves that update out.
+        if norm is not None and getattr(self.accelerator, "scaler", None) is None:  # type: ignore[attr-defined]
+            self.keeper.check_finite("gradient norm", norm)
+        return norm
+
+
+def _begin_epoch(loader: Any, epoch: int) -> None:
+    """Bring a loader's data order to that of an epoch: its sampler counts the epochs it was asked for."""
+    from accelerate.data_loader import get_sampler
+    from trl.trainer.utils import RepeatSampler
+
+    sampler = get_sampler(loader)
+    if isinstance(sampler, RepeatSampler):
+        for _ in range(epoch):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
+    elif hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(epoch)
+
+
+class Keeper(TrainerCallback):
+    """Keeps the last whole step of a phase, writes it every so often and when something ends the training.
+
+    Args:
+        phase: name of the phase, as `sft` or `grpo`.
+        is_warm_start: its checkpoints are `checkpoint_warm_N`.
+        resume: the checkpoint to go on from.
+        parts: what else the next steps depend on, by name.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        policy: Policy,
+        *,
+        phase: str,
+        is_warm_start: bool = False,
+        resume: Path | None = None,
+        parts: Mapping[str, Stateful] | None = None,
+    ) -> None:
+        self._run = run
+        self._policy = policy
+        self._phase = phase
+        self._is_warm_start = is_warm_start
+        self._parts = dict(parts or {})
+        self._trainer: Any = None
+        self._resume = resume
+        self._snapshot: _Snapshot | None = None
+        self._is_torn = False
+        self._written: int | None = None
+        self._cannot_write = False
+        self.done = int(_read_json(resume / PROGRESS)["step"]) if resume is not None else 0
+
+    def train(self, trainer: Any) -> None:
+        """Train to the end, from the checkpoint where there is one.
+
+        Raises:
+            BaseException: whatever ended the training early (a reward, a signal, no more memory); the last whole step
+                is written first.
+        """
+        self._trainer = trainer
+        # TRL's trainers are made in several places, and a critic's is a subclass of them: `Resumable` goes before all.
+        trainer.__class__ = type(type(trainer).__name__, (Resumable, type(trainer)), {})
+        trainer.keeper = self
+        if self._resume is not None and self.done >= trainer.args.max_steps:
+            load_weights(trainer.model, self._resume)
+            return
+        trainer.add_callback(self)
+        with self._on_failure():
+            trainer.train(resume_from_checkpoint=None if self._resume is None else str(self._resume))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._resume is not None:
+            self._restore(self._resume)
+            self._written = state.global_step
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        signals.hold()
+        self._is_torn = True
+
+    def after_step(self) -> None:
+        """The step is whole: weights, optimiser and log line."""
+        step = self._trainer.state.global_step
+        if not self._is_torn:
+            return
+        self._snapshot = self._take()
+        self._is_torn = False
+        signals.let_go()
+        if step % self._run.config.logging.save_steps == 0 and step < self._trainer.state.max_steps:
+            self._save(self._snapshot)
+
+    def check_finite(self, name: str, value: Any) -> None:
+        """Stop before the weights take in a number that is not finite.
+
+        Raises:
+            PolicyError: it is not.
+        """
+        if not torch.isfinite(torch.as_tensor(value)).all():
+            step = self._trainer.state.global_step + 1
+            raise PolicyError(
+                f"step {step}: the {name} is not finite; the step is left out",
+                hint="lower trainer.learning_rate or trainer.max_grad_norm, or train in bf16 or fp32",
+            )
+
+    def _take(self) -> _Snapshot:
+        trainer = self._trainer
+        state = copy.copy(trainer.state)
+        state.log_history = []
+        algorithm: dict[str, Any] = {name: _copy(getattr(trainer, name)) for name in _ATTRIBUTES if _has(trainer, name)}
+        metrics = {mode: {k: list(v) for k, v in of.items()} for mode, of in getattr(trainer, "_metrics", {}).items()}
+        algorithm["_metrics"] = metrics
+        # New texts are written only when all updates from these are made. The list is replaced, never written into.
+        is_used_up = not getattr(trainer, "_step", 0) % _steps_per_batch(trainer)
+        algorithm["_buffered_inputs"] = None if is_used_up else getattr(trainer, "_buffered_inputs", None)
+        algorithm["parts"] = {name: part.state() for name, part in self._parts.items()}
+        if hasattr(trainer, "algorithm_state"):
+            algorithm["own"] = trainer.algorithm_state()
+        return _Snapshot(state.global_step, state, random_states(), algorithm)
+
+    def _restore(self, folder: Path) -> None:
+        trainer = self._trainer
+        path = folder / ALGORITHM
+        if not path.is_file():  # --allow-partial
+            if hasattr(trainer, "_step"):
+                trainer._step = self.done * trainer.args.gradient_accumulation_steps
+            return
+        algorithm = torch.load(path, map_location="cpu", weights_only=True)
+        for name in _ATTRIBUTES:
+            if name in algorithm:
+                setattr(trainer, name, _to(algorithm[name], trainer.args.device))
+        for mode, metrics in algorithm["_metrics"].items():
+            trainer._metrics[mode].update(metrics)
+        if algorithm["_buffered_inputs"] is not None:
+            trainer._buffered_inputs = _to(algorithm["_buffered_inputs"], trainer.args.device)
+        for name, part in self._parts.items():
+            if name in algorithm["parts"]:
+                part.set_state(algorithm["parts"][name])
+        if "own" in algorithm:
+            trainer.set_algorithm_state(_to(algorithm["own"], trainer.args.device))
+
+    def _save(self, snapshot: _Snapshot) -> Path:
+        """Write a step, then drop the oldest beyond the limit."""
+        run, trainer = self._run, self._trainer
+        folder = run.warm(snapshot.step) if self._is_warm_start else run.step(snapshot.step)
+        optimizer = trainer.optimizer.state_dict()
+
+        def more(temporary: Path) -> None:
+            torch_save(optimizer, temporary / OPTIMIZER)
+            torch_save(trainer.lr_scheduler.state_dict(), temporary / SCHEDULER)
+            torch_save(snapshot.random, temporary / RANDOM)
+            torch_save(snapshot.algorithm, temporary / ALGORITHM)
+            if getattr(trainer.accelerator, "scaler", None) is not None:
+                torch_save(trainer.accelerator.scaler.state_dict(), temporary / SCALER)
+            snapshot.trainer.save_to_json(str(temporary / TRAINER))
+            write_text(temporary / RECIPE, dump_config(run.config))
+            versions = environment()["versions"]
+            progress = {"phase": self._phase, "step": snapshot.step, "dataset": run.digest, "versions": versions}
+            write_json(temporary / PROGRESS, progress)
+
+        signals.hold()
+        try:
+            write_checkpoint(self._policy, folder, more, size=_bytes(optimizer) + _bytes(snapshot.algorithm))
+            self._written = snapshot.step
+            kept = run.warm_steps() if self._is_warm_start else run.steps()
+            # Only what is older: of a later one (of a copied folder, say) nobody knows whether it is whole.
+            older = kept[: kept.index(folder) + 1]
+            for old in older[: -run.config.logging.save_total_limit]:
+                shutil.rmtree(old)
+        except Rl4RecError:
+            self._cannot_write = True
+            raise
+        signals.let_go()
+        return folder
+
+    @contextmanager
+    def _on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            signals.hold()  # a second one does not wait
+            try:
+                self._keep_last()
+            except Rl4RecError as error:  # what ended the training is told first
+                console.log(f"Step {self._snapshot.step if self._snapshot else 0} is lost: {error.message}")
+            raise
+
+    def _keep_last(self) -> None:
+        snapshot = self._snapshot
+        if self._is_torn or self._cannot_write or snapshot is None or snapshot.step == self._written:
+            if self._written:
+                console.log(f"Stopped: the policy of step {self._written} is in {self._folder(self._written)}")
+            return
+        console.log(f"Stopped: the policy of step {snapshot.step} is in {self._save(snapshot)}")
+
+    def _folder(self, step: int) -> Path:
+        return self._run.warm(step) if self._is_warm_start else self._run.step(step)
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _steps_per_batch(trainer: Any) -> int:
+    """Micro-batches that are learnt from between two generations."""
+    return int(getattr(trainer.args, "steps_per_generation", 1) * getattr(trainer, "num_iterations", 1))
+
+
+def _has(trainer: Any, name: str) -> bool:
+    return getattr(trainer, name, None) is not None
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
+def _to(value: Any, device: Any) -> Any:
+    """Tensors in lists and mappings, brought to a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _to(v, device) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_to(v, device) for v in value]
+    return value
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, (list, tuple)) else 0
