@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rl4rec_cli.retrieval.cores import share_out
-from rl4rec_cli.retrieval.item_matrix import ItemMatrix
+from rl4rec_cli.retrieval.item_matrix import GRANULE, ItemMatrix
 from rl4rec_cli.retrieval.pairs import QUERIES, Queries
 from rl4rec_cli.retrieval.tiles import WORD, int8_product, long_row, product
 
@@ -24,11 +24,10 @@ _TILE_SCORES = 1 << 18
 _GPU_TILE_SCORES = 1 << 23
 _TILE_ROWS = 1 << 10
 _BLOCK_ELEMENTS = 1 << 21
-# Blocks for each core that shares in a scan, at least, as long as they keep so many rows.
-_TURNS = 8
-_SHARED_ROWS = 1 << 10
-# Multiplications; fewer are over before threads have started.
-_SHARED_WORK = 1 << 26
+# Multiplications; fewer are over in about a millisecond, threads take a tenth of one to start. To read an item costs
+# about as much as to multiply it with so many queries.
+_SHARED_WORK = 1 << 27
+_READING = 56
 
 Block = tuple[int, int]
 Result = TypeVar("Result")
@@ -100,8 +99,8 @@ class Scan:
 
     def __init__(self, queries: Queries, items: ItemMatrix, struck: Struck, cores: int) -> None:
         self.queries, self.items, self._struck = queries, items, struck
-        worth_it = items.device.type == "cpu" and len(queries) * items.num_items * items.dim >= _SHARED_WORK
-        self._cores = cores if worth_it else 1
+        work = (len(queries) + _READING) * items.num_items * items.dim
+        self._cores = cores if items.device.type == "cpu" and work >= _SHARED_WORK else 1
         self._codes_DB, self._scales_B, self._gaps_B = None, np.ones(len(queries)), np.zeros(len(queries))
         if len(queries) and items.codes(0, 1) is not None:
             self._codes_DB, self._scales_B, self._gaps_B = queries.int8()
@@ -159,9 +158,9 @@ def blocks_of(queries: Queries, items: ItemMatrix, cores: int) -> list[Block]:
     rows = max(1, min(rows, _BLOCK_ELEMENTS // items.dim if on_cpu else rows))
     rows = 1 << (rows.bit_length() - 1)
     if cores > 1:
-        # The last blocks keep some cores waiting for others.
-        while rows > _SHARED_ROWS and rows * cores * _TURNS > items.num_items:
-            rows //= 2
+        # As many blocks for each core, of about one size, and at least two, lest a slow core keep the others waiting.
+        turns = max(2, -(-items.num_items // (rows * cores)))
+        rows = min(rows, -(-items.num_items // (turns * cores * GRANULE)) * GRANULE)
     return [(start, min(start + rows, items.num_items)) for start in range(0, items.num_items, rows)]
 
 

@@ -27,7 +27,7 @@ KNOBS = {
     "QUERIES": 1024,
     "_PAIR_ELEMENTS": 1 << 16,
     "_NEAR_PAIRS": 1 << 14,
-    "_SHARED_WORK": 1 << 26,
+    "_SHARED_WORK": 1 << 27,
 }
 SMALL_BLOCKS = {"_TILE_SCORES": 64, "QUERIES": 8, "_PAIR_ELEMENTS": 40, "_NEAR_PAIRS": 7, "_SHARED_WORK": 0}
 
@@ -517,7 +517,7 @@ def test_little_work_is_done_by_the_caller_alone(monkeypatch: pytest.MonkeyPatch
 
 def test_an_error_in_any_thread_reaches_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first row in the catalogue's order, whichever thread met it; settings are put back, no thread is left."""
-    set_knobs(_SHARED_WORK=0, _TILE_SCORES=1 << 11, _SHARED_ROWS=256)
+    set_knobs(_SHARED_WORK=0, _TILE_SCORES=1 << 11)
     torch.set_num_threads(2)
     vectors = torch.randn(20_000, 8)
     vectors[[5000, 5300, 5600, 19_000], 3] = np.nan
@@ -537,7 +537,7 @@ def test_an_error_in_any_thread_reaches_the_caller(tmp_path: Path, monkeypatch: 
     items = ItemMatrix.from_tensor(torch.randn(5000, 8))
     for kind in (EmbeddingError, KeyboardInterrupt):
         with monkeypatch.context() as patch:
-            inside([], patch, fail_at={0: kind("first"), 256: EmbeddingError("second")})
+            inside([], patch, fail_at={0: kind("first"), 1024: EmbeddingError("second")})
             with pytest.raises(kind, match="first"):
                 search(torch.randn(8, 8), items, 3)
     assert torch.get_num_threads() == threads_elsewhere() == 2
