@@ -21,7 +21,7 @@ import numpy as np
 from rl4rec_cli.eval.contestants import Contestant, differing_settings
 from rl4rec_cli.eval.evaluation import CACHED
 from rl4rec_cli.eval.metrics import metric_names, per_user
-from rl4rec_cli.eval.statistics import Difference, holm, paired_difference, reads, seeds_difference
+from rl4rec_cli.eval.statistics import RESAMPLES, Difference, holm, paired_difference, reads, seeds_difference
 from rl4rec_cli.eval.verdict import against
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ EVERY_PAIR = 3
 """Contestants up to which every pair is tested."""
 SHOWN_USERS = 10
 """Users shown each way."""
+MEAN_RESAMPLES = 2_000
+"""Samples of the interval of a single mean, which is drawn and not tested."""
 SHOWN_HISTORY = 5
 SHOWN_ITEMS = 3
 
@@ -218,7 +220,7 @@ class Comparison:
         }
 
 
-def paired(ours_SB: Values, theirs_SB: Values) -> dict[str, Any]:
+def paired(ours_SB: Values, theirs_SB: Values, *, resamples: int = RESAMPLES) -> dict[str, Any]:
     """`ours - theirs` as a `Difference`'s fields, and `seeds`, what only several seeds tell.
 
     With several seeds on one side or both, mean, interval and p are those for other seeds and users
@@ -227,14 +229,19 @@ def paired(ours_SB: Values, theirs_SB: Values) -> dict[str, Any]:
 
     Args:
         ours_SB, theirs_SB: `[seeds, users]`, equally many seeds or 1 on one side.
+        resamples: see `statistics.paired_difference`.
     """
-    whole = {**paired_difference(averaged(ours_SB), averaged(theirs_SB))._asdict(), "seeds": None}
-    if len(ours_SB) == len(theirs_SB) == 1:
+    is_single = len(ours_SB) == len(theirs_SB) == 1
+    # With seeds, interval and p come from elsewhere: those made here are not to cost anything.
+    own = resamples if is_single else 1
+    whole = {**paired_difference(averaged(ours_SB), averaged(theirs_SB), resamples=own)._asdict(), "seeds": None}
+    if is_single:
         return whole
     if len(ours_SB) == 1:  # as if exchanged, then mirrored
-        over, sign = seeds_difference(theirs_SB, ours_SB[0]), -1.0
+        over, sign = seeds_difference(theirs_SB, ours_SB[0], resamples=resamples), -1.0
     else:
-        over, sign = seeds_difference(ours_SB, theirs_SB if len(theirs_SB) > 1 else theirs_SB[0]), 1.0
+        theirs = theirs_SB if len(theirs_SB) > 1 else theirs_SB[0]
+        over, sign = seeds_difference(ours_SB, theirs, resamples=resamples), 1.0
     low, high = sorted((sign * over.low, sign * over.high))
     users_low, users_high = sorted((sign * over.users_low, sign * over.users_high))
     seeds = {
@@ -257,7 +264,7 @@ def averaged(values_SB: Values) -> Values:
 
 def interval(values_SB: Values) -> list[float]:
     """95 % interval of a metric's mean, over seeds too where there are several; a metric lies between 0 and 1."""
-    found = paired(values_SB, np.zeros((1, values_SB.shape[1])))
+    found = paired(values_SB, np.zeros((1, values_SB.shape[1])), resamples=MEAN_RESAMPLES)
     return [max(0.0, found["low"]), min(1.0, found["high"])]
 
 

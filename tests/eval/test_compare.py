@@ -243,6 +243,7 @@ def test_hostile_titles_texts_and_names_stay_text(
     whole = "".join(found.texts)
     assert HOSTILE in whole
     assert whole.count(name) > 5
+    assert f"\u200a{name}" in whole  # in the plots: no formula, and not left out of a legend for its `_`
     assert "\x1b" not in whole
     assert "\u202e" not in whole
 
