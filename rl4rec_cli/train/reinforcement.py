@@ -44,20 +44,48 @@ class TrainerParts:
     rollout: Rollout
 
 
-def _maker(algorithm: str) -> Callable[[TrainerParts], Any]:
+def prepare_rollouts(
+    config: RunConfig,
+    policy: Policy,
+    examples: Sequence[Example],
+    builder: PromptBuilder,
+    scorer: Scorer,
+    rollouts: JsonLines,
+) -> tuple[Any, RetrievalReward, Rollout]:
+    """A trainer's dataset, reward function and rollout function: `rows`, `reward` and `rollout` of `TrainerParts`."""
+    from datasets import Dataset as HfDataset
+
+    prompts = [builder.build(example.user, example.history) for example in examples]
+    rows = [
+        {"prompt": prompt.text, "user": e.user, "target": e.target, "history": list(e.history)}
+        for prompt, e in zip(prompts, examples, strict=True)
+    ]
+    rollout = Rollout({p.text: p.ids for p in prompts}, Sampling.from_section(config.generation))
+    reward = RetrievalReward(scorer, policy.tokenizer, rollouts, shown=config.logging.rollouts)
+    return HfDataset.from_list(rows), reward, rollout
+
+
+def make_trainer(parts: TrainerParts) -> Any:
+    """The trainer of the configured algorithm, a transformers `Trainer`.
+
+    Raises:
+        ConfigError: no algorithm of reinforcement learning, or settings that do not go together.
+    """
+    from transformers import PrinterCallback
+
+    algorithm = parts.config.trainer.algorithm
+    make: Callable[[TrainerParts], Any]
     if algorithm == "grpo":
-        from rl4rec_cli.train.grpo import make_grpo
-
-        return make_grpo
-    if algorithm == "rloo":
-        from rl4rec_cli.train.rloo import make_rloo
-
-        return make_rloo
-    if algorithm in ("ppo", "reinforce"):
-        from rl4rec_cli.train.ppo import make_ppo
-
-        return make_ppo
-    raise ConfigError(f"trainer.algorithm is {algorithm}, which is no reinforcement learning")
+        from rl4rec_cli.train.grpo import make_grpo as make
+    elif algorithm == "rloo":
+        from rl4rec_cli.train.rloo import make_rloo as make
+    elif algorithm in ("ppo", "reinforce"):
+        from rl4rec_cli.train.ppo import make_ppo as make
+    else:
+        raise ConfigError(f"trainer.algorithm is {algorithm}, which is no reinforcement learning")
+    trainer = make(parts)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def train_rl(
@@ -82,26 +110,15 @@ def train_rl(
         RewardError, EmbeddingError: in a step; the policy of the last whole step is saved first, as after anything
             else that ends the training early.
     """
-    from datasets import Dataset as HfDataset
-    from transformers import PrinterCallback
-
     section = config.trainer
-    make = _maker(section.algorithm)
     steps = number_of_steps(section, len(examples))
-    prompts = [builder.build(example.user, example.history) for example in examples]
-    rows = [
-        {"prompt": prompt.text, "user": e.user, "target": e.target, "history": list(e.history)}
-        for prompt, e in zip(prompts, examples, strict=True)
-    ]
-    rollout = Rollout({p.text: p.ids for p in prompts}, Sampling.from_section(config.generation))
-    reward = RetrievalReward(scorer, policy.tokenizer, rollouts, shown=config.logging.rollouts)
+    rows, reward, rollout = prepare_rollouts(config, policy, examples, builder, scorer, rollouts)
 
     def describe(logs: dict[str, Any]) -> dict[str, Any] | None:
         return step_record(logs, reward, rollout)
 
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = make(TrainerParts(config, policy, steps, Path(scratch), HfDataset.from_list(rows), reward, rollout))
-        trainer.remove_callback(PrinterCallback)
+        trainer = make_trainer(TrainerParts(config, policy, steps, Path(scratch), rows, reward, rollout))
         batches = steps_per_epoch(section, len(examples))
         trainer.add_callback(StepLog(log, describe, phase=section.algorithm, batches_per_epoch=batches))
         Keeper(run, policy, phase=section.algorithm, resume=resume, parts={"reward": reward}).train(trainer)
