@@ -309,7 +309,7 @@ def load_weights(model: Any, folder: Path) -> None:
         wrong = list(result.unexpected_keys)
     else:
         missing, wrong = {name for name, _ in model.named_parameters()}, list[str]()
-        for file in sorted(folder.glob("*.safetensors")):
+        for file in sorted(folder.glob("model*.safetensors")):
             part = load_file(file)
             wrong += model.load_state_dict(part, strict=False).unexpected_keys
             missing -= part.keys()

@@ -27,7 +27,7 @@ from rl4rec_cli import console, signals
 from rl4rec_cli.errors import PolicyError, Rl4RecError
 from rl4rec_cli.layering import dump_config
 from rl4rec_cli.policy.loading import load_weights, write_checkpoint
-from rl4rec_cli.runs import environment, write_json, write_text
+from rl4rec_cli.runs import environment
 from rl4rec_cli.train.checkpoints import ALGORITHM, OPTIMIZER, PROGRESS, RANDOM, RECIPE, SCALER, SCHEDULER, TRAINER
 from rl4rec_cli.whole_folders import torch_save
 
@@ -89,8 +89,8 @@ def random_states_kept() -> Iterator[None]:
 class Resumable:
     """What `Keeper` puts before a trainer's own class.
 
-    A trainer with more state than TRL's `GRPOTrainer` (a critic) has methods `algorithm_state` and
-    `set_algorithm_state`, as `Stateful` describes them.
+    A trainer with more state than TRL's `GRPOTrainer` (a critic) has `algorithm_state` and `set_algorithm_state`, as
+    `Stateful` describes them, and `write_beside` and `read_beside` for files of its own in the checkpoint's folder.
     """
 
     keeper: Keeper
@@ -192,7 +192,7 @@ class Keeper(TrainerCallback):
         trainer.keeper = self
         if self._resume is not None and self.done >= trainer.args.max_steps:
             load_weights(trainer.model, self._resume)
-            return
+            return  # transformers would make one more step
         trainer.add_callback(self)
         with self._on_failure():
             trainer.train(resume_from_checkpoint=None if self._resume is None else str(self._resume))
@@ -247,6 +247,8 @@ class Keeper(TrainerCallback):
 
     def _restore(self, folder: Path) -> None:
         trainer = self._trainer
+        if hasattr(trainer, "read_beside"):
+            trainer.read_beside(folder)
         path = folder / ALGORITHM
         if not path.is_file():  # --allow-partial
             if hasattr(trainer, "_step"):
@@ -277,13 +279,15 @@ class Keeper(TrainerCallback):
             torch_save(trainer.lr_scheduler.state_dict(), temporary / SCHEDULER)
             torch_save(snapshot.random, temporary / RANDOM)
             torch_save(snapshot.algorithm, temporary / ALGORITHM)
+            if hasattr(trainer, "write_beside"):
+                trainer.write_beside(temporary)
             if getattr(trainer.accelerator, "scaler", None) is not None:
                 torch_save(trainer.accelerator.scaler.state_dict(), temporary / SCALER)
             snapshot.trainer.save_to_json(str(temporary / TRAINER))
-            write_text(temporary / RECIPE, dump_config(run.config))
+            (temporary / RECIPE).write_text(dump_config(run.config), encoding="utf-8")
             versions = environment()["versions"]
             progress = {"phase": self._phase, "step": snapshot.step, "dataset": run.digest, "versions": versions}
-            write_json(temporary / PROGRESS, progress)
+            (temporary / PROGRESS).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
 
         signals.hold()
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rl4rec_cli import whole_folders
 from rl4rec_cli.config import RunConfig
+from rl4rec_cli.data.dataset import open_dataset
+from rl4rec_cli.errors import PolicyError, RunError
 from rl4rec_cli.layering import load_config
+from rl4rec_cli.policy.loading import load_policy, save_policy
 from rl4rec_cli.runs import open_run
 from rl4rec_cli.train import resumable
+from rl4rec_cli.train.checkpoints import changed_keys
 from rl4rec_cli.train.session import train
 
 SMALL = (
@@ -26,6 +33,7 @@ SMALL = (
     *("logging.save_steps=1", "logging.save_total_limit=2"),
 )
 GROUPS = ("trainer.num_generations=4", "trainer.warm_start=null")
+PPO = ("trainer.warm_start=null", "trainer.batch_size=8", "trainer.mini_batch_size=4", "trainer.ppo_epochs=2")
 # What an algorithm is tried with: 24 users are 6 batches of 4, so that 8 steps cross an epoch.
 VARIANTS = {
     "sft": ("sft", ()),
@@ -40,7 +48,20 @@ VARIANTS = {
         (*GROUPS, "trainer.gradient_accumulation_steps=2", "trainer.num_iterations=3", "logging.steps=3"),
     ),
     "grpo with a reference": ("grpo", (*GROUPS, "trainer.beta=0.1", "trainer.lr_scheduler_type=cosine")),
+    "rloo, accumulated, two updates from a batch": (
+        "rloo",
+        (*GROUPS, "trainer.gradient_accumulation_steps=2", "trainer.num_iterations=2"),
+    ),
+    "ppo": ("ppo", (*PPO, "trainer.beta=0.05", "trainer.target_kl=0.01")),
+    "ppo, accumulated": ("ppo", (*PPO, "trainer.gradient_accumulation_steps=2", "logging.steps=3")),
+    "reinforce": ("reinforce", ("trainer.warm_start=null",)),
 }
+# The step that is being made when the process dies: in the first epoch, at its end, in the second one.
+CASES = [
+    *((name, at) for name in ("sft", "grpo") for at in (1, 6, 7)),
+    *((name, at) for name in VARIANTS if "," in name or name == "ppo" for at in (5, 7)),
+    *((name, 3) for name in ("grpo with a reference", "reinforce")),
+]
 TIMES = ("seconds", "step_seconds", "generation_seconds", "reward_seconds")
 
 
@@ -127,8 +148,7 @@ def whole(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return whole_runs[name]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("at", [1, 5, 6, 7])
+@pytest.mark.parametrize(("name", "at"), CASES)
 def test_killed_at_a_step(
     name: str, at: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, kill: Callable[..., None]
 ) -> None:
@@ -139,3 +159,247 @@ def test_killed_at_a_step(
     assert not (tmp_path / "run" / "checkpoints" / "checkpoint_final").exists()
     go_on(tmp_path / "run")
     assert_same(whole(name, tmp_path_factory), tmp_path / "run")
+
+
+def lora(folder: Path, name: str) -> RunConfig:
+    """GRPO on an adapter, with a reference, after a warm start."""
+    base = folder / "base"
+    if not base.exists():
+        config = recipe(folder, "grpo", *GROUPS)
+        save_policy(load_policy(config.policy, dataset=open_dataset(config.data), seed=7), base)
+    warm = json.dumps({"batch_size": 4, "max_steps": 6, "learning_rate": 0.01})
+    return recipe(
+        *(folder, "grpo", f"run.name={name}", "trainer.num_generations=4", f"trainer.warm_start={warm}"),
+        *(f"policy.model={base}", "policy.lora.r=4", "policy.lora.dropout=0.1", "trainer.beta=0.1"),
+    )
+
+
+def test_killed_in_the_warm_start_and_again_after_it(tmp_path: Path, kill: Callable[..., None]) -> None:
+    train(lora(tmp_path, "whole"), (3,))
+    config = lora(tmp_path, "run")
+    folder = tmp_path / "run" / "checkpoints"
+    kill(4)
+    with pytest.raises(Killed):
+        train(config, (3,))
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint_warm_3", "checkpoint_warm_4"]
+    kill(3, phase=1)
+    with pytest.raises(Killed):
+        go_on(tmp_path / "run")
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint_start", "checkpoint_step_2", "checkpoint_step_3"]
+    go_on(tmp_path / "run")
+    assert_same(tmp_path / "whole", tmp_path / "run")
+    assert {r["phase"] for r in lines(tmp_path / "run" / "training_log.jsonl")} == {"sft", "grpo"}
+
+
+def test_killed_before_anything_was_written(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, kill: Callable[..., None]
+) -> None:
+    algorithm, sets = VARIANTS["grpo"]
+    kill(0)
+    with pytest.raises(Killed):
+        train(recipe(tmp_path, algorithm, *sets), (3,))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    go_on(tmp_path / "run")
+    assert_same(whole("grpo", tmp_path_factory), tmp_path / "run")
+
+
+# What is gone on from
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has its first six steps, and checkpoints of the last two; a copy of one made once."""
+    if "stopped" not in whole_runs:
+        folder = tmp_path_factory.mktemp("stopped")
+        algorithm, sets = VARIANTS["grpo"]
+        train(recipe(folder, algorithm, *sets), (3,))
+        shutil.rmtree(folder / "run" / "checkpoints" / "checkpoint_final")
+        shutil.rmtree(folder / "run" / "eval")
+        whole_runs["stopped"] = folder / "run"
+    shutil.copytree(whole_runs["stopped"], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def damage_byte(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+
+def cut_file(folder: Path) -> None:
+    path = folder / "optimizer.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a flipped byte": (damage_byte, "model.safetensors is not what was written"),
+    "a file cut short": (cut_file, "optimizer.pt has "),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
+    "an empty manifest": (lambda folder: (folder / "manifest.json").write_text(""), "manifest.json is damaged"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "no recipe": (lambda folder: (folder / "recipe.yaml").unlink(), "recipe.yaml is missing"),
+    "an empty folder": (lambda folder: [p.unlink() for p in folder.iterdir()], "no manifest.json"),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_taken(
+    how: str, stopped: Path, tmp_path_factory: pytest.TempPathFactory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spoil, said = DAMAGE[how]
+    spoil(stopped / "checkpoints" / "checkpoint_step_7")
+    go_on(stopped)
+    err = capfd.readouterr().err
+    assert "checkpoint_step_7 is damaged (" in err
+    assert said in err
+    assert "going on after step 6" in err
+    assert (stopped / "checkpoints" / "damaged_step_7").is_dir()
+    assert_same(whole("grpo", tmp_path_factory), stopped)
+
+
+def test_the_limit_never_counts_what_was_put_aside(stopped: Path) -> None:
+    damage_byte(stopped / "checkpoints" / "checkpoint_step_7")
+    go_on(stopped, "logging.save_total_limit=1")
+    assert {p.name for p in (stopped / "checkpoints").iterdir() if "step" in p.name} == {
+        "damaged_step_7",
+        "checkpoint_step_7",
+    }
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "algorithm.pt"])
+def test_a_missing_state_is_refused_unless_allowed(name: str, stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (stopped / "checkpoints" / "checkpoint_step_7" / name).unlink()
+    with pytest.raises(RunError, match=rf"checkpoint_step_7: {name} is missing") as caught:
+        go_on(stopped)
+    assert "--allow-partial" in str(caught.value.hint)
+    before = lines(stopped / "training_log.jsonl")
+    go_on(stopped, allow_partial=True)
+    assert "--allow-partial" in capfd.readouterr().err
+    after = lines(stopped / "training_log.jsonl")
+    assert [r["step"] for r in after] == list(range(1, 9))
+    assert after[:7] == before[:7]
+    if name == "scheduler.pt":
+        assert [r["learning_rate"] for r in after] == [r["learning_rate"] for r in before]
+
+
+def test_a_changed_recipe_is_refused_by_its_keys(stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sets = ("trainer.learning_rate=0.02", "reward.k=5", "logging.save_steps=3", "eval.users=7")
+    with pytest.raises(RunError) as caught:
+        go_on(stopped, *sets)
+    message = caught.value.message
+    assert "trainer.learning_rate was 0.01, is 0.02" in message
+    assert "reward.k was 10, is 5" in message
+    assert "save_steps" not in message
+    assert "users" not in message
+    go_on(stopped, *sets, allow_partial=True)
+    assert "trainer.learning_rate was 0.01, is 0.02" in capfd.readouterr().err
+    with pytest.raises(RunError, match=r"data\.synthetic\.users was 24, is 30"):
+        go_on(stopped, "data.synthetic.users=30")
+
+
+def test_a_finished_run_says_so(stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    go_on(stopped)
+    capfd.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in stopped.rglob("[!.]*")}
+    go_on(stopped)
+    assert "is finished" in capfd.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in stopped.rglob("[!.]*")} == before
+
+
+def test_a_run_killed_before_it_was_measured_is_measured(
+    stopped: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    go_on(stopped)
+    shutil.rmtree(stopped / "eval")
+    go_on(stopped)
+    assert_same(whole("grpo", tmp_path_factory), stopped)
+
+
+def test_a_log_whose_last_line_is_cut(stopped: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name in ("training_log.jsonl", "rollouts.jsonl"):
+        with (stopped / name).open("ab") as file:
+            file.write(b'{"phase": "grpo", "step": 8, "loss": 0.')
+    go_on(stopped)
+    assert_same(whole("grpo", tmp_path_factory), stopped)
+
+
+def test_another_process_in_the_folder(stopped: Path) -> None:
+    with open_run(stopped).locked(), pytest.raises(RunError, match=r"another process trains this run \(process \d+ on"):
+        go_on(stopped)
+    go_on(stopped)
+
+
+def test_what_a_killed_save_left_is_removed(stopped: Path) -> None:
+    folder = stopped / "checkpoints"
+    (folder / ".checkpoint_step_8.123.tmp").mkdir()
+    (folder / "checkpoint_step_7").rename(folder / ".checkpoint_step_7.123.old")  # between the two renames
+    go_on(stopped)
+    assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
+    assert [r["step"] for r in lines(stopped / "training_log.jsonl")] == list(range(1, 9))
+
+
+class Fault:
+    """The file operations of a save, of which the given one fails."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def wrap(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            self.left -= 1
+            if self.left == 0:
+                raise OSError(errno.EIO, "Input/output error")
+            return real(*args, **options)
+
+        return call
+
+
+@pytest.mark.slow
+def test_a_fault_at_every_operation_of_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run stops and says why; the checkpoint before is whole, and no part of the new one is left."""
+    config = recipe(tmp_path, "grpo", *GROUPS, "trainer.max_steps=3", "logging.save_total_limit=1", "eval.baselines=[]")
+    train(config, (3,))
+    expected = outcome(tmp_path / "run")[2]
+    for at in range(1, 40):
+        shutil.rmtree(tmp_path / "run")
+        fault = Fault(at)
+        with monkeypatch.context() as patch:
+            save = resumable.Keeper._save
+
+            def failing(self: Any, snapshot: Any, save: Any = save, patch: Any = patch, fault: Any = fault) -> Any:
+                if snapshot.step == 2:
+                    patch.setattr(whole_folders, "torch_save", fault.wrap(whole_folders.torch_save))
+                    patch.setattr(resumable, "torch_save", fault.wrap(resumable.torch_save))
+                    for name in ("_sync", "sha256", "_put_in_place"):
+                        patch.setattr(whole_folders, name, fault.wrap(getattr(whole_folders, name)))
+                    patch.setattr(Path, "replace", fault.wrap(Path.replace))
+                    patch.setattr(Path, "write_text", fault.wrap(Path.write_text))
+                return save(self, snapshot)
+
+            patch.setattr(resumable.Keeper, "_save", failing)
+            said = None
+            try:
+                train(config, (3,))
+            except PolicyError as error:
+                said = error.message
+        if said is None:
+            break
+        assert "cannot write the checkpoint of about" in said
+        names = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
+        assert names in ({"checkpoint_start", "checkpoint_step_1"}, {"checkpoint_start", "checkpoint_step_2"})
+        for name in names:
+            assert whole_folders.problems(tmp_path / "run" / "checkpoints" / name) == []
+        if at % 6 == 1:
+            go_on(tmp_path / "run")
+            again = outcome(tmp_path / "run")[2]
+            assert [name for name in expected if not torch.equal(expected[name], again[name])] == []
+    assert 15 < at < 39
+
+
+def test_which_keys_count_as_changed() -> None:
+    before = {"reward": {"functions": {"ndcg": 1.0}, "k": 10}, "logging": {"steps": 1}, "old": 1}
+    assert changed_keys(before, before) == []
+    assert changed_keys(before, {**before, "logging": {"steps": 2}, "new": 3}) == []
+    now = {**before, "reward": {"functions": {"ndcg": 1.0, "hit": 1.0}, "k": 10}}
+    assert changed_keys(before, now) == ['reward.functions was {"ndcg": 1.0}, is {"ndcg": 1.0, "hit": 1.0}']
