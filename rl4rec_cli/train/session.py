@@ -239,6 +239,7 @@ def _learn(
     """All phases, from `place` on, until `checkpoint_final` stands there."""
     from rl4rec_cli.policy.loading import load_weights, save_policy
     from rl4rec_cli.train.reinforcement import train_rl
+    from rl4rec_cli.train.screening import screen_examples
     from rl4rec_cli.train.sft import train_sft
 
     config = run.config
@@ -271,7 +272,8 @@ def _learn(
         if config.trainer.algorithm == "sft":
             train_sft(config.trainer, config, run, policy, dataset, examples, builder, log, resume=resume)
         else:
-            train_rl(config, run, policy, examples, builder, scorer, log, rollouts, resume=resume)
+            screened = screen_examples(config.trainer, cast("InProcessRetriever", scorer.retriever), examples)
+            train_rl(config, run, policy, screened, builder, scorer, log, rollouts, resume=resume)
         save_policy(policy, run.final)
     finally:
         log.close()
