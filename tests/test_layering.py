@@ -129,7 +129,7 @@ def test_the_algorithm_comes_from_the_recipe_where_the_command_has_none(tmp_path
 
 
 @pytest.mark.parametrize("name", sorted(packaged_recipes()))
-@pytest.mark.parametrize("algorithm", ["grpo", "sft"])
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo", "reinforce", "sft"])
 def test_packaged_recipes(name: str, algorithm: str) -> None:
     found = packaged_recipes()[name]
     load(recipes=[name], algorithm=algorithm)
