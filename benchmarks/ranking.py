@@ -4,6 +4,8 @@
     python benchmarks/ranking.py --quick         # does everything run? seconds
     python benchmarks/ranking.py --only huge     # 10 million x 384 fp16 from a memory-mapped file (7.7 GB, deleted)
 
+What a run prints is a section of that page, to be pasted as it is.
+
 Variants of one table take turns, round after round, so that other work on the machine falls on all of them alike; the
 median of all rounds is shown and, for ratios that hold on a busy machine, the quickest. Targets are drawn from the
 whole catalogue: most stand in the middle of the scores, where near-ties are thickest, which is the worst case.
@@ -136,8 +138,8 @@ def masks_for(texts: int, items: int) -> list[list[int]]:
     return np.random.default_rng(2).integers(0, items, (texts, 10)).tolist()
 
 
-def table_sizes(texts: int, count: int, dim: int, rounds: int, slow: int) -> None:
-    """One size against the bare product and the alternatives."""
+def table_sizes(texts: int, count: int, dim: int, rounds: int, slow: int) -> list[str]:
+    """One size against the bare product and the alternatives; gives its line of the summary."""
     items, queries = unit_vectors(count, dim, 0), unit_vectors(texts, dim, 1)
     targets = torch.randint(0, count, (texts,), generator=torch.Generator().manual_seed(2))
     masks = masks_for(texts, count)
@@ -188,6 +190,23 @@ def table_sizes(texts: int, count: int, dim: int, rounds: int, slow: int) -> Non
         ["", "median ms", "min ms", "÷ whole", "(min)", "÷ blocks", "(min)", "÷ oneDNN (min)", "extra MiB"],
         rows,
     )
+
+    def ratio(name: str, *others: str) -> str:
+        """Median over the best median of the others."""
+        known = [float(np.median(times[other])) for other in others if other in times]
+        return f"{np.median(times[name]) / min(known):.2f}" if known else "not installed"
+
+    ranks, found, flat_name = "target_ranks, exact", "search k=10, exact", "faiss-cpu flat k=10, BLAS"
+    return [
+        f"{texts} x {count:,} x {dim}",
+        f"{np.median(times[ranks]) * 1e3:.1f}",
+        ratio(ranks, blocks),
+        ratio(ranks, whole, "torch.matmul, whole (q @ E.T)"),
+        f"{np.median(times[found]) * 1e3:.1f}",
+        ratio(found, flat_name),
+        ratio(found, "matmul + torch.topk k=10"),
+        f"{max(float(row[-1]) for row in rows if row[0].startswith((ranks, found))):.0f}",
+    ]
 
 
 def table_storage(texts: int, count: int, dim: int, rounds: int, slow: int) -> None:
@@ -328,13 +347,29 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     rounds, slow = (2, 1) if args.quick else (args.rounds, 2)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} rounds in turns\n", flush=True)
+    threads = torch.get_num_threads()
+    load = f", load {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
+    print(f"## {threads} {'thread' if threads == 1 else 'threads'}\n", flush=True)
+    print(f"torch {torch.__version__}, {rounds} rounds in turns{load} at the start\n", flush=True)
     sizes = [(64, 20_000, 1024), (64, 200_000, 384), (64, 1_000_000, 384), (4096, 20_000, 384)]
     if args.quick:
         sizes = [(8, 2000, 64), (64, 5000, 32)]
     if args.only in (None, "sizes"):
-        for size in sizes:
-            table_sizes(*size, rounds, slow)
+        lines = [table_sizes(*size, rounds, slow) for size in sizes]
+        print("### In short\n")
+        show(
+            [
+                "texts x items x dimensions",
+                "ranks ms",
+                "÷ matmul, same blocks",
+                "÷ matmul, whole (the better)",
+                "search ms",
+                "÷ faiss",
+                "÷ matmul + topk",
+                "extra MiB",
+            ],
+            lines,
+        )
     if args.only in (None, "storage"):
         table_storage(*((16, 4000, 64) if args.quick else (64, 200_000, 384)), rounds, slow)
     if args.only in (None, "scaling"):
