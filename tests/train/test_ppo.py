@@ -24,7 +24,7 @@ from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
 from rl4rec_cli.runs import JsonLines
-from rl4rec_cli.train import ppo
+from rl4rec_cli.train import ppo, rollouts
 from rl4rec_cli.train.advantages import clipped_policy_loss
 from rl4rec_cli.train.arguments import number_of_steps
 from rl4rec_cli.train.critic import CRITIC_FILE, Critic
@@ -173,6 +173,27 @@ def test_a_bandit_is_solved_from_the_same_start(algorithm: str, do: Do, dataset:
     prompts = [builder.build(e.user, e.history).ids for e in build_examples(dataset, "train")]
     texts = generate_texts(done.policy, prompts, Sampling(1, temperature=0.0), batch_size=64)
     assert {text[:1] for text in texts} == {"n"}
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo", "reinforce"])
+def test_texts_are_written_by_the_generation_that_evaluation_uses(
+    algorithm: str, do: Do, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    write = rollouts.generate_ids
+
+    def record(model: Any, tokenizer: Any, prompts: Any, sampling: Any) -> Any:
+        asked.extend(map(tuple, prompts))
+        return [[*row[:1], tokenizer.eos_token_id] for row in write(model, tokenizer, prompts, sampling)]
+
+    monkeypatch.setattr(rollouts, "generate_ids", record)
+    done = do(algorithm, "trainer.max_steps=1")
+    config = configure(done.rollouts.parent, algorithm)
+    builder = PromptBuilder(config.prompt, dataset, done.policy.tokenizer)
+    known = {builder.build(e.user, e.history).ids for e in build_examples(dataset, "train")}
+    assert len(asked) == (32 if algorithm in ("grpo", "rloo") else 8)
+    assert set(asked) <= known
+    assert done.column("mean_length") == [2.0]
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
