@@ -279,6 +279,7 @@ def test_an_adapter_of_the_critics_own(do: Do, base: Path, tmp_path: Path) -> No
     kinds = {kind: [n for n in before if f".{kind}." in n] for kind in ("default", "ref", "critic")}
     assert len(kinds["default"]) == len(kinds["ref"]) == len(kinds["critic"]) > 0
     assert all(torch.equal(before[n], before[n.replace(".critic.", ".default.")]) for n in kinds["critic"])
+    done.trainer.critic.unfreeze()  # as any pass through it does
     done.trainer.train()
     after = weights(done.policy)
     moved = {n for n in before if not torch.equal(before[n], after[n])}
@@ -286,6 +287,7 @@ def test_an_adapter_of_the_critics_own(do: Do, base: Path, tmp_path: Path) -> No
     folder = tmp_path / "exported"
     save_policy(done.policy, folder)
     done.trainer.critic.remove()
+    assert set(done.policy.model.peft_config) == {"default", "ref"}
     ids = torch.arange(3, 20)[None]
     plain = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
@@ -381,13 +383,16 @@ def test_far_from_the_texts_the_policy_waits_for_new_ones(do: Do) -> None:
     assert done.column("approximate_kl")[1] > 0.0001
 
 
-def test_in_the_midst_of_a_step_nothing_half_done_is_applied(do: Do) -> None:
-    sets = ("trainer.ppo_epochs=2", "trainer.max_steps=2", "trainer.learning_rate=0.05", "trainer.epsilon=100")
+def test_in_the_midst_of_a_step_nothing_half_done_is_applied(do: Do, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Near in the first micro-batch of the second step, far in its second: what the first gave is dropped."""
+    far = iter([0.0, 0.0, 0.0, 1.0])
+    monkeypatch.setattr(ppo, "approximate_kl", lambda *_: torch.tensor(next(far)))
     split = ("trainer.batch_size=4", "trainer.mini_batch_size=4", "trainer.gradient_accumulation_steps=2")
-    done = do("ppo", *sets, *split, "trainer.target_kl=0.0001")
+    done = do("ppo", *split, "trainer.ppo_epochs=2", "trainer.max_steps=2", "trainer.target_kl=0.1")
     assert done.gradients[0] != {}
     assert done.gradients[1] == {}
     assert same(done.weights[0], done.weights[1])
+    assert list(far) == []
 
 
 @pytest.mark.parametrize("kl_in", ["reward", "loss"])
@@ -399,6 +404,17 @@ def test_the_reference_holds_the_policy_back(kl_in: str, do: Do) -> None:
     assert abs(held.column("kl")[-1]) < 0.5 * free.column("kl")[-1]
     if kl_in == "reward":  # the critic and the returns know of it
         assert held.column("returns_mean")[1] != free.column("returns_mean")[1]
+
+
+def test_kl_in_the_reward_is_not_in_the_loss_too(do: Do) -> None:
+    """The first texts are the reference's own: with KL in the reward they are learnt from as if there were none."""
+    sets = ("trainer.max_steps=2", "trainer.ppo_epochs=2")
+    free = do("ppo", *sets).gradients[1]
+    rewarded = do("ppo", *sets, "trainer.beta=5", "trainer.kl_in=reward").gradients[1]
+    lost = do("ppo", *sets, "trainer.beta=5", "trainer.kl_in=loss").gradients[1]
+    for name, gradient in free.items():
+        torch.testing.assert_close(rewarded[name], gradient, atol=1e-5, rtol=1e-3)
+    assert max((lost[name] - gradient).abs().max() for name, gradient in free.items()) > 1e-3
 
 
 def test_bf16_on_the_cpu(do: Do) -> None:

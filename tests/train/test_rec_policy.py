@@ -65,6 +65,9 @@ def test_the_loss_is_the_policy_gradients(policy: RecPolicy) -> None:
     ours = {name: p.grad.clone() for name, p in policy.policy.model.named_parameters()}
     policy.policy.model.zero_grad()
     rows = [policy._tokens(p, t) for p, t in zip(prompts, texts, strict=True)]
+    sampled = [policy._written[p.ids, t] for p, t in zip(prompts, texts, strict=True)]
+    assert rows == sampled
+    assert any(row[-1] != policy.policy.tokenizer.eos_token_id for row in rows)  # which a text's own tokens end with
     weights = [r for r, row in zip(rewards, rows, strict=True) for _ in row]
     mean = sum(weights) / len(weights)
     spread = math.sqrt(sum((w - mean) ** 2 for w in weights) / len(weights))
