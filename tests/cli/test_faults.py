@@ -1,0 +1,452 @@
+"""What can happen to a run, through the command: exit code, message, and what is left on disk.
+
+Every command is a process of its own, with its own signals and limits, forked from one that has imported everything
+and done nothing: importing again takes ten times as long as what is tested.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from safetensors.torch import load_file
+
+from rl4rec_cli.whole_folders import problems
+
+SMALL = [
+    *("data.synthetic.users=40", "data.synthetic.items=25", "policy.tiny.hidden_size=32", "policy.tiny.heads=2"),
+    *("policy.tiny.vocab_size=400", "generation.max_completion_length=6", "prompt.max_history=2"),
+    *("trainer.batch_size=4", "trainer.num_generations=4", "trainer.warm_start=null", "trainer.num_train_epochs=99"),
+    *("eval.users=6", "eval.baselines=[]", "eval.cache_dir=null", "logging.steps=1", "logging.rollouts=99"),
+    *("logging.save_steps=2", "run.name=r"),
+]
+REWARD = """
+import math, os, signal, time
+from pathlib import Path
+
+calls = 0
+
+def length(texts, targets, histories, **kwargs):
+    return [len(t) / 100 for t in texts]
+
+def nan_in_4(texts, targets, histories, **kwargs):
+    global calls
+    calls += 1
+    return [math.nan if calls == 4 else len(t) / 100 for t in texts]
+
+def raises_in_4(texts, targets, histories, **kwargs):
+    global calls
+    calls += 1
+    if calls == 4 and not Path("mended").exists():
+        raise ValueError("no such word")
+    return [len(t) / 100 for t in texts]
+
+def signalled_in_4(texts, targets, histories, **kwargs):
+    global calls
+    calls += 1
+    if calls == 4 and Path("signal").exists():
+        number = int(Path("signal").read_text())
+        Path("signal").unlink()
+        os.kill(os.getpid(), number)
+        time.sleep(60)  # the handler ends this
+    return [len(t) / 100 for t in texts]
+
+def waits_in_4(texts, targets, histories, **kwargs):
+    global calls
+    calls += 1
+    if calls == 4:
+        Path("waiting").touch()
+        while not Path("go").exists():
+            time.sleep(0.01)
+    return [len(t) / 100 for t in texts]
+"""
+
+
+ZYGOTE = """
+import json, os, resource, signal, sys
+import datasets, peft, trl
+from trl import GRPOTrainer, SFTTrainer
+import rl4rec_cli.train.grpo, rl4rec_cli.train.session, rl4rec_cli.train.reinforcement, rl4rec_cli.train.sft
+import rl4rec_cli.eval.evaluate, rl4rec_cli.eval.baselines, rl4rec_cli.retrieval.retriever
+import sklearn.decomposition, sklearn.feature_extraction.text
+import rl4rec_cli.train.resumable as resumable
+import rl4rec_cli.train.rollouts as rollouts
+from rl4rec_cli.cli.main import main
+from torch.optim import AdamW
+
+def signal_at(owner, name, at, number):
+    real, count = getattr(owner, name), [0]
+    def call(self, *args, **options):
+        count[0] += 1
+        if count[0] == at:
+            os.kill(os.getpid(), number)
+            for _ in range(100): pass  # a handler that raises would raise here
+        return real(self, *args, **options)
+    setattr(owner, name, call)
+
+PLACES = {
+    "update": (AdamW, "step", 3), "generation": (rollouts.Rollout, "write", 4),
+    "last save": (resumable.Keeper, "_keep_last", 1),
+}
+
+def child(order):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(order["cwd"])
+    for descriptor, path in enumerate(["/dev/null", order["out"], order["err"]]):
+        new = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(new, descriptor)
+        os.close(new)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", closefd=False)
+    sys.path.insert(0, order["cwd"])
+    if order["limit"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"],) * 2)
+    for where, number in order["signals"]:
+        if where == "save":  # in the midst of it: the optimiser's state is written
+            real, sent = resumable.torch_save, []
+            def save(value, path):
+                real(value, path)
+                if not sent:
+                    sent.append(number)
+                    os.kill(os.getpid(), number)
+                    for _ in range(100): pass
+            resumable.torch_save = save
+        else:
+            signal_at(*PLACES[where], number)
+    code = 1
+    try:
+        code = main(order["args"])
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+print("ready", flush=True)
+for line in sys.stdin:
+    order = json.loads(line)
+    if "wait" in order:
+        _, status = os.waitpid(order["wait"], 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+    else:
+        pid = os.fork()
+        if pid == 0:
+            child(order)
+        print(pid, flush=True)
+"""
+
+
+class Ended(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Process:
+    """A command in a process of its own; `err` is read as it comes."""
+
+    def __init__(self, folder: Path, args: list[str], **options: Any) -> None:
+        name = f".{next(numbers)}"
+        self._out, fifo = folder.parent / f"{name}.out", folder.parent / f"{name}.err"
+        os.mkfifo(fifo)
+        order = {"args": args, "cwd": str(folder), "out": str(self._out), "err": str(fifo), "limit": 0, "signals": []}
+        self.pid = ask({**order, **options})
+        self.err = fifo.open()
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def end(self) -> Ended:
+        stderr = self.err.read()
+        self.err.close()
+        return Ended(ask({"wait": self.pid}), self._out.read_text(), stderr)
+
+
+numbers = itertools.count()
+zygotes: list[subprocess.Popen[str]] = []
+
+
+def ask(order: dict[str, Any]) -> int:
+    asked, answers = zygotes[-1].stdin, zygotes[-1].stdout
+    assert asked is not None
+    assert answers is not None
+    asked.write(json.dumps(order) + "\n")
+    asked.flush()
+    return int(answers.readline())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def zygote() -> Iterator[None]:
+    with subprocess.Popen(
+        [sys.executable, "-c", ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        zygotes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield
+
+
+def start(args: list[str], folder: Path, **options: Any) -> Process:
+    return Process(folder, args, **options)
+
+
+def run(args: list[str], folder: Path, **options: Any) -> Ended:
+    return start(args, folder, **options).end()
+
+
+def sets(*texts: str) -> list[str]:
+    return [part for text in texts for part in ("--set", text)]
+
+
+def command(folder: Path, *more: str, reward: str | None = None, sets_: tuple[str, ...] = ()) -> list[str]:
+    (folder / "my.py").write_text(REWARD)
+    rewards = ["--reward", f"./my.py:{reward}=1"] if reward else []
+    return ["train", "grpo", "--quick-test", *rewards, *sets(*SMALL, *sets_), *more]
+
+
+def resume(folder: Path, *more: str, reward: str | None = None) -> list[str]:
+    rewards = ["--reward", f"./my.py:{reward}=1"] if reward else []
+    return ["train", "grpo", "--resume", "runs/r", *rewards, *more]
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(p.name for p in (folder / "runs" / "r" / "checkpoints").iterdir())
+
+
+def steps(folder: Path) -> list[int]:
+    lines = (folder / "runs" / "r" / "training_log.jsonl").read_bytes().decode().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def is_whole(folder: Path) -> bool:
+    return all(problems(p) == [] for p in (folder / "runs" / "r" / "checkpoints").iterdir())
+
+
+def final(folder: Path) -> dict[str, Any]:
+    weights = load_file(folder / "runs" / "r" / "checkpoints" / "checkpoint_final" / "model.safetensors")
+    return {name: w.tolist() for name, w in weights.items()}
+
+
+whole: dict[str, Any] = {}
+
+
+@pytest.fixture
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """The final weights of eight steps with a reward, undisturbed."""
+
+    def make(reward: str) -> dict[str, Any]:
+        if reward not in whole:
+            folder = tmp_path_factory.mktemp("whole")
+            done = run(command(folder, reward=reward, sets_=("trainer.max_steps=8",)), folder)
+            assert done.returncode == 0, done.stderr
+            whole[reward] = final(folder)
+        return whole[reward]
+
+    return make
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [(2, 130, "interrupted"), (15, 143, "terminated")])
+def test_a_signal_in_a_reward(
+    number: int, code: int, word: str, tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]
+) -> None:
+    """The step is abandoned, the one before it is whole on disk, and the run goes on as if nothing had been."""
+    (tmp_path / "signal").write_text(str(number))
+    stopped = run(command(tmp_path, reward="signalled_in_4", sets_=("trainer.max_steps=8",)), tmp_path)
+    assert stopped.returncode == code, stopped.stderr
+    *_, kept, how, last = stopped.stderr.splitlines()
+    assert kept == "Stopped: the policy of step 3 is in runs/r/checkpoints/checkpoint_step_3"
+    assert how == "To go on with it: rl4rec train grpo --resume runs/r --reward ./my.py:signalled_in_4=1"
+    assert last == f"error: {word}"
+    assert stopped.stdout == ""
+    assert checkpoints(tmp_path) == ["checkpoint_start", "checkpoint_step_2", "checkpoint_step_3"]
+    assert is_whole(tmp_path)
+    assert steps(tmp_path) == [1, 2, 3]
+    done = run(resume(tmp_path, reward="signalled_in_4"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert steps(tmp_path) == list(range(1, 9))
+    assert final(tmp_path) == uninterrupted("length")
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "code", "last"), [("update", 15, 143, 3), ("update", 2, 130, 3), ("save", 15, 143, 2),
+                                          ("generation", 2, 130, 3)]
+)  # fmt: skip
+def test_a_signal_elsewhere(
+    where: str, number: int, code: int, last: int, tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]
+) -> None:
+    """In the midst of an update or a save it waits for its end: never is half of it on disk."""
+    args = command(tmp_path, reward="length", sets_=("trainer.max_steps=8",))
+    stopped = run(args, tmp_path, signals=[(where, number)])
+    assert stopped.returncode == code, stopped.stderr
+    assert f"the policy of step {last} is in runs/r/checkpoints/checkpoint_step_{last}" in stopped.stderr
+    assert "--resume runs/r" in stopped.stderr
+    assert is_whole(tmp_path)
+    assert steps(tmp_path) == list(range(1, last + 1))
+    done = run(resume(tmp_path, reward="length"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert final(tmp_path) == uninterrupted("length")
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    args = command(tmp_path, reward="length", sets_=("trainer.max_steps=8",))
+    stopped = run(args, tmp_path, signals=[("update", 15), ("last save", 15)])
+    assert stopped.returncode == 143
+    assert stopped.stderr.endswith("error: stopped at once by a second signal\n")
+    assert checkpoints(tmp_path) == ["checkpoint_start", "checkpoint_step_2"]
+    assert is_whole(tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_moment(seed: int, tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]) -> None:
+    """SIGKILL after a random number of lines, wherever the process is by then, and once more while it goes on."""
+    draw = random.Random(seed)
+    args = command(tmp_path, reward="length", sets_=("trainer.max_steps=8",))
+    for _ in range(2):
+        process = start(args, tmp_path)
+        left = draw.randrange(1, 6)
+        for line in process.err:
+            left -= line.startswith(("Step ", "Run "))
+            if not left:
+                break
+        for _ in range(draw.randrange(200_000)):
+            pass
+        process.kill()
+        assert process.end().returncode == -9
+        args = resume(tmp_path, reward="length")
+    done = run(args, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert steps(tmp_path) == list(range(1, 9))
+    assert final(tmp_path) == uninterrupted("length")
+
+
+def test_a_file_size_limit(tmp_path: Path) -> None:
+    """As a full disk in the midst of a file: the optimiser's is the largest, and the checkpoint is the second one."""
+    first = run(command(tmp_path, reward="length", sets_=("trainer.max_steps=3",)), tmp_path)
+    assert first.returncode == 0, first.stderr
+    sizes = {p.name: p.stat().st_size for p in (tmp_path / "runs/r/checkpoints/checkpoint_step_2").iterdir()}
+    assert max(sizes, key=lambda name: sizes[name]) == "optimizer.pt"
+    (tmp_path / "runs").rename(tmp_path / "before")
+    args = command(tmp_path, reward="length", sets_=("trainer.max_steps=8",))
+    full = run(args, tmp_path, limit=sizes["optimizer.pt"] - 1000)
+    assert full.returncode == 1
+    assert "error: runs/r/checkpoints/checkpoint_step_2: cannot write the checkpoint of about" in full.stderr
+    assert "bytes: File too large" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert checkpoints(tmp_path) == ["checkpoint_start"]
+    assert is_whole(tmp_path)
+    done = run(resume(tmp_path, reward="length"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert steps(tmp_path) == list(range(1, 9))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Callable[[int], Path]:
+    """Folder on a file system of its own of so many bytes."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        path = tmp_path / "disk"
+        path.mkdir()
+        options = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+        if subprocess.run(options, capture_output=True, check=False).returncode:
+            pytest.skip("a small disk needs the right to mount one")
+        mounted.append(path)
+        return path
+
+    yield mount  # type: ignore[misc]
+    for path in mounted:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_full_disk(small_disk: Callable[[int], Path], tmp_path: Path) -> None:
+    first = run(command(tmp_path, reward="length", sets_=("trainer.max_steps=3",)), tmp_path)
+    size = sum(p.stat().st_size for p in (tmp_path / "runs/r/checkpoints/checkpoint_step_2").iterdir())
+    assert first.returncode == 0, first.stderr
+    folder = small_disk(int(3.4 * size))  # the start, two checkpoints, but not a third
+    args = command(folder, reward="length", sets_=("trainer.max_steps=8",))
+    full = run(args, folder)
+    assert full.returncode == 1, full.stderr
+    assert "cannot write the checkpoint of about" in full.stderr
+    assert "No space left on device" in full.stderr
+    assert "bytes are free" in full.stderr
+    kept = checkpoints(folder)
+    assert "checkpoint_step_4" in kept
+    assert not any(name.startswith(".") for name in kept)
+    assert is_whole(folder)
+    assert "Stopped: the policy of step 4 is in runs/r/checkpoints/checkpoint_step_4" in full.stderr
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    refused = run(command(tmp_path), tmp_path)
+    assert refused.returncode == 1
+    assert "error: runs/r: cannot make the run folder: Not a directory" in refused.stderr
+    assert refused.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("nan_in_4", "error: reward './my.py:nan_in_4' returned nan for text 0: "),
+        ("raises_in_4", "error: reward './my.py:raises_in_4' raised ValueError: no such word (./my.py:"),
+    ],
+)
+def test_a_reward_that_fails(
+    reward: str, said: str, tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]
+) -> None:
+    stopped = run(command(tmp_path, reward=reward, sets_=("trainer.max_steps=8",)), tmp_path)
+    assert stopped.returncode == 1
+    assert said in stopped.stderr.replace(f"({tmp_path}/", "(./")
+    assert "Stopped: the policy of step 3 is in runs/r/checkpoints/checkpoint_step_3" in stopped.stderr
+    assert checkpoints(tmp_path) == ["checkpoint_start", "checkpoint_step_2", "checkpoint_step_3"]
+    assert is_whole(tmp_path)
+    (tmp_path / "mended").touch()
+    if reward == "raises_in_4":
+        done = run(resume(tmp_path, reward=reward), tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert final(tmp_path) == uninterrupted("length")
+
+
+def test_two_processes_on_one_folder(tmp_path: Path) -> None:
+    args = command(tmp_path, reward="waits_in_4", sets_=("trainer.max_steps=5",))
+    first = start(args, tmp_path)
+    assert any(line.startswith("Step      3 ") for line in first.err)
+    before = checkpoints(tmp_path)
+    second = run(resume(tmp_path, reward="waits_in_4"), tmp_path)
+    assert second.returncode == 1
+    assert f"error: runs/r: another process trains this run (process {first.pid} on " in second.stderr
+    again = run(command(tmp_path), tmp_path)
+    assert again.returncode == 1
+    assert "error: runs/r: this run is there already" in again.stderr
+    assert checkpoints(tmp_path) == before
+    (tmp_path / "go").touch()
+    assert first.end().returncode == 0
+    assert steps(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_what_resume_refuses(tmp_path: Path) -> None:
+    nothing = run(["train", "grpo", "--resume", "runs/r"], tmp_path)
+    assert nothing.returncode == 1
+    assert "error: runs/r: not a run folder (no config.yaml)" in nothing.stderr
+    (tmp_path / "signal").write_text(str(int(signal.SIGTERM)))
+    assert run(command(tmp_path, reward="signalled_in_4"), tmp_path).returncode == 143
+    for more, code, said in (
+        (["--seeds", "1"], 2, "--seeds cannot be given with --resume"),
+        ([], 2, "add --reward ./my.py:signalled_in_4=1"),
+        (["--reward", "./my.py:signalled_in_4=1", "--set", "trainer.beta=0.5"], 1, "trainer.beta was 0.0, is 0.5"),
+    ):
+        refused = run(["train", "grpo", "--resume", "runs/r", *more], tmp_path)
+        assert refused.returncode == code, refused.stderr
+        assert said in refused.stderr
+    other = run(["train", "sft", "--resume", "runs/r"], tmp_path)
+    assert other.returncode == 2
+    assert "use `rl4rec train grpo`" in other.stderr
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["r"]
