@@ -109,7 +109,7 @@ def test_training_ends_with_tables_on_stdout_and_plain_lines_on_stderr(done: Don
 
 
 def test_the_run_folder(done: Done) -> None:
-    names = sorted(p.name for p in done.run.iterdir())
+    names = sorted(p.name for p in done.run.iterdir() if p.name != ".lock")
     assert names == ["checkpoints", "config.yaml", "env.json", "eval", "rollouts.jsonl", "training_log.jsonl"]
     kept = sorted(p.name for p in (done.run / "checkpoints").iterdir())
     assert kept == ["checkpoint_final", "checkpoint_start", "checkpoint_step_1", "checkpoint_step_2"]
