@@ -43,7 +43,8 @@ def main(run: Path, picture: Path) -> None:
     panels = [(warm, "loss", "warm start: loss")] if warm else []
     panels += [(tuned, "avg_reward", "reward (optimised)")]
     panels += [(tuned, name, name.removeprefix("reward/") + " of sampled texts (metric)") for name in metrics]
-    panels += [(tuned, "entropy", "entropy per token"), (tuned, "mean_length", "length in tokens")]
+    panels += [(tuned, "mean_rank", "rank of the target, mean"), (tuned, "entropy", "entropy per token")]
+    panels += [(tuned, "mean_length", "length in tokens")]
     columns = 3
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.4 * columns, 3.1 * rows), squeeze=False)
