@@ -75,8 +75,8 @@ class RlSection(OptimSection):
     mask_truncated_completions: bool = False
     """Leave texts that hit the length limit out of the loss."""
     screen_rank: PositiveInt | None = None
-    """Reinforce only on training examples whose target the last item's text ranks within so many items; all when absent.
-    Far targets reward all texts of a group alike. The warm start sees all examples."""
+    """Reinforce only on training examples whose target the last item's text ranks within so many items; all when
+    absent. Far targets reward all texts of a group alike. The warm start sees all examples."""
     warm_start: SftSection | None = None
     """Supervised fine-tuning before RL."""
 
