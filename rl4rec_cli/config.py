@@ -229,6 +229,10 @@ class EvalSection(Section):
     """Cut-offs."""
     users: PositiveInt | None = None
     """Measure this many users, drawn by a fixed seed; all when absent."""
+    steps: PositiveInt | None = 100
+    """Measure validation users every so many steps of training and keep the best as `checkpoint_best`; null: never."""
+    step_users: PositiveInt = 200
+    """Users of these measurements, drawn by a fixed seed."""
     temperature: NonNegative = 0.0
     """0: the most likely text."""
     batch_size: PositiveInt = 64

@@ -174,7 +174,11 @@ def cut_logs(run: Run, phases: Sequence[str], place: Place) -> None:
     def is_written(record: Mapping[str, Any]) -> bool:  # only the last phase writes texts
         return place.phase == len(phases) or (is_last and record["step"] <= place.step)
 
-    for name, keep in (("training_log.jsonl", is_made), ("rollouts.jsonl", is_written)):
+    for name, keep in (
+        ("training_log.jsonl", is_made),
+        ("validation_log.jsonl", is_made),
+        ("rollouts.jsonl", is_written),
+    ):
         path = run.folder / name
         if path.is_file():
             write_jsonl(path, [record for record in read_jsonl(path) if keep(record)])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.rewards.scorer import Scorer
     from rl4rec_cli.runs import JsonLines, Run
+    from rl4rec_cli.train.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,13 @@ def train_rl(
     rollouts: JsonLines,
     *,
     resume: Path | None = None,
+    validation: Validation | None = None,
 ) -> None:
     """Raise the reward of the policy's texts, in place, by the configured algorithm.
 
     Args:
         resume: the checkpoint to go on from.
+        validation: measures the policy now and then.
 
     Raises:
         ConfigError: settings that do not go together.
@@ -121,7 +124,9 @@ def train_rl(
         trainer = make_trainer(TrainerParts(config, policy, steps, Path(scratch), rows, reward, rollout))
         batches = steps_per_epoch(section, len(examples))
         trainer.add_callback(StepLog(log, describe, phase=section.algorithm, batches_per_epoch=batches))
-        Keeper(run, policy, phase=section.algorithm, resume=resume, parts={"reward": reward}).train(trainer)
+        phase = section.algorithm
+        keeper = Keeper(run, policy, phase=phase, resume=resume, parts={"reward": reward}, validation=validation)
+        keeper.train(trainer)
         release(trainer)
         if critic := getattr(trainer, "critic", None):
             critic.remove()

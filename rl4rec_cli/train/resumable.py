@@ -34,6 +34,7 @@ from rl4rec_cli.whole_folders import torch_save
 if TYPE_CHECKING:
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.runs import Run
+    from rl4rec_cli.train.validation import Validation
 
 _ATTRIBUTES = (
     *("_tr_loss", "_globalstep_last_logged", "_total_loss_scalar"),
@@ -154,6 +155,7 @@ class Keeper(TrainerCallback):
         is_warm_start: its checkpoints are `checkpoint_warm_N`.
         resume: the checkpoint to go on from.
         parts: what else the next steps depend on, by name.
+        validation: measures the policy now and then; the best is kept as `checkpoint_best`.
     """
 
     def __init__(
@@ -165,12 +167,14 @@ class Keeper(TrainerCallback):
         is_warm_start: bool = False,
         resume: Path | None = None,
         parts: Mapping[str, Stateful] | None = None,
+        validation: Validation | None = None,
     ) -> None:
         self._run = run
         self._policy = policy
         self._phase = phase
         self._is_warm_start = is_warm_start
-        self._parts = dict(parts or {})
+        self._validation = validation
+        self._parts = {**(parts or {}), **({"validation": validation} if validation is not None else {})}
         self._trainer: Any = None
         self._resume = resume
         self._snapshot: _Snapshot | None = None
@@ -201,6 +205,7 @@ class Keeper(TrainerCallback):
         if self._resume is not None:
             self._restore(self._resume)
             self._written = state.global_step
+            self._validate(state.global_step)  # where the run ended while it was measured
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         signals.hold()
@@ -214,8 +219,19 @@ class Keeper(TrainerCallback):
         self._snapshot = self._take()
         self._is_torn = False
         signals.let_go()
+        self._validate(step)
         if step % self._run.config.logging.save_steps == 0 and step < self._trainer.state.max_steps:
             self._save(self._snapshot)
+
+    def _validate(self, step: int) -> None:
+        validation = self._validation
+        if validation is None or not validation.is_due(step, self._trainer.state.max_steps):
+            return
+        with random_states_kept():  # measuring changes nothing of what is drawn afterwards
+            if validation.measure(self._phase, step):
+                write_checkpoint(self._policy, self._run.best, validation.describe)
+        if self._snapshot is not None:
+            self._snapshot.algorithm["parts"]["validation"] = validation.state()
 
     def check_finite(self, name: str, value: Any) -> None:
         """Stop before the weights take in a number that is not finite.

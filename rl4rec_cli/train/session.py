@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -194,7 +194,7 @@ def _train_one(
             if "untrained" in config.eval.baselines:
                 measure(evaluate.start_name(config))
 
-        _learn(run, place or Place(0), policy, dataset, builder, scorer, measure_start)
+        _learn(run, place or Place(0), policy, dataset, builder, scorer, retriever, measure_start)
         measure(evaluate.TUNED)
         result.subject = evaluate.TUNED
         evaluate.finish(result, dataset)
@@ -234,6 +234,7 @@ def _learn(
     dataset: Dataset,
     builder: PromptBuilder,
     scorer: Scorer,
+    retriever: InProcessRetriever,
     measure_start: Callable[[], None],
 ) -> None:
     """All phases, from `place` on, until `checkpoint_final` stands there."""
@@ -241,6 +242,7 @@ def _learn(
     from rl4rec_cli.train.reinforcement import train_rl
     from rl4rec_cli.train.screening import screen_examples
     from rl4rec_cli.train.sft import train_sft
+    from rl4rec_cli.train.validation import Validation
 
     config = run.config
     phases = _phases(config)
@@ -269,11 +271,13 @@ def _learn(
             load_weights(policy.model, run.final)
             return
         resume = place.checkpoint if place.phase == last else None
+        validation = Validation(run, policy, dataset, retriever)
+        go_on: Any = {"resume": resume, "validation": validation}
         if config.trainer.algorithm == "sft":
-            train_sft(config.trainer, config, run, policy, dataset, examples, builder, log, resume=resume)
+            train_sft(config.trainer, config, run, policy, dataset, examples, builder, log, **go_on)
         else:
-            screened = screen_examples(config.trainer, cast("InProcessRetriever", scorer.retriever), examples)
-            train_rl(config, run, policy, screened, builder, scorer, log, rollouts, resume=resume)
+            screened = screen_examples(config.trainer, retriever, examples)
+            train_rl(config, run, policy, screened, builder, scorer, log, rollouts, **go_on)
         save_policy(policy, run.final)
     finally:
         log.close()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.runs import JsonLines, Run
+    from rl4rec_cli.train.validation import Validation
 
 
 def build_pairs(
@@ -62,12 +63,14 @@ def train_sft(
     *,
     is_warm_start: bool = False,
     resume: Path | None = None,
+    validation: Validation | None = None,
 ) -> None:
     """Fine-tune the policy in place.
 
     Args:
         is_warm_start: checkpoints are `checkpoint_warm_N`.
         resume: the checkpoint to go on from.
+        validation: measures the policy now and then.
 
     Raises:
         ConfigError: too few examples.
@@ -105,6 +108,7 @@ def train_sft(
         trainer.remove_callback(PrinterCallback)
         batches = steps_per_epoch(section, len(examples))
         trainer.add_callback(StepLog(log, describe, phase="sft", batches_per_epoch=batches))
-        Keeper(run, policy, phase="sft", is_warm_start=is_warm_start, resume=resume).train(trainer)
+        keeper = Keeper(run, policy, phase="sft", is_warm_start=is_warm_start, resume=resume, validation=validation)
+        keeper.train(trainer)
         release(trainer)
     policy.model.eval()

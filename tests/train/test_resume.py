@@ -23,6 +23,7 @@ from rl4rec_cli.runs import open_run
 from rl4rec_cli.train import resumable
 from rl4rec_cli.train.checkpoints import changed_keys
 from rl4rec_cli.train.session import train
+from rl4rec_cli.whole_folders import problems
 
 SMALL = (
     *("data.synthetic.users=24", "data.synthetic.items=20", "data.train_targets=last"),
@@ -30,7 +31,7 @@ SMALL = (
     *("policy.tiny.hidden_size=32", "policy.tiny.heads=2", "policy.tiny.vocab_size=400"),
     *("trainer.batch_size=4", "trainer.max_steps=8", "trainer.learning_rate=0.01", "trainer.num_train_epochs=99"),
     *("eval.users=6", "eval.baselines=[untrained]", "logging.steps=1", "logging.rollouts=1000"),
-    *("logging.save_steps=1", "logging.save_total_limit=2"),
+    *("logging.save_steps=1", "logging.save_total_limit=2", "eval.steps=3", "eval.temperature=1", "eval.step_users=9"),
 )
 GROUPS = ("trainer.num_generations=4", "trainer.warm_start=null")
 PPO = ("trainer.warm_start=null", "trainer.batch_size=8", "trainer.mini_batch_size=4", "trainer.ppo_epochs=2")
@@ -88,8 +89,9 @@ def outcome(folder: Path) -> tuple[list[Any], list[Any], dict[str, Any], list[An
     """Log, texts, results and the final weights of a run."""
     weights = load_file(next((folder / "checkpoints" / "checkpoint_final").glob("*model.safetensors")))
     users = folder / "eval" / "validation_users.jsonl"
-    log, texts = folder / "training_log.jsonl", folder / "rollouts.jsonl"
-    return lines(log), lines(texts) if texts.is_file() else [], {k: weights[k] for k in sorted(weights)}, lines(users)
+    texts = folder / "rollouts.jsonl"
+    log = lines(folder / "training_log.jsonl") + lines(folder / "validation_log.jsonl")
+    return log, lines(texts) if texts.is_file() else [], {k: weights[k] for k in sorted(weights)}, lines(users)
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -185,7 +187,8 @@ def test_killed_in_the_warm_start_and_again_after_it(tmp_path: Path, kill: Calla
     kill(3, phase=1)
     with pytest.raises(Killed):
         go_on(tmp_path / "run")
-    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint_start", "checkpoint_step_2", "checkpoint_step_3"]
+    left = sorted(p.name for p in folder.iterdir())
+    assert left == ["checkpoint_best", "checkpoint_start", "checkpoint_step_2", "checkpoint_step_3"]
     go_on(tmp_path / "run")
     assert_same(tmp_path / "whole", tmp_path / "run")
     assert {r["phase"] for r in lines(tmp_path / "run" / "training_log.jsonl")} == {"sft", "grpo"}
@@ -201,6 +204,29 @@ def test_killed_before_anything_was_written(
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     go_on(tmp_path / "run")
     assert_same(whole("grpo", tmp_path_factory), tmp_path / "run")
+
+
+def test_the_best_on_validation_users_is_kept(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Measuring draws numbers of its own (eval.temperature is 1 here), and changes nothing of the training."""
+    run = open_run(whole("grpo", tmp_path_factory))
+    measured = lines(run.folder / "validation_log.jsonl")
+    assert [(r["step"], r["users"]) for r in measured] == [(3, 9), (6, 9), (8, 9)]
+    best = max(measured, key=lambda r: (r["ndcg@10"], -r["step"]))
+    assert [r["step"] for r in measured if r["best"]][-1] == best["step"]
+    said = json.loads((run.best / "validation.json").read_text())
+    assert said == {"step": best["step"], "ndcg@10": best["ndcg@10"], "users": 9}
+    assert problems(run.best) == []
+    never = recipe(tmp_path, "grpo", *VARIANTS["grpo"][1], "eval.steps=null", "logging.save_total_limit=9")
+    train(never, (3,))
+    before = open_run(tmp_path / "run")
+    assert_equal_weights(run.best, before.final if best["step"] == 8 else before.step(best["step"]))
+    assert not (tmp_path / "run" / "checkpoints" / "checkpoint_best").exists()
+    assert_equal_weights(run.final, tmp_path / "run" / "checkpoints" / "checkpoint_final")
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    ours, theirs = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 # What is gone on from
