@@ -41,7 +41,7 @@ def in_process(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 STUB = """
 session = types.ModuleType("rl4rec_cli.train.session")
-def train(config, seeds):
+def train(config, seeds, resume=None, allow_partial=False):
     {body}
 session.train = train
 sys.modules["rl4rec_cli.train.session"] = session
