@@ -164,7 +164,7 @@ def step_record(logs: dict[str, Any], reward: RetrievalReward, rollout: Rollout)
         "truncated_share": logs.get("completions/clipped_ratio"),
         "mean_rank": logs.get("mean_rank"),
         "distinct_texts": logs.get("distinct_texts"),
-        **{name: value for name, value in logs.items() if name.startswith("reward/")},
+        **{name: value for name, value in logs.items() if name.startswith(("reward/", "groups/"))},
         "step_seconds": logs.get("step_time"),
         "generation_seconds": round(rollout.seconds, 4),
         "reward_seconds": round(reward.seconds, 4),

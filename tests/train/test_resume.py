@@ -49,6 +49,10 @@ VARIANTS = {
         (*GROUPS, "trainer.gradient_accumulation_steps=2", "trainer.num_iterations=3", "logging.steps=3"),
     ),
     "grpo with a reference": ("grpo", (*GROUPS, "trainer.beta=0.1", "trainer.lr_scheduler_type=cosine")),
+    "grpo, zero variance, refilled": (
+        "grpo",
+        (*GROUPS, "trainer.zero_variance=refill", "reward.rank_shaping=0", "trainer.num_iterations=2"),
+    ),
     "rloo, accumulated, two updates from a batch": (
         "rloo",
         (*GROUPS, "trainer.gradient_accumulation_steps=2", "trainer.num_iterations=2"),

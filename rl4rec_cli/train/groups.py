@@ -1,0 +1,100 @@
+"""GRPO that learns only from groups whose texts differ in reward.
+
+Decides: a group without variance says nothing of which text is better: its tokens are left out of the loss, of the KL
+penalty and of the number of tokens the loss is divided by; where asked, other prompts take its place (DAPO's dynamic
+sampling, arXiv:2503.14476, with a bound).
+Hides: TRL's batches of padded texts.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+
+_LEFT = ("prompt_ids", "prompt_mask")
+_IDS = ("prompt_ids", "completion_ids")
+_WHOLE = ("advantages",)
+
+
+class InformativeGroups(GRPOTrainer):
+    """TRL's trainer without the groups that have no variance.
+
+    Args:
+        rounds: how often fresh prompts are drawn in place of such groups; 0: they are only left out.
+    """
+
+    def __init__(self, *, rounds: int, **trl: Any) -> None:
+        super().__init__(**trl)
+        self._rounds = rounds
+        self._size = int(cast(Any, self.args).num_generations)
+        self._rewards_B = torch.zeros(0)
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        rewards = super()._calculate_rewards(*args, **kwargs)
+        self._rewards_B = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        output = super()._generate_and_score_completions(inputs)
+        varied_G = self._varied()
+        found, refilled = int((~varied_G).sum()), 0
+        # What is logged of a batch is logged of the prompts that were drawn for it, not of those that stand in.
+        lengths = {name: len(values) for name, values in self._metrics["train"].items()}
+        for turn in range(self._rounds):
+            empty = torch.nonzero(~varied_G).flatten().tolist()
+            if not empty:
+                break
+            fresh = super()._generate_and_score_completions(self._fresh(len(empty), turn))
+            good = torch.nonzero(self._varied()).flatten().tolist()
+            for ours, theirs in zip(empty, good, strict=False):
+                output = _replace(output, self._rows(ours), fresh, self._rows(theirs), self._tokenizer.pad_token_id)
+                varied_G[ours] = True
+                refilled += 1
+        for name, values in self._metrics["train"].items():
+            del values[lengths.get(name, 0) :]
+        keep_B = varied_G.repeat_interleave(self._size).to(output["completion_mask"].device)
+        output["completion_mask"] = output["completion_mask"] * keep_B[:, None]
+        output["num_items_in_batch"] = output["completion_mask"].sum()
+        for name, count in (("zero_variance", found), ("refilled", refilled), ("left_out", found - refilled)):
+            self._metrics["train"][f"groups/{name}"].append(float(count))
+        return output
+
+    def _varied(self) -> Tensor:
+        """`[groups]` whether the last texts' rewards differ within their group."""
+        rewards_GN = self._rewards_B.view(-1, self._size)
+        return ~torch.isclose(rewards_GN, rewards_GN[:, :1], rtol=0.0, atol=1e-8).all(1).cpu()
+
+    def _rows(self, group: int) -> slice:
+        return slice(group * self._size, (group + 1) * self._size)
+
+    def _fresh(self, count: int, turn: int) -> list[dict[str, Any]]:
+        """Prompts drawn from all; by the step alone, so that a resumed run draws the same."""
+        draw = random.Random(f"{self.args.seed} {self._step} {turn}")
+        rows: Any = self.train_dataset
+        chosen = draw.sample(range(len(rows)), min(count, len(rows)))
+        return [rows[i] for i in chosen for _ in range(self._size)]
+
+
+def _replace(output: dict[str, Any], ours: slice, other: dict[str, Any], theirs: slice, pad: int) -> dict[str, Any]:
+    """The batch with a group of another one in place of one of its own."""
+    merged = dict(output)
+    for name, value in output.items():
+        if name in _WHOLE:
+            merged[name] = value.clone()
+            merged[name][ours] = other[name][theirs]
+        elif isinstance(value, Tensor) and value.dim() == 2:
+            width = max(value.size(1), other[name].size(1))
+            fill = pad if name in _IDS else 0
+            both = [_widen(t, width, fill, left=name in _LEFT) for t in (value, other[name])]
+            merged[name] = both[0].clone()
+            merged[name][ours] = both[1][theirs]
+    return merged
+
+
+def _widen(value: Tensor, width: int, fill: int, *, left: bool) -> Tensor:
+    missing = width - value.size(1)
+    return torch.nn.functional.pad(value, (missing, 0) if left else (0, missing), value=fill)
