@@ -433,3 +433,23 @@ def test_which_keys_count_as_changed() -> None:
     assert changed_keys(before, {**before, "logging": {"steps": 2}, "new": 3}) == []
     now = {**before, "reward": {"functions": {"ndcg": 1.0, "hit": 1.0}, "k": 10}}
     assert changed_keys(before, now) == ['reward.functions was {"ndcg": 1.0}, is {"ndcg": 1.0, "hit": 1.0}']
+
+
+def test_a_number_that_is_not_finite_stops_before_the_weights_take_it_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = resumable.Resumable.training_step
+
+    def broken(self: Any, *args: Any, **options: Any) -> Any:
+        if self.state.global_step == 2:
+            with torch.no_grad():  # as an overflow would
+                monkeypatch.setattr(self, "compute_loss", lambda *a, **o: self.model.lm_head.weight.sum() * torch.nan)
+        return step(self, *args, **options)
+
+    monkeypatch.setattr(resumable.Resumable, "training_step", broken)
+    config = recipe(tmp_path, "sft")
+    with pytest.raises(PolicyError, match="step 3: the loss is not finite; the step is left out"):
+        train(config, (3,))
+    kept = load_file(tmp_path / "run" / "checkpoints" / "checkpoint_step_2" / "model.safetensors")
+    assert all(torch.isfinite(w).all() for w in kept.values())
+    assert [r["step"] for r in lines(tmp_path / "run" / "training_log.jsonl")] == [1, 2]
