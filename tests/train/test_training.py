@@ -519,7 +519,8 @@ def test_the_table_of_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     lines = capsys.readouterr().out.splitlines()
     [at] = [i for i, line in enumerate(lines) if line == "ndcg@10 on the validation split, 2 seeds"]
     assert lines[at + 1].endswith("gain, 95 % interval over users")
-    for line, trained in zip(lines[at + 2 :], done, strict=True):
+    assert lines[at + 4].startswith("Gain over 2 seeds: ")
+    for line, trained in zip(lines[at + 2 : at + 4], done, strict=True):
         methods = trained.evaluation.as_json()["methods"]
         expected = [f"{methods[m]['ndcg@10']:.4f}" for m in ("popularity", "before RL", "tuned policy")]
         assert line.split()[:4] == [str(trained.run.config.run.seed), *expected]
