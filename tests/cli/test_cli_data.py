@@ -46,7 +46,8 @@ def folder(
 def refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
     """Exit 2, nothing on standard output, one error with these words, a hint, no traceback."""
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
+    told = [line for line in done.stderr.splitlines() if not line.startswith("Audit: ")]  # said before the error
+    assert told[0].startswith("error: ")
     assert "Traceback" not in done.stderr
     for words in said:
         assert words in done.stderr
