@@ -354,6 +354,8 @@ def test_a_signal_keeps_the_last_whole_step(sent: signal.Signals, code: int, tmp
         [*RL4REC, *args],
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path},
         start_new_session=True,
+        # A shell's background job ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stderr is not None
     for line in process.stderr:
