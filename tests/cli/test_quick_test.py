@@ -39,9 +39,10 @@ def test_the_tuned_policy_is_better_for_each_of_three_seeds(tmp_path: Path) -> N
         difference = paired_difference(tuned, before, seed=seed + 1)
         assert difference.low > 0, (seed, difference)
         assert result["differences"]["before RL"]["low"] > 0
-    last = stdout.splitlines()[-3:]
-    assert [line.split()[0] for line in last] == ["0", "1", "2"]
-    assert all("[+" in line for line in last)
+    *rows, over_seeds = stdout.splitlines()[-4:]
+    assert [line.split()[0] for line in rows] == ["0", "1", "2"]
+    assert all("[+" in line for line in rows)
+    assert over_seeds.startswith("Gain over 3 seeds: +")
 
 
 @pytest.mark.slow
