@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Kind = Literal["baseline", "ceiling", "policy"]
 TOP = 10
 """Best items kept of every example."""
+_QUERIES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,22 @@ class VectorScores:
     def ranks(self, targets: Sequence[int], masks: Sequence[Sequence[int]] | None) -> Ranking:
         scorable_B = self.queries_BD.ne(0).any(dim=1).cpu()
         wanted_B = torch.tensor(list(targets), dtype=torch.long)
-        ranks_B = ranking.target_ranks(self.queries_BD, self.items, wanted_B, masks)
+        parts = [
+            ranking.target_ranks(self.queries_BD[part], self.items, wanted_B[part], masks and masks[part])
+            for part in self._parts()
+        ]
+        ranks_B = torch.cat(parts) if parts else wanted_B
         return Ranking(torch.where(scorable_B, ranks_B, self.items.num_items).numpy(), scorable_B.numpy())
 
     def top(self, k: int, masks: Sequence[Sequence[int]] | None) -> NDArray[np.int64]:
-        best_BK: NDArray[np.int64] = ranking.search(self.queries_BD, self.items, k, masks)[0].numpy()
-        return best_BK
+        parts = [
+            ranking.search(self.queries_BD[p], self.items, k, masks and masks[p])[0].numpy() for p in self._parts()
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, min(k, self.items.num_items)), np.int64)
+
+    def _parts(self) -> list[slice]:
+        """What one call holds grows with its queries: so many at once read the catalogue seldom and hold little."""
+        return [slice(i, i + _QUERIES) for i in range(0, len(self.queries_BD), _QUERIES)]
 
 
 class SparseScores:
