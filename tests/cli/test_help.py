@@ -18,7 +18,16 @@ HEAVY = {
 }
 GROUPS = [[], ["data"], ["train"], ["recipes"]]
 COMMANDS = [
-    *(["data", "synth"], ["data", "stats"], ["data", "audit"], ["embed"], ["eval"], ["compare"], ["recommend"]),
+    *(
+        ["data", "synth"],
+        ["data", "stats"],
+        ["data", "audit"],
+        ["embed"],
+        ["eval"],
+        ["compare"],
+        ["recommend"],
+        ["doctor"],
+    ),
     *(["train", name] for name in ("grpo", "ppo", "rloo", "reinforce", "sft")),
     *(["recipes", "list"], ["recipes", "show"], ["recipes", "copy"]),
 ]

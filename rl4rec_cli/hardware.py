@@ -1,0 +1,122 @@
+"""What is there: GPUs, memory, cores.
+
+Decides: how GPUs and free memory are found without torch.
+Hides: `nvidia-smi`, `/proc`, control groups.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rl4rec_cli.errors import ConfigError, Rl4RecError
+from rl4rec_cli.memory import GB
+
+
+@dataclass(frozen=True)
+class Gpu:
+    index: int
+    name: str
+    total: int
+    """Bytes."""
+    free: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    gpus: tuple[Gpu, ...]
+    cores: int
+    ram: int
+    """Bytes, within the control group's limit."""
+    ram_free: int
+
+
+def find_machine() -> Machine:
+    """This machine, without importing torch.
+
+    Raises:
+        Rl4RecError: there is an NVIDIA GPU and `nvidia-smi` fails.
+    """
+    ram, free = _ram()
+    return Machine(_gpus(), len(os.sched_getaffinity(0)), ram, free)
+
+
+def parse_gpu(text: str, index: int = 0) -> Gpu:
+    """`24` or `24GB`: a GPU sold with so many gigabytes (of 10⁹ bytes: what such cards have at least).
+
+    Raises:
+        ConfigError: no number above 0.
+    """
+    number = text.strip().upper().removesuffix("B").removesuffix("G").strip()
+    try:
+        size = float(number)
+    except ValueError:
+        raise ConfigError(
+            f"--gpu {text!r}: must be the memory of one GPU in gigabytes", hint="e.g. --gpu 24, or --gpu 24 --gpu 24"
+        ) from None
+    if not 0 < size < 10_000:
+        raise ConfigError(
+            f"--gpu {text}: no GPU has {size:g} GB", hint="for a machine without one: --set policy.device=cpu"
+        )
+    return Gpu(index, f"{size:g} GB", int(size * GB), int(size * GB))
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
+        return ()
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        raise Rl4RecError(
+            "there is an NVIDIA GPU, but no nvidia-smi to ask for its memory",
+            hint="install the driver's tools, or name the GPU: rl4rec plan --gpu 24",
+        )
+    query = "--query-gpu=index,uuid,name,memory.total,memory.free"
+    try:
+        done = subprocess.run(
+            [command, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True, timeout=20
+        )
+    except (subprocess.SubprocessError, OSError) as error:
+        raise Rl4RecError(f"nvidia-smi failed: {error}", hint="is the driver loaded? `nvidia-smi` says") from error
+    return visible(read_smi(done.stdout), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def read_smi(text: str) -> list[tuple[str, Gpu]]:
+    """Identity and GPU of each line of nvidia-smi's answer."""
+    found = []
+    for line in text.splitlines():
+        index, uuid, name, total, free = (part.strip() for part in line.split(","))
+        found.append((uuid, Gpu(int(index), name, int(total) << 20, int(free) << 20)))
+    return found
+
+
+def visible(gpus: Sequence[tuple[str, Gpu]], setting: str | None) -> tuple[Gpu, ...]:
+    """What CUDA_VISIBLE_DEVICES leaves, in its order and numbered as torch numbers them."""
+    if setting is None:
+        return tuple(gpu for _, gpu in gpus)
+    shown: list[Gpu] = []
+    for wanted in filter(None, (part.strip() for part in setting.split(","))):
+        match = [
+            g for uuid, g in gpus if wanted == str(g.index) or (wanted.startswith("GPU") and uuid.startswith(wanted))
+        ]
+        if not match:  # as CUDA does: what follows an unknown one is not seen
+            break
+        shown.append(replace(match[0], index=len(shown)))
+    return tuple(shown)
+
+
+def _ram() -> tuple[int, int]:
+    """Bytes there, and bytes free."""
+    fields = {}
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        fields[name] = int(value.split()[0]) * 1024
+    total, free = fields["MemTotal"], fields["MemAvailable"]
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text(encoding="ascii").strip()) != "max":
+        total = min(total, int(text))
+        free = min(free, int(text) - int(used.read_text(encoding="ascii")))
+    return total, max(0, free)

@@ -1,0 +1,295 @@
+"""What a run's memory goes to, in bytes, from its configuration and the shape of its model: arithmetic, nothing loaded.
+
+Decides: which tensors live at once in each phase of a step (writing texts, learning from them, updating), and how many
+bytes each takes. What autograd keeps of a layer was counted tensor by tensor (`tests/test_memory.py` counts again).
+Hides: nothing; `docs/results/memory.md` says how far it is from what was measured.
+
+Upper bounds: every prompt and every text is taken to be as long as the configuration allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import LoraSection, PolicySection, RunConfig
+    from rl4rec_cli.config_trainer import TrainerSection
+    from rl4rec_cli.model_facts import ModelFacts
+
+MIB, GB = 1 << 20, 10**9
+# Bytes of a weight: nf4 with its scales in 8 bits, per block of 64, takes 4.13 bits; without, 4.5; int8 and its scales.
+_QUANTISED = {"4bit": 4.13 / 8, "8bit": 1.01}
+# Context, cuBLAS workspaces and what torch holds back on a GPU; on a CPU thread pools, the trainer's objects and
+# modules that are imported late. The second was measured, the first could not be.
+RUNTIME_GPU, RUNTIME_CPU = 900 * MIB, 60 * MIB
+# Copies of the logits that live at once when the backward pass begins, counted on a CPU: those of our rewards' loss
+# (logits, and the gradients of gather, of logsumexp row by row and stacked), and of cross-entropy.
+_LOGIT_COPIES = {"sft": 3.0}
+_LOGIT_COPIES_RL = 4.0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What memory depends on besides the configuration and the policy."""
+
+    on_gpu: bool
+    items: int
+    """Catalogue size."""
+    embedder_parameters: int = 0
+    """0: `lsa`."""
+    embedding_dim: int = 128
+    retrieval_on_device: bool = True
+    """Embedder and item matrix share the policy's memory."""
+    prompt_tokens: int | None = None
+    """Longest prompt, where it is known better than by the limit."""
+    text_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What lives at once at one moment."""
+
+    name: str
+    parts: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by what they hold."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    phases: tuple[Phase, ...]
+
+    @property
+    def peak(self) -> Phase:
+        return max(self.phases, key=lambda phase: phase.total)
+
+    @property
+    def bytes(self) -> int:
+        return self.peak.total
+
+
+@dataclass(frozen=True)
+class _Types:
+    """Bytes per number."""
+
+    weights: int
+    """Of weights that are not quantised, and of the residual stream."""
+    compute: int
+    """Of what layers compute in."""
+    trained: int
+    """Of the weights that are trained, their gradients and optimiser states."""
+    quantised: float | None
+    """Of a weight of a linear layer, where it is quantised."""
+
+
+def _types(policy: PolicySection, precision: str, *, on_gpu: bool) -> _Types:
+    half = {"fp32": False, "bf16": True, "fp16": True, "auto": on_gpu}
+    weights = 2 if half[policy.dtype] else 4
+    compute = 2 if half[precision] else weights
+    quantised = _QUANTISED.get(getattr(policy, "quantization", "none")) if policy.lora is not None else None
+    # PEFT holds adapters in float32 beside half-precision weights.
+    return _Types(weights, compute, 4 if policy.lora is not None else weights, quantised)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    micro: int
+    """Sequences learnt from at once."""
+    written: int
+    """Texts written at once; 0: none."""
+    accumulates: bool
+    """Gradients of earlier micro-batches are there."""
+
+
+def batch_shape(trainer: TrainerSection) -> _Batch:
+    """Sequences in a micro-batch, and texts written at once, as the trainers' arguments make them."""
+    accumulation = trainer.gradient_accumulation_steps
+    if trainer.algorithm == "sft":
+        return _Batch(trainer.batch_size, 0, accumulation > 1)
+    if trainer.algorithm == "ppo":
+        texts = trainer.batch_size * accumulation
+        return _Batch(trainer.mini_batch_size, texts, accumulation > 1)
+    micro = trainer.batch_size * trainer.num_generations
+    return _Batch(micro, micro * accumulation, accumulation > 1)
+
+
+def trained_parameters(facts: ModelFacts, lora: LoraSection | None) -> int:
+    return facts.parameters if lora is None else facts.lora_parameters(lora.r, lora.target_modules)
+
+
+def weight_bytes(facts: ModelFacts, types: _Types) -> int:
+    if types.quantised is None:
+        return facts.parameters * types.weights
+    rest = facts.parameters - facts.linear_parameters
+    return int(facts.linear_parameters * types.quantised) + rest * types.weights
+
+
+def layer_bytes(facts: ModelFacts, tokens: int, types: _Types, lora: LoraSection | None) -> int:
+    """Bytes that autograd keeps of one layer for each token of sequences of `tokens` tokens."""
+    f, e = facts, types.compute
+    adapted = set() if lora is None else {name for name, _, _ in f.adapted(lora.target_modules)}
+    trains = lora is None
+    queries, keys = f.heads * f.head_dim, f.kv_heads * f.head_dim
+    if f.family == "gpt2":
+        # Attention dropout keeps scores; the approximated GELU keeps five tensors.
+        kept = 6 * f.hidden * e + 12 * queries + queries * e + 12 * f.heads * tokens + 5 * f.ffn * e + 16
+    else:
+        gemma = f.family in ("gemma2", "gemma3")
+        normed = 4 if gemma else e  # Gemma multiplies by the weight in float32
+        norms = 4 if gemma else 2
+        kept = norms * (4 * f.hidden + 4 + (normed * f.hidden if trains else 0))
+        if f.qk_norm:
+            kept += (queries + keys) * (4 + (normed if trains else 0)) + 4 * (f.heads + f.kv_heads)
+        kept += 4 * queries * e + 4 * f.heads + e * tokens  # q, k, v (keys and values repeated), output, mask
+        kept += 3 * f.ffn * e  # gate, its activation, up
+        if trains or types.trained == e:  # one copy of a linear layer's input serves all that read it
+            kept += (2 * f.hidden + f.ffn) * e
+    if lora is not None:
+        linear = {name: ins for name, ins, _ in f.linears}
+        kept += sum(lora.r * e for _ in adapted)
+        if types.trained != e:  # every adapter casts its input anew
+            kept += sum(linear[name] * e for name in adapted)
+        if lora.dropout:
+            kept += sum(linear[name] * (e + 1) for name in adapted)
+    return kept
+
+
+def activation_bytes(
+    facts: ModelFacts, sequences: int, tokens: int, types: _Types, lora: LoraSection | None, *, checkpointing: bool
+) -> int:
+    """Bytes that autograd keeps for the backward pass, without the logits."""
+    per_layer = layer_bytes(facts, tokens, types, lora)
+    # What a layer computes and drops: a product of the feed-forward network and its gradient.
+    passing = 2 * facts.ffn * types.compute
+    own = 4 * facts.hidden + 2 * facts.hidden * types.compute  # embeddings and the last norm
+    layers = facts.layers * facts.hidden * types.weights + per_layer if checkpointing else facts.layers * per_layer
+    mask = tokens  # of booleans, a row for each token
+    return sequences * tokens * (layers + own + passing + mask)
+
+
+def kv_cache_bytes(facts: ModelFacts, sequences: int, tokens: int, types: _Types) -> int:
+    return 2 * facts.kv_heads * facts.head_dim * facts.layers * types.weights * sequences * tokens
+
+
+def estimate(config: RunConfig, facts: ModelFacts, around: Surroundings) -> Estimate:
+    """Every phase of a run: the warm start's, the algorithm's, and measuring in between."""
+    trainer = config.trainer
+    warm = None if trainer.algorithm == "sft" else trainer.warm_start
+    phases = [] if warm is None else _phases(config, warm, facts, around, prefix="warm start: ")
+    return Estimate((*phases, *_phases(config, trainer, facts, around)))
+
+
+def _phases(
+    config: RunConfig, trainer: TrainerSection, facts: ModelFacts, around: Surroundings, prefix: str = ""
+) -> list[Phase]:
+    lora = config.policy.lora
+    types = _types(config.policy, trainer.precision, on_gpu=around.on_gpu)
+    prompt = around.prompt_tokens or config.prompt.max_prompt_length
+    text = around.text_tokens or config.generation.max_completion_length
+    batch = batch_shape(trainer)
+    is_rl = trainer.algorithm != "sft"
+    trained = trained_parameters(facts, lora)
+    resident = _resident(config, trainer, facts, around, types)
+    gradients = trained * types.trained
+
+    learn = dict(resident)
+    learn["activations"] = activation_bytes(
+        facts, batch.micro, prompt + text, types, lora, checkpointing=bool(trainer.gradient_checkpointing)
+    )
+    positions = text + 1 if is_rl else prompt + text
+    learn["logits"] = _logit_bytes(facts, batch.micro * positions, types, is_rl=is_rl, trains_head=lora is None)
+    if batch.accumulates:
+        learn["gradients"] = gradients
+
+    update = {**resident, "gradients": gradients}
+    if lora is None and facts.is_tied:  # the gradient of the embedding is summed with that of the head
+        update["gradients"] += facts.vocab * facts.hidden * types.trained
+    phases = [Phase(f"{prefix}learning", learn), Phase(f"{prefix}updating", update)]
+    if batch.written:
+        phases.append(Phase("writing", _writing(resident, facts, batch.written, prompt, text, types)))
+    if config.eval.steps is not None:
+        phases.append(Phase("validation", _writing(resident, facts, config.eval.batch_size, prompt, text, types)))
+    return phases
+
+
+def _resident(
+    config: RunConfig, trainer: TrainerSection, facts: ModelFacts, around: Surroundings, types: _Types
+) -> dict[str, int]:
+    """What is there all the time, from the second step on."""
+    lora = config.policy.lora
+    trained = trained_parameters(facts, lora)
+    weights = weight_bytes(facts, types)
+    parts = {"weights": weights}
+    if types.quantised is not None:  # a layer is made whole while it is used
+        parts["weights"] += max(ins * outs for _, ins, outs in facts.linears) * types.compute
+    elif types.compute < types.weights:  # autocast keeps its copies until the pass is over
+        parts["weights"] += facts.linear_parameters * types.compute
+    if lora is not None:
+        parts["adapter"] = trained * types.trained
+    parts["optimizer"] = 2 * trained * types.trained
+    if getattr(trainer, "beta", 0.0) > 0:
+        parts["reference model"] = trained * types.trained if lora is not None else weights
+    if trainer.algorithm == "ppo":
+        head = 4 * (facts.hidden * facts.hidden + 3 * facts.hidden)
+        own = trained * types.trained if trainer.critic == "adapter" else 0
+        parts["critic"] = 4 * (head + own)  # with its gradients and optimiser states
+    if around.retrieval_on_device:
+        if around.embedder_parameters:
+            width, texts = around.embedding_dim, config.retrieval.batch_size
+            # Weights in float32; of a batch of texts of about 32 tokens, the feed-forward layer's input and output.
+            parts["embedder"] = 4 * around.embedder_parameters + 4 * texts * 32 * 10 * width
+        parts["item matrix"] = 4 * around.items * around.embedding_dim
+    parts["context" if around.on_gpu else "runtime"] = RUNTIME_GPU if around.on_gpu else RUNTIME_CPU
+    return parts
+
+
+def _logit_bytes(facts: ModelFacts, positions: int, types: _Types, *, is_rl: bool, trains_head: bool) -> int:
+    """Logits, what the loss makes of them in float32, and their gradients."""
+    copies = _LOGIT_COPIES_RL if is_rl else _LOGIT_COPIES["sft"]
+    one = 4 * positions * facts.vocab
+    half = positions * facts.vocab * types.compute if types.compute < 4 else 0
+    softcapped = one if facts.softcap else 0
+    head = facts.vocab * facts.hidden * types.trained if trains_head else 0
+    return int(max(copies * one, 2 * one + head)) + half + softcapped
+
+
+def _writing(
+    resident: Mapping[str, int], facts: ModelFacts, texts: int, prompt: int, text: int, types: _Types
+) -> dict[str, int]:
+    """The prompts are read in one pass, which keeps one layer's tensors; then the cache grows by a token at a time."""
+    width = 4 * facts.hidden + 3 * facts.heads * facts.head_dim + 3 * facts.ffn
+    reading = texts * prompt * (width * types.weights + prompt * (1 + types.weights))
+    return {
+        **resident,
+        "KV cache": kv_cache_bytes(facts, texts, prompt + text, types),
+        "activations": reading,
+        "logits": 3 * 4 * texts * facts.vocab,
+    }
+
+
+def plain_weights(config: RunConfig, facts: ModelFacts, around: Surroundings) -> int:
+    """Bytes of the weights without quantisation."""
+    types = _types(config.policy, config.trainer.precision, on_gpu=around.on_gpu)
+    return facts.parameters * types.weights
+
+
+def activation_saving(config: RunConfig, facts: ModelFacts, around: Surroundings) -> tuple[int, int]:
+    """Bytes of a micro-batch's activations without and with gradient checkpointing."""
+    types = _types(config.policy, config.trainer.precision, on_gpu=around.on_gpu)
+    tokens = (around.prompt_tokens or config.prompt.max_prompt_length) + (
+        around.text_tokens or config.generation.max_completion_length
+    )
+    rows = batch_shape(config.trainer).micro
+    both = (False, True)
+    off, on = (activation_bytes(facts, rows, tokens, types, config.policy.lora, checkpointing=on) for on in both)
+    return off, on
+
+
+def human(size: float) -> str:
+    """`3.4 GB` (of 10⁹ bytes), `120 MB`."""
+    return f"{size / GB:.1f} GB" if size >= GB else f"{size / 1e6:.0f} MB"
