@@ -32,7 +32,7 @@ from rl4rec_cli.errors import DataError
 from rl4rec_cli.retrieval.cores import one_core, strict_products
 from rl4rec_cli.retrieval.item_matrix import ItemMatrix, Storage
 from rl4rec_cli.retrieval.pairs import QUERIES, Queries, exact_scores, reaches
-from rl4rec_cli.retrieval.scan import Bars, Block, Scan, Struck, Tile
+from rl4rec_cli.retrieval.scan import Bars, Block, Scan, Struck, Tile, hands
 from rl4rec_cli.retrieval.tiles import Flags, product, reached_by
 
 __all__ = ["ItemMatrix", "Storage", "count_at_least", "pair_scores", "score_matrix", "search", "target_ranks"]
@@ -65,7 +65,7 @@ def target_ranks(queries_BD: Tensor, items: ItemMatrix, targets_B: Tensor, masks
         EmbeddingError: a query is not finite (named) or has not D dimensions.
         DataError: an id outside the catalogue, or not one target and one mask for each query.
     """
-    with strict_products(), one_core() as cores:
+    with strict_products(), hands(len(queries_BD), items) as cores:
         queries = Queries(queries_BD, items)
         targets = _one_each(targets_B, queries, items)
         goals_B = exact_scores(queries, items, np.arange(len(queries)), targets)
@@ -105,7 +105,7 @@ def count_at_least(queries_BD: Tensor, items: ItemMatrix, goals_B: Tensor, masks
         EmbeddingError: a query is not finite (named) or has not D dimensions.
         DataError: an id outside the catalogue, or not one goal and one mask for each query.
     """
-    with strict_products(), one_core() as cores:
+    with strict_products(), hands(len(queries_BD), items) as cores:
         queries = Queries(queries_BD, items)
         if goals_B.shape != (len(queries),) or goals_B.dtype != torch.float64 or not torch.isfinite(goals_B).all():
             raise DataError(f"need {len(queries)} finite float64 goals, one for each query")
@@ -133,7 +133,7 @@ def search(queries_BD: Tensor, items: ItemMatrix, k: int, exclude: Ids | None = 
     """
     if k < 1:
         raise DataError(f"k must be at least 1, got {k}")
-    with strict_products(), one_core() as cores:
+    with strict_products(), hands(len(queries_BD), items) as cores:
         queries = Queries(queries_BD, items)
         scan = Scan(queries, items, Struck(*_flatten(exclude, queries, items)), cores)
         ids_BK, scores_BK = _top_k(scan, min(k, items.num_items))
@@ -151,7 +151,7 @@ def score_matrix(queries_BD: Tensor, items: ItemMatrix) -> Tensor:
     Raises:
         EmbeddingError: a query is not finite (named) or has not D dimensions.
     """
-    with strict_products(), one_core() as cores:
+    with strict_products(), hands(len(queries_BD), items) as cores:
         queries = Queries(queries_BD, items)
         exponents_B = torch.from_numpy(queries.exponents_B)
         scores_BN = torch.empty(len(queries), items.num_items)

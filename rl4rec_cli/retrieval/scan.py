@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl4rec_cli.retrieval.cores import share_out
+from rl4rec_cli.retrieval.cores import one_core, share_out
 from rl4rec_cli.retrieval.item_matrix import GRANULE, ItemMatrix
 from rl4rec_cli.retrieval.pairs import QUERIES, Queries
 from rl4rec_cli.retrieval.tiles import WORD, int8_product, long_row, product
@@ -28,6 +29,10 @@ _BLOCK_ELEMENTS = 1 << 21
 # about as much as to multiply it with so many queries.
 _SHARED_WORK = 1 << 27
 _READING = 56
+# Scores; with fewer, torch shares out each product. Its threads spin for some 5 ms after their last work, that of the
+# embedder say, and ours wait for the core. The comparisons, which torch's way leaves to one core, take as long for
+# this many.
+_SHARED_SCORES = 1 << 23
 
 Block = tuple[int, int]
 Result = TypeVar("Result")
@@ -94,13 +99,23 @@ class Bars:
         return bars
 
 
+@contextmanager
+def hands(queries: int, items: ItemMatrix) -> Iterator[int]:
+    """How many threads of ours take blocks; 1 where torch's own share out each product, or one core does it all."""
+    work, scores = (queries + _READING) * items.num_items * items.dim, queries * items.num_items
+    on_cpu = items.device.type == "cpu"
+    if on_cpu and work >= _SHARED_WORK and scores < _SHARED_SCORES:
+        yield 1
+        return
+    with one_core() as threads:
+        yield threads if on_cpu and work >= _SHARED_WORK else 1
+
+
 class Scan:
     """One reading of the catalogue: its blocks, shared out over `cores`, and the tiles of scores they make."""
 
     def __init__(self, queries: Queries, items: ItemMatrix, struck: Struck, cores: int) -> None:
-        self.queries, self.items, self._struck = queries, items, struck
-        work = (len(queries) + _READING) * items.num_items * items.dim
-        self._cores = cores if items.device.type == "cpu" and work >= _SHARED_WORK else 1
+        self.queries, self.items, self._struck, self._cores = queries, items, struck, cores
         self._codes_DB, self._scales_B, self._gaps_B = None, np.ones(len(queries)), np.zeros(len(queries))
         if len(queries) and items.codes(0, 1) is not None:
             self._codes_DB, self._scales_B, self._gaps_B = queries.int8()

@@ -28,8 +28,10 @@ KNOBS = {
     "_PAIR_ELEMENTS": 1 << 16,
     "_NEAR_PAIRS": 1 << 14,
     "_SHARED_WORK": 1 << 27,
+    "_SHARED_SCORES": 1 << 23,
 }
-SMALL_BLOCKS = {"_TILE_SCORES": 64, "QUERIES": 8, "_PAIR_ELEMENTS": 40, "_NEAR_PAIRS": 7, "_SHARED_WORK": 0}
+SHARED = {"_SHARED_WORK": 0, "_SHARED_SCORES": 0}
+SMALL_BLOCKS = {"_TILE_SCORES": 64, "QUERIES": 8, "_PAIR_ELEMENTS": 40, "_NEAR_PAIRS": 7, **SHARED}
 
 
 @pytest.fixture(autouse=True)
@@ -491,7 +493,7 @@ def test_threads_share_the_blocks_and_change_nothing(storage: Any, monkeypatch: 
 
     torch.set_num_threads(1)
     alone, matrix = everything(), score_matrix(queries, items)
-    set_knobs(_SHARED_WORK=0, _TILE_SCORES=1 << 13)
+    set_knobs(**SHARED, _TILE_SCORES=1 << 13)
     torch.set_num_threads(2)
     seen: list[Any] = []
     with torch.autocast("cpu", dtype=torch.bfloat16), monkeypatch.context() as patch:
@@ -515,9 +517,23 @@ def test_little_work_is_done_by_the_caller_alone(monkeypatch: pytest.MonkeyPatch
     assert target_ranks(torch.randn(4, 8), items, torch.arange(4)).shape == (4,)
 
 
+def test_of_few_scores_torch_shares_out_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = torch.randn(20_000, 96), torch.randn(64, 96)
+    items, targets = ItemMatrix.from_tensor(vectors), torch.arange(64)
+    torch.set_num_threads(1)
+    expected = target_ranks(queries, items, targets)
+    monkeypatch.setattr(cores.threading, "Thread", None)
+    torch.set_num_threads(2)
+    seen: list[int] = []
+    multiply = scan.product
+    monkeypatch.setattr(scan, "product", lambda *two: seen.append(torch.get_num_threads()) or multiply(*two))
+    assert torch.equal(target_ranks(queries, items, targets), expected)
+    assert set(seen) == {2}
+
+
 def test_an_error_in_any_thread_reaches_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first row in the catalogue's order, whichever thread met it; settings are put back, no thread is left."""
-    set_knobs(_SHARED_WORK=0, _TILE_SCORES=1 << 11)
+    set_knobs(**SHARED, _TILE_SCORES=1 << 11)
     torch.set_num_threads(2)
     vectors = torch.randn(20_000, 8)
     vectors[[5000, 5300, 5600, 19_000], 3] = np.nan
@@ -558,7 +574,7 @@ def test_a_file_is_measured_once_by_whichever_thread(tmp_path: Path) -> None:
     vectors, queries, targets = torch.randn(3000, 8), torch.randn(8, 8), torch.arange(8)
     np.save(tmp_path / "items.npy", vectors.numpy())
     expected = target_ranks(queries, ItemMatrix.from_tensor(vectors), targets)
-    set_knobs(_SHARED_WORK=0, _TILE_SCORES=1 << 9)
+    set_knobs(**SHARED, _TILE_SCORES=1 << 9)
     torch.set_num_threads(2)
     for _ in range(10):
         assert torch.equal(target_ranks(queries, ItemMatrix.from_file(tmp_path / "items.npy"), targets), expected)
