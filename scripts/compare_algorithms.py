@@ -3,9 +3,10 @@
 python scripts/compare_algorithms.py OUT -r quick-test --seeds 0,1,2
 python scripts/compare_algorithms.py OUT -r beauty-cpu --dataset data/beauty --batch 128 --batches 180 --seeds 0,1,2
 
-Each run is the `rl4rec train` command in a process of its own, so that time and memory are its own. Learning rates,
-epochs and warm start are each algorithm's in the recipe; --set gives one to all. Runs that are in OUT and finished
-are not trained again, so that an interrupted comparison goes on; OUT/results.json holds every number of the table.
+Each run is the `rl4rec train` command in a process of its own, so that time and memory are its own. Learning rates and
+epochs are each algorithm's in the recipe; --set gives one to all. All begin with the same weights: the first of
+--algorithms makes the recipe's warm start, the others take it over. Runs that are in OUT and finished are not trained
+again, so that an interrupted comparison goes on; OUT/results.json holds every number of the table.
 
 Equal effective batch: --batch texts between two generations for every algorithm (GRPO and RLOO write --group texts
 for each of batch/group prompts; PPO and REINFORCE one for each of batch prompts). Equal rollouts: --batches times
@@ -65,6 +66,15 @@ def settings(algorithm: str, args: argparse.Namespace) -> list[str]:
     return [*shared, *own, *args.sets]
 
 
+def start(algorithm: str, seed: int, args: argparse.Namespace) -> list[str]:
+    """The `--set`s that make all algorithms begin with the weights the first one's warm start came to."""
+    first = args.algorithms.split(",")[0]
+    if algorithm == first:
+        return []
+    checkpoint = args.out / f"{first}-s{seed}" / "checkpoints" / "checkpoint_start"
+    return [f"policy.model={checkpoint}", "trainer.warm_start=null"]
+
+
 def train(algorithm: str, seed: int, args: argparse.Namespace) -> Outcome:
     """One run, or what it came to before."""
     name = f"{algorithm}-s{seed}"
@@ -75,7 +85,7 @@ def train(algorithm: str, seed: int, args: argparse.Namespace) -> Outcome:
     command += ["--output", str(args.out), "--seeds", str(seed), "--set", f"run.name={name}"]
     if args.dataset:
         command += ["--dataset", args.dataset]
-    for text in settings(algorithm, args):
+    for text in [*settings(algorithm, args), *start(algorithm, seed, args)]:
         command += ["--set", text]
     folder = args.out / name
     if folder.exists():
