@@ -31,7 +31,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rl4rec_cli.errors import RunError
+from rl4rec_cli.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
@@ -114,6 +114,20 @@ class Run:
         finally:
             os.close(descriptor)  # and with it the lock; the file stays: removing it would let two in
 
+    def in_use(self) -> bool:
+        """Whether a process holds `locked`."""
+        try:
+            descriptor = os.open(self.folder / ".lock", os.O_RDONLY)
+        except OSError:  # no lock, or one of somebody else
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+        finally:
+            os.close(descriptor)
+        return False
+
     def newest_checkpoint(self) -> Path:
         """The final checkpoint, else the last periodic one.
 
@@ -168,6 +182,21 @@ def strict(value: Any) -> Any:
     return value
 
 
+def check_writable(path: Path) -> None:
+    """Find out before the work that a file cannot be written.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    above = next((folder for folder in path.absolute().parents if folder.exists()), None)
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder", hint="name a file in it")
+    if above is not None and not above.is_dir():
+        raise ConfigError(f"{path}: {above} is no folder", hint="name a file in a folder")
+    if above is not None and not os.access(above, os.W_OK):
+        raise ConfigError(f"{path}: no permission to write in {above}", hint="name another folder")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole file beside and rename it.
 
@@ -217,6 +246,32 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                 break
             raise RunError(f"{path}:{number}: not JSON: {error}") from error
     return records
+
+
+def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a log that may still be written, and how many of its lines are none (half a line of a killed run).
+
+    Raises:
+        RunError: it is there and cannot be read.
+    """
+    records: list[dict[str, Any]] = []
+    damaged = 0
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in filter(str.strip, file):
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    record = None
+                if isinstance(record, dict):
+                    records.append(record)
+                else:
+                    damaged += 1
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise RunError(f"{path}: cannot read it: {error.strerror or error}") from error
+    return records, damaged
 
 
 def run_name(config: RunConfig, dataset: str) -> str:

@@ -7,7 +7,6 @@ Hides: measuring (`evaluate.py`'s doors), the result (`comparison.py`), how it r
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import __version__, console
-from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.eval.contestants import (
     Contestant,
     check_retrieval,
@@ -25,7 +23,7 @@ from rl4rec_cli.eval.contestants import (
     shared_dataset,
 )
 from rl4rec_cli.eval.evaluate import TUNED, Models, audit_line, measure_baselines, open_task, start_evaluation
-from rl4rec_cli.runs import strict, write_text
+from rl4rec_cli.runs import check_writable, strict, write_text
 
 # torch is imported in the functions that need it, so that an error in the arguments is told before.
 if TYPE_CHECKING:
@@ -50,7 +48,7 @@ def compare(
     """`rl4rec compare`: measure all, and print or write what came of it."""
     files = [Path(name).expanduser() for name in (markdown, html) if name is not None]
     for file in files:
-        _check_file(file)
+        check_writable(file)
     contestants, base = open_contestants(words, split=split, users=users, sets=sets, recipes=recipes, dataset=dataset)
     check_retrieval(contestants, base)
     data, remarks = shared_dataset(contestants, base)
@@ -88,21 +86,6 @@ def compare(
         page.print_report(report)
     for file in files:
         console.log(f"wrote {file}")
-
-
-def _check_file(path: Path) -> None:
-    """Before the work, not after it.
-
-    Raises:
-        ConfigError: a file cannot be written there.
-    """
-    above = next((folder for folder in path.absolute().parents if folder.exists()), None)
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder", hint="name a file in it")
-    if above is not None and not above.is_dir():
-        raise ConfigError(f"{path}: {above} is no folder", hint="name a file in a folder")
-    if above is not None and not os.access(above, os.W_OK):
-        raise ConfigError(f"{path}: no permission to write in {above}", hint="name another folder")
 
 
 def _audit(contestants: Sequence[Contestant], data: Dataset) -> dict[str, str]:

@@ -8,12 +8,10 @@ Hides: nothing of the ranks: the records give every number again.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from rl4rec_cli.eval.evaluation import CACHED
 from rl4rec_cli.eval.metrics import metric_names, per_user
 from rl4rec_cli.eval.statistics import RESAMPLES, Difference, holm, paired_difference, reads, seeds_difference
 from rl4rec_cli.eval.verdict import against
+from rl4rec_cli.runs import read_log
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -278,18 +277,14 @@ def _average(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def reward_curves(contestant: Contestant) -> list[dict[str, Any]]:
     """Mean reward by step of every run that has logged some; a line that was cut off is left out."""
-    curves = []
+    found = []
     for entrant in contestant.entrants:
-        path = entrant.run.folder / "training_log.jsonl" if entrant.run is not None else Path()
-        points: list[tuple[Any, float]] = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            reward = record.get("avg_reward") if isinstance(record, dict) else None
-            if isinstance(reward, int | float) and math.isfinite(reward):
-                points.append((record.get("step", len(points) + 1), reward))
+        records = read_log(entrant.run.folder / "training_log.jsonl")[0] if entrant.run is not None else []
+        points = [(r["step"], r["avg_reward"]) for r in records if _is_number(r.get("avg_reward")) and "step" in r]
         if points:
-            curves.append({"run": entrant.name, "steps": [p[0] for p in points], "values": [p[1] for p in points]})
-    return curves
+            found.append({"run": entrant.name, "steps": [p[0] for p in points], "values": [p[1] for p in points]})
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -7,7 +7,7 @@ Hides: nothing of the ranks: every number here can be made again from the per-us
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import numpy as np
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import DataError
-from rl4rec_cli.eval.metrics import means, metric_names, per_user
+from rl4rec_cli.eval.metrics import means, per_user
 from rl4rec_cli.eval.statistics import Difference, holm, paired_difference, reads, seeds_difference
 from rl4rec_cli.runs import write_json, write_jsonl
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 CACHED = "cached"
 """The note of a measurement that was read back: nothing of the result itself."""
+BEHAVIOUR = "What is recommended and written"
+Table = tuple[Sequence[str], list[list[str]]]
+"""Columns and rows."""
 _SHOWN_WITH_SEEDS = ("popularity", "last item", "history mean")
 
 
@@ -137,30 +140,49 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
 
 def print_evaluation(evaluation: Evaluation, *, title: str, whole: bool = False) -> None:
     """The table of means, the differences, with `whole` slices and behaviour too, the probes, and the verdict."""
-    from rl4rec_cli.eval.verdict import verdict
-
-    names = metric_names(evaluation.ks)
-    rows = []
-    for method in evaluation.methods:
-        values = means(method.ranking, evaluation.ks)
-        rows.append([_shown(method), *(f"{values[name]:.4f}" for name in names)])
-    console.table(title, ["method", *names], rows)
-    print_differences(
-        f"{evaluation.subject} minus …, {evaluation.headline}, {len(evaluation.examples):,} users",
-        evaluation.differences,
-    )
+    found = evaluation.as_json()
+    shown = shown_names(found["kinds"])
+    console.table(title, *metric_table(found["methods"], shown))
+    tables = [(tested_title(found), difference_table(found["differences"]))]
     if whole:
-        _print_slices(evaluation)
-        _print_behaviour(evaluation)
-    _print_probes(evaluation)
-    for line in (evaluation.about.get("test_openings_line"), evaluation.about.get("audit")):
+        tables.append((slices_title(found), slice_table(found["slices"], shown)))
+        tables.append((BEHAVIOUR, behaviour_table(found["behaviour"])))
+    tables.append(("Probes", probe_table(found["probes"])))
+    for name, table in tables:
+        if table[1]:
+            console.result("")
+            console.table(name, *table)
+    for line in (found.get("test_openings_line"), found.get("audit")):
         if line:
             console.result(f"\n{line}")
-    console.result(f"\nVerdict: {verdict(evaluation)}")
+    console.result(f"\nVerdict: {found['verdict']}")
 
 
-def print_differences(title: str, differences: Mapping[str, Mapping[str, Any]]) -> None:
-    """One row for each comparison; nothing where there is none."""
+def shown_names(kinds: Mapping[str, str]) -> dict[str, str]:
+    """How each method is called in a table."""
+    return {name: f"{name} (ceiling)" if kind == "ceiling" else name for name, kind in kinds.items()}
+
+
+def tested_title(found: Mapping[str, Any]) -> str:
+    """`tuned policy minus …, ndcg@10, 1,000 users`"""
+    return f"{found['subject']} minus …, {found['metric']}, {found['users']:,} users"
+
+
+def slices_title(found: Mapping[str, Any]) -> str:
+    return f"{found['metric']} by slice (users in it)"
+
+
+def metric_table(methods: Mapping[str, Mapping[str, float]], shown: Mapping[str, str], first: str = "method") -> Table:
+    """Columns and rows of the means."""
+    names = list(next(iter(methods.values()), {}))
+    return (first, *names), [
+        [shown.get(label, label), *(f"{values[name]:.4f}" for name in names)] for label, values in methods.items()
+    ]
+
+
+def difference_table(differences: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Columns and rows of the subject minus every other method."""
+    columns = ("method", "difference", "95 % interval", "p (Holm)", "d", "won / lost", "users needed", "verdict")
     rows = [
         [
             name,
@@ -174,59 +196,46 @@ def print_differences(title: str, differences: Mapping[str, Mapping[str, Any]]) 
         ]
         for name, d in differences.items()
     ]
-    if rows:
-        console.result("")
-        columns = ["method", "difference", "95 % interval", "p (Holm)", "d", "won / lost", "users needed", "verdict"]
-        console.table(title, columns, rows)
+    return columns, rows
+
+
+def slice_table(slices: Mapping[str, Mapping[str, Any]], shown: Mapping[str, str], first: str = "method") -> Table:
+    """Columns and rows of the headline metric by part of the users."""
+    columns = (first, *(f"{name} ({part['users']:,})" for name, part in slices.items()))
+    rows = [[shown[label], *(_decimals(part[label], 4) for part in slices.values())] for label in shown]
+    return columns, rows if slices else []
+
+
+def behaviour_table(
+    behaviour: Mapping[str, Mapping[str, float]], shown: Mapping[str, str] | None = None, first: str = "method"
+) -> Table:
+    """Columns and rows of what is recommended and written."""
+    names = list(dict.fromkeys(name for values in behaviour.values() for name in values))
+    rows = [
+        [(shown or {}).get(label, label), *(_decimals(values.get(name), 3) for name in names)]
+        for label, values in behaviour.items()
+    ]
+    return (first, *(name.replace("_", " ") for name in names)), rows if names else []
+
+
+def probe_table(probes: Sequence[Mapping[str, Any]]) -> Table:
+    """Columns and rows of the probes."""
+    rows = []
+    for probe in probes:
+        d, passed = probe["difference"], probe["passed"]
+        result = "passed" if passed else "FAILED" if passed is False else "-"
+        interval = f"[{d['low']:+.4f}, {d['high']:+.4f}]"
+        rows.append([probe["name"], probe["measures"], f"{d['mean']:+.4f}", interval, p_text(d["p_value"]), result])
+    return ("probe", "measures", "difference", "95 % interval", "p", "result"), rows
+
+
+def _decimals(value: float | None, places: int) -> str:
+    """No user of a slice has no mean: NaN, and null where it was written down."""
+    return "-" if value is None or value != value else f"{value:.{places}f}"
 
 
 def p_text(p: float) -> str:
     return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0") if p < 1 else "1"
-
-
-def _shown(method: Measured) -> str:
-    return f"{method.name} (ceiling)" if method.kind == "ceiling" else method.name
-
-
-def _print_slices(evaluation: Evaluation) -> None:
-    if not evaluation.slices:
-        return
-    console.result("")
-    columns = ["method", *(f"{name} ({int(chosen.sum()):,})" for name, chosen in evaluation.slices.items())]
-    rows = []
-    for method in evaluation.methods:
-        values = [means(method.ranking, evaluation.ks, c)[evaluation.headline] for c in evaluation.slices.values()]
-        rows.append([_shown(method), *(f"{value:.4f}" if value == value else "-" for value in values)])
-    console.table(f"{evaluation.headline} by slice (users in it)", columns, rows)
-
-
-def _print_behaviour(evaluation: Evaluation) -> None:
-    if not evaluation.behaviour:
-        return
-    console.result("")
-    columns = list(dict.fromkeys(name for values in evaluation.behaviour.values() for name in values))
-    rows = [
-        [method, *(f"{values[name]:.3f}" if name in values else "-" for name in columns)]
-        for method, values in evaluation.behaviour.items()
-    ]
-    console.table("What is recommended and written", ["method", *(c.replace("_", " ") for c in columns)], rows)
-
-
-def _print_probes(evaluation: Evaluation) -> None:
-    if evaluation.probes:
-        console.result("")
-        rows = [
-            [
-                probe.name,
-                probe.measures,
-                f"{probe.difference.mean:+.4f}",
-                f"[{probe.difference.low:+.4f}, {probe.difference.high:+.4f}]",
-                p_text(probe.difference.p_value),
-                "passed" if probe.passed else "FAILED" if probe.passed is False else "-",
-            ]
-            for probe in evaluation.probes
-        ]
-        console.table("Probes", ["probe", "measures", "difference", "95 % interval", "p", "result"], rows)
 
 
 def print_seeds(evaluations: Mapping[int, Evaluation], *, start: str) -> None:

@@ -1,7 +1,7 @@
 """How a comparison reads: on a terminal, as Markdown, as a page.
 
 Decides: order and wording, and that titles and generated texts, which come from outside, stay text in all three.
-Hides: the page's template (`compare.html.j2`) and its plots (`plots.py`). Everything is made of
+Hides: the page's template (`compare.html.j2`, see `html.py`) and its plots (`plots.py`). Everything is made of
 `Comparison.as_json()`, so a page can be made again from a stored one.
 """
 
@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from rl4rec_cli import console
-from rl4rec_cli.eval.evaluation import p_text
+from rl4rec_cli.eval.evaluation import (
+    BEHAVIOUR,
+    Table,
+    behaviour_table,
+    metric_table,
+    p_text,
+    shown_names,
+    slice_table,
+    slices_title,
+)
 
 PAIR_COLUMNS = (
     *("first minus second", "difference", "95 % interval", "p (Holm)", "d", "won / lost / tied"),
@@ -23,17 +32,6 @@ _TITLE = 48
 """Characters of a title on a terminal."""
 _TITLES = 3
 _FAMILIES = {"ndcg": "NDCG", "hit": "Hit", "mrr": "MRR"}
-
-Table = tuple[Sequence[str], list[list[str]]]
-
-
-def metric_table(report: Mapping[str, Any]) -> Table:
-    """Columns and rows of the means."""
-    names = list(next(iter(report["methods"].values())))
-    rows = [
-        [_label(report, label), *(f"{means[name]:.4f}" for name in names)] for label, means in report["methods"].items()
-    ]
-    return ("contestant", *names), rows
 
 
 def pair_table(report: Mapping[str, Any]) -> Table:
@@ -67,27 +65,6 @@ def seeds_table(report: Mapping[str, Any]) -> Table:
         if pair["seeds"] is not None
     ]
     return ("first minus second", "difference by seed", "deviation between seeds", "95 % interval, users alone"), rows
-
-
-def slice_table(report: Mapping[str, Any]) -> Table:
-    """Columns and rows of the compared metric by part of the users."""
-    slices, labels = report["slices"], list(report["methods"])
-    columns = ("contestant", *(f"{name} ({part['users']:,} users)" for name, part in slices.items()))
-    rows = [
-        [_label(report, label), *("-" if part[label] is None else f"{part[label]:.4f}" for part in slices.values())]
-        for label in labels
-    ]
-    return columns, rows if slices else []
-
-
-def behaviour_table(report: Mapping[str, Any]) -> Table:
-    """Columns and rows of what is recommended and written."""
-    names = list(dict.fromkeys(name for values in report["behaviour"].values() for name in values))
-    rows = [
-        [_label(report, label), *(f"{values[name]:.3f}" if name in values else "-" for name in names)]
-        for label, values in report["behaviour"].items()
-    ]
-    return ("contestant", *(name.replace("_", " ") for name in names)), rows if names else []
 
 
 def settings_table(report: Mapping[str, Any]) -> Table:
@@ -144,7 +121,7 @@ def tested_line(report: Mapping[str, Any]) -> str:
 
 def print_report(report: Mapping[str, Any]) -> None:
     """Tables, the users who differ most, verdicts and openings on standard output."""
-    console.table(heading(report), *metric_table(report))
+    console.table(heading(report), *_means(report))
     console.result("")
     console.table(f"Paired differences in {tested_line(report)}", *pair_table(report))
     columns, rows = seeds_table(report)
@@ -187,8 +164,12 @@ def _clip(text: str) -> str:
     return text if len(text) <= _TITLE else f"{text[: _TITLE - 1]}…"
 
 
-def _label(report: Mapping[str, Any], label: str) -> str:
-    return f"{label} (ceiling)" if report["contestants"][label]["kind"] == "ceiling" else label
+def _means(report: Mapping[str, Any]) -> Table:
+    return metric_table(report["methods"], _shown(report), "contestant")
+
+
+def _shown(report: Mapping[str, Any]) -> dict[str, str]:
+    return shown_names({label: report["contestants"][label]["kind"] for label in report["methods"]})
 
 
 def _interval(low: float | None, high: float | None) -> str:
@@ -201,7 +182,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     shown = report["most_different"]
     parts = [f"# {_md(page_title(report))}", _md(heading(report))]
     parts.append("\n".join(f"- **{_md(verdict)}**" for verdict in report["verdicts"]))
-    parts += ["## Metrics", _md_table(metric_table(report))]
+    parts += ["## Metrics", _md_table(_means(report))]
     parts += ["## Paired differences", _md(tested_line(report)), _md_table(pair_table(report))]
     if seeds_table(report)[1]:
         parts += ["### Over seeds", _md_table(seeds_table(report))]
@@ -220,8 +201,8 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 
 def _more_tables(report: Mapping[str, Any]) -> list[tuple[str, Table]]:
     tables = [
-        (f"{report['metric']} by part of the users", slice_table(report)),
-        ("What is recommended and written", behaviour_table(report)),
+        (slices_title(report), slice_table(report["slices"], _shown(report), "contestant")),
+        (BEHAVIOUR, behaviour_table(report["behaviour"], _shown(report), "contestant")),
         ("Settings that differ", settings_table(report)),
         ("Who is who", contestant_table(report)),
     ]
@@ -256,28 +237,19 @@ def _md(text: str) -> str:
 
 def as_html(report: Mapping[str, Any]) -> str:
     """The page: one file without a script and without an address to fetch from."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
+    from rl4rec_cli.eval.html import figures, render
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # titles, texts and run names are whatever somebody wrote
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["clean"] = console.clean
-    plots = [(title, text, Markup(svg)) for title, text, svg in _plots(report)]
-    return environment.get_template("compare.html.j2").render(
+    return render(
+        Path(__file__).with_name("compare.html.j2"),
         report=report,
         title=page_title(report),
         heading=heading(report),
         openings=openings_line(report),
         tested=tested_line(report),
-        metrics=metric_table(report),
+        metrics=_means(report),
         pairs=pair_table(report),
         seeds=seeds_table(report),
-        plots=plots,
+        plots=figures(_plots(report)),
         more=_more_tables(report),
         background=background(report),
     )
@@ -305,6 +277,9 @@ def _plots(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     said = "Users whose target is within rank k; higher is better."
     found.append(("How high the targets stand", said, plots.rank_curves(report)))
     if report["rewards"]:
-        said = "What reinforcement learning optimised; comparable only between runs with the same reward."
+        said = (
+            "What reinforcement learning optimised; comparable only between runs with the same reward. "
+            f"{plots.AVERAGED}"
+        )
         found.append(("Reward in training", said, plots.reward_curves(report)))
     return found

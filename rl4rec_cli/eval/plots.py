@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 SERIES = 8
 """Colours; more series begin again with other line styles."""
 WINDOW = 10
-"""Steps that a reward curve is averaged over."""
+"""Values that a curve is averaged over."""
+SMOOTHED = 30
+"""More values than these are averaged."""
+AVERAGED = f"Bold: mean of the last {WINDOW} values, where there are more than {SMOOTHED}."
+STRETCHES = 200
+"""Stretches of a curve that the width of a plot can show apart."""
 _INK, _LINE = "#010101", "#020202"
 _STYLES = ("-", "--", "-.", ":")
 _TICKS = (1, 2, 5)
@@ -137,28 +143,130 @@ def rank_curves(report: Mapping[str, Any]) -> str:
 
 
 def reward_curves(report: Mapping[str, Any]) -> str:
-    """Mean reward of the texts in training by step, averaged over the last steps; every seed is a line."""
+    """Mean reward of the texts in training by step; every seed is a line."""
+    lines = [
+        Curve(label if number == 0 else None, run["steps"], run["values"], list(report["methods"]).index(label))
+        for label, runs in report["rewards"].items()
+        for number, run in enumerate(runs)
+    ]
+    return curves("rewards", lines, xlabel="step of reinforcement learning", ylabel="reward")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values by step; one that is None or not finite is a gap.
+
+    Attributes:
+        label: its name in the legend; None: it has none.
+        place: number of its colour.
+        is_measured: each value stands for itself and gets a point: nothing is averaged.
+    """
+
+    label: str | None
+    steps: Sequence[int]
+    values: Sequence[float | None]
+    place: int = 0
+    is_measured: bool = False
+
+
+def curves(
+    name: str,
+    lines: Sequence[Curve],
+    *,
+    xlabel: str,
+    ylabel: str,
+    ranks: bool = False,
+    share: bool = False,
+    marks: Sequence[tuple[int, str]] = (),
+) -> str:
+    """Values by step, and where there are more than `SMOOTHED` of them the mean of the last `WINDOW` in bold.
+
+    Of many values as many are drawn as the width can show, the highest and lowest of each stretch among them.
+
+    Args:
+        name: begins every id in it.
+        ranks: a logarithmic axis with 1 at the top.
+        share: values are shares of 1, drawn as % from 0 to 100.
+        marks: steps to mark by a line, each with the letter or number that stands at it ("" for none).
+    """
+    named = sum(line.label is not None for line in lines)
 
     def draw(axis: Axes) -> None:
-        for label, runs in report["rewards"].items():
-            place = list(report["methods"]).index(label)
-            for number, run in enumerate(runs):
-                style: dict[str, Any] = {"color": _colour(place), "linestyle": _style(place)}
-                name = _short(label) if number == 0 else None
-                axis.plot(run["steps"], _trailing_mean(run["values"]), label=name, **style)
-                axis.plot(run["steps"], run["values"], alpha=0.25, linewidth=0.7, **style)
-        axis.set_xlabel("step of reinforcement learning")
-        axis.set_ylabel(f"reward, mean of {WINDOW} steps")
+        for line in lines:
+            _draw_curve(axis, line, 100.0 if share else 1.0)
+        for step, said in marks:
+            axis.axvline(step, color=_INK, linewidth=0.8, linestyle=":" if said else "--", alpha=0.6)
+            place: dict[str, Any] = {"xycoords": axis.get_xaxis_transform(), "textcoords": "offset points"}
+            axis.annotate(said, (step, 1), (0, 1), ha="center", fontsize=7, annotation_clip=False, **place)
+        if ranks:
+            axis.set_yscale("log")
+            axis.invert_yaxis()
+            _plain_log_ticks(axis)
+        if share:
+            axis.set_ylim(-3, 103)
+        _whole_steps(axis)
+        axis.set_xlabel(xlabel)
+        axis.set_ylabel(f"{ylabel}, %" if share else ylabel)
 
-    return _svg(draw, "rewards", legend=len(report["rewards"]))
+    return _svg(draw, name, legend=named if named > 1 else 0)
 
 
-def _trailing_mean(values: Sequence[float]) -> NDArray[np.float64]:
-    """Mean of the last `WINDOW` values, so that a curve says nothing of what is yet to come."""
-    sums = np.cumsum(np.insert(np.asarray(values, float), 0, 0.0))
+def _draw_curve(axis: Axes, line: Curve, factor: float) -> None:
+    style: dict[str, Any] = {"color": _colour(line.place), "linestyle": _style(line.place)}
+    steps = np.asarray(line.steps, float)
+    values = factor * np.array([np.nan if value is None else value for value in line.values], float)
+    values[~np.isfinite(values)] = np.nan
+    label = _short(line.label) if line.label is not None else None
+    if len(values) <= SMOOTHED or line.is_measured:
+        # A value between two gaps, or the only one, would be no line at all.
+        axis.plot(*_thinned(steps, values), label=label, marker="o", markersize=3, **style)
+        return
+    axis.plot(*_thinned(steps, _trailing_mean(values)), label=label, **style)
+    axis.plot(*_thinned(steps, values), alpha=0.25, linewidth=0.7, **style)
+
+
+def _thinned(steps: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """First, lowest, highest and last value of each of `STRETCHES` stretches; a gap in one stays."""
+    if len(values) <= 4 * STRETCHES:
+        return steps, values
+    kept: set[int] = set()
+    for rows in np.array_split(np.arange(len(values)), STRETCHES):
+        kept |= {int(rows[0]), int(rows[-1])}
+        part = values[rows]
+        if not np.isnan(part).all():
+            kept |= {int(rows[np.nanargmin(part)]), int(rows[np.nanargmax(part)])}
+        kept |= set(rows[np.isnan(part)][:1].tolist())
+    chosen = sorted(kept)
+    return steps[chosen], values[chosen]
+
+
+def _whole_steps(axis: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+
+
+def _plain_log_ticks(axis: Axes) -> None:
+    """1, 2, 5, 10 …, as many as are in view, and at least the ends."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = sorted(axis.get_ylim())
+    subs = _TICKS if high / max(low, 1e-9) < 200 else (1,)
+    axis.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda rank, _: f"{rank:,.0f}"))
+
+
+def _trailing_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of the last `WINDOW` values that there are, so that a curve says nothing of what is yet to come."""
+    there = ~np.isnan(values)
+    sums = np.cumsum(np.insert(np.nan_to_num(values), 0, 0.0))
+    counts = np.cumsum(np.insert(there, 0, 0))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - WINDOW)
-    return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
+    means = (sums[ends] - sums[starts]) / np.maximum(1, counts[ends] - counts[starts])
+    return np.where(there, means, np.nan)
 
 
 def _svg(draw: Callable[[Axes], None], name: str, *, height: float = 2.9, legend: int = 0) -> str:

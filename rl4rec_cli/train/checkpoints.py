@@ -1,7 +1,7 @@
 """Which checkpoint a run goes on from.
 
 Decides: what makes a checkpoint usable (whole, of this recipe and this dataset, with all that the next step depends
-on), and what becomes of one that is not.
+on), what becomes of one that is not, and what is said of each.
 Hides: file names, and how recipes are compared.
 
 Beside the policy, which plain `from_pretrained` reads, a periodic checkpoint holds what transformers' own would
@@ -35,6 +35,7 @@ OPTIMIZER = "optimizer.pt"
 SCHEDULER = "scheduler.pt"
 RANDOM = "rng_state.pth"
 SCALER = "scaler.pt"
+VALIDATION = "validation.json"
 ALGORITHM = "algorithm.pt"
 STATE = frozenset({OPTIMIZER, SCHEDULER, RANDOM, SCALER, ALGORITHM})
 """Without these training could go on, but not on the same curve."""
@@ -105,11 +106,79 @@ def _listed(folder: Path) -> set[str]:
     return set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a checkpoint is whole; one that is not is put aside, so that nothing takes it for the newest."""
+def _problems(folder: Path) -> list[str]:
+    """What a checkpoint lacks, or what differs from what was written; a missing state of the training is no problem."""
     found = problems(folder, but=STATE)
     if not found and folder.name.startswith(("checkpoint_step", "checkpoint_warm")) and PROGRESS not in _listed(folder):
         found = [f"no {PROGRESS}"]
+    return found
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """A checkpoint as it lies there.
+
+    Attributes:
+        step: of the phase it was written in; None where that is not written down.
+        size: bytes.
+        problems: why it cannot be loaded; empty where it is whole.
+        missing: files without which training can go on only with --allow-partial.
+        metrics: what it reached on validation users, where it was kept for that.
+        dataset: digest of what it was trained on, where that is written down.
+    """
+
+    name: str
+    step: int | None
+    size: int
+    problems: tuple[str, ...]
+    missing: tuple[str, ...]
+    metrics: Mapping[str, float]
+    dataset: str | None
+
+
+def checkpoint_states(run: Run) -> list[CheckpointState]:
+    """Every checkpoint of a run, those put aside as damaged too; every file is read, nothing is changed.
+
+    The start comes first, then steps in order, the best, the final one.
+    """
+    start, steps = [run.start], [*run.warm_steps(), *run.steps()]
+    aside = sorted(run.checkpoints.glob("damaged_*"))
+    found = [path for path in (*start, *steps, run.best, run.final, *aside) if path.is_dir()]
+    with console.progress(len(found), "Checking checkpoints") as advance:
+        states = []
+        for folder in found:
+            states.append(_state(folder))
+            advance(1)
+    return states
+
+
+def _state(folder: Path) -> CheckpointState:
+    found = _problems(folder)
+    missing = [] if found else sorted(name for name in STATE & _listed(folder) if not (folder / name).is_file())
+    told: dict[str, Any] = {}
+    for name in (PROGRESS, VALIDATION):
+        try:
+            read = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # most have none; of one that is damaged `found` says so
+            continue
+        told |= read if isinstance(read, dict) else {}
+    step = told.get("step")
+    if folder.name.startswith("damaged_"):
+        found = [f"put aside as damaged ({'; '.join(found) or 'whole now'})"]
+    return CheckpointState(
+        folder.name,
+        step if isinstance(step, int) else None,
+        sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
+        tuple(found),
+        tuple(missing),
+        {name: value for name, value in told.items() if "@" in name and isinstance(value, int | float)},
+        told.get("dataset"),
+    )
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a checkpoint is whole; one that is not is put aside, so that nothing takes it for the newest."""
+    found = _problems(folder)
     if found:
         aside = folder.with_name(folder.name.replace("checkpoint_", "damaged_", 1))
         shutil.rmtree(aside, ignore_errors=True)

@@ -41,14 +41,16 @@ class InformativeGroups(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         output = super()._generate_and_score_completions(inputs)
         varied_G = self._varied()
-        found, refilled = int((~varied_G).sum()), 0
+        found, refilled, drawn = int((~varied_G).sum()), 0, 0
         # What is logged of a batch is logged of the prompts that were drawn for it, not of those that stand in.
         lengths = {name: len(values) for name, values in self._metrics["train"].items()}
         for turn in range(self._rounds):
             empty = torch.nonzero(~varied_G).flatten().tolist()
             if not empty:
                 break
-            fresh = super()._generate_and_score_completions(self._fresh(len(empty), turn))
+            rows = self._fresh(len(empty), turn)
+            drawn += len(rows) // self._size
+            fresh = super()._generate_and_score_completions(rows)
             good = torch.nonzero(self._varied()).flatten().tolist()
             for ours, theirs in zip(empty, good, strict=False):
                 output = _replace(output, self._rows(ours), fresh, self._rows(theirs), self._tokenizer.pad_token_id)
@@ -59,7 +61,8 @@ class InformativeGroups(GRPOTrainer):
         keep_B = varied_G.repeat_interleave(self._size).to(output["completion_mask"].device)
         output["completion_mask"] = output["completion_mask"] * keep_B[:, None]
         output["num_items_in_batch"] = output["completion_mask"].sum()
-        for name, count in (("zero_variance", found), ("refilled", refilled), ("left_out", found - refilled)):
+        counts = {"zero_variance": found, "drawn": drawn, "refilled": refilled, "left_out": found - refilled}
+        for name, count in counts.items():
             self._metrics["train"][f"groups/{name}"].append(float(count))
         return output
 

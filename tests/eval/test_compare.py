@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pages import BACKGROUNDS, COLOURS, HOSTILE, check_page, draw_quietly, needs_browser, screenshot
 
 from rl4rec_cli.config import RunConfig
 from rl4rec_cli.data.dataset import Dataset, Example
@@ -38,9 +36,6 @@ from rl4rec_cli.rewards.functions import ndcg
 from rl4rec_cli.runs import Run, create_run, strict
 
 USERS, ITEMS = 80, 60
-HOSTILE = (
-    "<script>alert(1)</script><img src=x onerror=alert(2)> | [a](javascript:alert(3)) `x` $y$ https://evil.example \"'"
-)
 MakeDataset = Callable[..., Dataset]
 
 
@@ -183,36 +178,6 @@ def test_a_cut_off_log_line_and_rewards_that_are_none(tmp_path: Path) -> None:
 
 
 # The page.
-
-
-class Page(HTMLParser):
-    """Elements, attributes and text of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-
-def check_page(text: str) -> Page:
-    found = Page(text)
-    assert {"script", "img", "iframe", "link", "object", "embed", "a", "form", "base"}.isdisjoint(found.tags)
-    assert not [name for name, _ in found.attributes if name.startswith("on") or name in ("src", "srcset", "action")]
-    assert all((value or "").startswith("#") for name, value in found.attributes if name.endswith("href"))
-    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)", text))
-    assert "@import" not in text
-    [policy] = [value or "" for name, value in found.attributes if value and value.startswith("default-src")]
-    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
-    return found
 
 
 def test_the_page_shows_everything_and_asks_for_nothing(make_dataset: MakeDataset) -> None:
@@ -420,52 +385,22 @@ def test_all_are_ranked_alike(tmp_path: Path) -> None:
 
 # In a browser.
 
-BROWSER = next(
-    (
-        found
-        for name in ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-        if (found := shutil.which(name))
-    ),
-    None,
-)
-
 
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no chromium: `apt-get install chromium-headless-shell` un-skips it")
-@pytest.mark.parametrize(("width", "scheme"), [(1280, 1), (390, 0)], ids=["wide, light", "phone, dark"])
+@needs_browser
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_a_browser_draws_the_page_and_has_nothing_to_say(
-    make_dataset: MakeDataset, tmp_path: Path, width: int, scheme: int
+    make_dataset: MakeDataset, tmp_path: Path, width: int, scheme: str
 ) -> None:
-    from PIL import Image
-
-    def browse(file: Path, *args: str) -> subprocess.CompletedProcess[str]:
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
-        options += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},6000"]
-        options += [f"--blink-settings=preferredColorScheme={scheme}"]
-        return subprocess.run(
-            [str(BROWSER), *options, *args, file.as_uri()], capture_output=True, text=True, check=True, timeout=120
-        )
-
     report = strict(comparison(make_dataset, ("a", 1), ("b", 1), ("c", 0), said=HOSTILE, title=HOSTILE).as_json())
     report["rewards"] = {"a": [{"run": "a0", "steps": [1, 2, 3], "values": [0.1, 0.3, 0.2]}]}
-    file, canary = tmp_path / "page.html", tmp_path / "canary.html"
+    file = tmp_path / "page.html"
     file.write_text(page.as_html(report), encoding="utf-8")
-    canary.write_text("<!DOCTYPE html><script>console.error('heard')</script>")
-    assert "CONSOLE" in browse(canary, "--dump-dom").stderr  # or its silence would say nothing
-    done = browse(file, "--dump-dom")
-    assert "CONSOLE" not in done.stderr
-    found = Page(done.stdout)
+    found = draw_quietly(file, width, scheme)
     assert found.tags.count("svg") == 8
     assert "script" not in found.tags
 
-    picture = tmp_path / "page.png"
-    browse(file, f"--screenshot={picture}")
-    pixels = np.asarray(Image.open(picture).convert("RGB"))
-    assert pixels.shape[1] == width
-    colours = [(0x25, 0x63, 0xA8), (0xD2, 0x69, 0x1E), (0x2F, 0x85, 0x5A)]
-    background = (0xFF, 0xFF, 0xFF)
-    if scheme == 0:
-        colours, background = [(0x6C, 0xB0, 0xF5), (0xF2, 0x9B, 0x5B), (0x6C, 0xC5, 0x8F)], (0x14, 0x17, 0x1A)
-    assert tuple(pixels[0, 0]) == background
-    for colour in colours:  # the bars of the three contestants
+    pixels = screenshot(file, width, scheme)
+    assert tuple(pixels[0, 0]) == BACKGROUNDS[scheme]
+    for colour in COLOURS[scheme][:3]:  # the bars of the three contestants
         assert (pixels == colour).all(axis=2).sum() > 500, colour

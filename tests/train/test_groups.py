@@ -65,7 +65,7 @@ def test_left_out_of_loss_and_kl(tmp_path: Path, seen: list[dict[str, Any]]) -> 
         even = sum(t % 2 == 0 for t in targets)
         assert even > 0
         assert record["groups/zero_variance"] == record["groups/left_out"] >= even
-        assert record["groups/refilled"] == 0
+        assert record["groups/refilled"] == record["groups/drawn"] == 0
         tokens_B = batch["completion_mask"].sum(1)
         assert (tokens_B == 0).sum() == 4 * record["groups/left_out"]
         assert batch["num_items_in_batch"] == tokens_B.sum()
@@ -80,7 +80,8 @@ def test_fresh_prompts_take_their_place(tmp_path: Path, seen: list[dict[str, Any
         assert record["groups/left_out"] == record["groups/zero_variance"] - record["groups/refilled"]
         assert (batch["completion_mask"].sum(1) == 0).sum() == 4 * record["groups/left_out"]
         assert batch["completion_ids"].shape == batch["completion_mask"].shape
-        assert sum(r["step"] == step for r in texts) > 8 * 4
+        assert sum(r["step"] == step for r in texts) == (8 + record["groups/drawn"]) * 4
+        assert record["groups/drawn"] >= record["groups/refilled"]
     assert sum(r["groups/left_out"] for r in log) < sum(r["groups/zero_variance"] for r in log) / 3
 
 

@@ -1,0 +1,386 @@
+"""`rl4rec report`: everything a run has left in its folder, as one page.
+
+Decides: what of a run is shown, in which order and words, and that a run that is unfinished, was killed, gone on with
+or copied without its data has a page as well, which says what is missing.
+Hides: the page's template (`report.html.j2`), what is drawn (`panels.py`), and how tables of results read
+(`eval/evaluation.py`). Nothing in the run is changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli import __version__, console
+from rl4rec_cli.config_types import Section
+from rl4rec_cli.errors import Rl4RecError, RunError
+from rl4rec_cli.runs import check_writable, open_run, read_log, write_text
+from rl4rec_cli.train.checkpoints import CheckpointState, checkpoint_states
+
+if TYPE_CHECKING:
+    from rl4rec_cli.eval.evaluation import Table
+    from rl4rec_cli.eval.html import Figure
+    from rl4rec_cli.runs import Run
+
+FILE = "report.html"
+SAMPLED_STEPS = 6
+"""Steps whose texts are shown."""
+SAMPLED_TEXTS = 6
+"""Texts of each."""
+TEXT = 600
+"""Characters of a text."""
+WARNINGS = 50
+"""Warnings that are shown."""
+
+
+def write_report(run: str, out: str | None) -> None:
+    """Write the page of a run and print where it is.
+
+    Raises:
+        RunError: no run folder, nothing logged in it, or the page cannot be written.
+        ConfigError: no file can be written there, or the run's configuration is damaged.
+    """
+    opened = open_run(run)
+    file = Path(out).expanduser() if out is not None else opened.folder / FILE
+    check_writable(file)
+    logged = read_logged(opened)
+    write_text(file, as_html(logged))
+    for remark in logged.remarks:
+        console.log(f"Note: {remark}")
+    console.result(str(file))
+
+
+@dataclass
+class Logged:
+    """What a run says of itself.
+
+    Attributes:
+        phases: records of each phase, in order; the last is what the run is for.
+        validation: records of the measurements in between.
+        rollouts: some texts of the steps.
+        warnings: records of health rules.
+        remarks: what is missing, and why.
+    """
+
+    run: Run
+    phases: dict[str, list[dict[str, Any]]]
+    validation: list[dict[str, Any]]
+    rollouts: list[dict[str, Any]]
+    warnings: list[dict[str, Any]]
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def algorithm(self) -> str:
+        return self.run.config.trainer.algorithm
+
+    @cached_property
+    def results(self) -> dict[str, dict[str, Any]]:
+        """The evaluations by split."""
+        found = {}
+        for split in ("validation", "test"):
+            path = self.run.folder / "eval" / f"{split}.json"
+            value = _read_json(path)
+            if isinstance(value, dict) and {"methods", "kinds", "differences", "verdict"} <= value.keys():
+                found[split] = value
+            elif path.exists():
+                self.remarks.append(f"eval/{split}.json is no result that can be read.")
+        return found
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        value = _read_json(self.run.folder / "env.json")
+        return value if isinstance(value, dict) else {}
+
+    @cached_property
+    def checkpoints(self) -> list[CheckpointState]:
+        return checkpoint_states(self.run)
+
+
+def read_logged(run: Run) -> Logged:
+    """The logs of a run.
+
+    Raises:
+        RunError: nothing is logged.
+    """
+    remarks = []
+
+    def read(name: str, *numbers: str) -> list[dict[str, Any]]:
+        records, damaged = read_log(run.folder / name)
+        good = [r for r in records if all(isinstance(r.get(key), int) for key in numbers)]
+        if lost := damaged + len(records) - len(good):
+            lines = "1 line is no record and is" if lost == 1 else f"{lost:,} lines are no records and are"
+            remarks.append(f"{name}: {lines} left out (a run that is killed, or a full disk, leaves half a line).")
+        return good
+
+    steps = read("training_log.jsonl", "step")
+    warnings = [r for r in steps if "health" in r]
+    phases: dict[str, list[dict[str, Any]]] = {}
+    for record in steps:
+        if "health" not in record:
+            phases.setdefault(str(record.get("phase", run.config.trainer.algorithm)), []).append(record)
+    if not phases:
+        raise RunError(
+            f"{run.folder}: nothing is logged in it yet",
+            hint="a step is logged every logging.steps steps; report it then",
+        )
+    return Logged(
+        run, phases, read("validation_log.jsonl", "step"), read("rollouts.jsonl", "step", "target"), warnings, remarks
+    )
+
+
+def as_html(logged: Logged) -> str:
+    """The page."""
+    from rl4rec_cli.eval.html import figures, render
+    from rl4rec_cli.eval.test_lock import read_openings
+
+    run = logged.run
+    openings = read_openings(run)
+    values = {
+        "title": run.folder.resolve().name,
+        "heading": heading(logged),
+        "status": status(logged),
+        "verdicts": [result["verdict"] for result in logged.results.values()],
+        "openings": openings.line() if openings.count or openings.problem else "",
+        "warnings": warning_lines(logged),
+        "plots": [(name, words, figures(drawn)) for name, words, drawn in plots_of(logged)],
+        "results": [(split, result_tables(found)) for split, found in logged.results.items()],
+        "samples": samples(logged),
+        "checkpoints": checkpoint_table(logged),
+        "settings": settings_table(run.config),
+        "environment": environment_table(logged.environment),
+        "recipe": (run.folder / "config.yaml").read_text(encoding="utf-8"),
+        "made": f"rl4rec {__version__}, {datetime.now(UTC).isoformat(timespec='seconds')}",
+    }
+    return render(Path(__file__).with_name("report.html.j2"), remarks=logged.remarks, **values)
+
+
+def heading(logged: Logged) -> str:
+    """`grpo on beauty, model tiny, reward ndcg@10, seed 0`"""
+    config = logged.run.config
+    data = config.data
+    made_up = f"synthetic data of {data.synthetic.users:,} users" if data.synthetic is not None else "no dataset"
+    dataset = next((r["dataset"] for r in logged.results.values() if "dataset" in r), None)
+    dataset = dataset or (Path(data.path).name if data.path is not None else made_up)
+    weights = ", ".join(f"{name}@{config.reward.k} × {weight:g}" for name, weight in config.reward.functions.items())
+    shaping = f" + rank shaping {config.reward.rank_shaping:g}" if config.reward.rank_shaping else ""
+    reward = f", reward {weights}{shaping}" if logged.algorithm != "sft" else ""
+    return f"{logged.algorithm} on {dataset}, model {config.policy.model}{reward}, seed {config.run.seed}"
+
+
+def status(logged: Logged) -> str:
+    """Whether the run is finished, and how far it came."""
+    from rl4rec_cli.train.panels import seconds_of
+
+    run = logged.run
+    made = [
+        f"{_steps(records[-1]['step'])} of {phase} in {_time(seconds_of(records))}"
+        for phase, records in logged.phases.items()
+    ]
+    so_far = f"{', '.join(made)}."
+    if run.in_use():
+        return f"A process is at work on this run. Logged so far: {so_far}"
+    if run.final.is_dir() and "validation" in logged.results:
+        return f"Finished: {so_far}"
+    if run.final.is_dir():
+        return f"Trained, but not measured: {so_far}"
+    most = f"{run.config.trainer.max_steps:,} at most"
+    where = most if logged.algorithm in logged.phases else "the warm start alone was begun"
+    return f"Not finished ({where}): {so_far} Go on with it: rl4rec train {logged.algorithm} --resume {run.folder}"
+
+
+def warning_lines(logged: Logged) -> list[str]:
+    """What health rules said, at most `WARNINGS` of it."""
+    lines = [f"Step {r['step']:,} of {r.get('phase', logged.algorithm)}: {_said(r)}" for r in logged.warnings]
+    more = len(lines) - WARNINGS
+    return lines if more <= 0 else [*lines[:WARNINGS], f"… and {more:,} more"]
+
+
+def _said(record: Mapping[str, Any]) -> str:
+    seen = f": {record['seen']}" if "seen" in record else ""
+    stopped = " (the run was stopped)" if record.get("action") == "stop" else ""
+    advice = f". To mend it: {record['advice']}" if "advice" in record else ""
+    return f"health.{record['health']}{stopped}{seen}{advice}"
+
+
+def plots_of(logged: Logged) -> list[tuple[str, str, list[Figure]]]:
+    """Name, words and figures of each phase, the last phase first."""
+    from rl4rec_cli.eval import plots
+    from rl4rec_cli.train import panels
+
+    config = logged.run.config
+    found = []
+    for phase, records in reversed(logged.phases.items()):
+        warned = [r["step"] for r in logged.warnings if r.get("phase", phase) == phase]
+        marks = panels.step_marks(records, warned)
+        drawn = panels.figures_of(
+            records, phase, k=config.reward.k, limit=config.generation.max_completion_length, marks=marks
+        )
+        if phase == logged.algorithm:
+            metric = f"ndcg@{min(config.eval.ks, key=lambda k: abs(k - 10))}"
+            drawn[1:1] = panels.validation_figure(logged.validation, metric)
+        signs = {sign for _, sign in marks}
+        words = [
+            plots.AVERAGED if len(records) > plots.SMOOTHED else "",
+            "Dashed lines: a new epoch begins." if "" in signs else "",
+            "r: the run was gone on with here." if "r" in signs else "",
+            "!: a health rule warned." if "!" in signs else "",
+        ]
+        name = "Training" if phase == logged.algorithm else "Warm start"
+        found.append((f"{name}: {phase}", " ".join(filter(None, words)), drawn))
+    return found
+
+
+def result_tables(found: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    """Every table of an evaluation that has rows."""
+    from rl4rec_cli.eval import evaluation
+
+    shown = evaluation.shown_names(found["kinds"])
+    where = f"{found['users']:,} users"
+    tables = [
+        (f"Means over {where}", evaluation.metric_table(found["methods"], shown)),
+        (evaluation.tested_title(found), evaluation.difference_table(found["differences"])),
+        ("Probes", evaluation.probe_table(found.get("probes", []))),
+        (evaluation.slices_title(found), evaluation.slice_table(found.get("slices", {}), shown)),
+        (evaluation.BEHAVIOUR, evaluation.behaviour_table(found.get("behaviour", {}), shown)),
+    ]
+    return [(name, table) for name, table in tables if table[1]]
+
+
+def samples(logged: Logged) -> list[dict[str, Any]]:
+    """Texts of some steps, evenly over the run, those for the same user and target together."""
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for record in logged.rollouts:
+        by_step.setdefault(record["step"], []).append(record)
+    if not by_step:
+        return []
+    titles = _titles(logged)
+    steps = list(by_step)
+    last = len(steps) - 1
+    places = dict.fromkeys(round(last * i / max(1, SAMPLED_STEPS - 1)) for i in range(SAMPLED_STEPS))
+    return [{"step": steps[place], "asked": _asked(by_step[steps[place]], titles)} for place in places]
+
+
+def _asked(records: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> list[dict[str, Any]]:
+    asked: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for record in records[:SAMPLED_TEXTS]:
+        text = str(record.get("text", ""))
+        cut = f"{text[:TEXT]}… ({len(text) - TEXT:,} characters more)" if len(text) > TEXT else text
+        told = {"text": cut, "rank": _shown(record.get("rank"), ","), "reward": _shown(record.get("reward"), ".4f")}
+        asked.setdefault((str(record.get("user", "")), record["target"]), []).append(told)
+    return [
+        {"user": user, "target": titles[target] if 0 <= target < len(titles) else f"item {target}", "texts": texts}
+        for (user, target), texts in asked.items()
+    ]
+
+
+def _titles(logged: Logged) -> list[str]:
+    """The titles of the dataset the run was trained on; none where it is not there any more."""
+    from rl4rec_cli.data.dataset import open_dataset
+
+    digests = [result.get("dataset_digest") for result in logged.results.values()]
+    known = next(filter(None, [*digests, *(found.dataset for found in logged.checkpoints)]), None)
+    try:
+        dataset = open_dataset(logged.run.config.data)
+    except Rl4RecError as error:
+        logged.remarks.append(f"Targets are shown by their id, as the dataset cannot be read: {_line(error.message)}")
+        return []
+    if known is not None and dataset.digest != known:
+        logged.remarks.append("Targets are shown by their id: the dataset is not the one that the run was trained on.")
+        return []
+    return [str(item["title"]) for item in dataset.items]
+
+
+def checkpoint_table(logged: Logged) -> Table:
+    """Columns and rows of what could be loaded or gone on from."""
+    rows = []
+    for found in logged.checkpoints:
+        state = "whole"
+        if found.problems:
+            state = f"DAMAGED: {'; '.join(found.problems[:3])}"
+        elif found.missing:
+            state = f"loads; to go on with it {', '.join(found.missing)} is missing"
+        reached = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
+        what = f"{_WHAT.get(found.name, '')}{': ' if reached else ''}{reached}"
+        step = "-" if found.step is None else f"{found.step:,}"
+        rows.append([found.name, step, _size(found.size), state, what])
+    return ("checkpoint", "step", "size", "state", "what it is"), rows
+
+
+_WHAT = {
+    "checkpoint_start": "before reinforcement learning",
+    "checkpoint_best": "best on validation users",
+    "checkpoint_final": "the result",
+}
+
+
+def settings_table(config: Section) -> Table:
+    """Columns and rows of the settings that are not the defaults."""
+    return ("setting", "value", "default"), _changed(config, "")
+
+
+def _changed(section: Section, path: str) -> list[list[str]]:
+    rows = []
+    for name, about in type(section).model_fields.items():
+        value, default = getattr(section, name), about.get_default(call_default_factory=True)
+        key = f"{path}{name}"
+        if isinstance(value, Section):
+            if type(value) is not type(default) and name != "trainer":  # one that is optional is something by itself
+                rows.append([key, "set", _setting(default)])
+            rows += _changed(value, f"{key}.")
+        elif value != default:
+            rows.append([key, _setting(value), _setting(default)])
+    return rows
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, Section):
+        return "set"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def environment_table(found: Mapping[str, Any]) -> Table:
+    """Columns and rows of what a result depends on besides the configuration."""
+    flat = {**{k: v for k, v in found.items() if k != "versions"}, **(found.get("versions") or {})}
+    rows = [
+        [str(key), " ".join(map(str, value)) if isinstance(value, list) else _setting(value)]
+        for key, value in flat.items()
+    ]
+    return ("what", "value"), rows
+
+
+def _shown(value: Any, form: str) -> str:
+    return "-" if value is None or isinstance(value, str) else format(value, form)
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step{'s' if count != 1 else ''}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:,.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the caller says so
+        return None
