@@ -124,8 +124,19 @@ class LoraSection(Section):
     """Scaling numerator: the update is scaled by alpha / r."""
     dropout: Fraction = 0.0
     """Dropout on the adapter's input."""
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """Modules to adapt: `all-linear` or names."""
+    target_modules: str | tuple[str, ...] = "auto"
+    """Modules to adapt: names, `all-linear` (every linear layer but the head), or `auto`: a preset's, else all."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """Seed of the adapter's initialisation; the run's when absent."""
+
+
+class FourBitSection(Section):
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    """Form of the 16 values that a weight may take."""
+    double_quantization: bool = True
+    """Quantise the scales too: 0.4 bits less for each weight."""
+    compute_dtype: Precision = "auto"
+    """Type that layers compute in; `auto`: that of `policy.dtype`."""
 
 
 class TinySection(Section):
@@ -147,7 +158,17 @@ class TinySection(Section):
 
 class PolicySection(Section):
     model: str = "tiny"
-    """`tiny` (built locally), a Hugging Face name, a model folder, or a checkpoint of a run."""
+    """`tiny` (built locally), a preset (`qwen2.5-0.5b`, `llama-3.1-8b` …), a Hugging Face name, a model folder, or a
+    checkpoint of a run."""
+    backend: Literal["auto", "hf", "unsloth"] = "auto"
+    """What loads and trains it: transformers with PEFT, or Unsloth. `auto`: unsloth for an adapter where there is a GPU
+    and unsloth is installed, else hf."""
+    quantization: Literal["none", "4bit", "8bit"] = "none"
+    """Hold the weights that are not trained in 4 or 8 bits (bitsandbytes). 4bit by default with backend unsloth."""
+    four_bit: FourBitSection = FourBitSection()
+    """How 4 bits are used."""
+    fast_inference: bool = False
+    """Let Unsloth write by vLLM in the same process (GPU only)."""
     revision: str | None = None
     """Branch, tag or commit of a model from the Hub."""
     trust_remote_code: bool = False
@@ -157,9 +178,18 @@ class PolicySection(Section):
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` …"""
     lora: LoraSection | None = None
-    """Train a LoRA adapter; absent: all weights are trained."""
+    """Train a LoRA adapter; absent: all weights are trained. Present by default with backend unsloth."""
     tiny: TinySection = TinySection()
     """Shape of the `tiny` policy."""
+
+    @model_validator(mode="after")
+    def _unsloth_is_4bit_lora(self) -> PolicySection:
+        # Written in place, as the section is being made: what is dumped says it, and reads back as it is.
+        if self.backend == "unsloth" and "lora" not in self.model_fields_set:
+            self.__dict__["lora"] = LoraSection()
+        if self.backend == "unsloth" and self.lora is not None and "quantization" not in self.model_fields_set:
+            self.__dict__["quantization"] = "4bit"
+        return self
 
 
 class GenerationSection(Section):

@@ -36,8 +36,9 @@ class OptimSection(Section):
     """Most optimiser steps."""
     precision: Precision = "auto"
     """Autocast type; `auto`: bf16 where the GPU has it, else fp32."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    gradient_checkpointing: bool | Literal["unsloth"] = False
+    """Recompute activations in the backward pass: less memory, more time. `unsloth` keeps some in the computer's memory
+    instead (backend unsloth only)."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
     """Loader processes."""
 

@@ -7,6 +7,7 @@ Hides: rich, which is imported when something is drawn on a terminal.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -199,12 +200,26 @@ def quiet_libraries() -> None:
 
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # what it says of torchao's classes
     import transformers
 
     transformers.logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers.logging.disable_progress_bar()
-    for name in ("trl", "accelerate", "peft", "datasets", "sentence_transformers", "httpx"):
+    for name in ("trl", "accelerate", "peft", "datasets", "sentence_transformers", "httpx", "torchao", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keep off standard output, which is for results, what a library prints; logged where something fails."""
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            yield
+    except BaseException:
+        if text := said.getvalue().strip():
+            log(text)
+        raise

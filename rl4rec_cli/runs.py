@@ -9,7 +9,8 @@ runs/NAME/
     env.json                versions, command, time
     training_log.jsonl      one line per logged step
     rollouts.jsonl          some texts of every step, with ranks and rewards
-    checkpoints/            checkpoint_start, checkpoint_step_N, checkpoint_best, checkpoint_final
+    checkpoints/            checkpoint_start, checkpoint_step_N, checkpoint_best, checkpoint_final; checkpoint_base,
+                            where the tiny policy got an adapter
     eval/                   results and per-user records
 ```
 """
@@ -36,7 +37,10 @@ from rl4rec_cli.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
 
-VERSIONS_OF = ("rl4rec", "torch", "transformers", "trl", "peft", "accelerate", "sentence-transformers", "scikit-learn")
+VERSIONS_OF = (
+    *("rl4rec", "torch", "transformers", "trl", "peft", "accelerate", "sentence-transformers", "scikit-learn"),
+    *("bitsandbytes", "unsloth", "unsloth_zoo"),
+)
 
 
 class Run:
@@ -56,6 +60,11 @@ class Run:
     def start(self) -> Path:
         """The policy before reinforcement learning, kept where a warm start made it."""
         return self.checkpoints / "checkpoint_start"
+
+    @property
+    def base(self) -> Path:
+        """What the adapter of a tiny policy is trained over: the policy as it was built, and warm-started."""
+        return self.checkpoints / "checkpoint_base"
 
     @property
     def final(self) -> Path:

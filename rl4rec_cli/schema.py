@@ -140,7 +140,9 @@ def explain(errors: Iterable[Any], algorithm: str) -> Iterator[tuple[Path, str]]
         said, given = _wording(error, path, algorithm)
         found.setdefault(path, {})[said] = given
     for path, wordings in found.items():
-        yield path, " or ".join(wordings) + next(iter(wordings.values()))
+        first, *rest = wordings
+        said = " or ".join([first, *(wording.removeprefix("must be ") for wording in rest)])
+        yield path, said + next(iter(wordings.values()))
 
 
 def _real_path(loc: Sequence[str | int], algorithm: str) -> Path:

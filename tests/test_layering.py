@@ -267,7 +267,7 @@ def test_all_problems_at_once_each_with_its_layer(tmp_path: Path) -> None:
         ("policy.lora.rank=1", "policy.lora.rank: unknown key; there are r, alpha, dropout, target_modules"),
         ("trainer.max_steps=true", "trainer.max_steps: must be a whole number, not true"),
         ("trainer.max_steps='5'", "trainer.max_steps: must be a whole number, not '5'"),
-        ("trainer.gradient_checkpointing=yes", "must be true or false, not 'yes'"),
+        ("trainer.gradient_checkpointing=yes", "must be true or false or 'unsloth', not 'yes'"),
         ("trainer.learning_rate=.inf", "trainer.learning_rate: must be a finite number"),
         ("trainer.learning_rate=.nan", "trainer.learning_rate: must be"),
         ("reward.functions.ndcg=.inf", "reward.functions.ndcg: must be a finite number"),

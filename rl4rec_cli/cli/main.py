@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from rl4rec_cli import __version__, signals
-from rl4rec_cli.cli import compare, data, doctor, embed, eval, recipes, recommend, report, train
+from rl4rec_cli.cli import compare, data, doctor, embed, eval, export, recipes, recommend, report, train
 from rl4rec_cli.cli.options import epilog
 from rl4rec_cli.errors import Rl4RecError
 
@@ -38,6 +38,7 @@ eval.add_to(app)
 compare.add_to(app)
 report.add_to(app)
 recommend.add_to(app)
+export.add_to(app)
 app.add_typer(recipes.app, name="recipes")
 doctor.add_to(app)
 

@@ -59,6 +59,9 @@ def compare(
     audit = _audit(contestants, data)
     openings = _openings(contestants, opens=evaluation.split == "test")
 
+    from rl4rec_cli.policy.backend import prepare_backend
+
+    prepare_backend(*(e.config.policy for c in contestants for e in c.entrants if e.model is not None))
     from rl4rec_cli.eval import page
     from rl4rec_cli.eval.comparison import Comparison
     from rl4rec_cli.retrieval.retriever import open_retriever

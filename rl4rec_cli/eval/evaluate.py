@@ -206,8 +206,11 @@ def evaluate_run(
     evaluation.about["audit"] = audit_line(config, data)
     _note_openings(evaluation, run)
 
+    from rl4rec_cli.policy.backend import prepare_backend
     from rl4rec_cli.retrieval.retriever import open_retriever
 
+    if checkpoint is not None:
+        prepare_backend(config.policy)
     retriever = open_retriever(config.retrieval, data)
     task = open_task(config, data, retriever, evaluation.examples)
     evaluation.methods.extend(measure_baselines(config, task, evaluation.split))

@@ -97,6 +97,9 @@ def open_recommender(target: str, *, user: str | None = None) -> Recommender:
     if user is not None:
         dataset.user_index(user)
 
+    from rl4rec_cli.policy.backend import prepare_backend
+
+    prepare_backend(config.policy)
     from rl4rec_cli.policy.generation import Sampling
     from rl4rec_cli.policy.loading import load_policy
     from rl4rec_cli.retrieval.retriever import open_retriever

@@ -6,7 +6,8 @@ Hides: padding, transformers' `generate`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,21 @@ class Sampling:
             top_k=section.top_k,
             repetition_penalty=section.repetition_penalty,
         )
+
+
+@contextmanager
+def writing(model: Any) -> Iterator[None]:
+    """Put a model into the state for writing, and back into the one it was in."""
+    was_training = model.training
+    if hasattr(model, "for_inference"):  # Unsloth's
+        model.for_inference()
+    model.eval()
+    try:
+        yield
+    finally:
+        if was_training and hasattr(model, "for_training"):
+            model.for_training()
+        model.train(was_training)
 
 
 def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
@@ -121,12 +137,10 @@ def generate_texts(
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
     """A text for each prompt, special tokens removed."""
-    was_training = policy.model.training
-    policy.model.eval()
     # Prompts of like length share a batch, so that little is spent on padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
-    try:
+    with writing(policy.model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             ids = generate_ids(policy.model, policy.tokenizer, [prompts[i] for i in rows], sampling)
@@ -134,6 +148,4 @@ def generate_texts(
                 texts[row] = text
             if progress is not None:
                 progress(len(rows))
-    finally:
-        policy.model.train(was_training)
     return texts

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rl4rec_cli.data.prompts import Prompt, PromptBuilder
 from rl4rec_cli.errors import RewardError
-from rl4rec_cli.policy.generation import Sampling, decode_texts, generate_ids
+from rl4rec_cli.policy.generation import Sampling, decode_texts, generate_ids, writing
 from rl4rec_cli.policy.loading import load_policy
 from rl4rec_cli.train.advantages import clipped_policy_loss, discounted_returns, token_rewards, whiten
 
@@ -93,7 +93,8 @@ class RecPolicy:
             PolicyError: the policy's probabilities are not finite.
         """
         self.policy.model.eval()
-        ids = generate_ids(self.policy.model, self.policy.tokenizer, [p.ids for p in prompts], self.sampling)
+        with writing(self.policy.model):
+            ids = generate_ids(self.policy.model, self.policy.tokenizer, [p.ids for p in prompts], self.sampling)
         texts = decode_texts(self.policy.tokenizer, ids)
         self._written = {(p.ids, text): row for p, text, row in zip(prompts, texts, ids, strict=True)}
         return texts

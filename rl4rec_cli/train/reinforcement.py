@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.policy.generation import Sampling
-from rl4rec_cli.train.arguments import number_of_steps, release, steps_per_epoch
+from rl4rec_cli.train.arguments import number_of_steps, release, steps_per_epoch, weights_kept
 from rl4rec_cli.train.callbacks import StepLog
 from rl4rec_cli.train.resumable import Keeper
 from rl4rec_cli.train.rollouts import RetrievalReward, Rollout, step_record
@@ -84,7 +84,8 @@ def make_trainer(parts: TrainerParts) -> Any:
         from rl4rec_cli.train.ppo import make_ppo as make
     else:
         raise ConfigError(f"trainer.algorithm is {algorithm}, which is no reinforcement learning")
-    trainer = make(parts)
+    with weights_kept(parts.policy.model):
+        trainer = make(parts)
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl4rec_cli.policy.generation import Sampling, decode_texts, generate_ids
+from rl4rec_cli.policy.generation import Sampling, decode_texts, generate_ids, writing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,15 +121,15 @@ class Rollout:
         from trl.models import unwrap_model_for_generation
 
         started = time.perf_counter()
-        with unwrap_model_for_generation(
-            trainer.model_wrapped,
-            trainer.accelerator,
-            gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
-        ) as model:
-            was_training = model.training
-            model.eval()
+        with (
+            unwrap_model_for_generation(
+                trainer.model_wrapped,
+                trainer.accelerator,
+                gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
+            ) as model,
+            writing(model),
+        ):
             completion_ids = generate_ids(model, trainer.processing_class, prompt_ids, self._sampling)
-            model.train(was_training)
         self.seconds += time.perf_counter() - started
         return completion_ids
 

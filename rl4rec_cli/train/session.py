@@ -55,6 +55,7 @@ def train(
         Rl4RecError: as the parts say. What was trained before an error stays in the run folder.
     """
     from rl4rec_cli.eval import evaluate
+    from rl4rec_cli.policy.backend import choose_backend
 
     # Everything that can be wrong with the input is found before anything heavy is imported.
     dataset = open_dataset(config.data)
@@ -64,12 +65,17 @@ def train(
     configs = [_of_seed(config, seed, len(seeds)) for seed in seeds]
     for own in configs:
         _check(own, dataset, is_new=resume is None)
+    if config.policy.lora is not None:
+        backend = choose_backend(config.policy)
+        console.log(f"Backend {backend.name}, quantization {config.policy.quantization}: {backend.reason}")
     if resume is not None:
         return _resume(configs[0], resume, dataset, audit, allow_partial=allow_partial)
 
     from rl4rec_cli.eval.evaluation import print_seeds
+    from rl4rec_cli.policy.backend import prepare_backend
     from rl4rec_cli.retrieval.retriever import open_retriever
 
+    prepare_backend(config.policy)
     console.quiet_libraries()
     retriever = open_retriever(config.retrieval, dataset)
     results = [_train_one(own, dataset, retriever, audit) for own in configs]
@@ -92,8 +98,10 @@ def _resume(config: RunConfig, folder: Path, dataset: Dataset, audit: str, *, al
             console.log(f"Run {folder} is finished: there is nothing to go on with")
             _say_next(run)
             return []
+        from rl4rec_cli.policy.backend import prepare_backend
         from rl4rec_cli.retrieval.retriever import open_retriever
 
+        prepare_backend(config.policy)
         console.quiet_libraries()
         results = [_train_one(config, dataset, open_retriever(config.retrieval, dataset), audit, run, place)]
     _say_next(run)
@@ -140,8 +148,12 @@ def _check(config: RunConfig, dataset: Dataset, *, is_new: bool) -> None:
     Raises:
         RunError: the run is there already. ConfigError: too few examples, or no such reward file.
     """
+    from rl4rec_cli.policy.backend import check_policy
+
     if is_new:
         check_new(config)
+    checkpointing = next((p.gradient_checkpointing for p in _phases(config) if p.gradient_checkpointing), False)
+    check_policy(config.policy, trainable=True, gradient_checkpointing=checkpointing)
     for phase in _phases(config):
         number_of_steps(phase, _number_of_training_examples(config, dataset))
     for name in config.reward.functions:
@@ -161,7 +173,6 @@ def _train_one(
     """Train, from `place` on where a run is resumed (and is locked already), and measure."""
     from rl4rec_cli.data.prompts import PromptBuilder
     from rl4rec_cli.eval import evaluate, evaluation
-    from rl4rec_cli.policy.loading import load_policy
     from rl4rec_cli.rewards.functions import is_custom
     from rl4rec_cli.rewards.scorer import Scorer
 
@@ -171,7 +182,7 @@ def _train_one(
     scorer = Scorer(retriever, config.reward)
     for name, file in scorer.custom_files.items():
         console.log(f"Reward {name} runs code from {file}")
-    policy = load_policy(_start_section(config, run, place), dataset=dataset, seed=config.run.seed, trainable=True)
+    policy = _load(config, _start_section(config, run, place), dataset)
     builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
     for phase in _phases(config):
         resolve_precision(phase, str(policy.device))
@@ -209,9 +220,44 @@ def _train_one(
 
 def _start_section(config: RunConfig, run: Run | None, place: Place | None) -> PolicySection:
     """What to load: the policy that the last phase started from, once it is known, else the configured one."""
-    if run is None or place is None or place.phase < len(_phases(config)) - 1 or not run.start.is_dir():
-        return config.policy
-    return config.policy.model_copy(update={"model": str(run.start)})
+    if run is not None and place is not None and place.phase >= len(_phases(config)) - 1 and run.start.is_dir():
+        return config.policy.model_copy(update={"model": str(run.start)})
+    if _makes_base(config):
+        whole = {"lora": None, "quantization": "none", "backend": "hf"}
+        return config.policy.model_copy(update=whole)
+    return config.policy
+
+
+def _makes_base(config: RunConfig) -> bool:
+    """Whether the policy is built here and then gets an adapter: all its weights are warm-started first."""
+    return config.policy.model == "tiny" and config.policy.lora is not None
+
+
+def _load(config: RunConfig, section: PolicySection, dataset: Dataset | None = None) -> Policy:
+    """What a section names, for this run's training."""
+    from rl4rec_cli.policy.backend import choose_backend
+    from rl4rec_cli.policy.loading import load_policy
+
+    # With transformers it is the trainer's alone.
+    is_unsloth = choose_backend(section).name == "unsloth"
+    return load_policy(
+        section,
+        dataset=dataset,
+        seed=config.run.seed,
+        trainable=True,
+        max_length=config.prompt.max_prompt_length + config.generation.max_completion_length,
+        gradient_checkpointing=config.trainer.gradient_checkpointing if is_unsloth else False,
+    )
+
+
+def _put_adapter(policy: Policy, run: Run) -> None:
+    """Store a policy that was built here, and put an adapter on what was stored, held as the configuration says."""
+    from rl4rec_cli.policy.loading import save_policy
+
+    base = run.base.resolve()
+    save_policy(policy, base)
+    loaded = _load(run.config, run.config.policy.model_copy(update={"model": str(base)}))
+    policy.model, policy.tokenizer, policy.backend = loaded.model, loaded.tokenizer, loaded.backend
 
 
 @contextmanager
@@ -259,6 +305,8 @@ def _learn(
                 is_warm_start=True,
                 resume=place.checkpoint,
             )
+        if not run.start.is_dir() and _makes_base(config):
+            _put_adapter(policy, run)
         if not run.start.is_dir() and (last > 0 or config.policy.model == "tiny"):
             save_policy(policy, run.start)
             for folder in run.warm_steps():

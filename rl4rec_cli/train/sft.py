@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.data.prompts import PromptBuilder, item_renderer
-from rl4rec_cli.train.arguments import number_of_steps, release, shared_arguments, steps_per_epoch
+from rl4rec_cli.train.arguments import number_of_steps, release, shared_arguments, steps_per_epoch, weights_kept
 from rl4rec_cli.train.callbacks import StepLog
 from rl4rec_cli.train.resumable import Keeper
 
@@ -91,20 +91,21 @@ def train_sft(
         return {name: logs[name] for name in kept if name in logs}
 
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = SFTTrainer(
-            model=policy.model,
-            args=SFTConfig(
-                **shared_arguments(section, config, output_dir=Path(scratch), device=str(policy.device)),
-                per_device_train_batch_size=section.batch_size,
-                max_steps=steps,
-                max_length=None,
-                packing=False,
-                loss_type="nll",
-                dataset_kwargs={"skip_prepare_dataset": True},
-            ),
-            train_dataset=HfDataset.from_list(pairs),
-            processing_class=policy.tokenizer,
-        )
+        with weights_kept(policy.model):
+            trainer = SFTTrainer(
+                model=policy.model,
+                args=SFTConfig(
+                    **shared_arguments(section, config, output_dir=Path(scratch), device=str(policy.device)),
+                    per_device_train_batch_size=section.batch_size,
+                    max_steps=steps,
+                    max_length=None,
+                    packing=False,
+                    loss_type="nll",
+                    dataset_kwargs={"skip_prepare_dataset": True},
+                ),
+                train_dataset=HfDataset.from_list(pairs),
+                processing_class=policy.tokenizer,
+            )
         trainer.remove_callback(PrinterCallback)
         batches = steps_per_epoch(section, len(examples))
         trainer.add_callback(StepLog(log, describe, phase="sft", batches_per_epoch=batches))

@@ -19,9 +19,9 @@ from rl4rec_cli import whole_folders
 from rl4rec_cli.config import GenerationSection, LoraSection, PolicySection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import ConfigError, PolicyError
-from rl4rec_cli.policy import loading
 from rl4rec_cli.policy.generation import Sampling, decode_texts, generate_ids, generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
+from rl4rec_cli.policy.pretrained import is_peft
 
 Make = Callable[..., Dataset]
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
@@ -73,7 +73,7 @@ def test_tiny_is_the_same_for_the_same_seed(make_dataset: Make) -> None:
     assert one.tokenizer.decode(one.tokenizer(text)["input_ids"]) == text
 
 
-def test_tiny_needs_a_dataset_and_takes_no_adapter(make_dataset: Make) -> None:
+def test_tiny_needs_a_dataset_and_an_adapter_a_stored_base(make_dataset: Make) -> None:
     with pytest.raises(ConfigError, match="built from a dataset"):
         load_policy(PolicySection())
     with pytest.raises(ConfigError, match="tiny"):
@@ -322,7 +322,7 @@ def test_lora_on_a_checkpoint_follows_the_seed(tiny_folder: Path) -> None:
     assert a
     assert all(torch.equal(w, weights(two.model)[n]) for n, w in a.items())
     assert not any(torch.equal(w, weights(other.model)[n]) for n, w in a.items())
-    assert not loading._is_peft(load(tiny_folder, lora=LoraSection(r=2)).model)
+    assert not is_peft(load(tiny_folder, lora=LoraSection(r=2)).model)
 
 
 @pytest.mark.parametrize("targets", ["nothing_like_it", ("q_proj_typo",), "*proj"])

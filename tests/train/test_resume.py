@@ -60,12 +60,13 @@ VARIANTS = {
     "ppo": ("ppo", (*PPO, "trainer.beta=0.05", "trainer.target_kl=0.01")),
     "ppo, accumulated": ("ppo", (*PPO, "trainer.gradient_accumulation_steps=2", "logging.steps=3")),
     "reinforce": ("reinforce", ("trainer.warm_start=null",)),
+    "grpo with an adapter": ("grpo", (*GROUPS, "policy.lora.r=4")),
 }
 # The step that is being made when the process dies: in the first epoch, at its end, in the second one.
 CASES = [
     *((name, at) for name in ("sft", "grpo") for at in (1, 6, 7)),
     *((name, at) for name in VARIANTS if "," in name or name == "ppo" for at in (5, 7)),
-    *((name, 3) for name in ("grpo with a reference", "reinforce")),
+    *((name, 3) for name in ("grpo with a reference", "reinforce", "grpo with an adapter")),
 ]
 TIMES = ("seconds", "step_seconds", "generation_seconds", "reward_seconds")
 

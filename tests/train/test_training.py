@@ -336,10 +336,28 @@ def test_the_base_stays_as_it_is_under_an_adapter(base: Path, tmp_path: Path, gr
         torch.testing.assert_close(again.model(ids).logits, expected)
 
 
-def test_an_adapter_on_the_tiny_policy_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"policy\.lora cannot be used with the tiny policy"):
-        train(small(tmp_path, "policy.lora.r=4"), (0,))
-    assert list(tmp_path.iterdir()) == []
+def test_a_tiny_policy_gets_its_adapter_over_a_stored_base(tmp_path: Path) -> None:
+    warm = f"trainer.warm_start={json.dumps(WARM)}"
+    done = whole(small(tmp_path / "runs", "policy.lora.r=4", warm, "eval.steps=2"))
+    full = whole(small(tmp_path / "full", warm))
+    base = weights(done.run.base)
+    assert same(base, weights(full.run.start))  # all weights are warm-started, none of them afterwards
+    for folder in (done.run.start, done.run.final):
+        assert {p.name for p in folder.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+        assert not (folder / "model.safetensors").exists()
+    before, after = (load_file(f / "adapter_model.safetensors") for f in (done.run.start, done.run.final))
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        start, base_model = (AutoModelForCausalLM.from_pretrained(f) for f in (done.run.start, done.run.base))
+        torch.testing.assert_close(start(ids).logits, base_model(ids).logits)
+        expected = AutoModelForCausalLM.from_pretrained(done.run.final)(ids).logits
+        assert not torch.allclose(expected, base_model(ids).logits)
+        # Where the run was moved, the base beside the adapter is meant.
+        (tmp_path / "runs").rename(tmp_path / "moved")
+        moved = tmp_path / "moved" / done.run.folder.name / "checkpoints" / "checkpoint_final"
+        again = load_policy(done.run.config.policy.model_copy(update={"model": str(moved)}))
+        torch.testing.assert_close(again.model(ids).logits, expected)
 
 
 @pytest.mark.parametrize("kind", ["full", "full bf16", "autocast", "lora"])

@@ -1,0 +1,153 @@
+"""A run's policy as others load it: the adapter or one merged model, with a model card, on disk and on the Hub.
+
+Decides: which files belong to an export; that nothing is merged into quantised weights; that an adapter goes to the Hub
+only where its base is there too; that a new repository is private unless it is said otherwise.
+Hides: `huggingface_hub`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from rl4rec_cli import console
+from rl4rec_cli.errors import ConfigError, PolicyError, RunError
+from rl4rec_cli.eval.evaluate import find_run
+from rl4rec_cli.eval.model_card import model_card
+from rl4rec_cli.runs import Run
+from rl4rec_cli.whole_folders import write_folder
+
+FORMS = ("merged", "adapter")
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+ADAPTER = "adapter_config.json"
+_FILES = ("adapter_*", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
+
+
+def export(run: str, *, form: str, output: str | None, dtype: str, push_to: str | None, public: bool) -> None:
+    """`rl4rec export`.
+
+    Raises:
+        ConfigError: no such form or type, or one that the run cannot take.
+        RunError: not a run, or there is something in the folder's place.
+        PolicyError: it cannot be loaded, merged, written or uploaded.
+    """
+    _check_words(form, dtype, push_to, public=public)
+    found = find_run(run)
+    if found is None:
+        raise RunError(f"{run}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
+    opened, checkpoint = found[0], Path(found[1])
+    has_adapter = (checkpoint / ADAPTER).is_file()
+    if form == "adapter" and not has_adapter:
+        raise ConfigError(f"{checkpoint}: all its weights were trained, there is no adapter", hint="use --to merged")
+    base = _base(checkpoint) if has_adapter else opened.config.policy.model
+    if form == "adapter" and push_to is not None and Path(base).is_absolute():
+        raise ConfigError(
+            f"--push-to-hub: the base of this adapter is a folder of this machine, {base}", hint="use --to merged"
+        )
+    folder = Path(output) if output is not None else opened.folder / "export" / form
+    if folder.exists():
+        raise RunError(f"{folder}: is there already", hint="name another --output, or remove it")
+    if push_to is not None:
+        _check_login()
+    _write(opened, checkpoint, folder, form=form, dtype=dtype, base=base)
+    console.result(str(folder))
+    if push_to is not None:
+        console.result(_upload(folder, push_to, public=public))
+
+
+def _check_words(form: str, dtype: str, push_to: str | None, *, public: bool) -> None:
+    if form not in FORMS:
+        if re.search(r"[48].?bit", form):
+            raise ConfigError(
+                f"--to {form}: nothing is merged into quantised weights, whose steps are larger than what was learnt",
+                hint="use --to merged and quantise that, or --to adapter and load its base in 4 bits",
+            )
+        raise ConfigError(f"--to {form}: must be {' or '.join(FORMS)}")
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype}: must be {', '.join(DTYPES)}")
+    if form == "adapter" and dtype != "auto":
+        raise ConfigError("--dtype is for merged models: an adapter stays as it is", hint="leave it out")
+    if public and push_to is None:
+        raise ConfigError("--public is for --push-to-hub", hint="give --push-to-hub NAME, or leave it out")
+    if push_to is not None:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        try:
+            validate_repo_id(push_to)
+        except HFValidationError as error:
+            raise ConfigError(
+                f"--push-to-hub {push_to}: {str(error).splitlines()[0]}", hint="e.g. me/beauty"
+            ) from error
+
+
+def _base(checkpoint: Path) -> str:
+    import json
+
+    from rl4rec_cli.policy.pretrained import find_base
+
+    saved = json.loads((checkpoint / ADAPTER).read_text(encoding="utf-8"))
+    return find_base(checkpoint, str(saved["base_model_name_or_path"]))
+
+
+def _write(run: Run, checkpoint: Path, folder: Path, *, form: str, dtype: str, base: str) -> None:
+    policy: Any = None
+    size = sum(file.stat().st_size for file in checkpoint.glob("adapter_*"))
+    if form == "merged":
+        from rl4rec_cli.policy.merging import load_merged
+
+        policy = load_merged(run.config.policy, checkpoint, dtype=dtype)
+        size = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    weights = "" if policy is None else str(policy.model.dtype).removeprefix("torch.")
+    card = model_card(run, checkpoint, form=form, base=base, weights=weights)
+
+    def fill(temporary: Path) -> None:
+        if policy is not None:
+            policy.model.save_pretrained(temporary)
+            policy.tokenizer.save_pretrained(temporary)
+        else:
+            for file in sorted(checkpoint.iterdir()):
+                if file.is_file() and any(fnmatch(file.name, pattern) for pattern in _FILES):
+                    shutil.copyfile(file, temporary / file.name)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+
+    try:
+        write_folder(folder, fill, size=size)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PolicyError(f"{folder}: cannot write the export of about {size:,} bytes: {reason}") from error
+
+
+def _check_login() -> None:
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise PolicyError("--push-to-hub: nobody is logged in", hint="`hf auth login`, or the variable HF_TOKEN")
+
+
+def _upload(folder: Path, name: str, *, public: bool) -> str:
+    from httpx import HTTPError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    try:
+        # Of a repository that is there already, `private` changes nothing.
+        repository = api.create_repo(name, private=not public, exist_ok=True)
+        # The manifest is for folders on disk.
+        api.upload_folder(
+            repo_id=repository.repo_id,
+            folder_path=folder,
+            commit_message="Upload from rl4rec",
+            ignore_patterns=["manifest.json"],
+        )
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PolicyError(
+            f"cannot upload to {name}: {reason}",
+            hint=f"the export is in {folder}; `hf upload {name} {folder}` tries again",
+        ) from error
+    return str(repository)

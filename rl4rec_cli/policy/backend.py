@@ -1,0 +1,178 @@
+"""Which library loads and trains a policy, and that Unsloth is imported before all others.
+
+Decides: Unsloth or transformers with PEFT, and which quantisation goes with which of them on which device.
+Hides: what Unsloth does at import: it patches trl, transformers and peft, prints, and writes compiled code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli import console
+from rl4rec_cli.errors import ConfigError, PolicyError
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import PolicySection
+
+PATCHED = ("trl", "transformers", "peft")
+"""What Unsloth patches, and must therefore find as it came."""
+INSTALL = "with a GPU: pip install 'rl4rec[gpu]'; without one: make unsloth-cpu, from the source folder"
+TINY = "tiny"
+
+
+@dataclass(frozen=True)
+class Backend:
+    name: str
+    """`hf` or `unsloth`."""
+    reason: str
+
+
+def choose_backend(section: PolicySection) -> Backend:
+    """What `policy.backend` means here."""
+    if section.backend != "auto":
+        return Backend(section.backend, "policy.backend says so")
+    if section.lora is None:
+        return Backend("hf", "no adapter is trained (policy.lora)")
+    if not on_gpu(section.device):
+        return Backend("hf", "no GPU is used")
+    if find_spec("unsloth") is None:
+        return Backend("hf", "unsloth is not installed")
+    return Backend("unsloth", "there is a GPU, and unsloth is installed")
+
+
+def on_gpu(device: str) -> bool:
+    """Whether a `policy.device` means a GPU here."""
+    if device != "auto":
+        return device.startswith("cuda")
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def check_policy(section: PolicySection, *, trainable: bool, gradient_checkpointing: bool | str = False) -> Backend:
+    """Find out before anything is loaded what cannot go together.
+
+    Args:
+        trainable: it will be trained.
+        gradient_checkpointing: the trainer's.
+
+    Raises:
+        ConfigError: settings that exclude each other, or a package that is not installed.
+    """
+    chosen = choose_backend(section)
+    is_unsloth, quantization = chosen.name == "unsloth", section.quantization
+    where = f"policy.backend={section.backend}" + (
+        f" ({chosen.name}: {chosen.reason})" if section.backend == "auto" else ""
+    )
+    if is_unsloth and find_spec("unsloth") is None:
+        raise ConfigError(
+            "policy.backend=unsloth: unsloth is not installed", hint=f"{INSTALL}; or use policy.backend=hf"
+        )
+    if quantization != "none" and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"policy.quantization={quantization}: bitsandbytes is not installed",
+            hint=f"{INSTALL}; or use policy.quantization=none",
+        )
+    if trainable and quantization != "none" and section.lora is None:
+        raise ConfigError(
+            f"policy.quantization={quantization} without policy.lora: quantised weights cannot be trained",
+            hint="train an adapter over them, e.g. --set policy.lora.r=16, or use policy.quantization=none",
+        )
+    if is_unsloth and trainable and section.model == TINY and section.lora is None:
+        raise ConfigError(
+            "policy.backend=unsloth with the tiny policy trains an adapter, but policy.lora is null",
+            hint="leave policy.lora out, or use policy.backend=hf",
+        )
+    if section.model == TINY and quantization == "4bit" and section.tiny.hidden_size % 64:
+        raise ConfigError(
+            f"policy.tiny.hidden_size={section.tiny.hidden_size} cannot be held in 4 bits: blocks have 64 weights",
+            hint="use a multiple of 64",
+        )
+    if section.fast_inference and not (is_unsloth and on_gpu(section.device)):
+        raise ConfigError(
+            f"policy.fast_inference needs backend unsloth and a GPU; here it is {where}",
+            hint="leave policy.fast_inference out",
+        )
+    if section.fast_inference and find_spec("vllm") is None:  # Unsloth would write without it, and say so at best
+        raise ConfigError("policy.fast_inference: vllm is not installed", hint="pip install 'rl4rec[gpu]'")
+    if gradient_checkpointing == "unsloth" and not is_unsloth:
+        raise ConfigError(
+            f"trainer.gradient_checkpointing=unsloth needs backend unsloth; here it is {where}",
+            hint="use trainer.gradient_checkpointing=true",
+        )
+    if is_unsloth:
+        _check_unsloth(section)
+    return chosen
+
+
+def _check_unsloth(section: PolicySection) -> None:
+    """What Unsloth would do otherwise than asked, with a line on standard output at best."""
+    own = section.four_bit
+    if section.quantization == "4bit" and (own.quant_type != "nf4" or not own.double_quantization):
+        raise ConfigError(
+            "policy.four_bit: Unsloth knows nf4 with double quantisation only", hint="leave it out, or use backend hf"
+        )
+    if own.compute_dtype not in ("auto", section.dtype):
+        raise ConfigError(
+            f"policy.four_bit.compute_dtype={own.compute_dtype}: Unsloth computes in policy.dtype",
+            hint="set policy.dtype, or use backend hf",
+        )
+    if on_gpu(section.device):
+        return
+    if section.quantization == "8bit":
+        raise ConfigError(
+            "policy.quantization=8bit: Unsloth has no 8-bit weights without a GPU",
+            hint="use 4bit or none, or policy.backend=hf",
+        )
+    if section.dtype == "fp16":
+        raise ConfigError("policy.dtype=fp16: Unsloth has no fp16 without a GPU", hint="use bf16 or fp32")
+
+
+def prepare_backend(*sections: PolicySection) -> None:
+    """Import Unsloth, where any of these policies is its: before trl, transformers and peft.
+
+    Every command calls this before anything heavy; calling it again does nothing.
+
+    Raises:
+        PolicyError: one of those is imported already, or Unsloth cannot be.
+        ConfigError: it is not installed.
+    """
+    for section in sections:
+        if choose_backend(section).name == "unsloth":
+            if find_spec("unsloth") is None:
+                check_policy(section, trainable=False)
+            import_unsloth()
+
+
+def import_unsloth() -> Any:
+    """The package `unsloth`.
+
+    Raises:
+        PolicyError: it would come too late, or it cannot be imported.
+    """
+    if "unsloth" not in sys.modules:
+        early = [name for name in PATCHED if name in sys.modules]
+        if early:
+            raise PolicyError(
+                f"unsloth must be imported before {', '.join(PATCHED)}; already imported: {', '.join(early)}",
+                hint="call rl4rec_cli.policy.backend.prepare_backend before importing them, or use policy.backend=hf",
+            )
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rl4rec"
+        # Else it writes what it compiled into the folder the command was typed in.
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "unsloth_compiled_cache"))
+        os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree", "unsloth", "unsloth_zoo"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with console.hushed():
+        try:
+            import unsloth
+        except Exception as error:  # a missing or clashing package shows in as many ways as there are packages
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise PolicyError(f"cannot import unsloth: {reason}", hint=f"install it anew: {INSTALL}") from error
+    return unsloth

@@ -1,0 +1,310 @@
+"""Models and adapters from a folder or the Hub.
+
+Decides: type and device of the weights, how they are quantised, the adapter on them, and what is refused: a model that
+reads ahead, lacks weights, is not held as asked, or has no room for the texts.
+Hides: transformers, PEFT and bitsandbytes; unsloth_loading.py hides Unsloth.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rl4rec_cli.errors import ConfigError, PolicyError
+from rl4rec_cli.policy.presets import PRESETS, find_preset, repository_of
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import LoraSection, PolicySection
+
+MODEL_TRIES = (
+    "give a Hugging Face causal language model by name or folder, a run's checkpoint, `tiny`, or one of "
+    + ", ".join(PRESETS)
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a policy's parts are read."""
+
+    model: str
+    """The base's weights: a folder or a Hub name."""
+    options: dict[str, Any]
+    """Revision and trust of the base."""
+    adapter: Path | None
+    tokenizer: str
+    tokenizer_options: dict[str, Any]
+
+
+def load_pretrained(
+    section: PolicySection,
+    backend: str,
+    device: str,
+    *,
+    trainable: bool,
+    seed: int,
+    max_length: int | None,
+    gradient_checkpointing: bool | str,
+) -> tuple[Any, Any]:
+    """Model (with its adapter) and tokenizer; see `load_policy`."""
+    dtype = find_dtype(section.dtype, device)
+    name = section.model
+    try:
+        source = find_source(section, backend)
+        tokenizer = load_tokenizer(source)
+        config = _read_config(source)
+        _check_room(config, name, max_length)
+        _check_stored(config, section)
+        if backend == "unsloth":
+            from rl4rec_cli.policy.unsloth_loading import load_by_unsloth
+
+            model = load_by_unsloth(
+                section, source, device, dtype,
+                trainable=trainable, seed=seed, max_length=max_length, gradient_checkpointing=gradient_checkpointing,
+            )  # fmt: skip
+        else:
+            model = _load_by_transformers(section, source, config, device, dtype, trainable=trainable)
+    except (PolicyError, ConfigError):
+        raise
+    except Exception as error:  # a damaged file fails in as many ways as there are libraries that read it
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PolicyError(f"cannot load the policy {name!r}: {reason}", hint=MODEL_TRIES) from error
+    if tokenizer.eos_token_id is None:
+        raise PolicyError(f"the tokenizer of {name!r} has no end-of-sequence token", hint="texts could never end")
+    _check_held(model, section)
+    keep_trainable_layout(model)
+    _check_causal(model, name)
+    if trainable and section.lora is not None and not is_peft(model):
+        targets = lora_targets(section.lora, name)
+        try:
+            if backend == "unsloth":
+                from rl4rec_cli.policy.unsloth_loading import add_lora_by_unsloth
+
+                model = add_lora_by_unsloth(
+                    model, section, targets, seed=seed, gradient_checkpointing=gradient_checkpointing
+                )
+            else:
+                model = _add_lora(model, section.lora, targets, section.revision)
+        except (ValueError, re.error) as error:
+            raise ConfigError(
+                f"policy.lora.target_modules={targets!r}: {str(error).splitlines()[0]}",
+                hint="`all-linear` adapts every linear layer but the head",
+            ) from error
+    return model, tokenizer
+
+
+def find_source(section: PolicySection, backend: str) -> Source:
+    """Where to read what a section names.
+
+    Raises:
+        PolicyError: a folder that is no model, or is not there.
+    """
+    name = repository_of(section.model, backend=backend, quantization=section.quantization)
+    options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+    folder = Path(name)
+    has_adapter = (folder / "adapter_config.json").is_file()
+    if folder.is_dir() and not has_adapter and not (folder / "config.json").is_file():
+        raise PolicyError(f"{name}: a folder without config.json or adapter_config.json", hint=MODEL_TRIES)
+    if not folder.exists() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise PolicyError(f"{name}: no such folder", hint=MODEL_TRIES)
+    if not has_adapter:
+        return Source(name, options, None, name, options)
+    saved = json.loads((folder / "adapter_config.json").read_text())
+    base = find_base(folder, saved["base_model_name_or_path"])
+    base_options = {**options, "revision": saved.get("revision") or "main"}
+    # Adapters are often published without the tokenizer, which is then the base's.
+    own = (folder / "tokenizer_config.json").is_file()
+    return Source(base, base_options, folder, name if own else base, options if own else base_options)
+
+
+def find_base(adapter: Path, recorded: str) -> str:
+    """The base of an adapter: as it recorded it, or of that name beside it, where its run was moved."""
+    beside = adapter.resolve().parent / Path(recorded).name
+    return str(beside) if Path(recorded).is_absolute() and not Path(recorded).exists() and beside.is_dir() else recorded
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The tokenizer, with a token to pad with."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, padding_side="left", **source.tokenizer_options)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _read_config(source: Source) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(source.model, **source.options)
+
+
+def _check_room(config: Any, name: str, max_length: int | None) -> None:
+    """Refuse texts longer than the model's positions, which fail in ways that do not say so."""
+    room = getattr(config, "max_position_embeddings", None)
+    if isinstance(room, int) and max_length is not None and max_length > room:
+        raise ConfigError(
+            f"prompt and text may have {max_length:,} tokens together, but {name} reads {room:,} at most",
+            hint="lower prompt.max_prompt_length or generation.max_completion_length",
+        )
+
+
+def _stored_quantization(config: Any) -> str:
+    """How the weights lie in their files: `none`, `4bit`, `8bit`, or the name of another method."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return "none"
+    values = stored if isinstance(stored, dict) else stored.to_dict()
+    kinds = [kind for kind in ("4bit", "8bit") if values.get(f"load_in_{kind}")]
+    return kinds[0] if kinds else str(values.get("quant_method", "unknown"))
+
+
+def _check_stored(config: Any, section: PolicySection) -> None:
+    stored = _stored_quantization(config)
+    if stored not in ("none", section.quantization):
+        full = find_preset(section.model)
+        other = f", or the full weights: policy.model={full.repository}" if full else ""
+        asked = f"policy.quantization={stored}" if stored in ("4bit", "8bit") else "another model"
+        raise ConfigError(
+            f"{section.model} is stored in {stored}, but policy.quantization={section.quantization}",
+            hint=f"use {asked}{other}",
+        )
+
+
+def _load_by_transformers(
+    section: PolicySection, source: Source, config: Any, device: str, dtype: torch.dtype, *, trainable: bool
+) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    options = dict(source.options)
+    if section.quantization != "none":
+        options["device_map"] = {"": device}
+        if _stored_quantization(config) == "none":
+            options["quantization_config"] = _quantization(section, device)
+    both: Any = AutoModelForCausalLM.from_pretrained(source.model, dtype=dtype, output_loading_info=True, **options)
+    model, loaded = both
+    # transformers fills what a file lacks with random numbers and a warning.
+    if lacking := sorted(loaded["missing_keys"]):
+        raise PolicyError(
+            f"cannot load the policy {section.model!r}: {len(lacking)} of its weights are in no file, as {lacking[0]}",
+            hint=MODEL_TRIES,
+        )
+    if source.adapter is not None:
+        from peft import PeftModel
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            model = PeftModel.from_pretrained(model, str(source.adapter), is_trainable=trainable)
+    return model if section.quantization != "none" else model.to(device)
+
+
+def _quantization(section: PolicySection, device: str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if section.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    own = section.four_bit
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=own.quant_type,
+        bnb_4bit_use_double_quant=own.double_quantization,
+        bnb_4bit_compute_dtype=find_dtype(section.dtype if own.compute_dtype == "auto" else own.compute_dtype, device),
+    )
+
+
+def _check_held(model: Any, section: PolicySection) -> None:
+    """Whether the weights are held as asked: libraries fall back to 16 bits with a line of text."""
+    held = next((k for k in ("4bit", "8bit") if any(type(m).__name__ == _LINEAR[k] for m in model.modules())), "none")
+    if held != section.quantization:
+        raise PolicyError(
+            f"policy.quantization={section.quantization}, but the weights of {section.model} came as {held}",
+            hint="bitsandbytes cannot hold this model so on this machine; use policy.quantization=none",
+        )
+
+
+_LINEAR = {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}
+
+
+def keep_trainable_layout(model: Any) -> None:
+    """Keep 4-bit layers as they are where there is no GPU.
+
+    On a processor with AVX512-BF16 bitsandbytes packs a layer anew at its first pass without gradient, for good, and
+    from then on no gradient passes back through it: after the first text that is written, adapters before it learn
+    nothing, and nothing says so.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+@torch.no_grad()
+def _check_causal(model: Any, name: str) -> None:
+    """Refuse a model whose numbers are not finite, or that reads ahead (transformers loads BERT as a causal model)."""
+    model.eval()
+    ids_BT = torch.tensor([[0, 0], [0, 1]], device=next(model.parameters()).device)
+    logits_BV = model(input_ids=ids_BT).logits[:, 0].float()
+    if not torch.isfinite(logits_BV).all():
+        raise PolicyError(f"the policy {name!r} computes numbers that are not finite", hint="its weights are damaged")
+    # Far more than rounding in half precision, far less than what another word does.
+    if (logits_BV[0] - logits_BV[1]).norm() > 0.05 * (logits_BV[0] - logits_BV[0].mean()).norm():
+        raise PolicyError(f"{name!r} is not a causal language model: it reads ahead", hint=MODEL_TRIES)
+
+
+def lora_targets(section: LoraSection, model: str) -> str | list[str]:
+    """The modules that get an adapter: what the section names, or what `auto` means for this model."""
+    if section.target_modules == "auto":
+        preset = find_preset(model)
+        return list(preset.targets) if preset is not None else "all-linear"
+    return section.target_modules if isinstance(section.target_modules, str) else list(section.target_modules)
+
+
+def _add_lora(model: Any, section: LoraSection, targets: str | list[str], revision: str | None) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    if section.seed is not None:
+        torch.manual_seed(section.seed)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            revision=revision,  # of the base, which whoever loads the adapter must load too
+            r=section.r,
+            lora_alpha=section.alpha,
+            lora_dropout=section.dropout,
+            target_modules=targets,
+        ),
+    )
+
+
+def is_peft(model: Any) -> bool:
+    return hasattr(model, "peft_config")
+
+
+def find_device(device: str) -> str:
+    """`cpu` or `cuda…`.
+
+    Raises:
+        ConfigError: no such device.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"policy.device={device} is no device", hint="auto, cpu, cuda, cuda:1 …") from error
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"policy.device={device}, but torch sees no GPU", hint="use auto or cpu")
+    return device
+
+
+def find_dtype(precision: str, device: str) -> torch.dtype:
+    """`auto`: bf16 where the GPU has it, else fp32."""
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision != "auto":
+        return named[precision]
+    return torch.bfloat16 if device.startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32
