@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 SEEDS ?= 0,1,2
+# Processes that share the tests, file by file; each takes up to 2 GB.
+WORKERS ?= 2
 
 .PHONY: help install dev quick-test test test-fast lint docs clean
 
@@ -34,10 +36,10 @@ quick-test: $(VENV)/.installed
 	$(BIN)/rl4rec train grpo --quick-test --seeds $(SEEDS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow and not realdata"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not realdata"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
