@@ -193,6 +193,8 @@ class PolicySection(Section):
 
 
 class GenerationSection(Section):
+    batch_size: PositiveInt | None = None
+    """Texts written at once in training; all of a step's when absent. Fewer take less memory."""
     max_completion_length: PositiveInt = 64
     """Longest text in new tokens."""
     temperature: PositiveFloat = 1.0

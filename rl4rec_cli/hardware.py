@@ -1,6 +1,7 @@
-"""What is there: GPUs, memory, cores.
+"""What is there (GPUs, memory, cores), and what a run makes of it.
 
-Decides: how GPUs and free memory are found without torch.
+Decides: how GPUs and free memory are found without torch, how much of them may be used, whether a run fits, and which
+backend, precision of weights, micro-batch and retrieval it would have (`plan_placement`, pure).
 Hides: `nvidia-smi`, `/proc`, control groups.
 """
 
@@ -12,9 +13,20 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from rl4rec_cli.errors import ConfigError, Rl4RecError
-from rl4rec_cli.memory import GB
+from rl4rec_cli.memory import GB, Estimate, Surroundings, activation_saving, batch_shape, estimate, human, plain_weights
+from rl4rec_cli.savings import Saving, cheaper_settings, savings
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.model_facts import ModelFacts, RetrievalFacts
+
+__all__ = ["Choice", "Gpu", "Machine", "Placement", "cheaper_settings", "find_machine", "parse_gpu", "plan_placement"]
+
+# Of what is free: the rest goes to fragmentation, and to the error of the estimate.
+USABLE = 0.92
 
 
 @dataclass(frozen=True)
@@ -35,14 +47,39 @@ class Machine:
     ram_free: int
 
 
+@dataclass(frozen=True)
+class Choice:
+    what: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a run goes and whether it fits."""
+
+    device: str
+    """`cpu`, or `cuda:N`."""
+    memory: str
+    """What is there, in words."""
+    room: int
+    """Bytes that may be used."""
+    estimate: Estimate
+    fits: bool
+    choices: tuple[Choice, ...]
+    """As configured where that fits; else as the cheapest way out has it."""
+    ways_out: tuple[Saving, ...]
+    """The two cheapest, where it does not fit."""
+    notes: tuple[str, ...] = ()
+
+
 def find_machine() -> Machine:
     """This machine, without importing torch.
 
     Raises:
         Rl4RecError: there is an NVIDIA GPU and `nvidia-smi` fails.
     """
-    ram, free = _ram()
-    return Machine(_gpus(), len(os.sched_getaffinity(0)), ram, free)
+    return Machine(_gpus(), len(os.sched_getaffinity(0)), *ram())
 
 
 def parse_gpu(text: str, index: int = 0) -> Gpu:
@@ -108,8 +145,8 @@ def visible(gpus: Sequence[tuple[str, Gpu]], setting: str | None) -> tuple[Gpu, 
     return tuple(shown)
 
 
-def _ram() -> tuple[int, int]:
-    """Bytes there, and bytes free."""
+def ram() -> tuple[int, int]:
+    """Bytes of memory there (within the control group's limit), and free."""
     fields = {}
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")
@@ -120,3 +157,144 @@ def _ram() -> tuple[int, int]:
         total = min(total, int(text))
         free = min(free, int(text) - int(used.read_text(encoding="ascii")))
     return total, max(0, free)
+
+
+def plan_placement(
+    machine: Machine,
+    config: RunConfig,
+    facts: ModelFacts,
+    retrieval: RetrievalFacts,
+    *,
+    lengths: tuple[int, int] | None = None,
+) -> Placement:
+    """Where a run goes, what it takes and whether that fits.
+
+    Args:
+        machine: what is there, or what is asked about.
+        facts: of the policy.
+        retrieval: of catalogue and embedder.
+        lengths: tokens of the longest prompt and text, where they are known better than by the limits.
+
+    Raises:
+        ConfigError: `policy.device` names a GPU that is not there.
+    """
+    gpu = _policy_gpu(machine, config.policy.device)
+    on_gpu = gpu is not None
+    where, reason = _retrieval_place(machine, config, gpu)
+    around = Surroundings(
+        on_gpu=on_gpu,
+        items=retrieval.items,
+        embedder_parameters=retrieval.embedder_parameters,
+        embedding_dim=retrieval.dim,
+        retrieval_on_device=where == (f"cuda:{gpu.index}" if gpu else "cpu"),
+        prompt_tokens=lengths[0] if lengths else None,
+        text_tokens=lengths[1] if lengths else None,
+    )
+    free = gpu.free if gpu else machine.ram_free
+    room = int(USABLE * free)
+    result = estimate(config, facts, around)
+    fits = result.bytes <= room
+    ways = () if fits else tuple(savings(config, facts, around, room, keep_texts=False)[:2])
+    chosen = config if fits or not ways else ways[0].config
+    choices = _choices(chosen, config, facts, around, gpu)
+    backend = Choice("retrieval", f"{_retrieval_backend(machine, config)} on {_where(chosen, where)}", reason)
+    said = f"{gpu.name}, {human(gpu.free)} free" if gpu else f"{human(machine.ram_free)} of memory free, no GPU is used"
+    return Placement(
+        f"cuda:{gpu.index}" if gpu else "cpu", said, room, result, fits, (*choices, backend), ways, retrieval.notes
+    )
+
+
+def _policy_gpu(machine: Machine, device: str) -> Gpu | None:
+    if device == "cpu" or (device == "auto" and not machine.gpus):
+        return None
+    name, _, number = ("cuda" if device == "auto" else device).partition(":")
+    index = int(number or 0) if name == "cuda" and (not number or number.isdigit()) else None
+    if index is None:
+        raise ConfigError(f"policy.device={device} is no device", hint="auto, cpu, cuda, cuda:1 …")
+    if index >= len(machine.gpus):
+        there = f"{len(machine.gpus)} GPU{'s' * (len(machine.gpus) != 1)} there"
+        raise ConfigError(f"policy.device={device}, but {there}", hint="use auto or cpu, or plan for one: --gpu 24")
+    return machine.gpus[index]
+
+
+def _retrieval_backend(machine: Machine, config: RunConfig) -> str:
+    asked = config.retrieval.backend
+    offered = get_args(type(config.retrieval).model_fields["backend"].annotation)
+    if asked != "auto":
+        return str(asked)
+    return "ray" if len(machine.gpus) > 1 and "ray" in offered and config.policy.device != "cpu" else "in-process"
+
+
+def _retrieval_place(machine: Machine, config: RunConfig, gpu: Gpu | None) -> tuple[str, str]:
+    """Device of embedder and item matrix, and why."""
+    device = config.retrieval.device
+    if device != "auto":
+        return ("cuda:0" if device == "cuda" else device), "retrieval.device says so"
+    if not machine.gpus:
+        return "cpu", "no GPU: in this process, on the CPU"
+    if _retrieval_backend(machine, config) == "ray":
+        other = next(g.index for g in machine.gpus if gpu is None or g.index != gpu.index)
+        return f"cuda:{other}", f"{len(machine.gpus)} GPUs: a Ray service has one of its own"
+    if len(machine.gpus) > 1:
+        return "cuda:0", "beside the policy; --set retrieval.device=cuda:1 gives it a GPU of its own"
+    return "cuda:0", "one GPU: in this process, beside the policy"
+
+
+def _where(chosen: RunConfig, where: str) -> str:
+    return "cpu" if chosen.retrieval.device == "cpu" else where
+
+
+def _choices(
+    chosen: RunConfig, config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu | None
+) -> tuple[Choice, ...]:
+    """What the run has, each with its reason; `chosen` differs from `config` where that did not fit."""
+    policy, trainer = chosen.policy, chosen.trainer
+    forced = "as configured it does not fit"
+    full, packed = plain_weights(chosen, facts, around), estimate(chosen, facts, around).phases[-1].parts["weights"]
+    if policy.lora is None:
+        backend = Choice("backend", "hf", "all weights are trained, no adapter (policy.lora)")
+    elif policy.backend != "auto":
+        backend = Choice("backend", policy.backend, "policy.backend says so")
+    elif gpu is None:
+        backend = Choice("backend", "hf", "no GPU is used")
+    else:
+        backend = Choice("backend", "unsloth", "an adapter on a GPU; hf where unsloth is not installed")
+    if policy.quantization == "none":
+        quantised = Choice("quantization", "none", f"the weights take {human(full)} as they are")
+    else:
+        because = forced if config.policy.quantization == "none" else "policy.quantization says so"
+        quantised = Choice("quantization", policy.quantization, f"{because}; {human(packed)} instead of {human(full)}")
+    batch = batch_shape(trainer)
+    changed = batch_shape(config.trainer) != batch
+    texts = f"{batch.micro} sequences × {trainer.gradient_accumulation_steps}"
+    if trainer.algorithm in ("grpo", "rloo"):
+        texts = (
+            f"{trainer.batch_size} prompts × {trainer.num_generations} texts × {trainer.gradient_accumulation_steps}"
+        )
+    learnt = f"{batch.micro * trainer.gradient_accumulation_steps} learnt from in a step, {batch.micro} at once"
+    size = Choice("batch", texts, f"{forced}; {learnt}" if changed else learnt)
+    without, kept = activation_saving(chosen, facts, around)
+    if trainer.gradient_checkpointing:
+        because = "trainer.gradient_checkpointing says so" if config.trainer.gradient_checkpointing else forced
+        again = Choice(
+            "gradient checkpointing", "on", f"{because}; activations take {human(kept)}, not {human(without)}"
+        )
+    else:
+        again = Choice("gradient checkpointing", "off", f"activations take {human(without)}; with it {human(kept)}")
+    return (backend, quantised, size, again, _vllm(chosen, facts, around, gpu))
+
+
+def _vllm(config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu | None) -> Choice:
+    """The share of the GPU that an engine in the same process would get."""
+    if gpu is None or not config.policy.fast_inference:
+        return Choice("vLLM share", "0", "texts are written by the policy itself (policy.fast_inference is off)")
+    writing = next((p for p in estimate(config, facts, around).phases if p.name == "writing"), None)
+    if writing is None:
+        return Choice("vLLM share", "0", "no texts are written")
+    # The weights are shared with the engine, which wants room beside the cache for a batch of its own.
+    need = writing.parts["weights"] + 1.2 * writing.parts["KV cache"] + GB
+    return Choice(
+        "vLLM share",
+        f"{min(0.9, need / gpu.total):.2f}",
+        f"weights and the cache of {batch_shape(config.trainer).written} texts",
+    )

@@ -24,10 +24,9 @@ _QUANTISED = {"4bit": 4.13 / 8, "8bit": 1.01}
 # Context, cuBLAS workspaces and what torch holds back on a GPU; on a CPU thread pools, the trainer's objects and
 # modules that are imported late. The second was measured, the first could not be.
 RUNTIME_GPU, RUNTIME_CPU = 900 * MIB, 60 * MIB
-# Copies of the logits that live at once when the backward pass begins, counted on a CPU: those of our rewards' loss
-# (logits, and the gradients of gather, of logsumexp row by row and stacked), and of cross-entropy.
-_LOGIT_COPIES = {"sft": 3.0}
-_LOGIT_COPIES_RL = 4.0
+# Copies of the logits, in float32, that live at once when the backward pass begins. Of cross-entropy: its log-softmax
+# and the gradients of both; of our rewards' loss: the logits, the gradients of gather and logsumexp. Measured on CPU.
+_LOGIT_COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def _types(policy: PolicySection, precision: str, *, on_gpu: bool) -> _Types:
     half = {"fp32": False, "bf16": True, "fp16": True, "auto": on_gpu}
     weights = 2 if half[policy.dtype] else 4
     compute = 2 if half[precision] else weights
-    quantised = _QUANTISED.get(getattr(policy, "quantization", "none")) if policy.lora is not None else None
+    quantised = _QUANTISED.get(policy.quantization) if policy.lora is not None else None
     # PEFT holds adapters in float32 beside half-precision weights.
     return _Types(weights, compute, 4 if policy.lora is not None else weights, quantised)
 
@@ -135,9 +134,12 @@ def layer_bytes(facts: ModelFacts, tokens: int, types: _Types, lora: LoraSection
     adapted = set() if lora is None else {name for name, _, _ in f.adapted(lora.target_modules)}
     trains = lora is None
     queries, keys = f.heads * f.head_dim, f.kv_heads * f.head_dim
+    shared = trains or types.trained == e  # one copy of a linear layer's input serves all that read it
     if f.family == "gpt2":
-        # Attention dropout keeps scores; the approximated GELU keeps five tensors.
-        kept = 6 * f.hidden * e + 12 * queries + queries * e + 12 * f.heads * tokens + 5 * f.ffn * e + 16
+        # Inputs of the norms, dropout's masks, scores of attention (which has dropout too), the approximated GELU.
+        kept = 4 * f.hidden * e + 12 * queries + 12 * f.heads * tokens + 4 * f.ffn * e + 16
+        if shared:
+            kept += (2 * f.hidden + queries + f.ffn) * e
     else:
         gemma = f.family in ("gemma2", "gemma3")
         normed = 4 if gemma else e  # Gemma multiplies by the weight in float32
@@ -147,7 +149,7 @@ def layer_bytes(facts: ModelFacts, tokens: int, types: _Types, lora: LoraSection
             kept += (queries + keys) * (4 + (normed if trains else 0)) + 4 * (f.heads + f.kv_heads)
         kept += 4 * queries * e + 4 * f.heads + e * tokens  # q, k, v (keys and values repeated), output, mask
         kept += 3 * f.ffn * e  # gate, its activation, up
-        if trains or types.trained == e:  # one copy of a linear layer's input serves all that read it
+        if shared:
             kept += (2 * f.hidden + f.ffn) * e
     if lora is not None:
         linear = {name: ins for name, ins, _ in f.linears}
@@ -161,15 +163,17 @@ def layer_bytes(facts: ModelFacts, tokens: int, types: _Types, lora: LoraSection
 
 def activation_bytes(
     facts: ModelFacts, sequences: int, tokens: int, types: _Types, lora: LoraSection | None, *, checkpointing: bool
-) -> int:
-    """Bytes that autograd keeps for the backward pass, without the logits."""
-    per_layer = layer_bytes(facts, tokens, types, lora)
-    # What a layer computes and drops: a product of the feed-forward network and its gradient.
-    passing = 2 * facts.ffn * types.compute
+) -> tuple[int, int]:
+    """Bytes without the logits: what autograd keeps until the backward pass, and what that pass needs beside it.
+
+    The second is there once the logits are gone: a layer made again (checkpointing), and the gradients within one.
+    """
+    layer = layer_bytes(facts, tokens, types, lora)
     own = 4 * facts.hidden + 2 * facts.hidden * types.compute  # embeddings and the last norm
-    layers = facts.layers * facts.hidden * types.weights + per_layer if checkpointing else facts.layers * per_layer
     mask = tokens  # of booleans, a row for each token
-    return sequences * tokens * (layers + own + passing + mask)
+    kept = facts.layers * (facts.hidden * types.weights if checkpointing else layer) + own + mask
+    passing = 2 * facts.ffn * types.compute + (layer if checkpointing else 0)
+    return sequences * tokens * kept, sequences * tokens * passing
 
 
 def kv_cache_bytes(facts: ModelFacts, sequences: int, tokens: int, types: _Types) -> int:
@@ -198,11 +202,15 @@ def _phases(
     gradients = trained * types.trained
 
     learn = dict(resident)
-    learn["activations"] = activation_bytes(
+    kept, passing = activation_bytes(
         facts, batch.micro, prompt + text, types, lora, checkpointing=bool(trainer.gradient_checkpointing)
     )
     positions = text + 1 if is_rl else prompt + text
-    learn["logits"] = _logit_bytes(facts, batch.micro * positions, types, is_rl=is_rl, trains_head=lora is None)
+    logits = _logit_bytes(facts, batch.micro * positions, types, trains_head=lora is None)
+    if logits >= passing:
+        learn |= {"activations": kept, "logits": logits}
+    else:
+        learn["activations"] = kept + passing
     if batch.accumulates:
         learn["gradients"] = gradients
 
@@ -211,7 +219,8 @@ def _phases(
         update["gradients"] += facts.vocab * facts.hidden * types.trained
     phases = [Phase(f"{prefix}learning", learn), Phase(f"{prefix}updating", update)]
     if batch.written:
-        phases.append(Phase("writing", _writing(resident, facts, batch.written, prompt, text, types)))
+        at_once = min(batch.written, config.generation.batch_size or batch.written)
+        phases.append(Phase("writing", _writing(resident, facts, at_once, prompt, text, types)))
     if config.eval.steps is not None:
         phases.append(Phase("validation", _writing(resident, facts, config.eval.batch_size, prompt, text, types)))
     return phases
@@ -248,14 +257,13 @@ def _resident(
     return parts
 
 
-def _logit_bytes(facts: ModelFacts, positions: int, types: _Types, *, is_rl: bool, trains_head: bool) -> int:
+def _logit_bytes(facts: ModelFacts, positions: int, types: _Types, *, trains_head: bool) -> int:
     """Logits, what the loss makes of them in float32, and their gradients."""
-    copies = _LOGIT_COPIES_RL if is_rl else _LOGIT_COPIES["sft"]
     one = 4 * positions * facts.vocab
     half = positions * facts.vocab * types.compute if types.compute < 4 else 0
     softcapped = one if facts.softcap else 0
     head = facts.vocab * facts.hidden * types.trained if trains_head else 0
-    return int(max(copies * one, 2 * one + head)) + half + softcapped
+    return max(_LOGIT_COPIES * one, 2 * one + head) + half + softcapped
 
 
 def _writing(
@@ -286,7 +294,7 @@ def activation_saving(config: RunConfig, facts: ModelFacts, around: Surroundings
     )
     rows = batch_shape(config.trainer).micro
     both = (False, True)
-    off, on = (activation_bytes(facts, rows, tokens, types, config.policy.lora, checkpointing=on) for on in both)
+    off, on = (sum(activation_bytes(facts, rows, tokens, types, config.policy.lora, checkpointing=on)) for on in both)
     return off, on
 
 

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from rl4rec_cli import __version__, signals
-from rl4rec_cli.cli import compare, data, doctor, embed, eval, export, recipes, recommend, report, train
+from rl4rec_cli.cli import compare, data, doctor, embed, eval, export, plan, recipes, recommend, report, train
 from rl4rec_cli.cli.options import epilog
 from rl4rec_cli.errors import Rl4RecError
 
@@ -40,6 +40,7 @@ report.add_to(app)
 recommend.add_to(app)
 export.add_to(app)
 app.add_typer(recipes.app, name="recipes")
+plan.add_to(app)
 doctor.add_to(app)
 
 

@@ -28,6 +28,8 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
+    batch_size: int | None = None
+    """Texts written at once, at most; None: all."""
 
     @classmethod
     def from_section(cls, section: GenerationSection, *, temperature: float | None = None) -> Sampling:
@@ -37,6 +39,7 @@ class Sampling:
             top_p=section.top_p,
             top_k=section.top_k,
             repetition_penalty=section.repetition_penalty,
+            batch_size=section.batch_size,
         )
 
 
@@ -70,6 +73,10 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], s
     """
     from transformers import GenerationConfig
 
+    size = sampling.batch_size or len(prompts)
+    if len(prompts) > size:  # the cache of keys and values grows with the texts written at once
+        parts = (prompts[start : start + size] for start in range(0, len(prompts), size))
+        return [ids for part in parts for ids in generate_ids(model, tokenizer, part, sampling)]
     own = model.generation_config
     given = tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id
     ends = given if isinstance(given, list) else [given]

@@ -19,7 +19,7 @@ HEAVY = {
 GROUPS = [[], ["data"], ["train"], ["recipes"]]
 COMMANDS = [
     *(["data", "synth"], ["data", "stats"], ["data", "audit"], ["embed"], ["eval"], ["compare"]),
-    *(["recommend"], ["export"], ["report"], ["doctor"]),
+    *(["recommend"], ["export"], ["report"], ["plan"], ["doctor"]),
     *(["train", name] for name in ("grpo", "ppo", "rloo", "reinforce", "sft")),
     *(["recipes", "list"], ["recipes", "show"], ["recipes", "copy"]),
 ]

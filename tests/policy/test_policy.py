@@ -128,6 +128,24 @@ def test_temperature_zero_is_greedy_and_sampling_follows_the_seed(tiny_folder: P
     assert state.equal(torch.get_rng_state())
 
 
+def test_texts_written_in_parts_are_the_same_texts(tiny_folder: Path) -> None:
+    policy = load_policy(PolicySection(model=str(tiny_folder), device="cpu"))
+    prompts = [[5, 6, 7], [8, 9], [10, 11, 12], [13], [14, 15]]
+    seen: list[int] = []
+    policy.model.register_forward_pre_hook(lambda *_, **given: seen.append(0))
+
+    def write(size: int | None) -> list[list[int]]:
+        seen.clear()
+        return generate_ids(
+            policy.model, policy.tokenizer, prompts, Sampling(max_new_tokens=3, temperature=0.0, batch_size=size)
+        )
+
+    whole, passes = write(None), len(seen)
+    assert write(2) == whole
+    assert len(seen) > passes
+    assert write(100) == whole
+
+
 def test_sampling_of_a_section() -> None:
     section = GenerationSection(max_completion_length=9, temperature=0.7, top_p=0.9, top_k=3, repetition_penalty=1.1)
     assert Sampling.from_section(section) == Sampling(9, 0.7, 0.9, 3, 1.1)

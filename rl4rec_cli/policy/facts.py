@@ -1,0 +1,124 @@
+"""What is known of a run's models before anything is loaded.
+
+Decides: where a policy's and an embedder's sizes come from (a preset, a folder's `config.json`, the Hub's local cache;
+never the network), and what is assumed of a catalogue or an embedder that cannot be looked at.
+Hides: the Hub's cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli.errors import PolicyError
+from rl4rec_cli.model_facts import PRESET_FACTS, ModelFacts, RetrievalFacts, read_facts
+from rl4rec_cli.policy.presets import find_preset
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import PolicySection, RunConfig, TinySection
+
+# Parameters and dimensions, as published.
+_EMBEDDERS = {
+    "mixedbread-ai/mxbai-embed-large-v1": (335_141_888, 1024),
+    "sentence-transformers/all-MiniLM-L6-v2": (22_713_216, 384),
+}
+_ITEMS = 100_000
+
+
+def policy_facts(section: PolicySection) -> ModelFacts:
+    """The policy's sizes.
+
+    Raises:
+        PolicyError: no preset, no folder with a config.json, and not in the Hub's cache; or an unknown architecture.
+    """
+    if section.model == "tiny":
+        return _tiny(section.tiny)
+    preset = find_preset(section.model)
+    if preset is not None:
+        return PRESET_FACTS[preset.name]
+    folder = Path(section.model).expanduser()
+    if (folder / "adapter_config.json").is_file():
+        base = _read(folder / "adapter_config.json").get("base_model_name_or_path")
+        return policy_facts(section.model_copy(update={"model": str(base)}))
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise PolicyError(f"{section.model}: a folder without config.json", hint=_tries())
+        return read_facts(section.model, _read(folder / "config.json"))
+    cached = _cached(section.model, section.revision)
+    if cached is None:
+        raise PolicyError(
+            f"{section.model}: no preset, no folder, and its config.json is not in the Hub's cache", hint=_tries()
+        )
+    return read_facts(section.model, _read(cached))
+
+
+def _tries() -> str:
+    names = ", ".join(PRESET_FACTS)
+    return f"give tiny, {names}, or a folder with config.json; `hf download NAME config.json` brings one from the Hub"
+
+
+def _tiny(section: TinySection) -> ModelFacts:
+    head = section.hidden_size // section.heads
+    shape = (section.hidden_size, section.layers, section.heads, section.heads, head, 4 * section.hidden_size)
+    return ModelFacts("tiny", "llama", *shape, section.vocab_size, 2048, True)
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    if name.count("/") != 1 or name.startswith(("/", ".", "~")):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PolicyError(f"{path}: cannot be read: {error}", hint="the model's folder is damaged") from error
+    if not isinstance(found, dict):
+        raise PolicyError(f"{path}: holds no settings", hint="the model's folder is damaged")
+    return found
+
+
+def retrieval_facts(config: RunConfig) -> RetrievalFacts:
+    """The sizes of catalogue and embedder; what cannot be looked at is assumed, and said so."""
+    notes: list[str] = []
+    items = _count_items(config)
+    if items is None:
+        items = _ITEMS
+        notes.append(f"no dataset is named: a catalogue of {items:,} items is assumed")
+    if config.retrieval.embedder == "lsa":
+        return RetrievalFacts(items, 0, config.retrieval.lsa_dim, tuple(notes))
+    parameters, dim = _embedder(config.retrieval.model, notes)
+    return RetrievalFacts(items, parameters, dim, tuple(notes))
+
+
+def _count_items(config: RunConfig) -> int | None:
+    """Items, by the lines of items.jsonl: training reads them with more care."""
+    if config.data.synthetic is not None:
+        return config.data.synthetic.items
+    path = Path(config.data.path or "").expanduser() / "items.jsonl"
+    if config.data.path is None or not path.is_file():
+        return None
+    with path.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
+def _embedder(name: str, notes: list[str]) -> tuple[int, int]:
+    if name in _EMBEDDERS:
+        return _EMBEDDERS[name]
+    folder = Path(name).expanduser()
+    path = folder / "config.json" if folder.is_dir() else _cached(name, None)
+    settings = _read(path) if path is not None and path.is_file() else {}
+    try:
+        width, layers, ffn = (int(settings[key]) for key in ("hidden_size", "num_hidden_layers", "intermediate_size"))
+        words = int(settings["vocab_size"]) + int(settings.get("max_position_embeddings", 512))
+    except (KeyError, TypeError, ValueError):
+        parameters, dim = _EMBEDDERS["mixedbread-ai/mxbai-embed-large-v1"]
+        notes.append(f"the embedder {name} is not known: {parameters / 1e6:.0f} M parameters are assumed")
+        return parameters, dim
+    return words * width + layers * (4 * width * width + 2 * width * ffn), width
