@@ -47,7 +47,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-unsloth: $(VENV)/.installed-dev $(VENV)/.installed-unsloth
-	$(BIN)/python -m pytest -m unsloth
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m unsloth
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not realdata"
