@@ -24,9 +24,8 @@ _QUANTISED = {"4bit": 4.13 / 8, "8bit": 1.01}
 # Context, cuBLAS workspaces and what torch holds back on a GPU; on a CPU thread pools, the trainer's objects and
 # modules that are imported late. The second was measured, the first could not be.
 RUNTIME_GPU, RUNTIME_CPU = 900 * MIB, 60 * MIB
-# Copies of the logits, in float32, that live at once when the backward pass begins. Of cross-entropy: its log-softmax
-# and the gradients of both; of our rewards' loss: the logits, the gradients of gather and logsumexp. Measured on CPU.
-_LOGIT_COPIES = 3
+# Rows of logits that TRL computes entropies of at once, in three tensors.
+_ENTROPY_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ def _phases(
         facts, batch.micro, prompt + text, types, lora, checkpointing=bool(trainer.gradient_checkpointing)
     )
     positions = text + 1 if is_rl else prompt + text
-    logits = _logit_bytes(facts, batch.micro * positions, types, trains_head=lora is None)
+    logits = _logit_bytes(facts, batch.micro * positions, types, is_rl=is_rl, trains_head=lora is None)
     if logits >= passing:
         learn |= {"activations": kept, "logits": logits}
     else:
@@ -257,13 +256,19 @@ def _resident(
     return parts
 
 
-def _logit_bytes(facts: ModelFacts, positions: int, types: _Types, *, trains_head: bool) -> int:
-    """Logits, what the loss makes of them in float32, and their gradients."""
+def _logit_bytes(facts: ModelFacts, positions: int, types: _Types, *, is_rl: bool, trains_head: bool) -> int:
+    """Logits, what the loss and the entropies make of them in float32, and their gradients.
+
+    Cross-entropy: logits, their log-softmax and a shifted copy, beside which entropies are computed. Our rewards' loss:
+    logits, the gradients of gather and of logsumexp; or, in between, a copy for the entropies or the head's gradient.
+    """
     one = 4 * positions * facts.vocab
+    entropies = 3 * 4 * min(_ENTROPY_ROWS, positions) * facts.vocab
+    head = facts.vocab * facts.hidden * types.trained if trains_head else 0
     half = positions * facts.vocab * types.compute if types.compute < 4 else 0
     softcapped = one if facts.softcap else 0
-    head = facts.vocab * facts.hidden * types.trained if trains_head else 0
-    return max(_LOGIT_COPIES * one, 2 * one + head) + half + softcapped
+    most = max(3 * one, 2 * one + entropies, 2 * one + head) if is_rl else max(3 * one + entropies, 2 * one + head)
+    return most + half + softcapped
 
 
 def _writing(

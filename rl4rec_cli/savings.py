@@ -40,12 +40,16 @@ class Saving:
 
     config: RunConfig
     """With the settings."""
-    sets: tuple[str, ...]
-    """The settings, as `--set` takes them."""
+    settings: Mapping[str, Any]
     costs: tuple[str, ...]
     kinds: frozenset[str]
     estimate: Estimate
     cost: float
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The settings, as `--set` takes them."""
+        return _texts(self.settings)
 
 
 def savings(
@@ -68,29 +72,38 @@ def savings(
 
 
 def cheaper_settings(
-    config: RunConfig, facts: ModelFacts | None = None, around: Surroundings | None = None, *, share: float = 0.75
+    config: RunConfig,
+    facts: ModelFacts | None = None,
+    around: Surroundings | None = None,
+    *,
+    is_warm_start: bool = False,
+    share: float = 0.75,
 ) -> list[tuple[str, ...]]:
-    """What to change where memory ran out although the plan said otherwise, or there was none.
+    """What to go on with where memory ran out in a run: the same policy, and as many texts a step.
 
     Args:
-        facts: of the policy; None where its shape is not known: then the same changes without figures.
-        share: of what the run takes by the plan, at most.
+        facts: of the policy; None where its shape is not known: then no figures are looked at.
+        is_warm_start: it ran out there.
+        share: of what this phase takes by the plan, at most.
 
     Returns:
-        `--set` texts for each way, cheapest first. A step learns from as many texts as before.
+        `--set` texts for each way, cheapest first, two at most; empty where nothing can be cut.
     """
-    if facts is not None and around is not None:
-        room = share * estimate(config, facts, around).bytes
-        if found := savings(config, facts, around, room):
-            return [saving.sets for saving in found[:2]]
+    phase: TrainerSection | None = getattr(config.trainer, "warm_start", None) if is_warm_start else config.trainer
+    if phase is None:
+        return []
+    if phase.algorithm != "sft":
+        phase = phase.model_copy(update={"warm_start": None})
+    alone = config.model_copy(update={"trainer": phase})
     ways: list[dict[str, Any]] = []
-    if split := _split(config.trainer, 2, "trainer"):
-        ways.append(split)
-    if checkpoint := _checkpoint(config.trainer):
-        ways.append(checkpoint)
-    if config.policy.lora is None and config.policy.model != "tiny":
-        ways.append({"policy.lora.r": 16})
-    return [_texts(way) for way in ways[:2]]
+    if facts is not None and around is not None:
+        room = share * estimate(alone, facts, around).bytes
+        ways = [dict(way.settings) for way in savings(alone, facts, around, room) if not way.kinds & {"lora", "4bit"}]
+    if not ways:
+        split = next((way for n in _divisors(phase)[1:] if (way := _split(phase, n, "trainer"))), {})
+        ways = [way for way in (split, _checkpoint(phase), {**split, **_checkpoint(phase)}) if way][:2]
+    place = "trainer.warm_start." if is_warm_start else "trainer."
+    return [_texts({key.replace("trainer.", place, 1): value for key, value in way.items()}) for way in ways[:2]]
 
 
 def _all(
@@ -128,7 +141,7 @@ def _all(
             cost += _COSTS["split"][0] * math.log2(splits) + (1.0 * math.log2(_FEW / rows) if rows < _FEW else 0.0)
         sets |= more
         costs = tuple(_COSTS[kind][1] for kind in _COSTS if kind in kinds)
-        yield Saving(_with(config, sets), _texts(sets), costs, frozenset(kinds), result, cost)
+        yield Saving(_with(config, sets), sets, costs, frozenset(kinds), result, cost)
 
 
 def _shrunk_to_fit(

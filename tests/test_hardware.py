@@ -191,15 +191,41 @@ def test_a_policy_on_a_device() -> None:
 # Advice when memory ran out
 
 
-def test_cheaper_settings_keep_the_texts_with_and_without_figures() -> None:
-    config = load("qwen2.5-1.5b", "trainer.warm_start=null", "trainer.gradient_checkpointing=false")
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo", "reinforce", "sft"])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_cheaper_settings_go_on_with_the_same_policy_and_texts(algorithm: str, is_known: bool) -> None:
+    given = ["trainer.gradient_checkpointing=false", *(["trainer.mini_batch_size=4"] if algorithm == "ppo" else [])]
+    config = load("qwen2.5-1.5b", *given, algorithm=algorithm)
     facts, around = PRESET_FACTS["qwen2.5-1.5b"], Surroundings(on_gpu=True, items=100)
-    for ways in (cheaper_settings(config), cheaper_settings(config, facts, around)):
+    known = (facts, around) if is_known else ()
+    for is_warm in (False, True) if algorithm == "grpo" else (False,):
+        ways = cheaper_settings(config, *known, is_warm_start=is_warm)
         assert ways
         for sets in ways:
-            changed = load("qwen2.5-1.5b", "trainer.warm_start=null", "trainer.gradient_checkpointing=false", *sets)
-            assert changed.trainer.gradient_accumulation_steps * batch_shape(changed.trainer).micro == 256
-            assert estimate(changed, facts, around).bytes < estimate(config, facts, around).bytes
+            changed = load("qwen2.5-1.5b", *given, *sets, algorithm=algorithm)
+            assert changed.policy == config.policy
+            before, after = config.trainer, changed.trainer
+            if is_warm:
+                assert all(".warm_start." in text or "." not in text.partition("trainer")[2] for text in sets)
+                before, after = before.warm_start, after.warm_start  # type: ignore[union-attr]
+                assert changed.trainer.batch_size == config.trainer.batch_size
+            texts = before.batch_size * before.gradient_accumulation_steps
+            assert after.batch_size * after.gradient_accumulation_steps == texts
+            assert after.updates_per_batch == before.updates_per_batch
+            name = "warm start: learning" if is_warm else "learning"
+            less, more = (
+                next(phase.total for phase in estimate(one, facts, around).phases if phase.name == name)
+                for one in (changed, config)
+            )
+            assert less < more
+
+
+def test_nothing_is_offered_where_nothing_can_be_cut() -> None:
+    config = load(
+        "qwen2.5-1.5b", "trainer.batch_size=1", "trainer.gradient_checkpointing=true", "trainer.warm_start=null"
+    )
+    assert cheaper_settings(config) == []
+    assert cheaper_settings(config, is_warm_start=True) == []
 
 
 # The overlays of GPU budgets

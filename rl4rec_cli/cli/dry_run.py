@@ -1,6 +1,6 @@
 """What ``--dry-run`` prints: the configuration on standard output, where things would run on standard error.
 
-Decides: that the placement is that of ``rl4rec plan``, and that a model whose shape is not known is no error here.
+Decides: that the placement is that of ``rl4rec plan``, and that one which cannot be found out is no error here.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from rl4rec_cli import console
 from rl4rec_cli.cli import placement
 from rl4rec_cli.config import RunConfig
-from rl4rec_cli.errors import PolicyError
+from rl4rec_cli.errors import Rl4RecError
 from rl4rec_cli.layering import dump_config
 
 
@@ -16,7 +16,7 @@ def show(config: RunConfig, seeds: tuple[int, ...]) -> None:
     console.result(dump_config(config))
     try:
         lines = placement.brief(placement.place(config))
-    except PolicyError as error:
+    except Rl4RecError as error:
         lines = [f"placement: not known: {error.message}"]
     for line in lines:
         console.log(line)
