@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 SERIES = 8
 """Colours; more series begin again with other line styles."""
-WINDOW = 10
-"""Values that a curve is averaged over."""
+WINDOW, PART = 10, 40
+"""A curve is averaged over so many values, or over this part of all where that is more."""
 SMOOTHED = 30
 """More values than these are averaged."""
-AVERAGED = f"Bold: mean of the last {WINDOW} values, where there are more than {SMOOTHED}."
+AVERAGED = f"Bold, with more than {SMOOTHED} values: mean of the last {WINDOW}, in long runs of a {PART}th of all."
 STRETCHES = 200
 """Stretches of a curve that the width of a plot can show apart."""
 _INK, _LINE = "#010101", "#020202"
@@ -179,7 +179,7 @@ def curves(
     share: bool = False,
     marks: Sequence[tuple[int, str]] = (),
 ) -> str:
-    """Values by step, and where there are more than `SMOOTHED` of them the mean of the last `WINDOW` in bold.
+    """Values by step, and where there are more than `SMOOTHED` of them the mean of the last ones in bold.
 
     Of many values as many are drawn as the width can show, the highest and lowest of each stretch among them.
 
@@ -197,7 +197,7 @@ def curves(
         for step, said in marks:
             axis.axvline(step, color=_INK, linewidth=0.8, linestyle=":" if said else "--", alpha=0.6)
             place: dict[str, Any] = {"xycoords": axis.get_xaxis_transform(), "textcoords": "offset points"}
-            axis.annotate(said, (step, 1), (0, 1), ha="center", fontsize=7, annotation_clip=False, **place)
+            axis.annotate(said, (step, 1), (2, -8), fontsize=8, **place)
         if ranks:
             axis.set_yscale("log")
             axis.invert_yaxis()
@@ -221,7 +221,8 @@ def _draw_curve(axis: Axes, line: Curve, factor: float) -> None:
         # A value between two gaps, or the only one, would be no line at all.
         axis.plot(*_thinned(steps, values), label=label, marker="o", markersize=3, **style)
         return
-    axis.plot(*_thinned(steps, _trailing_mean(values)), label=label, **style)
+    means = _trailing_mean(values, max(WINDOW, len(values) // PART))
+    axis.plot(*_thinned(steps, means), label=label, **style)
     axis.plot(*_thinned(steps, values), alpha=0.25, linewidth=0.7, **style)
 
 
@@ -243,28 +244,32 @@ def _thinned(steps: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[N
 def _whole_steps(axis: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+    low, high = axis.dataLim.intervalx
+    if low == high:
+        axis.set_xlim(low - 1, high + 1)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
 
 
 def _plain_log_ticks(axis: Axes) -> None:
-    """1, 2, 5, 10 …, as many as are in view, and at least the ends."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    """Whole numbers; 1, 2, 5, 10 … where they span more than a power of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = sorted(axis.get_ylim())
-    subs = _TICKS if high / max(low, 1e-9) < 200 else (1,)
-    axis.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
+    ratio = high / max(low, 1e-9)
+    subs = _TICKS if ratio < 200 else (1,)
+    axis.yaxis.set_major_locator(LogLocator(subs=subs) if ratio > 10 else MaxNLocator(nbins=6, integer=high - low > 2))
     axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda rank, _: f"{rank:,.0f}"))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda rank, _: f"{rank:,.5g}"))
 
 
-def _trailing_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of the last `WINDOW` values that there are, so that a curve says nothing of what is yet to come."""
+def _trailing_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Mean of those of the last `window` values that there are, so that a curve says nothing of what is yet to come."""
     there = ~np.isnan(values)
     sums = np.cumsum(np.insert(np.nan_to_num(values), 0, 0.0))
     counts = np.cumsum(np.insert(there, 0, 0))
     ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - WINDOW)
+    starts = np.maximum(0, ends - window)
     means = (sums[ends] - sums[starts]) / np.maximum(1, counts[ends] - counts[starts])
     return np.where(there, means, np.nan)
 

@@ -283,7 +283,7 @@ def test_thinning_keeps_the_ends_the_extremes_and_the_gaps() -> None:
 
 def test_the_trailing_mean_leaves_gaps_out() -> None:
     values = np.array([1.0, np.nan, 3.0, *([5.0] * 10)])
-    means = plots._trailing_mean(values)
+    means = plots._trailing_mean(values, 10)
     assert means[0] == 1
     assert np.isnan(means[1])
     assert means[2] == 2
