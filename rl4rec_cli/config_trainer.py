@@ -101,6 +101,11 @@ class GroupSection(RlSection):
     """Micro-batches per optimiser step."""
     num_iterations: PositiveInt = 1
     """Updates from one batch of texts (μ)."""
+    zero_variance: Literal["keep", "leave_out", "refill"] = "keep"
+    """Groups whose texts all have one reward: learnt from as they are (with beta > 0 they pull towards the reference),
+    left out of loss and KL, or replaced by fresh prompts as far as `refill_rounds` goes."""
+    refill_rounds: PositiveInt = 2
+    """How often fresh prompts are drawn for one batch."""
 
     @property
     def updates_per_batch(self) -> int:
@@ -113,11 +118,6 @@ class GrpoSection(GroupSection):
     algorithm: Literal["grpo"] = "grpo"
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
     """How token losses are averaged."""
-    zero_variance: Literal["keep", "leave_out", "refill"] = "keep"
-    """Groups whose texts all have one reward: learnt from as they are (with beta > 0 they pull towards the reference),
-    left out of loss and KL, or replaced by fresh prompts as far as `refill_rounds` goes."""
-    refill_rounds: PositiveInt = 2
-    """How often fresh prompts are drawn for one batch."""
 
 
 class RlooSection(GroupSection):

@@ -1,45 +1,64 @@
-"""GRPO that learns only from groups whose texts differ in reward.
+"""GRPO and RLOO that learn only from groups whose texts differ in reward.
 
-Decides: a group without variance says nothing of which text is better: its tokens are left out of the loss, of the KL
-penalty and of the number of tokens the loss is divided by; where asked, other prompts take its place (DAPO's dynamic
-sampling, arXiv:2503.14476, with a bound).
-Hides: TRL's batches of padded texts.
+Decides: a group without variance says nothing of which text is better: it is left out of the loss, of the KL penalty
+and of what the loss is divided by; where asked, other prompts take its place (DAPO's dynamic sampling,
+arXiv:2503.14476, with a bound).
+Hides: TRL's batches of padded texts, and that GRPO's loss is a mean over tokens and RLOO's one over texts.
 """
 
 from __future__ import annotations
 
 import random
-from typing import Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config_trainer import GroupSection
 
 _LEFT = ("prompt_ids", "prompt_mask")
 _IDS = ("prompt_ids", "completion_ids")
-_WHOLE = ("advantages",)
+_WHOLE = ("advantages", "old_logps")
 
 
-class InformativeGroups(GRPOTrainer):
-    """TRL's trainer without the groups that have no variance.
+def informative(kind: Any, section: GroupSection) -> Any:
+    """A trainer's class, or what makes one that treats groups without variance as the section says."""
+    if section.zero_variance == "keep":
+        return kind
+    rounds = section.refill_rounds if section.zero_variance == "refill" else 0
+    return partial(type(f"Informative{kind.__name__}", (InformativeGroups, kind), {}), rounds=rounds)
+
+
+class InformativeGroups:
+    """What stands before TRL's trainer of groups: it leaves out those that have no variance.
 
     Args:
         rounds: how often fresh prompts are drawn in place of such groups; 0: they are only left out.
     """
 
-    def __init__(self, *, rounds: int, **trl: Any) -> None:
-        super().__init__(**trl)
+    args: Any
+    train_dataset: Any
+    reward_weights: Any
+    _metrics: Any
+    _step: int
+    _tokenizer: Any
+
+    def __init__(self, *own: Any, rounds: int, **trl: Any) -> None:
+        super().__init__(*own, **trl)
         self._rounds = rounds
-        self._size = int(cast(Any, self.args).num_generations)
+        self._size = int(self.args.num_generations)
         self._rewards_B = torch.zeros(0)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        rewards = super()._calculate_rewards(*args, **kwargs)
+        rewards: Tensor = cast(Any, super())._calculate_rewards(*args, **kwargs)
         self._rewards_B = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
-        output = super()._generate_and_score_completions(inputs)
+        generate = cast(Any, super())._generate_and_score_completions
+        output = generate(inputs)
         varied_G = self._varied()
         found, refilled, drawn = int((~varied_G).sum()), 0, 0
         # What is logged of a batch is logged of the prompts that were drawn for it, not of those that stand in.
@@ -50,7 +69,7 @@ class InformativeGroups(GRPOTrainer):
                 break
             rows = self._fresh(len(empty), turn)
             drawn += len(rows) // self._size
-            fresh = super()._generate_and_score_completions(rows)
+            fresh = generate(rows)
             good = torch.nonzero(self._varied()).flatten().tolist()
             for ours, theirs in zip(empty, good, strict=False):
                 output = _replace(output, self._rows(ours), fresh, self._rows(theirs), self._tokenizer.pad_token_id)
@@ -59,8 +78,11 @@ class InformativeGroups(GRPOTrainer):
         for name, values in self._metrics["train"].items():
             del values[lengths.get(name, 0) :]
         keep_B = varied_G.repeat_interleave(self._size).to(output["completion_mask"].device)
-        output["completion_mask"] = output["completion_mask"] * keep_B[:, None]
-        output["num_items_in_batch"] = output["completion_mask"].sum()
+        if "num_items_in_batch" in output:  # GRPO: a mean over tokens, the KL penalty beside the advantages
+            output["completion_mask"] = output["completion_mask"] * keep_B[:, None]
+            output["num_items_in_batch"] = output["completion_mask"].sum()
+        else:  # RLOO: a mean over texts, the KL penalty in the advantages; masked tokens would spoil a text's ratio
+            output["advantages"] = output["advantages"] * keep_B * (len(keep_B) / keep_B.sum().clamp(min=1))
         counts = {"zero_variance": found, "drawn": drawn, "refilled": refilled, "left_out": found - refilled}
         for name, count in counts.items():
             self._metrics["train"][f"groups/{name}"].append(float(count))

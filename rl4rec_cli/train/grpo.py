@@ -6,7 +6,6 @@ Hides: TRL. Generation is ours, through TRL's `rollout_func`.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -41,15 +40,12 @@ def make_grpo(parts: TrainerParts) -> Any:
     """TRL's trainer for these parts."""
     from trl import GRPOTrainer
 
+    from rl4rec_cli.train.groups import informative
+
     section = parts.config.trainer
     if section.algorithm != "grpo":
         raise ConfigError(f"trainer.algorithm is {section.algorithm}, not grpo")
-    kind: Any = GRPOTrainer
-    if section.zero_variance != "keep":
-        from rl4rec_cli.train.groups import InformativeGroups
-
-        kind = partial(InformativeGroups, rounds=section.refill_rounds if section.zero_variance == "refill" else 0)
-    return kind(
+    return informative(GRPOTrainer, section)(
         model=parts.policy.model,
         args=grpo_arguments(section, parts.config, parts.policy, steps=parts.steps, output_dir=parts.output_dir),
         train_dataset=parts.rows,

@@ -13,6 +13,7 @@ from trl import RLOOConfig, RLOOTrainer
 
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.train.arguments import rl_arguments
+from rl4rec_cli.train.groups import informative
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RlooSection, RunConfig
@@ -53,7 +54,7 @@ def make_rloo(parts: TrainerParts) -> RlooTrainer:
     section = parts.config.trainer
     if section.algorithm != "rloo":
         raise ConfigError(f"trainer.algorithm is {section.algorithm}, not rloo")
-    return RlooTrainer(
+    trainer: RlooTrainer = informative(RlooTrainer, section)(
         parts.rollout,
         model=parts.policy.model,
         args=rloo_arguments(section, parts.config, parts.policy, steps=parts.steps, output_dir=parts.output_dir),
@@ -61,3 +62,4 @@ def make_rloo(parts: TrainerParts) -> RlooTrainer:
         processing_class=parts.policy.tokenizer,
         reward_funcs=cast(Any, parts.reward),
     )
+    return trainer

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from trl import GRPOTrainer
+from trl import GRPOTrainer, RLOOTrainer
 
 from rl4rec_cli.layering import load_config
 from rl4rec_cli.train.groups import _replace
@@ -24,10 +24,12 @@ def none(texts, targets, histories, **kwargs):
 """
 
 
-def trained(folder: Path, how: str, reward: str, *sets: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def trained(
+    folder: Path, how: str, reward: str, *sets: str, algorithm: str = "grpo"
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     (folder / "my.py").write_text(REWARD)
     config = load_config(
-        algorithm="grpo",
+        algorithm=algorithm,
         recipes=["quick-test"],
         flags={"run.output_dir": str(folder), "reward.functions": {f"{folder}/my.py:{reward}": 1.0}},
         sets=[
@@ -48,13 +50,18 @@ def trained(folder: Path, how: str, reward: str, *sets: str) -> tuple[list[dict[
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What TRL's loss is given."""
     batches: list[dict[str, Any]] = []
-    loss = GRPOTrainer._compute_loss
 
-    def spy(self: Any, model: Any, inputs: Any) -> Any:
-        batches.append(inputs)
-        return loss(self, model, inputs)
+    def watch(kind: Any) -> None:
+        loss = kind._compute_loss
 
-    monkeypatch.setattr(GRPOTrainer, "_compute_loss", spy)
+        def spy(self: Any, model: Any, inputs: Any) -> Any:
+            batches.append(inputs)
+            return loss(self, model, inputs)
+
+        monkeypatch.setattr(kind, "_compute_loss", spy)
+
+    watch(GRPOTrainer)
+    watch(RLOOTrainer)
     return batches
 
 
@@ -83,6 +90,29 @@ def test_fresh_prompts_take_their_place(tmp_path: Path, seen: list[dict[str, Any
         assert sum(r["step"] == step for r in texts) == (8 + record["groups/drawn"]) * 4
         assert record["groups/drawn"] >= record["groups/refilled"]
     assert sum(r["groups/left_out"] for r in log) < sum(r["groups/zero_variance"] for r in log) / 3
+
+
+@pytest.mark.parametrize("how", ["leave_out", "refill"])
+def test_rloo_leaves_them_out_or_refills_too(tmp_path: Path, seen: list[dict[str, Any]], how: str) -> None:
+    log, texts = trained(tmp_path, how, "half", algorithm="rloo")
+    for step, (record, batch) in enumerate(zip(log, seen, strict=True), 1):
+        assert record["groups/left_out"] == record["groups/zero_variance"] - record["groups/refilled"]
+        assert (record["groups/refilled"] > 0) == (how == "refill")
+        assert sum(r["step"] == step for r in texts) == (8 + record["groups/drawn"]) * 4
+        # Of a group whose rewards differ at least two texts are not worth its mean.
+        idle = int((batch["advantages"] == 0).sum())
+        assert 4 * record["groups/left_out"] <= idle <= 32 - 2 * (8 - record["groups/left_out"])
+        assert (batch["completion_mask"].sum(1) > 0).all()
+        assert len(batch["old_logps"]) == len(batch["completion_ids"]) == 32
+
+
+def test_rloo_takes_the_mean_over_the_groups_that_are_left(tmp_path: Path, seen: list[dict[str, Any]]) -> None:
+    log, _ = trained(tmp_path, "leave_out", "half", "trainer.max_steps=1", algorithm="rloo")
+    left_out = log[0]["groups/left_out"]
+    assert 0 < left_out < 8
+    trained(tmp_path, "keep", "half", "trainer.max_steps=1", algorithm="rloo")
+    ours, kept = (batch["advantages"] for batch in seen)
+    assert torch.allclose(ours, kept * 8 / (8 - left_out))
 
 
 def test_the_bound_holds_where_nothing_ever_varies(tmp_path: Path) -> None:
