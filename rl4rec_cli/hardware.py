@@ -235,6 +235,8 @@ def _retrieval_place(machine: Machine, config: RunConfig, gpu: Gpu | None) -> tu
     if _retrieval_backend(machine, config) == "ray":
         other = next(g.index for g in machine.gpus if gpu is None or g.index != gpu.index)
         return f"cuda:{other}", f"{len(machine.gpus)} GPUs: a Ray service has one of its own"
+    if gpu is None or gpu.index != 0:  # `auto` is the first GPU
+        return "cuda:0", "in this process, on a GPU that the policy does not use"
     if len(machine.gpus) > 1:
         return "cuda:0", "beside the policy; --set retrieval.device=cuda:1 gives it a GPU of its own"
     return "cuda:0", "one GPU: in this process, beside the policy"

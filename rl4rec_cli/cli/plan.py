@@ -40,10 +40,10 @@ def plan(
 
     flags = {"policy.model": model, "data.path": dataset}
     config = load_config(
-        algorithm=algorithm,
+        algorithm=None,
         recipes=recipe or [],
         flags={key: value for key, value in flags.items() if value is not None},
-        sets=sets or [],
+        sets=[*(sets or []), *([f"trainer.algorithm={algorithm}"] if algorithm else [])],
         allow_custom_rewards=True,
     )
     if check and gpu:
