@@ -101,7 +101,8 @@ def cheaper_settings(
         ways = [dict(way.settings) for way in savings(alone, facts, around, room) if not way.kinds & {"lora", "4bit"}]
     if not ways:
         split = next((way for n in _divisors(phase)[1:] if (way := _split(phase, n, "trainer"))), {})
-        ways = [way for way in (split, _checkpoint(phase), {**split, **_checkpoint(phase)}) if way][:2]
+        # Writing in parts is left out: other texts would be drawn, and these ways lead to the same policy.
+        ways = [way for way in (split, _checkpoint(phase)) if way]
     place = "trainer.warm_start." if is_warm_start else "trainer."
     return [_texts({key.replace("trainer.", place, 1): value for key, value in way.items()}) for way in ways[:2]]
 
