@@ -96,7 +96,7 @@ def _ours(config: Any, policy: Any, examples: Any, builder: Any, scorer: Scorer,
     log.close()
     rollouts.close()
     lines = (run.folder / "training_log.jsonl").read_text().splitlines()
-    return [json.loads(line)["seconds"] for line in lines]
+    return [record["seconds"] for record in map(json.loads, lines) if "seconds" in record]
 
 
 def _bare(config: Any, policy: Any, examples: Any, builder: Any, scorer: Scorer, name: str) -> list[float]:

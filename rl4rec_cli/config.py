@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rl4rec_cli.config_health import HealthSection
 from rl4rec_cli.config_trainer import (
     GrpoSection,
     OptimSection,
@@ -27,6 +28,7 @@ from rl4rec_cli.config_types import Fraction, NonNegative, PositiveFloat, Positi
 
 __all__ = [
     "GrpoSection",
+    "HealthSection",
     "OptimSection",
     "PpoSection",
     "ReinforceSection",
@@ -299,6 +301,10 @@ class LoggingSection(Section):
     """Periodic checkpoints kept."""
     rollouts: Annotated[int, Field(ge=0)] = 4
     """Texts per step written to `rollouts.jsonl`."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Also give the numbers of the log to these; each needs its extra, as `pip install 'rl4rec[wandb]'`."""
+    project: str = Field(default="rl4rec", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)
+    """Project that `wandb` and `trackio` put the run into."""
 
 
 class RunConfig(Section):
@@ -314,3 +320,4 @@ class RunConfig(Section):
     trainer: TrainerSection = GrpoSection()
     eval: EvalSection = EvalSection()
     logging: LoggingSection = LoggingSection()
+    health: HealthSection = HealthSection()

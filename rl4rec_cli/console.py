@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _NUMBER = re.compile(r"[-+−±]?\.?\d[\d.,_]*(e[-+]?\d+)?( ?[%×sGMk]?i?B?)( ?[±\[(].*)?", re.IGNORECASE)
-_drawing: list[Console] = []  # the console of the bar on screen, through which log lines must go
+_drawing: list[Console] = []  # the console of what is on screen, through which log lines must go
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
@@ -65,7 +65,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         if len(row) != len(columns):
             raise ValueError(f"a row has {len(row)} cells for {len(columns)} columns: {row}")
     right = [_is_numeric([row[i] for row in cells]) for i in range(len(columns))]
-    widths = [max(map(_width, column)) for column in zip(columns, *cells, strict=True)]
+    widths = [max(map(width, column)) for column in zip(columns, *cells, strict=True)]
     # A drawn table that is too wide would cut its numbers; plain lines only wrap.
     if is_terminal(sys.stdout) and sum(widths) + 3 * len(widths) < shutil.get_terminal_size().columns:
         _draw_table(title, columns, cells, right)
@@ -123,15 +123,15 @@ def _is_numeric(column: Sequence[str]) -> bool:
     return bool(filled) and all(_NUMBER.fullmatch(text) for text in filled)
 
 
-def _width(text: str) -> int:
+def width(text: str) -> int:
     """Columns a text takes on a terminal: East Asian characters take two, combining ones none."""
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def _pad(text: str, width: int, right: bool) -> str:
-    gap = " " * (width - _width(text))
+def _pad(text: str, columns: int, right: bool) -> str:
+    gap = " " * (columns - width(text))
     return gap + text if right else text + gap
 
 
@@ -166,9 +166,7 @@ def progress(total: int | None, description: str, *, every: float = 10.0) -> Ite
 @contextmanager
 def _bar(total: int | None, description: str) -> Iterator[Callable[[int], None]]:
     from rich import progress as rich_progress
-    from rich.console import Console
 
-    console = Console(file=sys.stderr)
     columns = (
         rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
@@ -176,13 +174,28 @@ def _bar(total: int | None, description: str) -> Iterator[Callable[[int], None]]
         rich_progress.TimeElapsedColumn(),
         rich_progress.TimeRemainingColumn(),
     )
-    with rich_progress.Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+    with (
+        drawing() as console,
+        rich_progress.Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar,
+    ):
         task = bar.add_task(clean(description), total=total)
-        _drawing.append(console)
-        try:
-            yield partial(_advance, bar, task)
-        finally:
-            _drawing.pop()
+        yield partial(_advance, bar, task)
+
+
+@contextmanager
+def drawing() -> Iterator[Console]:
+    """The console to draw on, through which log lines go meanwhile; within another drawing it is the same one.
+
+    Two would each move the cursor as if the other were not there.
+    """
+    from rich.console import Console
+
+    console = _drawing[-1] if _drawing else Console(file=sys.stderr)
+    _drawing.append(console)
+    try:
+        yield console
+    finally:
+        _drawing.pop()
 
 
 def _advance(bar: Progress, task: TaskID, count: int = 1) -> None:

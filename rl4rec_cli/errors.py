@@ -65,5 +65,9 @@ class PolicyError(Rl4RecError):
     """A policy cannot be loaded, built or run."""
 
 
+class HealthError(Rl4RecError):
+    """A health rule that was told to stop the run has done so."""
+
+
 class RunError(Rl4RecError):
     """A run folder is missing, incomplete, or already there."""

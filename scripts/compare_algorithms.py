@@ -106,7 +106,7 @@ def train(algorithm: str, seed: int, args: argparse.Namespace) -> Outcome:
 def read(folder: Path, algorithm: str, seed: int, peak_mib: float, batch: int) -> Outcome:
     """What a finished run says."""
     records = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
-    steps = [r for r in records if r["phase"] == algorithm]
+    steps = [r for r in records if r["phase"] == algorithm and "loss" in r]
     written = [r for r in steps if r["generation_seconds"] > 0]  # the others learn from the same texts again
     results = folder / "eval" / "validation.json"
     methods = json.loads(results.read_text())["methods"]

@@ -37,7 +37,7 @@ def draw(axis: Any, steps: list[int], values: list[float], label: str) -> None:
 
 def main(run: Path, picture: Path) -> None:
     records = [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
-    tuned = [r for r in records if r["phase"] == "grpo"]
+    tuned = [r for r in records if r["phase"] == "grpo" and "loss" in r]
     warm = [r for r in records if r["phase"] == "sft"]
     metrics = sorted(name for name in tuned[0] if name.startswith("reward/"))
     panels = [(warm, "loss", "warm start: loss")] if warm else []

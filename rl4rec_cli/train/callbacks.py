@@ -15,7 +15,9 @@ from transformers import TrainerCallback
 from rl4rec_cli import console
 
 if TYPE_CHECKING:
+    from rl4rec_cli.live import TrainingView
     from rl4rec_cli.runs import JsonLines
+    from rl4rec_cli.train.watch import Watch
 
 
 class StepLog(TrainerCallback):
@@ -26,6 +28,8 @@ class StepLog(TrainerCallback):
         describe: turns a trainer's logs into a record; None where there is nothing to log.
         phase: name of the phase, as `sft` or `grpo`.
         batches_per_epoch: optimiser steps of an epoch.
+        watch: the health rules, which see every record.
+        view: drawn on a terminal, instead of a line for each record.
     """
 
     def __init__(
@@ -35,10 +39,14 @@ class StepLog(TrainerCallback):
         *,
         phase: str,
         batches_per_epoch: int,
+        watch: Watch | None = None,
+        view: TrainingView | None = None,
     ) -> None:
         self._log = log
         self._describe = describe
         self._phase = phase
+        self._watch = watch
+        self._view = view
         self._batches = max(1, batches_per_epoch)
         self._started = time.perf_counter()
         self._epoch_records: list[dict[str, Any]] = []
@@ -67,6 +75,11 @@ class StepLog(TrainerCallback):
             self._epoch = record["epoch"]
         self._epoch_records.append(record)
         self._log.write(record)
+        if self._watch is not None:
+            self._watch.see(record)
+        if self._view is not None:
+            self._view.show(record)
+            return
         reward = ""
         if "avg_reward" in record:
             reward = f" | Reward: {record['avg_reward']:.4f} ± {record['std_reward']:.4f}"
@@ -74,6 +87,10 @@ class StepLog(TrainerCallback):
             f"Step {record['step']:6d} | Epoch {record['epoch']} Batch {record['batch']:4d}"
             f"{reward} | Loss: {record['loss']:.4f}"
         )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._view is not None:
+            self._view.advance(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._summarise()

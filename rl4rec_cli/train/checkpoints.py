@@ -54,6 +54,13 @@ class Place:
     """What `step` steps led to; None at the beginning of a phase."""
 
 
+def steps_done(checkpoint: Path | None) -> int:
+    """Steps of its phase that led to a checkpoint; 0 for None."""
+    if checkpoint is None:
+        return 0
+    return int(json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))["step"])
+
+
 def find_place(run: Run, phases: Sequence[str], *, allow_partial: bool) -> Place:
     """The newest usable checkpoint of an interrupted run, which must not be in use.
 

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.live import TrainingView, shown
 from rl4rec_cli.policy.generation import Sampling
 from rl4rec_cli.train.arguments import number_of_steps, release, steps_per_epoch, weights_kept
 from rl4rec_cli.train.callbacks import StepLog
+from rl4rec_cli.train.checkpoints import steps_done
 from rl4rec_cli.train.resumable import Keeper
 from rl4rec_cli.train.rollouts import RetrievalReward, Rollout, step_record
+from rl4rec_cli.train.watch import Watch
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
@@ -121,12 +124,16 @@ def train_rl(
     def describe(logs: dict[str, Any]) -> dict[str, Any] | None:
         return step_record(logs, reward, rollout)
 
-    with tempfile.TemporaryDirectory() as scratch:
+    phase, done = section.algorithm, steps_done(resume)
+    course = validation.course if validation is not None else None
+    view = TrainingView(phase.upper(), steps, done=done, validation=course, samples=reward.last)
+    with tempfile.TemporaryDirectory() as scratch, shown(view) as drawn:
         trainer = make_trainer(TrainerParts(config, policy, steps, Path(scratch), rows, reward, rollout))
         batches = steps_per_epoch(section, len(examples))
-        trainer.add_callback(StepLog(log, describe, phase=section.algorithm, batches_per_epoch=batches))
-        phase = section.algorithm
-        keeper = Keeper(run, policy, phase=phase, resume=resume, parts={"reward": reward}, validation=validation)
+        watch = Watch(config.health, log, phase=phase)
+        trainer.add_callback(StepLog(log, describe, phase=phase, batches_per_epoch=batches, watch=watch, view=drawn))
+        parts = {"reward": reward}
+        keeper = Keeper(run, policy, phase=phase, resume=resume, parts=parts, validation=validation, watch=watch)
         keeper.train(trainer)
         release(trainer)
         if critic := getattr(trainer, "critic", None):

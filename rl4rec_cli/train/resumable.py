@@ -1,7 +1,7 @@
 """A trainer whose every step can be gone back to.
 
-Decides: when a step is whole (weights, optimiser and log line), what the next step depends on, and when it is saved.
-Hides: the parts of transformers' and TRL's trainers that hold it.
+Decides: when a step is whole (weights, optimiser and log line), and when it is saved.
+Hides: where transformers' trainer loads and saves. What is kept of a step is decided by `snapshot.py`.
 
 transformers saves no texts that TRL still has to learn from, forgets what was summed up since the last log line,
 and begins the data order of a later epoch with that of the first. Here each of these goes on as it was.
@@ -9,17 +9,14 @@ and begins the data order of a later epoch with that of the first. Here each of 
 
 from __future__ import annotations
 
-import copy
 import json
-import random
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from traceback import clear_frames
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from transformers import TrainerCallback
 
@@ -28,63 +25,28 @@ from rl4rec_cli.errors import PolicyError, Rl4RecError
 from rl4rec_cli.layering import dump_config
 from rl4rec_cli.policy.loading import load_weights, write_checkpoint
 from rl4rec_cli.runs import environment
-from rl4rec_cli.train.checkpoints import ALGORITHM, OPTIMIZER, PROGRESS, RANDOM, RECIPE, SCALER, SCHEDULER, TRAINER
+from rl4rec_cli.train.checkpoints import (
+    ALGORITHM,
+    OPTIMIZER,
+    PROGRESS,
+    RANDOM,
+    RECIPE,
+    SCALER,
+    SCHEDULER,
+    TRAINER,
+    steps_done,
+)
+from rl4rec_cli.train.health import check_finite
+from rl4rec_cli.train.out_of_memory import advice, is_out_of_memory
+from rl4rec_cli.train.snapshot import random_states_kept, restore, size, take
 from rl4rec_cli.whole_folders import torch_save
 
 if TYPE_CHECKING:
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.runs import Run
+    from rl4rec_cli.train.snapshot import Snapshot, Stateful
     from rl4rec_cli.train.validation import Validation
-
-_ATTRIBUTES = (
-    *("_tr_loss", "_globalstep_last_logged", "_total_loss_scalar"),
-    *("_step", "_current_train_step_time", "_total_train_tokens"),
-)
-
-
-class Stateful(Protocol):
-    """Something beside the trainer that the next steps depend on."""
-
-    def state(self) -> dict[str, Any]:
-        """Numbers, texts, lists and tensors; what is returned does not change afterwards."""
-
-    def set_state(self, state: Mapping[str, Any]) -> None: ...
-
-
-@dataclass
-class _Snapshot:
-    """What is to be written of a step besides weights and optimiser, which stay as they are until the next update."""
-
-    step: int
-    trainer: Any
-    random: dict[str, Any]
-    algorithm: dict[str, Any]
-
-
-def random_states() -> dict[str, Any]:
-    """The state of every generator of random numbers, in transformers' form."""
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "cpu": torch.random.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.random.get_rng_state()
-    return state
-
-
-@contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Whatever is drawn inside, the numbers that follow are the same."""
-    before = random_states()
-    try:
-        yield
-    finally:
-        random.setstate(before["python"])
-        np.random.set_state(before["numpy"])
-        torch.random.set_rng_state(before["cpu"])
-        if "cuda" in before:
-            torch.cuda.random.set_rng_state(before["cuda"])
+    from rl4rec_cli.train.watch import Watch
 
 
 class Resumable:
@@ -156,6 +118,7 @@ class Keeper(TrainerCallback):
         resume: the checkpoint to go on from.
         parts: what else the next steps depend on, by name.
         validation: measures the policy now and then; the best is kept as `checkpoint_best`.
+        watch: the health rules.
     """
 
     def __init__(
@@ -168,20 +131,23 @@ class Keeper(TrainerCallback):
         resume: Path | None = None,
         parts: Mapping[str, Stateful] | None = None,
         validation: Validation | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._run = run
         self._policy = policy
         self._phase = phase
         self._is_warm_start = is_warm_start
         self._validation = validation
-        self._parts = {**(parts or {}), **({"validation": validation} if validation is not None else {})}
+        self._watch = watch
+        found = {**(parts or {}), "validation": validation, "health": watch}
+        self._parts: dict[str, Stateful] = {name: part for name, part in found.items() if part is not None}
         self._trainer: Any = None
         self._resume = resume
-        self._snapshot: _Snapshot | None = None
+        self._snapshot: Snapshot | None = None
         self._is_torn = False
         self._written: int | None = None
         self._cannot_write = False
-        self.done = int(_read_json(resume / PROGRESS)["step"]) if resume is not None else 0
+        self.done = steps_done(resume)
 
     def train(self, trainer: Any) -> None:
         """Train to the end, from the checkpoint where there is one.
@@ -203,7 +169,7 @@ class Keeper(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._resume is not None:
-            self._restore(self._resume)
+            restore(self._trainer, self._parts, self._resume, done=self.done)
             self._written = state.global_step
             self._validate(state.global_step)  # where the run ended while it was measured
 
@@ -216,10 +182,14 @@ class Keeper(TrainerCallback):
         step = self._trainer.state.global_step
         if not self._is_torn:
             return
-        self._snapshot = self._take()
+        if self._watch is not None:
+            self._watch.tell()
+        self._snapshot = take(self._trainer, self._parts)
         self._is_torn = False
         signals.let_go()
         self._validate(step)
+        if self._watch is not None:
+            self._watch.stop()
         if step % self._run.config.logging.save_steps == 0 and step < self._trainer.state.max_steps:
             self._save(self._snapshot)
 
@@ -230,61 +200,17 @@ class Keeper(TrainerCallback):
         with random_states_kept():  # measuring changes nothing of what is drawn afterwards
             if validation.measure(self._phase, step):
                 write_checkpoint(self._policy, self._run.best, validation.describe)
+        if self._watch is not None:
+            self._watch.see_validation(step, validation.metric, validation.values[-1][1])
+            self._watch.tell()
         if self._snapshot is not None:
-            self._snapshot.algorithm["parts"]["validation"] = validation.state()
+            self._snapshot.algorithm["parts"].update({name: part.state() for name, part in self._parts.items()})
 
     def check_finite(self, name: str, value: Any) -> None:
-        """Stop before the weights take in a number that is not finite.
+        """Stop before the weights take in a number that is not finite; see `health.check_finite`."""
+        check_finite(name, float(value), step=self._trainer.state.global_step + 1)
 
-        Raises:
-            PolicyError: it is not.
-        """
-        if not torch.isfinite(torch.as_tensor(value)).all():
-            step = self._trainer.state.global_step + 1
-            raise PolicyError(
-                f"step {step}: the {name} is not finite; the step is left out",
-                hint="lower trainer.learning_rate or trainer.max_grad_norm, or train in bf16 or fp32",
-            )
-
-    def _take(self) -> _Snapshot:
-        trainer = self._trainer
-        state = copy.copy(trainer.state)
-        state.log_history = []
-        algorithm: dict[str, Any] = {name: _copy(getattr(trainer, name)) for name in _ATTRIBUTES if _has(trainer, name)}
-        metrics = {mode: {k: list(v) for k, v in of.items()} for mode, of in getattr(trainer, "_metrics", {}).items()}
-        algorithm["_metrics"] = metrics
-        # New texts are written only when all updates from these are made. The list is replaced, never written into.
-        is_used_up = not getattr(trainer, "_step", 0) % _steps_per_batch(trainer)
-        algorithm["_buffered_inputs"] = None if is_used_up else getattr(trainer, "_buffered_inputs", None)
-        algorithm["parts"] = {name: part.state() for name, part in self._parts.items()}
-        if hasattr(trainer, "algorithm_state"):
-            algorithm["own"] = trainer.algorithm_state()
-        return _Snapshot(state.global_step, state, random_states(), algorithm)
-
-    def _restore(self, folder: Path) -> None:
-        trainer = self._trainer
-        if hasattr(trainer, "read_beside"):
-            trainer.read_beside(folder)
-        path = folder / ALGORITHM
-        if not path.is_file():  # --allow-partial
-            if hasattr(trainer, "_step"):
-                trainer._step = self.done * trainer.args.gradient_accumulation_steps
-            return
-        algorithm = torch.load(path, map_location="cpu", weights_only=True)
-        for name in _ATTRIBUTES:
-            if name in algorithm:
-                setattr(trainer, name, _to(algorithm[name], trainer.args.device))
-        for mode, metrics in algorithm["_metrics"].items():
-            trainer._metrics[mode].update(metrics)
-        if algorithm["_buffered_inputs"] is not None:
-            trainer._buffered_inputs = _to(algorithm["_buffered_inputs"], trainer.args.device)
-        for name, part in self._parts.items():
-            if name in algorithm["parts"]:
-                part.set_state(algorithm["parts"][name])
-        if "own" in algorithm:
-            trainer.set_algorithm_state(_to(algorithm["own"], trainer.args.device))
-
-    def _save(self, snapshot: _Snapshot) -> Path:
+    def _save(self, snapshot: Snapshot) -> Path:
         """Write a step, then drop the oldest beyond the limit."""
         run, trainer = self._run, self._trainer
         folder = run.warm(snapshot.step) if self._is_warm_start else run.step(snapshot.step)
@@ -307,7 +233,7 @@ class Keeper(TrainerCallback):
 
         signals.hold()
         try:
-            write_checkpoint(self._policy, folder, more, size=_bytes(optimizer) + _bytes(snapshot.algorithm))
+            write_checkpoint(self._policy, folder, more, size=size(optimizer) + size(snapshot.algorithm))
             self._written = snapshot.step
             kept = run.warm_steps() if self._is_warm_start else run.steps()
             # Only what is older: of a later one (of a copied folder, say) nobody knows whether it is whole.
@@ -324,13 +250,28 @@ class Keeper(TrainerCallback):
     def _on_failure(self) -> Iterator[None]:
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             signals.hold()  # a second one does not wait
+            is_full = is_out_of_memory(error)
+            if is_full:  # what the failed step holds is in the way of saving the one before
+                clear_frames(error.__traceback__)
+                torch.cuda.empty_cache()
             try:
                 self._keep_last()
-            except Rl4RecError as error:  # what ended the training is told first
-                console.log(f"Step {self._snapshot.step if self._snapshot else 0} is lost: {error.message}")
+            except Rl4RecError as lost:  # what ended the training is told first
+                console.log(f"Step {self._snapshot.step if self._snapshot else 0} is lost: {lost.message}")
+            if is_full:
+                raise self._out_of_memory(error) from error
+            if isinstance(error, Rl4RecError):
+                error.exit_code = 1  # whatever it is, the command line was right: there were steps
             raise
+
+    def _out_of_memory(self, error: BaseException) -> PolicyError:
+        said = f": {str(error).splitlines()[0]}" if str(error) else ""
+        return PolicyError(
+            f"out of memory at step {self._trainer.state.global_step + 1:,} of {self._phase}{said}",
+            hint=advice(self._run.config, is_warm_start=self._is_warm_start),
+        )
 
     def _keep_last(self) -> None:
         snapshot = self._snapshot
@@ -342,39 +283,3 @@ class Keeper(TrainerCallback):
 
     def _folder(self, step: int) -> Path:
         return self._run.warm(step) if self._is_warm_start else self._run.step(step)
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _steps_per_batch(trainer: Any) -> int:
-    """Micro-batches that are learnt from between two generations."""
-    return int(getattr(trainer.args, "steps_per_generation", 1) * getattr(trainer, "num_iterations", 1))
-
-
-def _has(trainer: Any, name: str) -> bool:
-    return getattr(trainer, name, None) is not None
-
-
-def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, torch.Tensor) else value
-
-
-def _to(value: Any, device: Any) -> Any:
-    """Tensors in lists and mappings, brought to a device."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _to(v, device) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_to(v, device) for v in value]
-    return value
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, Mapping):
-        return sum(map(_bytes, value.values()))
-    return sum(map(_bytes, value)) if isinstance(value, (list, tuple)) else 0

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl4rec_cli.policy.generation import Sampling, decode_texts, generate_ids, writing
+from rl4rec_cli.train.health import MASKED
+from rl4rec_cli.train.out_of_memory import used_gib
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,6 +52,11 @@ class RetrievalReward:
         self.seconds = 0.0
         self._rewards: list[float] = []
         self._is_reported = False
+        self._last: list[tuple[str, int]] = []
+
+    def last(self) -> list[tuple[str, int]]:
+        """Two of the last texts, each with its rank."""
+        return self._last
 
     def rewards(self) -> NDArray[np.float64]:
         """Rewards since the last call; those of the last batch again where a step learns from it once more."""
@@ -85,6 +92,7 @@ class RetrievalReward:
             self._rewards, self._is_reported = [], False
         self._rewards.extend(scores.rewards.tolist())
         self.seconds += time.perf_counter() - started
+        self._last = [(texts[row], int(scores.ranks[row])) for row in range(min(2, len(texts)))]
         for row in range(min(self._shown, len(texts))):
             self._rollouts.write(
                 {
@@ -111,6 +119,8 @@ class Rollout:
         self._ids = ids
         self._sampling = sampling
         self.seconds = 0.0
+        self.tokens = 0
+        self.device = "cpu"
 
     def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens of the prompts, as the prompt builder made them."""
@@ -131,6 +141,8 @@ class Rollout:
         ):
             completion_ids = generate_ids(model, trainer.processing_class, prompt_ids, self._sampling)
         self.seconds += time.perf_counter() - started
+        self.tokens += sum(map(len, completion_ids))
+        self.device = str(trainer.args.device)
         return completion_ids
 
     def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
@@ -142,7 +154,8 @@ def step_record(logs: dict[str, Any], reward: RetrievalReward, rollout: Rollout)
     """What `training_log.jsonl` says of a step, from TRL's logs; None where they are of no step.
 
     `kl` is towards the reference policy, `approximate_kl` towards the policy that wrote the texts; both in nats per
-    token. `clip_share` is the share of tokens whose policy ratio was clipped.
+    token. `clip_share` is the share of tokens whose policy ratio was clipped. `tokens_per_second` counts written tokens
+    over the time of writing; `memory_gib` is the most held on the GPU, on the CPU what the process holds.
     """
     if "loss" not in logs:
         return None
@@ -164,10 +177,14 @@ def step_record(logs: dict[str, Any], reward: RetrievalReward, rollout: Rollout)
         "truncated_share": logs.get("completions/clipped_ratio"),
         "mean_rank": logs.get("mean_rank"),
         "distinct_texts": logs.get("distinct_texts"),
+        **({MASKED: logs[MASKED]} if MASKED in logs else {}),
         **{name: value for name, value in logs.items() if name.startswith(("reward/", "groups/"))},
         "step_seconds": logs.get("step_time"),
         "generation_seconds": round(rollout.seconds, 4),
         "reward_seconds": round(reward.seconds, 4),
+        "tokens_per_second": round(rollout.tokens / rollout.seconds, 1) if rollout.seconds else None,
+        "memory_gib": round(used_gib(rollout.device), 3),
     }
     rollout.seconds = reward.seconds = 0.0
+    rollout.tokens = 0
     return record

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.data.prompts import PromptBuilder, item_renderer
+from rl4rec_cli.live import TrainingView, shown
 from rl4rec_cli.train.arguments import number_of_steps, release, shared_arguments, steps_per_epoch, weights_kept
 from rl4rec_cli.train.callbacks import StepLog
+from rl4rec_cli.train.checkpoints import steps_done
 from rl4rec_cli.train.resumable import Keeper
 
 if TYPE_CHECKING:
@@ -90,7 +92,10 @@ def train_sft(
         kept = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
         return {name: logs[name] for name in kept if name in logs}
 
-    with tempfile.TemporaryDirectory() as scratch:
+    title = "Warm start" if is_warm_start else "SFT"
+    course = validation.course if validation is not None else None
+    view = TrainingView(title, steps, done=steps_done(resume), validation=course)
+    with tempfile.TemporaryDirectory() as scratch, shown(view) as drawn:
         with weights_kept(policy.model):
             trainer = SFTTrainer(
                 model=policy.model,
@@ -108,7 +113,7 @@ def train_sft(
             )
         trainer.remove_callback(PrinterCallback)
         batches = steps_per_epoch(section, len(examples))
-        trainer.add_callback(StepLog(log, describe, phase="sft", batches_per_epoch=batches))
+        trainer.add_callback(StepLog(log, describe, phase="sft", batches_per_epoch=batches, view=drawn))
         keeper = Keeper(run, policy, phase="sft", is_warm_start=is_warm_start, resume=resume, validation=validation)
         keeper.train(trainer)
         release(trainer)

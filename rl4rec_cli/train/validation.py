@@ -6,7 +6,7 @@ Hides: that this is the evaluation that `rl4rec eval` makes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
@@ -28,9 +28,22 @@ LOG = "validation_log.jsonl"
 
 
 class Validation:
-    """Measures every `eval.steps` steps, and at the last one."""
+    """Measures every `eval.steps` steps, and at the last one.
 
-    def __init__(self, run: Run, policy: Policy, dataset: Dataset, retriever: InProcessRetriever) -> None:
+    Args:
+        report: gets every record that is written to `validation_log.jsonl`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        policy: Policy,
+        dataset: Dataset,
+        retriever: InProcessRetriever,
+        *,
+        report: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        self._report = report
         self._run, self._policy, self._dataset, self._retriever = run, policy, dataset, retriever
         config: RunConfig = run.config
         self._every = config.eval.steps
@@ -52,7 +65,7 @@ class Validation:
         value = found[self.metric]
         is_best = all(value > before for _, before in self.values)
         self.values.append((step, value))
-        log = JsonLines(self._run.folder / LOG)
+        log = JsonLines(self._run.folder / LOG, also=self._report)
         try:
             log.write({"phase": phase, "step": step, "users": len(self._examples), "best": is_best, **found})
         finally:
@@ -61,6 +74,10 @@ class Validation:
         so_far = "the best so far" if is_best else f"best {best:.4f} after step {best_step:,}"
         console.log(f"Validation after step {step:,}: {self.metric} {value:.4f}, {so_far}")
         return is_best
+
+    def course(self) -> tuple[str, list[tuple[int, float]]]:
+        """The metric's name, and steps and values so far."""
+        return self.metric, self.values
 
     def describe(self, folder: Path) -> None:
         """Say in a checkpoint what it reached."""

@@ -85,7 +85,7 @@ class Trained:
     rollouts: list[dict[str, Any]]
 
     def column(self, name: str, phase: str = "grpo") -> list[Any]:
-        return [record[name] for record in self.log if record["phase"] == phase]
+        return [record[name] for record in self.log if record["phase"] == phase and "health" not in record]
 
 
 def no_constant(text: str) -> float:

@@ -1,0 +1,159 @@
+"""What of a trainer the next step depends on, besides its weights and its optimiser.
+
+Decides: which numbers, texts and random states are taken after a whole step and given back before the next.
+Hides: the attributes of transformers' and TRL's trainers that hold them.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from rl4rec_cli.train.checkpoints import ALGORITHM
+
+_ATTRIBUTES = (
+    *("_tr_loss", "_globalstep_last_logged", "_total_loss_scalar"),
+    *("_step", "_current_train_step_time", "_total_train_tokens"),
+)
+
+
+class Stateful(Protocol):
+    """Something beside the trainer that the next steps depend on."""
+
+    def state(self) -> dict[str, Any]:
+        """Numbers, texts, lists and tensors; what is returned does not change afterwards."""
+
+    def set_state(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass
+class Snapshot:
+    """What is to be written of a step besides weights and optimiser, which stay as they are until the next update."""
+
+    step: int
+    trainer: Any
+    random: dict[str, Any]
+    algorithm: dict[str, Any]
+
+
+def take(trainer: Any, parts: Mapping[str, Stateful]) -> Snapshot:
+    """The snapshot of a step that is whole."""
+    state = copy.copy(trainer.state)
+    state.log_history = []
+    algorithm: dict[str, Any] = {name: _copy(getattr(trainer, name)) for name in _ATTRIBUTES if _has(trainer, name)}
+    metrics = {mode: {k: list(v) for k, v in of.items()} for mode, of in getattr(trainer, "_metrics", {}).items()}
+    algorithm["_metrics"] = metrics
+    # New texts are written only when all updates from these are made. The list is replaced, never written into.
+    is_used_up = not getattr(trainer, "_step", 0) % _steps_per_batch(trainer)
+    algorithm["_buffered_inputs"] = None if is_used_up else getattr(trainer, "_buffered_inputs", None)
+    algorithm["micro_batches"] = _micro_batches(trainer)
+    algorithm["parts"] = {name: part.state() for name, part in parts.items()}
+    if hasattr(trainer, "algorithm_state"):
+        algorithm["own"] = trainer.algorithm_state()
+    return Snapshot(state.global_step, state, random_states(), algorithm)
+
+
+def restore(trainer: Any, parts: Mapping[str, Stateful], folder: Path, *, done: int) -> None:
+    """Bring a trainer to where it was when the checkpoint was written, `done` steps from its start.
+
+    Where a step is cut into other micro-batches than it was (``--allow-partial``), the texts that were still to be
+    learnt from do not fit, and new ones are written.
+    """
+    if hasattr(trainer, "read_beside"):
+        trainer.read_beside(folder)
+    path = folder / ALGORITHM
+    if not path.is_file():  # --allow-partial
+        _begin_at(trainer, done)
+        return
+    algorithm = torch.load(path, map_location="cpu", weights_only=True)
+    for name in _ATTRIBUTES:
+        if name in algorithm:
+            setattr(trainer, name, _to(algorithm[name], trainer.args.device))
+    for mode, metrics in algorithm["_metrics"].items():
+        trainer._metrics[mode].update(metrics)
+    if algorithm.get("micro_batches", _micro_batches(trainer)) != _micro_batches(trainer):
+        _begin_at(trainer, done)
+    elif algorithm["_buffered_inputs"] is not None:
+        trainer._buffered_inputs = _to(algorithm["_buffered_inputs"], trainer.args.device)
+    for name, part in parts.items():
+        if name in algorithm["parts"]:
+            part.set_state(algorithm["parts"][name])
+    if "own" in algorithm:
+        trainer.set_algorithm_state(_to(algorithm["own"], trainer.args.device))
+
+
+def _begin_at(trainer: Any, done: int) -> None:
+    if hasattr(trainer, "_step"):
+        trainer._step = done * trainer.args.gradient_accumulation_steps
+
+
+def _micro_batches(trainer: Any) -> list[int]:
+    args = trainer.args
+    return [args.per_device_train_batch_size, args.gradient_accumulation_steps, _steps_per_batch(trainer)]
+
+
+def _steps_per_batch(trainer: Any) -> int:
+    """Micro-batches that are learnt from between two generations."""
+    return int(getattr(trainer.args, "steps_per_generation", 1) * getattr(trainer, "num_iterations", 1))
+
+
+def random_states() -> dict[str, Any]:
+    """The state of every generator of random numbers, in transformers' form."""
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "cpu": torch.random.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.random.get_rng_state()
+    return state
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Whatever is drawn inside, the numbers that follow are the same."""
+    before = random_states()
+    try:
+        yield
+    finally:
+        random.setstate(before["python"])
+        np.random.set_state(before["numpy"])
+        torch.random.set_rng_state(before["cpu"])
+        if "cuda" in before:
+            torch.cuda.random.set_rng_state(before["cuda"])
+
+
+def size(value: Any) -> int:
+    """Bytes of the tensors in a value."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(map(size, value.values()))
+    return sum(map(size, value)) if isinstance(value, (list, tuple)) else 0
+
+
+def _has(trainer: Any, name: str) -> bool:
+    return getattr(trainer, name, None) is not None
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
+def _to(value: Any, device: Any) -> Any:
+    """Tensors in lists and mappings, brought to a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _to(v, device) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_to(v, device) for v in value]
+    return value

@@ -1,0 +1,71 @@
+"""What a run says and does when a health rule begins to hold.
+
+Decides: a finding is told at the end of its step, on the console and as a line of `training_log.jsonl`, before the step
+can be saved, so that a resumed run neither repeats nor forgets it; a stop comes last, with the step whole.
+Hides: that findings come from log lines and from measurements of validation users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli import console
+from rl4rec_cli.train.health import Finding, Health, stop_for
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config_health import HealthSection
+    from rl4rec_cli.runs import JsonLines
+
+
+class Watch:
+    """Applies the health rules to one phase.
+
+    Args:
+        log: `training_log.jsonl`.
+        phase: name of the phase, as `grpo`.
+    """
+
+    def __init__(self, section: HealthSection, log: JsonLines, *, phase: str) -> None:
+        self._health = Health(section)
+        self._log = log
+        self._phase = phase
+        self._found: list[Finding] = []
+        self._told: list[Finding] = []
+
+    def see(self, record: Mapping[str, Any]) -> None:
+        """Take in a logged step."""
+        self._found += self._health.see(record)
+
+    def see_validation(self, step: int, metric: str, value: float) -> None:
+        """Take in a measurement of validation users."""
+        self._found += self._health.see_validation(step, metric, value)
+
+    def tell(self) -> None:
+        """Write down what was found since the last call.
+
+        Raises:
+            RunError: the log cannot be written.
+        """
+        found, self._found = self._found, []
+        for finding in found:
+            self._log.write(finding.record(self._phase))
+            if not finding.stops:
+                console.log(f"Warning (health.{finding.rule}), step {finding.step:,}: {finding.seen}")
+                console.log(f"  To mend it: {finding.advice}; to say no more: --set health.{finding.rule}=off")
+        self._told += found
+
+    def stop(self) -> None:
+        """End the run where what was told asks for it.
+
+        Raises:
+            HealthError: it does.
+        """
+        told, self._told = self._told, []
+        stop_for(told)
+
+    def state(self) -> dict[str, Any]:
+        return self._health.state()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self._health.set_state(state)
