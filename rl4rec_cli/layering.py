@@ -43,6 +43,7 @@ FLAGS = {
     "retrieval.emb_type": "--emb-type",
     "retrieval.device": "--device",
     "retrieval.batch_size": "--batch-size",
+    "logging.report_to": "--report-to",
     "eval.split": "--split",
     "eval.users": "--users",
     "eval.baselines": "--baselines",

@@ -25,7 +25,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -155,10 +155,15 @@ _NUMBER = re.compile(r"_(\d+)$")
 
 
 class JsonLines:
-    """An append-only log of strict JSON lines, each written whole and flushed."""
+    """An append-only log of strict JSON lines, each written whole and flushed.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        also: gets every record that is written.
+    """
+
+    def __init__(self, path: Path, *, also: Callable[[Mapping[str, Any]], None] | None = None) -> None:
         self.path = path
+        self._also = also
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -172,6 +177,8 @@ class JsonLines:
             self._file.flush()
         except OSError as error:
             raise RunError(f"{self.path}: cannot write it: {error.strerror or error}") from error
+        if self._also is not None:
+            self._also(record)
 
     def close(self) -> None:
         with suppress(OSError):  # what a failed write left in the buffer

@@ -34,6 +34,10 @@ def _add(algorithm: str, summary: str, *examples: str) -> None:
             typer.Option(metavar="NAME[=W]", help="ndcg, hit, mrr, mixed or module:attr, weighted. Repeatable."),
         ] = None,
         quick_test: Annotated[bool, typer.Option("--quick-test", help="The recipe quick-test on top.")] = False,
+        report_to: Annotated[
+            list[str] | None,
+            typer.Option(metavar="NAME", help="tensorboard, wandb or trackio, beside the run folder. Repeatable."),
+        ] = None,
         sets: Sets = None,
         resume: Annotated[
             str | None, typer.Option(metavar="RUN", help="Go on with this run folder, by its own recipe.")
@@ -47,6 +51,7 @@ def _add(algorithm: str, summary: str, *examples: str) -> None:
 
         flags: dict[str, Any] = {"data.path": dataset, "policy.model": model, "run.output_dir": output}
         flags["reward.functions"] = parse_rewards(reward) if reward else None
+        flags["logging.report_to"] = [name for text in report_to for name in text.split(",")] if report_to else None
         config = load_config(
             algorithm=algorithm,
             recipes=[*_run_recipe(resume, seeds), *(recipe or []), *(["quick-test"] if quick_test else [])],

@@ -20,9 +20,11 @@ import numpy as np
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import build_examples, count_train_examples, open_dataset
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.runs import JsonLines, Run, check_new, create_run
+from rl4rec_cli.layering import dump_config
+from rl4rec_cli.runs import JsonLines, Run, check_new, create_run, write_text
 from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
 from rl4rec_cli.train.checkpoints import Place, cut_logs, find_place
+from rl4rec_cli.train.reports import Reports, check_installed, open_reports
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import PolicySection, RunConfig, SftSection
@@ -102,10 +104,21 @@ def _resume(config: RunConfig, folder: Path, dataset: Dataset, audit: str, *, al
         from rl4rec_cli.retrieval.retriever import open_retriever
 
         prepare_backend(config.policy)
+        _keep_recipe(run)
         console.quiet_libraries()
         results = [_train_one(config, dataset, open_retriever(config.retrieval, dataset), audit, run, place)]
     _say_next(run)
     return results
+
+
+def _keep_recipe(run: Run) -> None:
+    """The run folder says what the run goes on with, where that is not what it was begun with.
+
+    Each checkpoint keeps the recipe that it was made with.
+    """
+    path, text = run.folder / "config.yaml", dump_config(run.config)
+    if path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
 
 
 def _with_whole_paths(config: RunConfig) -> RunConfig:
@@ -146,7 +159,8 @@ def _check(config: RunConfig, dataset: Dataset, *, is_new: bool) -> None:
     """What would end the run later, once models are loaded or a warm start is done.
 
     Raises:
-        RunError: the run is there already. ConfigError: too few examples, or no such reward file.
+        RunError: the run is there already. ConfigError: too few examples, no such reward file, or a tracker that is
+            not installed.
     """
     from rl4rec_cli.policy.backend import check_policy
 
@@ -154,6 +168,7 @@ def _check(config: RunConfig, dataset: Dataset, *, is_new: bool) -> None:
         check_new(config)
     checkpointing = next((p.gradient_checkpointing for p in _phases(config) if p.gradient_checkpointing), False)
     check_policy(config.policy, trainable=True, gradient_checkpointing=checkpointing)
+    check_installed(config.logging.report_to)
     for phase in _phases(config):
         number_of_steps(phase, _number_of_training_examples(config, dataset))
     for name in config.reward.functions:
@@ -194,6 +209,7 @@ def _train_one(
             run = create_run(config, dataset=dataset.name, digest=dataset.digest)
             stack.enter_context(run.locked())
         stack.enter_context(_telling_how_to_go_on(run))
+        reports = stack.enter_context(open_reports(run, done=_done(config, place)))
         console.log(f"Run {run.folder} (seed {config.run.seed}, {_size(policy.model)} on {policy.device})")
         task = evaluate.open_task(config, dataset, retriever, examples)
         result.methods.extend(evaluate.measure_baselines(config, task, "validation"))
@@ -205,11 +221,12 @@ def _train_one(
             if "untrained" in config.eval.baselines:
                 measure(evaluate.start_name(config))
 
-        _learn(run, place or Place(0), policy, dataset, builder, scorer, retriever, measure_start)
+        _learn(run, place or Place(0), policy, dataset, builder, scorer, retriever, reports, measure_start)
         measure(evaluate.TUNED)
         result.subject = evaluate.TUNED
         evaluate.finish(result, dataset)
         evaluation.save_evaluation(result, run.folder / "eval")
+        reports.final(result)
     seconds = time.perf_counter() - started
     evaluation.print_evaluation(
         result,
@@ -260,6 +277,11 @@ def _put_adapter(policy: Policy, run: Run) -> None:
     policy.model, policy.tokenizer, policy.backend = loaded.model, loaded.tokenizer, loaded.backend
 
 
+def _done(config: RunConfig, place: Place | None) -> int:
+    """Steps that are made of the last phase."""
+    return place.step if place is not None and place.phase == len(_phases(config)) - 1 else 0
+
+
 @contextmanager
 def _telling_how_to_go_on(run: Run) -> Iterator[None]:
     try:
@@ -281,6 +303,7 @@ def _learn(
     builder: PromptBuilder,
     scorer: Scorer,
     retriever: InProcessRetriever,
+    reports: Reports,
     measure_start: Callable[[], None],
 ) -> None:
     """All phases, from `place` on, until `checkpoint_final` stands there."""
@@ -295,7 +318,8 @@ def _learn(
     last = len(phases) - 1
     examples = _training_examples(config, dataset)
     cut_logs(run, [phase.algorithm for phase in phases], place)
-    log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")
+    log = JsonLines(run.folder / "training_log.jsonl", also=reports.step)
+    rollouts = JsonLines(run.folder / "rollouts.jsonl")
     try:
         if place.phase < last:
             console.log("Warm start: supervised fine-tuning")
@@ -319,7 +343,7 @@ def _learn(
             load_weights(policy.model, run.final)
             return
         resume = place.checkpoint if place.phase == last else None
-        validation = Validation(run, policy, dataset, retriever)
+        validation = Validation(run, policy, dataset, retriever, report=reports.validation)
         go_on: Any = {"resume": resume, "validation": validation}
         if config.trainer.algorithm == "sft":
             train_sft(config.trainer, config, run, policy, dataset, examples, builder, log, **go_on)
