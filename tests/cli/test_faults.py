@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from rl4rec_cli.strict_yaml import load_yaml
 from rl4rec_cli.whole_folders import problems
 
 SMALL = [
@@ -80,6 +82,8 @@ import rl4rec_cli.eval.evaluate, rl4rec_cli.eval.baselines, rl4rec_cli.retrieval
 import sklearn.decomposition, sklearn.feature_extraction.text
 import rl4rec_cli.train.resumable as resumable
 import rl4rec_cli.train.rollouts as rollouts
+import rl4rec_cli.retrieval.embedding as embedding
+import torch
 from rl4rec_cli.cli.main import main
 from torch.optim import AdamW
 
@@ -98,6 +102,28 @@ PLACES = {
     "last save": (resumable.Keeper, "_keep_last", 1),
 }
 
+def no_memory_in_4(said):
+    real, count = resumable.Resumable.training_step, [0]
+    def call(self, *args, **options):
+        count[0] += 1
+        if count[0] == 4:
+            real(self, *args, **options)  # its gradients are there already
+            raise {"cuda": torch.OutOfMemoryError, "python": MemoryError}.get(said, RuntimeError)(said)
+        return real(self, *args, **options)
+    resumable.Resumable.training_step = call
+
+def not_finite_in_4():
+    write, unit_rows, count = rollouts.Rollout.write, embedding._unit_rows, [0]
+    def counted(self, *args, **options):
+        count[0] += 1
+        return write(self, *args, **options)
+    def overflowing(vectors, texts, name):
+        if count[0] == 4:
+            vectors = vectors.clone()
+            vectors[1, 0] = torch.nan
+        return unit_rows(vectors, texts, name)
+    rollouts.Rollout.write, embedding._unit_rows = counted, overflowing
+
 def child(order):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(order["cwd"])
@@ -110,6 +136,10 @@ def child(order):
     sys.path.insert(0, order["cwd"])
     if order["limit"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"],) * 2)
+    if order["memory"]:
+        no_memory_in_4(order["memory"])
+    if order["nan"]:
+        not_finite_in_4()
     for where, number in order["signals"]:
         if where == "save":  # in the midst of it: the optimiser's state is written
             real, sent = resumable.torch_save, []
@@ -158,6 +188,7 @@ class Process:
         self._out, fifo = folder.parent / f"{name}.out", folder.parent / f"{name}.err"
         os.mkfifo(fifo)
         order = {"args": args, "cwd": str(folder), "out": str(self._out), "err": str(fifo), "limit": 0, "signals": []}
+        order |= {"memory": "", "nan": False}
         self.pid = ask({**order, **options})
         self.err = fifo.open()
 
@@ -223,7 +254,7 @@ def checkpoints(folder: Path) -> list[str]:
 
 def steps(folder: Path) -> list[int]:
     lines = (folder / "runs" / "r" / "training_log.jsonl").read_bytes().decode().splitlines()
-    return [json.loads(line)["step"] for line in lines]
+    return [record["step"] for record in map(json.loads, lines) if "health" not in record]
 
 
 def is_whole(folder: Path) -> bool:
@@ -413,6 +444,80 @@ def test_a_reward_that_fails(
         done = run(resume(tmp_path, reward=reward), tmp_path)
         assert done.returncode == 0, done.stderr
         assert final(tmp_path) == uninterrupted("length")
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    return load_yaml((folder / "runs" / "r" / "config.yaml").read_text())["trainer"]
+
+
+@pytest.mark.parametrize(
+    "said", ["cuda", "python", "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"]
+)
+def test_out_of_memory(said: str, tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]) -> None:
+    """The step is left out, and the settings that the hint names go on to the same policy, but for rounding."""
+    stopped = run(command(tmp_path, reward="length", sets_=("trainer.max_steps=8",)), tmp_path, memory=said)
+    assert stopped.returncode == 1
+    *_, kept, how, last, hint = stopped.stderr.splitlines()
+    assert kept == "Stopped: the policy of step 3 is in runs/r/checkpoints/checkpoint_step_3"
+    assert how.startswith("To go on with it: rl4rec train grpo --resume runs/r")
+    assert last == f"error: out of memory at step 4 of grpo: {said}"
+    smaller = "--set trainer.batch_size=2 --set trainer.gradient_accumulation_steps=2"
+    more = f"--allow-partial {smaller} --set trainer.gradient_checkpointing=true"
+    assert hint.startswith(f"hint: resume with {more} (the same updates in smaller pieces); ")
+    assert "--set generation.max_completion_length=3" in hint
+    assert checkpoints(tmp_path) == ["checkpoint_start", "checkpoint_step_2", "checkpoint_step_3"]
+    assert is_whole(tmp_path)
+    if said != "cuda":
+        return
+    refused = run(resume(tmp_path, *more.split()[1:], reward="length"), tmp_path)
+    assert refused.returncode == 1
+    assert "trainer.batch_size was 4, is 2" in refused.stderr
+    assert settings(tmp_path)["batch_size"] == 4
+    done = run(resume(tmp_path, *more.split(), reward="length"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert steps(tmp_path) == list(range(1, 9))
+    assert (settings(tmp_path)["batch_size"], settings(tmp_path)["gradient_checkpointing"]) == (2, True)
+    ours, theirs = final(tmp_path), uninterrupted("length")
+    assert ours != theirs  # it was cut in other pieces
+    for name, values in ours.items():
+        np.testing.assert_allclose(values, theirs[name], atol=2e-4)
+
+
+def test_an_embedding_that_is_not_finite(tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]) -> None:
+    stopped = run(command(tmp_path, reward="length", sets_=("trainer.max_steps=8",)), tmp_path, nan=True)
+    assert stopped.returncode == 1
+    *_, kept, _how, last, hint = stopped.stderr.splitlines()
+    assert kept == "Stopped: the policy of step 3 is in runs/r/checkpoints/checkpoint_step_3"
+    assert last.startswith("error: embedder lsa")
+    assert "returned a non-finite vector for text 1 of " in last
+    assert hint.startswith("hint: half-precision models can overflow")
+    assert stopped.stdout == ""
+    assert checkpoints(tmp_path) == ["checkpoint_start", "checkpoint_step_2", "checkpoint_step_3"]
+    assert is_whole(tmp_path)
+    assert steps(tmp_path) == [1, 2, 3]
+    texts = [json.loads(line) for line in (tmp_path / "runs" / "r" / "rollouts.jsonl").read_text().splitlines()]
+    assert {text["step"] for text in texts} == {1, 2, 3}
+    done = run(resume(tmp_path, reward="length"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert final(tmp_path) == uninterrupted("length")
+
+
+def test_a_health_rule_that_stops(tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]) -> None:
+    """A policy this young does not end its texts."""
+    sets_ = ("trainer.max_steps=8", "health.truncated=stop", "health.window=3")
+    stopped = run(command(tmp_path, reward="length", sets_=sets_), tmp_path)
+    assert stopped.returncode == 1
+    *_, kept, how, last, hint = stopped.stderr.splitlines()
+    assert kept == "Stopped: the policy of step 3 is in runs/r/checkpoints/checkpoint_step_3"
+    assert how.startswith("To go on with it: rl4rec train grpo --resume runs/r")
+    assert last.startswith("error: stopped by health.truncated after step 3: the share of texts cut at ")
+    assert "raise generation.max_completion_length" in hint
+    assert hint.endswith("to go on as it is, resume with --set health.truncated=warn")
+    assert is_whole(tmp_path)
+    done = run(resume(tmp_path, "--set", "health.truncated=off", reward="length"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr.replace("Warning (health.zero", "")
+    assert final(tmp_path) == uninterrupted("length")
 
 
 def test_two_processes_on_one_folder(tmp_path: Path) -> None:
