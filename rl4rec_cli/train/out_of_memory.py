@@ -7,6 +7,8 @@ Hides: how torch words it.
 
 from __future__ import annotations
 
+import resource
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,9 +31,8 @@ def used_gib(device: Any) -> float:
     """The most that torch held on a GPU so far, or what the process holds on the CPU, in GiB."""
     if str(device).startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import psutil
-
-    return psutil.Process().memory_info().rss / 2**30
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**30
 
 
 def smaller_pieces(section: TrainerSection, prefix: str = "trainer") -> dict[str, Any]:
