@@ -19,6 +19,7 @@ COMMAND = [sys.executable, "-m", "rl4rec_cli.cli.main", "train", "grpo", "--quic
 def train(*args: str, cwd: Path) -> str:
     done = subprocess.run([*COMMAND, *args], capture_output=True, text=True, cwd=cwd, check=False)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr  # no health rule takes this for a run that goes wrong
     return done.stdout
 
 
