@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import RunError
-from rl4rec_cli.runs import read_jsonl, write_jsonl
+from rl4rec_cli.layering import dump_config
+from rl4rec_cli.runs import read_jsonl, write_jsonl, write_text
 from rl4rec_cli.strict_yaml import YamlError, load_yaml
 from rl4rec_cli.whole_folders import MANIFEST, problems
 
@@ -91,6 +92,19 @@ def find_place(run: Run, phases: Sequence[str], *, allow_partial: bool) -> Place
     if progress["dataset"] != run.digest:
         _refuse(f"{found}: the dataset is not the one it was trained on", "the data changed", allow_partial)
     return Place(phases.index(progress["phase"]), int(progress["step"]), found)
+
+
+def keep_recipe(run: Run) -> None:
+    """The run folder says what the run goes on with, where that is not what it was begun with.
+
+    Each checkpoint keeps the recipe that it was made with.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    path, text = run.folder / "config.yaml", dump_config(run.config)
+    if path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
 
 
 def _newest(folders: Sequence[Path], *, allow_partial: bool) -> Path | None:

@@ -15,21 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 from rl4rec_cli import console
-from rl4rec_cli.data.dataset import build_examples, count_train_examples, open_dataset
+from rl4rec_cli.data.dataset import open_dataset
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.layering import dump_config
-from rl4rec_cli.runs import JsonLines, Run, check_new, create_run, write_text
+from rl4rec_cli.runs import JsonLines, Run, check_new, create_run
 from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
-from rl4rec_cli.train.checkpoints import Place, cut_logs, find_place
+from rl4rec_cli.train.checkpoints import Place, cut_logs, find_place, keep_recipe
+from rl4rec_cli.train.examples import number_of_training_examples, training_examples
 from rl4rec_cli.train.reports import Reports, check_installed, open_reports
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import PolicySection, RunConfig, SftSection
     from rl4rec_cli.config_trainer import TrainerSection
-    from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.data.prompts import PromptBuilder
     from rl4rec_cli.eval.evaluation import Evaluation
     from rl4rec_cli.policy.loading import Policy
@@ -104,21 +102,11 @@ def _resume(config: RunConfig, folder: Path, dataset: Dataset, audit: str, *, al
         from rl4rec_cli.retrieval.retriever import open_retriever
 
         prepare_backend(config.policy)
-        _keep_recipe(run)
+        keep_recipe(run)
         console.quiet_libraries()
         results = [_train_one(config, dataset, open_retriever(config.retrieval, dataset), audit, run, place)]
     _say_next(run)
     return results
-
-
-def _keep_recipe(run: Run) -> None:
-    """The run folder says what the run goes on with, where that is not what it was begun with.
-
-    Each checkpoint keeps the recipe that it was made with.
-    """
-    path, text = run.folder / "config.yaml", dump_config(run.config)
-    if path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
 
 
 def _with_whole_paths(config: RunConfig) -> RunConfig:
@@ -170,7 +158,7 @@ def _check(config: RunConfig, dataset: Dataset, *, is_new: bool) -> None:
     check_policy(config.policy, trainable=True, gradient_checkpointing=checkpointing)
     check_installed(config.logging.report_to)
     for phase in _phases(config):
-        number_of_steps(phase, _number_of_training_examples(config, dataset))
+        number_of_steps(phase, number_of_training_examples(config, dataset))
     for name in config.reward.functions:
         file = name.rpartition(":")[0]
         if file.endswith(".py") and not Path(file).is_file():
@@ -316,7 +304,7 @@ def _learn(
     config = run.config
     phases = _phases(config)
     last = len(phases) - 1
-    examples = _training_examples(config, dataset)
+    examples = training_examples(config, dataset)
     cut_logs(run, [phase.algorithm for phase in phases], place)
     log = JsonLines(run.folder / "training_log.jsonl", also=reports.step)
     rollouts = JsonLines(run.folder / "rollouts.jsonl")
@@ -354,28 +342,6 @@ def _learn(
     finally:
         log.close()
         rollouts.close()
-
-
-def _training_users(config: RunConfig, dataset: Dataset) -> set[str] | None:
-    """The users drawn for training; None: all."""
-    counts = count_train_examples(dataset, config.data.train_targets)
-    users = sorted(user for user, count in zip(dataset.users, counts, strict=True) if count)
-    limit = config.data.train_users
-    if limit is None or limit >= len(users):
-        return None
-    return set(np.random.default_rng(config.run.seed).choice(users, limit, replace=False).tolist())
-
-
-def _training_examples(config: RunConfig, dataset: Dataset) -> list[Example]:
-    chosen = _training_users(config, dataset)
-    examples = build_examples(dataset, "train", train_targets=config.data.train_targets)
-    return examples if chosen is None else [e for e in examples if e.user in chosen]
-
-
-def _number_of_training_examples(config: RunConfig, dataset: Dataset) -> int:
-    chosen = _training_users(config, dataset)
-    counts = count_train_examples(dataset, config.data.train_targets)
-    return sum(n for user, n in zip(dataset.users, counts, strict=True) if chosen is None or user in chosen)
 
 
 def _size(model: object) -> str:

@@ -1,0 +1,41 @@
+"""Which examples a run trains on, before any screening.
+
+Decides: that `data.train_users` draws among the users that have examples, by the run's seed.
+Hides: counting without making them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rl4rec_cli.data.dataset import build_examples, count_train_examples
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.data.dataset import Dataset, Example
+
+
+def _training_users(config: RunConfig, dataset: Dataset) -> set[str] | None:
+    """The users drawn for training; None: all."""
+    counts = count_train_examples(dataset, config.data.train_targets)
+    users = sorted(user for user, count in zip(dataset.users, counts, strict=True) if count)
+    limit = config.data.train_users
+    if limit is None or limit >= len(users):
+        return None
+    return set(np.random.default_rng(config.run.seed).choice(users, limit, replace=False).tolist())
+
+
+def training_examples(config: RunConfig, dataset: Dataset) -> list[Example]:
+    """Every training example of the users drawn for training."""
+    chosen = _training_users(config, dataset)
+    examples = build_examples(dataset, "train", train_targets=config.data.train_targets)
+    return examples if chosen is None else [e for e in examples if e.user in chosen]
+
+
+def number_of_training_examples(config: RunConfig, dataset: Dataset) -> int:
+    """How many those are, without making them."""
+    chosen = _training_users(config, dataset)
+    counts = count_train_examples(dataset, config.data.train_targets)
+    return sum(n for user, n in zip(dataset.users, counts, strict=True) if chosen is None or user in chosen)
