@@ -153,7 +153,7 @@ def trained(folder: Path, *sets: str, reward: str | None = None, only: str = "")
     if reward:
         (folder / "my.py").write_text(REWARDS)
         flags["reward.functions"] = {f"{folder}/my.py:{reward}": 1.0}
-    off = [f"health.{name}=off" for name in ALL if name != only]
+    off = [f"health.{name}={'warn' if name == only else 'off'}" for name in ALL]
     config = load_config(algorithm="grpo", recipes=["quick-test"], flags=flags, sets=[*SMALL, *off, *sets])
     train(config, (0,))
     records = [json.loads(line) for line in (folder / "run" / "training_log.jsonl").read_text().splitlines()]

@@ -23,6 +23,7 @@ SMALL = (
     *("prompt.max_prompt_length=48", "generation.max_completion_length=5", "policy.tiny.hidden_size=32"),
     *("policy.tiny.heads=2", "policy.tiny.vocab_size=400", "trainer.batch_size=4", "trainer.num_generations=4"),
     *("trainer.max_steps=4", "trainer.num_train_epochs=99", "logging.steps=1", "health.window=3", "eval.steps=2"),
+    "health.truncated=warn",
     *("eval.users=6", "eval.baselines=[untrained]", "eval.cache_dir=null", "eval.step_users=9", "run.name=run"),
     'trainer.warm_start={"batch_size": 8, "max_steps": 6, "learning_rate": 0.01}',
 )
