@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rl4rec_cli.hardware import cheaper_settings
+from rl4rec_cli.savings import cheaper_settings
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
@@ -41,12 +41,8 @@ def advice(config: RunConfig, *, is_warm_start: bool) -> str:
 
     First all that leaves a step what it was, but for rounding; then what needs less and changes what is learnt.
     """
-    warm = getattr(config.trainer, "warm_start", None)
-    ways = cheaper_settings(config.model_copy(update={"trainer": warm}) if is_warm_start and warm else config)
-    # An adapter where all weights were trained, say, is another policy: nothing to go on with.
-    same = [text for way in ways for text in way if text.startswith("trainer.")]
-    if is_warm_start:
-        same = [f"trainer.warm_start.{text.removeprefix('trainer.')}" for text in same]
+    ways = cheaper_settings(config, is_warm_start=is_warm_start)
+    same = list(dict.fromkeys(text for way in ways for text in way))
     shorter = (
         f"generation.max_completion_length={max(1, config.generation.max_completion_length // 2)}",
         f"prompt.max_prompt_length={max(1, config.prompt.max_prompt_length // 2)}",
