@@ -170,7 +170,7 @@ class PolicySection(Section):
     four_bit: FourBitSection = FourBitSection()
     """How 4 bits are used."""
     fast_inference: bool = False
-    """Let Unsloth write by vLLM in the same process (GPU only)."""
+    """Let Unsloth write by a vLLM engine in the same process, which shares its weights (GPU only, beta 0)."""
     revision: str | None = None
     """Branch, tag or commit of a model from the Hub."""
     trust_remote_code: bool = False

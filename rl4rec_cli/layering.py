@@ -311,6 +311,11 @@ def _check_sections_agree(config: RunConfig, tree: _Tree) -> None:
         source = tree.source(("trainer", "critic"))
         tree.problems.append(f"trainer.critic: an adapter of the critic's own needs a policy with one ({source})")
         tree.hints.append("give policy.lora, e.g. --set policy.lora.r=16, or use trainer.critic=head")
+    if config.policy.fast_inference and getattr(trainer, "beta", 0) > 0:
+        source = tree.source(("policy", "fast_inference"))
+        said = "with trainer.beta above 0 the engine would be given the reference, too"
+        tree.problems.append(f"policy.fast_inference: {said} ({source})")
+        tree.hints.append("set trainer.beta to 0, or leave policy.fast_inference out")
     if normalize == "group" and trainer.algorithm in ("rloo", "ppo", "reinforce"):
         source = tree.source(("reward", "normalize_rewards"))
         said = f"with {trainer.algorithm} it must be auto, batch or none, not 'group' ({source})"

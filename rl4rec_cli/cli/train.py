@@ -25,7 +25,7 @@ def _add(algorithm: str, summary: str, *examples: str) -> None:
         recipe: Recipes = None,
         dataset: Annotated[str | None, typer.Option(metavar="PATH", help="Dataset folder.")] = None,
         model: Annotated[
-            str | None, typer.Option(metavar="NAME", help="`tiny`, a Hugging Face name or a folder.")
+            str | None, typer.Option(metavar="NAME", help="`tiny`, a preset, a Hugging Face name or a folder.")
         ] = None,
         output: Annotated[str | None, typer.Option(metavar="DIR", help="Folder that run folders are made in.")] = None,
         seeds: Annotated[str | None, typer.Option(metavar="N,N,…", help="One run for each of these seeds.")] = None,

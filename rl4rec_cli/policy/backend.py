@@ -167,6 +167,7 @@ def import_unsloth() -> Any:
         # Else it writes what it compiled into the folder the command was typed in.
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "unsloth_compiled_cache"))
         os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    kept = "unsloth" not in sys.modules and _keep_trainers()
     for name in ("torchao", "bitsandbytes", "torch.utils._pytree", "unsloth", "unsloth_zoo"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with console.hushed():
@@ -175,4 +176,44 @@ def import_unsloth() -> Any:
         except Exception as error:  # a missing or clashing package shows in as many ways as there are packages
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise PolicyError(f"cannot import unsloth: {reason}", hint=f"install it anew: {INSTALL}") from error
+        finally:
+            if kept:
+                del os.environ[_KEEPS_TRAINERS]
+    _check_trainers()
     return unsloth
+
+
+_KEEPS_TRAINERS = "UNSLOTH_ALLOW_CPU"
+
+
+def _keep_trainers() -> bool:
+    """Where there is a GPU, Unsloth would put trainers of its own in place of TRL's; its models are wanted, not those.
+
+    They compute the loss without asking the subclass (PPO's critic and filtered groups would be left out, unnoticed),
+    and measure the KL term of a warm-started adapter from the bare base. This variable, which Unsloth's own tests
+    use, leaves TRL alone; on an NVIDIA GPU it has no other effect in the pinned version.
+    """
+    import torch
+
+    if not torch.cuda.is_available() or torch.version.cuda is None or _KEEPS_TRAINERS in os.environ:
+        return False
+    os.environ[_KEEPS_TRAINERS] = "1"
+    # TRL's own trainers read logits, which Unsloth leaves out of a pass that has labels.
+    os.environ.setdefault("UNSLOTH_RETURN_LOGITS", "1")
+    return True
+
+
+def _check_trainers() -> None:
+    """Whether TRL's trainers are still TRL's.
+
+    Raises:
+        PolicyError: they are not.
+    """
+    import trl
+
+    for kind in (trl.GRPOTrainer, trl.RLOOTrainer):
+        if not kind.__module__.startswith("trl."):
+            raise PolicyError(
+                f"unsloth put {kind.__module__} in place of TRL's trainer, with which the loss would be another",
+                hint="install the pinned unsloth (docs/install.md), or use policy.backend=hf",
+            )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rl4rec_cli.errors import PolicyError
+from rl4rec_cli.policy.fast_inference import has_engine, write_by_engine
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import GenerationSection
@@ -80,6 +81,8 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], s
     own = model.generation_config
     given = tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id
     ends = given if isinstance(given, list) else [given]
+    if has_engine(model):
+        return write_by_engine(model, prompts, sampling, ends)
     if sampling.temperature > 0:
         how = {
             "do_sample": True,

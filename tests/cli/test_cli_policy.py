@@ -64,8 +64,14 @@ def test_what_only_unsloth_or_a_gpu_has(tmp_path: Path) -> None:
         "error: trainer.gradient_checkpointing=unsloth needs backend unsloth; here it is policy.backend=auto "
         "(hf: no GPU is used)"
     )
+
+
+def test_fast_inference_and_the_reference(tmp_path: Path) -> None:
     code, error, _ = train(tmp_path, "policy.fast_inference=true")
     assert (code, error.partition(";")[0]) == (2, "error: policy.fast_inference needs backend unsloth and a GPU")
+    code, error, _ = train(tmp_path, "policy.fast_inference=true", "trainer.beta=0.1")
+    assert code == 2
+    assert error.startswith("error: policy.fast_inference: with trainer.beta above 0 the engine would be given the")
 
 
 def test_a_model_that_is_not_causal(tiny_folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -234,6 +235,36 @@ def test_all_ways_of_reloading_write_the_same_text(place: Path, tmp_path: Path) 
     assert {name: found == expected for name, found in written.items()} == dict.fromkeys(written, True)
 
 
+def test_presets_are_the_repositories_that_unsloth_takes() -> None:
+    from rl4rec_cli.policy.presets import PRESETS
+
+    table = Path(find_spec("unsloth").origin).parent / "models" / "mapper.py"  # type: ignore[union-attr, arg-type]
+    taken = runpy.run_path(str(table))["FLOAT_TO_INT_MAPPER"]
+    named = {p.repository: p.four_bit for p in PRESETS.values() if p.four_bit is not None}
+    # Meta dropped its name from the repository's, and Unsloth's table has the old one of the largest.
+    taken["meta-llama/Llama-3.1-70B-Instruct"] = taken["meta-llama/Meta-Llama-3.1-70B-Instruct"]
+    assert {full: taken.get(full) for full in named} == named
+    assert "openai-community/gpt2" not in taken
+
+
+def test_trainers_that_unsloth_wrote_anew_are_refused(tmp_path: Path) -> None:
+    """As with a GPU: what its import does then is left out as we ask, and noticed where it is not."""
+    code = (
+        "import os, sys\n"
+        "os.environ['UNSLOTH_ALLOW_CPU'] = '1'\n"  # the variable that a GPU makes us set
+        "os.environ['UNSLOTH_COMPILE_LOCATION'] = os.path.abspath('compiled')\n"
+        "from rl4rec_cli.errors import PolicyError\n"
+        "from rl4rec_cli.policy.backend import import_unsloth\n"
+        "assert import_unsloth().DEVICE_TYPE == 'cuda'\n"
+        "import trl, unsloth.models.rl\n"
+        "assert trl.GRPOTrainer.__module__ == 'trl.trainer.grpo_trainer'\n"
+        "unsloth.models.rl._patch_trl_rl_trainers('grpo_trainer')\n"
+        "assert trl.GRPOTrainer.__module__ == 'UnslothGRPOTrainer'\n"
+        "try:\n    import_unsloth()\nexcept PolicyError as error:\n    print(error.message, file=sys.stderr)\n"
+    )
+    assert "unsloth put UnslothGRPOTrainer in place of TRL's trainer" in run(code, cwd=tmp_path).stderr
+
+
 def refused(*sets: str, cwd: Path, more: tuple[str, ...] = ()) -> str:
     given = [part for text in (*SMALL, *sets) for part in ("--set", text)]
     command = [sys.executable, "-m", "rl4rec_cli.cli.main", "train", "grpo", "--quick-test", *given, *more]
@@ -253,4 +284,4 @@ def test_lora_targets_that_match_nothing(place: Path, tmp_path: Path) -> None:
 
 def test_what_unsloth_would_quietly_do_otherwise(tmp_path: Path) -> None:
     assert "no 8-bit weights without a GPU" in refused("policy.quantization=8bit", cwd=tmp_path)
-    assert "fast_inference needs backend unsloth and a GPU" in refused("policy.fast_inference=true", cwd=tmp_path)
+    assert "no fp16 without a GPU" in refused("policy.dtype=fp16", cwd=tmp_path)

@@ -395,10 +395,17 @@ def test_accumulation_splits_a_step_and_adds_nothing(tmp_path: Path) -> None:
     assert done.log[0]["grad_norm"] == pytest.approx(at_once.log[0]["grad_norm"], rel=1e-3)
 
 
-@pytest.mark.parametrize("option", ["gradient_checkpointing=true", "dataloader_num_workers=1"])
-def test_options_that_change_speed_or_memory_only(option: str, tmp_path: Path) -> None:
-    plain = whole(small(tmp_path, "trainer.max_steps=2"))
-    other = whole(small(tmp_path, "trainer.max_steps=2", f"trainer.{option}", "run.name=other"))
+@pytest.mark.parametrize(
+    ("option", "sets"),
+    [
+        ("gradient_checkpointing=true", []),
+        ("gradient_checkpointing=true", ["policy.lora.r=4"]),
+        ("dataloader_num_workers=1", []),
+    ],
+)
+def test_options_that_change_speed_or_memory_only(option: str, sets: list[str], tmp_path: Path) -> None:
+    plain = whole(small(tmp_path, "trainer.max_steps=2", *sets))
+    other = whole(small(tmp_path, "trainer.max_steps=2", f"trainer.{option}", "run.name=other", *sets))
     assert plain.column("avg_reward") == other.column("avg_reward")
     assert plain.column("loss") == pytest.approx(other.column("loss"), abs=1e-5)
 
