@@ -84,14 +84,15 @@ def test_plain_libraries_write_what_was_measured(
     assert write(ours.model, ours.tokenizer, runs / name) == texts_of(runs / name)
 
 
-def test_sixteen_bits_on_request(runs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("short", "name"), [("bf16", "bfloat16"), ("fp16", "float16")])
+def test_sixteen_bits_on_request(short: str, name: str, runs: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     folder = tmp_path / "out"
-    assert main(["export", str(runs / "adapted"), "--output", str(folder), "--dtype", "bf16"]) == 0
-    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
-    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
-    assert 'dtype="bfloat16"' in (folder / "README.md").read_text()
+    assert main(["export", str(runs / "adapted"), "--output", str(folder), "--dtype", short]) == 0
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == getattr(torch, name)
+    assert json.loads((folder / "config.json").read_text())["dtype"] == name
+    assert f'dtype="{name}"' in (folder / "README.md").read_text()
 
 
 def test_the_card_has_data_recipe_and_metrics_and_no_path(runs: Path, tmp_path: Path) -> None:

@@ -450,6 +450,21 @@ def test_a_models_own_code_does_not_run(tiny_folder: Path, tmp_path: Path) -> No
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize(("short", "kind"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_weights_in_sixteen_bits_write_and_their_adapter_learns_in_32(
+    short: str, kind: torch.dtype, tiny_folder: Path
+) -> None:
+    section = PolicySection(model=str(tiny_folder), device="cpu", dtype=short, lora=LoraSection(r=2))  # type: ignore[arg-type]
+    policy = load_policy(section, trainable=True)
+    trained = {n: p for n, p in policy.model.named_parameters() if p.requires_grad}
+    assert {p.dtype for n, p in policy.model.named_parameters() if n not in trained} == {kind}
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    assert len(generate_texts(policy, prompts_of(policy), GREEDY, batch_size=4)) == 4
+    ids = torch.arange(3, 20)[None]
+    policy.model(ids, labels=ids).loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained.values())
+
+
 def test_devices_that_are_not_there(tiny_folder: Path) -> None:
     with pytest.raises(ConfigError, match="is no device"):
         load_policy(PolicySection(model=str(tiny_folder), device="my gpu"))
