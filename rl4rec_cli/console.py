@@ -216,6 +216,9 @@ def quiet_libraries() -> None:
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # what it says of torchao's classes
     import transformers
 
+    if os.environ.get("WANDB_MODE") == "offline":  # it says so on standard output when it is imported
+        with redirect_stdout(None):
+            import transformers.integrations.integration_utils
     transformers.logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers.logging.disable_progress_bar()

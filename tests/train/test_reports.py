@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,15 @@ def test_a_run_reports_to_both(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert [r["validation/ndcg@10"] for r in rows if "validation/ndcg@10" in r] == [r["ndcg@10"] for r in validation]
     for path in (p for p in run.rglob("*") if p.is_file()):
         assert SECRET.encode() not in path.read_bytes(), path
+
+
+def test_results_stand_alone_on_standard_output() -> None:
+    """transformers says on standard output that WANDB_MODE is offline, as soon as it is imported."""
+    code = (
+        "from rl4rec_cli import console; console.quiet_libraries(); from transformers import Trainer; print('result')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "result\n"
 
 
 def test_a_resumed_run_goes_on_in_the_same_place(tmp_path: Path) -> None:
