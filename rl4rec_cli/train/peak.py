@@ -77,6 +77,9 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     from rl4rec_cli.data.dataset import build_examples, open_dataset
 
     dataset = open_dataset(config.data)
+    from rl4rec_cli.policy.backend import prepare_backend
+
+    prepare_backend(config.policy)  # Unsloth before all others
     console.quiet_libraries()
     _import_all(config)
     import torch
@@ -85,15 +88,16 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     meter = _GpuMeter() if on_gpu else _ProcessMeter()
 
     from rl4rec_cli.data.prompts import PromptBuilder
-    from rl4rec_cli.policy.loading import load_policy, save_policy
+    from rl4rec_cli.policy.loading import save_policy
     from rl4rec_cli.retrieval.retriever import open_retriever
     from rl4rec_cli.rewards.scorer import Scorer
     from rl4rec_cli.runs import JsonLines, create_run
+    from rl4rec_cli.train import session
     from rl4rec_cli.train.reinforcement import train_rl
     from rl4rec_cli.train.sft import build_pairs, train_sft
 
     scorer = Scorer(open_retriever(config.retrieval, dataset), config.reward)
-    policy = load_policy(config.policy, dataset=dataset, seed=config.run.seed, trainable=True)
+    policy = session.load_start(config, dataset)
     builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
     examples = build_examples(dataset, "train", train_targets=config.data.train_targets)
     lengths = {id(e): len(builder.build(e.user, e.history).ids) for e in examples}
@@ -111,6 +115,8 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
             texts = max(sum(label >= 0 for label in row["labels"]) for row in rows)
             train_sft(phase, own, run, policy, dataset, used, builder, log)
         else:
+            if session.makes_base(config):
+                session.put_adapter(policy, run)
             if config.policy.model == "tiny":
                 save_policy(policy, run.start)
                 policy.model.config._name_or_path = str(run.start)
@@ -204,7 +210,7 @@ def main(recipe: str, answer: str, folder: str) -> None:
         "run": config.run.model_copy(update={"output_dir": folder, "name": "measured"}),
         "reward": config.reward.model_copy(update={"functions": {"ndcg": 1.0}}),
         "eval": config.eval.model_copy(update={"steps": None}),
-        "logging": config.logging.model_copy(update={"save_steps": 10**9, "rollouts": 0}),
+        "logging": config.logging.model_copy(update={"save_steps": 10**9, "rollouts": 0, "report_to": ()}),
     }
     peaks = _measure(config.model_copy(update=quiet), Path(folder))
     Path(answer).write_text(json.dumps([vars(peak) for peak in peaks]), encoding="utf-8")

@@ -227,13 +227,18 @@ def _start_section(config: RunConfig, run: Run | None, place: Place | None) -> P
     """What to load: the policy that the last phase started from, once it is known, else the configured one."""
     if run is not None and place is not None and place.phase >= len(_phases(config)) - 1 and run.start.is_dir():
         return config.policy.model_copy(update={"model": str(run.start)})
-    if _makes_base(config):
+    if makes_base(config):
         whole = {"lora": None, "quantization": "none", "backend": "hf"}
         return config.policy.model_copy(update=whole)
     return config.policy
 
 
-def _makes_base(config: RunConfig) -> bool:
+def load_start(config: RunConfig, dataset: Dataset) -> Policy:
+    """The policy that a new run starts from."""
+    return _load(config, _start_section(config, None, None), dataset)
+
+
+def makes_base(config: RunConfig) -> bool:
     """Whether the policy is built here and then gets an adapter: all its weights are warm-started first."""
     return config.policy.model == "tiny" and config.policy.lora is not None
 
@@ -255,7 +260,7 @@ def _load(config: RunConfig, section: PolicySection, dataset: Dataset | None = N
     )
 
 
-def _put_adapter(policy: Policy, run: Run) -> None:
+def put_adapter(policy: Policy, run: Run) -> None:
     """Store a policy that was built here, and put an adapter on what was stored, held as the configuration says."""
     from rl4rec_cli.policy.loading import save_policy
 
@@ -317,8 +322,8 @@ def _learn(
                 is_warm_start=True,
                 resume=place.checkpoint,
             )
-        if not run.start.is_dir() and _makes_base(config):
-            _put_adapter(policy, run)
+        if not run.start.is_dir() and makes_base(config):
+            put_adapter(policy, run)
         if not run.start.is_dir() and (last > 0 or config.policy.model == "tiny"):
             save_policy(policy, run.start)
             for folder in run.warm_steps():
