@@ -209,9 +209,45 @@ class GenerationSection(Section):
     """Above 1 discourages tokens already written."""
 
 
+class ServiceSection(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=80)] = "RetrievalService"
+    """Name of the Ray actor."""
+    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=80)] = "rl4rec"
+    """Ray namespace it is found in."""
+    address: str | None = None
+    """Ray cluster, `host:port`; when absent RAY_ADDRESS, else the service that runs on this machine."""
+    dataset: str | None = None
+    """Name the dataset has in the service; its own when absent."""
+    shards: PositiveInt = 1
+    """Actors that each hold a part of the items; ranks stay exact."""
+    replicas: PositiveInt = 1
+    """Copies of the whole service, which requests take turns with."""
+    retries: Annotated[int, Field(ge=0, le=100)] = 3
+    """Times a request is sent again after the service died or refused."""
+    timeout: PositiveFloat = 600.0
+    """Seconds an answer may take, a restart of the service included."""
+    wait: NonNegative = 60.0
+    """Seconds to wait for a service that is not there."""
+    queue: PositiveInt = 64
+    """Requests that may wait; more are refused."""
+    merge_ms: NonNegative = 2.0
+    """Where several callers wait: milliseconds more to gather requests that are then ranked together."""
+    max_texts: PositiveInt = 65_536
+    """Most texts in a request."""
+    max_text_length: PositiveInt = 20_000
+    """Longest text, in characters."""
+    max_values: PositiveInt = 250_000_000
+    """Largest answer in numbers: a score matrix has texts × items, vectors have items × dimensions."""
+    store_mb: Annotated[int, Field(ge=80)] | None = None
+    """Memory of Ray's object store where `rl4rec serve-retrieval` starts Ray; Ray's own rule when absent."""
+
+
 class RetrievalSection(Section):
-    backend: Literal["auto", "in-process"] = "auto"
-    """Where ranking runs; `auto` is in-process on the GPU if there is one, else on the CPU."""
+    backend: Literal["auto", "in-process", "ray"] = "auto"
+    """Where ranking runs. `ray`: in the service of `rl4rec serve-retrieval`. `auto`: there if one runs on this machine,
+    else in this process, on the GPU if there is one, else on the CPU."""
+    service: ServiceSection = ServiceSection()
+    """The retrieval service: where it is found, and how it is run by `rl4rec serve-retrieval`."""
     embedder: Literal["sentence-transformers", "lsa"] = "sentence-transformers"
     """What turns texts into vectors. `lsa`: TF-IDF + truncated SVD fitted on the catalogue, no download."""
     model: str = "mixedbread-ai/mxbai-embed-large-v1"

@@ -71,3 +71,11 @@ class HealthError(Rl4RecError):
 
 class RunError(Rl4RecError):
     """A run folder is missing, incomplete, or already there."""
+
+
+class ServiceError(Rl4RecError):
+    """The retrieval service is not there, does not answer, or refuses."""
+
+
+class ServiceBusy(ServiceError):
+    """The retrieval service has as many requests waiting as it takes."""

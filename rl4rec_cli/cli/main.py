@@ -17,7 +17,20 @@ from typing import Annotated
 import typer
 
 from rl4rec_cli import __version__, signals
-from rl4rec_cli.cli import compare, data, doctor, embed, eval, export, plan, recipes, recommend, report, train
+from rl4rec_cli.cli import (
+    compare,
+    data,
+    doctor,
+    embed,
+    eval,
+    export,
+    plan,
+    recipes,
+    recommend,
+    report,
+    serve_retrieval,
+    train,
+)
 from rl4rec_cli.cli.options import epilog
 from rl4rec_cli.errors import Rl4RecError
 
@@ -33,6 +46,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 embed.add_to(app)
+serve_retrieval.add_to(app)
 app.add_typer(train.app, name="train")
 eval.add_to(app)
 compare.add_to(app)

@@ -144,6 +144,7 @@ class LsaEmbedder:
     def __init__(self, catalogue: Sequence[str], *, dim: int) -> None:
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import TfidfVectorizer
+        from threadpoolctl import threadpool_limits
 
         self.name = f"lsa-{dim}"
         try:
@@ -158,7 +159,9 @@ class LsaEmbedder:
         components = min(dim, features - 1, len(catalogue))
         self._svd = None
         if components >= 1:
-            with np.errstate(invalid="ignore"):  # equal texts have no variance to explain, of which nothing is read
+            # One thread: with another number of them BLAS adds in another order, and a retrieval service and a trainer
+            # would fit vectors whose last bits differ.
+            with np.errstate(invalid="ignore"), threadpool_limits(1):  # equal texts have no variance to explain
                 self._svd = TruncatedSVD(n_components=components, random_state=0).fit(matrix)
 
     def embed(

@@ -35,7 +35,7 @@ from rl4rec_cli.retrieval.pairs import QUERIES, Queries, exact_scores, reaches
 from rl4rec_cli.retrieval.scan import Bars, Block, Scan, Struck, Tile, hands
 from rl4rec_cli.retrieval.tiles import Flags, product, reached_by
 
-__all__ = ["ItemMatrix", "Storage", "count_at_least", "pair_scores", "score_matrix", "search", "target_ranks"]
+__all__ = ["ItemMatrix", "Storage", "best", "count_at_least", "pair_scores", "score_matrix", "search", "target_ranks"]
 
 _NEAR_PAIRS = 1 << 14
 # Above one near item in so many, a product over the whole block from the vectors given is cheaper than pairs.
@@ -131,15 +131,19 @@ def search(queries_BD: Tensor, items: ItemMatrix, k: int, exclude: Ids | None = 
         EmbeddingError: a query is not finite (named) or has not D dimensions.
         DataError: k < 1, an id outside the catalogue, or not one list for each query.
     """
+    ids_BK, scores_BK = best(queries_BD, items, k, exclude)
+    return ids_BK, scores_BK.float()
+
+
+def best(queries_BD: Tensor, items: ItemMatrix, k: int, exclude: Ids | None = None) -> tuple[Tensor, Tensor]:
+    """As `search`, with the scores proper, float64: for catalogues in shards, whose finds are put in one order."""
     if k < 1:
         raise DataError(f"k must be at least 1, got {k}")
     with strict_products(), hands(len(queries_BD), items) as cores:
         queries = Queries(queries_BD, items)
         scan = Scan(queries, items, Struck(*_flatten(exclude, queries, items)), cores)
         ids_BK, scores_BK = _top_k(scan, min(k, items.num_items))
-    with np.errstate(over="ignore"):
-        scores_BK = np.ldexp(scores_BK, queries.exponents_B[:, None]).astype(np.float32)
-    return torch.from_numpy(ids_BK), torch.from_numpy(scores_BK)
+    return torch.from_numpy(ids_BK), torch.from_numpy(np.ldexp(scores_BK, queries.exponents_B[:, None]))
 
 
 def score_matrix(queries_BD: Tensor, items: ItemMatrix) -> Tensor:

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from rl4rec_cli.errors import DataError, EmbeddingError
-from rl4rec_cli.retrieval import ranking
+from rl4rec_cli import console
+from rl4rec_cli.errors import DataError, EmbeddingError, Rl4RecError
+from rl4rec_cli.retrieval import ranking, ray_cluster
 from rl4rec_cli.retrieval.embedding import (
     Embedder,
     embed_items,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from rl4rec_cli.config import RetrievalSection
     from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.retrieval.ray_client import RayRetriever
 
 
 class Ranking(NamedTuple):
@@ -93,14 +95,8 @@ class InProcessRetriever:
         return hashlib.sha256(values.data if values.size else b"").hexdigest() + str(self.mask_history)
 
     def text_vectors(self, texts: Sequence[str]) -> torch.Tensor:
-        """`[len(texts), dim]`; equal texts are embedded once, as groups of samples often agree."""
-        distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        vectors_UD = self.embedder.embed(list(distinct), query=True)
-        if vectors_UD.ndim != 2 or len(vectors_UD) != len(distinct):
-            raise EmbeddingError(
-                f"embedder {self.embedder.name} returned shape {list(vectors_UD.shape)} for {len(distinct)} texts"
-            )
-        return vectors_UD[[distinct[text] for text in texts]].to(self.device)
+        """`[len(texts), dim]`, as `query_vectors`."""
+        return query_vectors(self.embedder, texts).to(self.device)
 
     def target_ranks(self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]) -> Ranking:
         """Rank of each text's target in the whole catalogue.
@@ -124,35 +120,94 @@ class InProcessRetriever:
         self, queries_BD: torch.Tensor, targets: Sequence[int], histories: Sequence[Sequence[int]]
     ) -> Ranking:
         """As `target_ranks`, from query vectors: what baselines without a text use."""
-        scorable_B = queries_BD.ne(0).any(dim=1).cpu()
-        masks = histories if self.mask_history else None
-        ranks_B = ranking.target_ranks(queries_BD, self.matrix, torch.tensor(list(targets), dtype=torch.long), masks)
-        return Ranking(torch.where(scorable_B, ranks_B, self.num_items).numpy(), scorable_B.numpy())
+        return rank_vectors(queries_BD, self.matrix, targets, histories if self.mask_history else None)
 
     def search(self, texts: Sequence[str], k: int, exclude: Sequence[Sequence[int]] | None = None) -> list[Found]:
         """The `k` best items for each text, best first, without those excluded; fewer where fewer are left."""
-        if not len(texts):
-            return []
-        ids_BK, scores_BK = ranking.search(self.text_vectors(texts), self.matrix, k, exclude)
-        found = []
-        for ids, scores in zip(ids_BK.tolist(), scores_BK.tolist(), strict=True):
-            kept = [(i, s) for i, s in zip(ids, scores, strict=True) if i >= 0]
-            found.append(Found([i for i, _ in kept], [s for _, s in kept]))
-        return found
+        return as_found(*self.vector_search(self.text_vectors(texts), k, exclude)) if len(texts) else []
+
+    def vector_search(
+        self, queries_BD: torch.Tensor, k: int, exclude: Sequence[Sequence[int]] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """As `search`, from query vectors: ids and scores `[B, min(k, num_items)]`, id -1 where too few are left."""
+        ids_BK, scores_BK = ranking.search(queries_BD, self.matrix, k, exclude)
+        return ids_BK.numpy(), scores_BK.numpy()
 
     def calculate_reward(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The full score matrix `[len(texts), num_items]`: for callers that want it; ranks never need it."""
         if not len(texts):
             return np.zeros((0, self.num_items), np.float32)
-        return ranking.score_matrix(self.text_vectors(texts), self.matrix).numpy()
+        return self.vector_scores(self.text_vectors(texts))
+
+    def vector_scores(self, queries_BD: torch.Tensor) -> NDArray[np.float32]:
+        """As `calculate_reward`, from query vectors."""
+        return ranking.score_matrix(queries_BD, self.matrix).numpy()
 
     def item_vectors(self, items: Sequence[int]) -> torch.Tensor:
         """`[len(items), dim]` float32."""
         return self.vectors_ND[list(items)]
 
 
-def open_retriever(section: RetrievalSection, dataset: Dataset) -> InProcessRetriever:
+def rank_vectors(
+    queries_BD: torch.Tensor,
+    matrix: ranking.ItemMatrix,
+    targets: Sequence[int],
+    masks: Sequence[Sequence[int]] | None,
+) -> Ranking:
+    """Ranks by the kernel; a zero vector says nothing and ranks last."""
+    scorable_B = queries_BD.ne(0).any(dim=1).cpu()
+    ranks_B = ranking.target_ranks(queries_BD, matrix, torch.tensor(list(targets), dtype=torch.long), masks)
+    return Ranking(torch.where(scorable_B, ranks_B, matrix.num_items).numpy(), scorable_B.numpy())
+
+
+def query_vectors(embedder: Embedder, texts: Sequence[str]) -> torch.Tensor:
+    """`[len(texts), dim]` on the CPU; equal texts are embedded once, as groups of samples often agree."""
+    distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    vectors_UD = embedder.embed(list(distinct), query=True)
+    if vectors_UD.ndim != 2 or len(vectors_UD) != len(distinct):
+        raise EmbeddingError(
+            f"embedder {embedder.name} returned shape {list(vectors_UD.shape)} for {len(distinct)} texts"
+        )
+    return vectors_UD[[distinct[text] for text in texts]]
+
+
+def as_found(ids_BK: NDArray[np.int64], scores_BK: NDArray[np.float32]) -> list[Found]:
+    """The items of a search, without the places where none was left."""
+    found = []
+    for ids, scores in zip(ids_BK.tolist(), scores_BK.tolist(), strict=True):
+        kept = [(i, s) for i, s in zip(ids, scores, strict=True) if i >= 0]
+        found.append(Found([i for i, _ in kept], [s for _, s in kept]))
+    return found
+
+
+def open_retriever(section: RetrievalSection, dataset: Dataset) -> InProcessRetriever | RayRetriever:
     """The retriever a configuration names, with the dataset's item vectors loaded or made.
+
+    Raises:
+        EmbeddingError: the embedder or the embedding file is not usable.
+        ServiceError: backend `ray`, and the service is not there or serves something else.
+    """
+    if section.backend == "ray" or (section.backend == "auto" and ray_cluster.is_offered(section.service)):
+        from rl4rec_cli.retrieval.ray_client import RayRetriever
+
+        where = f"{section.service.name} in Ray's namespace {section.service.namespace}"
+        try:
+            retriever = RayRetriever.open(section, dataset)
+        except Rl4RecError as error:
+            if section.backend == "ray":
+                raise
+            console.log(f"Retrieval in this process, not by {where}, which runs here: {error.message}")
+        else:
+            console.log(f"Retrieval by {where}{', which runs here' if section.backend == 'auto' else ''}")
+            return retriever
+    embedder, vectors_ND = load_catalogue(section, dataset)
+    return InProcessRetriever(
+        embedder, vectors_ND, mask_history=dataset.mask_history, device=resolve_device(section.device)
+    )
+
+
+def load_catalogue(section: RetrievalSection, dataset: Dataset) -> tuple[Embedder, torch.Tensor]:
+    """The embedder a configuration names, and the dataset's item vectors, loaded or made.
 
     Raises:
         EmbeddingError: the embedder or the embedding file is not usable.
@@ -178,6 +233,4 @@ def open_retriever(section: RetrievalSection, dataset: Dataset) -> InProcessRetr
             f"item embeddings have {vectors_ND.shape[1]} dimensions, but {embedder.name} embeds texts in {dim}",
             hint="items and texts must share one model: set retrieval.model, or make the file again",
         )
-    return InProcessRetriever(
-        embedder, vectors_ND, mask_history=dataset.mask_history, device=resolve_device(section.device)
-    )
+    return embedder, vectors_ND

@@ -1,0 +1,197 @@
+"""`rl4rec serve-retrieval`: start the service's actors, say how to reach them, and end them.
+
+Decides: that the service lives as long as this command, which owns the actors, and that it answers what it has taken
+before it goes.
+Hides: Ray's options of actors.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli import console
+from rl4rec_cli.data.dataset import load_dataset
+from rl4rec_cli.errors import ConfigError, ServiceError
+from rl4rec_cli.retrieval import ray_cluster
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import RetrievalSection
+
+_CALLS = 200
+"""Calls an actor takes beyond those that may wait: to be refused, and for its health."""
+_DRAIN_SECONDS = 60.0
+
+
+def serve(section: RetrievalSection, folders: Sequence[str], *, num_gpus: float | None) -> None:
+    """Serve dataset folders until Ctrl-C or SIGTERM.
+
+    Args:
+        num_gpus: GPUs of each actor; None: one where the cluster has one.
+
+    Raises:
+        ConfigError: no token where one is needed, or no Ray. ServiceError: the service ended by itself.
+        Rl4RecError: what is wrong with a dataset or the embedder.
+    """
+    ray_cluster.require_ray()
+    if not folders:
+        raise ConfigError("no dataset to serve", hint="rl4rec serve-retrieval --datasets data/beauty")
+    for folder in folders:
+        load_dataset(folder).texts(section.emb_type)  # told before Ray takes its time to start
+    section = _with_whole_paths(section)
+    whole = [str(Path(folder).resolve()) for folder in folders]
+    service = section.service
+    console.log("Starting Ray" if ray_cluster.is_own(service) else f"Joining Ray at {service.address}")
+    with ray_cluster.opened(service) as (ray, address):
+        if num_gpus is None:
+            num_gpus = float(min(1.0, ray.cluster_resources().get("GPU", 0.0)))
+        actors = start_service(ray, section.model_dump(mode="json"), whole, num_gpus=num_gpus)
+        served = ray.get(actors[0].datasets.remote())
+        is_own = ray_cluster.is_own(service)
+        token = str(ray_cluster.token_file()) if is_own else None
+        ray_cluster.write_note(service, ray_cluster.Note(address, os.getpid(), token))
+        try:
+            _say_loaded(section, served, whole, address, num_gpus)
+            _wait(ray, actors)
+        finally:
+            ray_cluster.remove_note(service)
+
+
+def show_status(section: RetrievalSection) -> None:
+    """Print how the service is.
+
+    Raises:
+        ServiceError: it is not there, or could not load what it should serve.
+    """
+    from rl4rec_cli.retrieval.ray_client import ServiceClient
+
+    service = section.service.model_copy(update={"wait": 0.0, "retries": 0})
+    client = ServiceClient(section.model_copy(update={"service": service}))
+    health = client.ask("health")
+    health["datasets"] = ", ".join(f"{name} {items:,} × {dim:,}" for name, (items, dim) in health["datasets"].items())
+    health["replicas"] = ", ".join(health["replicas"])
+    if health["problem"] is None:
+        del health["problem"]
+    console.figures(health)
+    if health["status"] != "ok":
+        raise ServiceError(f"{section.service.name} could not load: {health['problem']}")
+
+
+def _with_whole_paths(section: RetrievalSection) -> RetrievalSection:
+    """Actors run in other working directories."""
+
+    def whole(path: str | None) -> str | None:
+        return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
+
+    return section.model_copy(
+        update={
+            "model": whole(section.model),
+            "file": whole(section.file),
+            "emb_dir": str(Path(section.emb_dir).expanduser().resolve()),
+        }
+    )
+
+
+def _say_loaded(
+    section: RetrievalSection, served: dict[str, dict[str, Any]], folders: Sequence[str], address: str, num_gpus: float
+) -> None:
+    service = section.service
+    console.result(f"✓ Loaded {len(served)} dataset(s)")
+    rows = [(name, f"{a['num_items']:,}", a["dim"], a["embedder"], a["emb_type"]) for name, a in served.items()]
+    console.table("", ["dataset", "items", "dimensions", "embedder", "field"], rows)
+    where = "this machine only" if ray_cluster.is_loopback(address) else "other machines can reach it"
+    actors = f"{service.shards} shard(s), {service.replicas} replica(s), {num_gpus:g} GPU(s) each"
+    console.result(f"{service.name} in namespace {service.namespace} at {address} ({where}): {actors}")
+    words = ["rl4rec", "train", "grpo", "--dataset", folders[0], "--set", "retrieval.backend=ray"]
+    settings = {"embedder": section.embedder, "emb_type": section.emb_type}
+    if section.embedder != "lsa":
+        settings["model"] = section.model
+    if not ray_cluster.is_own(service):
+        settings["service.address"] = address
+    for key, value in (("name", service.name), ("namespace", service.namespace)):
+        if value != type(service).model_fields[key].default:
+            settings[f"service.{key}"] = value
+    for key, value in settings.items():
+        words += ["--set", f"retrieval.{key}={value}"]
+    console.result(f"Train with it: {shlex.join(words)}")
+    console.log("Ctrl-C stops it")
+
+
+def _wait(ray: Any, actors: Sequence[Any]) -> None:
+    """Until a signal comes, or the service ends by itself."""
+    stopped = [actor.until_stopped.remote() for actor in actors]
+    try:
+        ray.get(ray.wait(stopped, num_returns=1)[0])
+    except KeyboardInterrupt:
+        console.log("Stopping: answering what was asked")
+        try:
+            ray.get([actor.stop.remote() for actor in actors], timeout=_DRAIN_SECONDS)
+        except ray.exceptions.RayError as error:
+            console.log(f"Some requests stay without an answer: {type(error).__name__}")
+        console.log("Stopped")
+        return
+    except ray.exceptions.RayError as error:
+        raise ServiceError(f"the retrieval service ended: {error}") from error
+    raise ServiceError("the retrieval service was stopped by another process")
+
+
+def start_service(
+    ray: Any, section: dict[str, Any], folders: Sequence[str], *, num_gpus: float, threads: int | None = None
+) -> list[Any]:
+    """Start the actors and wait until they have loaded; they live as long as this process.
+
+    Args:
+        section: a retrieval section, as JSON.
+        folders: dataset folders, as every node of the cluster sees them.
+        num_gpus: GPUs of each actor that holds items.
+        threads: cores each actor computes with; all by default.
+
+    Raises:
+        ServiceError: there is one of that name. Rl4RecError: what loading says.
+    """
+    from rl4rec_cli.retrieval.ray_service import RESTARTS, RetrievalService  # imports torch
+
+    service = section["service"]
+    names = [service["name"], *(f"{service['name']}-{i}" for i in range(2, service["replicas"] + 1))]
+    need, there = num_gpus * service["replicas"], ray.cluster_resources().get("GPU", 0.0)
+    need *= service["shards"] + (service["shards"] > 1)
+    if need > there:
+        raise ConfigError(
+            f"the service needs {need:g} GPUs, the Ray cluster has {there:g}", hint="--num-gpus 0 for none"
+        )
+    options = {
+        "num_gpus": num_gpus,
+        "threads": threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0)),
+        "replicas": names,
+    }
+    actors = []
+    for name in names:
+        try:
+            actor = (
+                ray.remote(RetrievalService)
+                .options(
+                    name=name,
+                    namespace=service["namespace"],
+                    num_cpus=0,
+                    num_gpus=num_gpus,
+                    max_restarts=RESTARTS,
+                    max_task_retries=service["retries"],
+                    max_concurrency=service["queue"] + _CALLS,
+                    scheduling_strategy="SPREAD",
+                )
+                .remote(section, list(folders), options)
+            )
+        except ValueError as error:
+            raise ServiceError(
+                f"there is a {name} in namespace {service['namespace']} already",
+                hint="stop that one, or give this one another --actor-name",
+            ) from error
+        actors.append(actor)
+    for actor in actors:
+        failed = ray.get(actor.load_error.remote())
+        if failed is not None:
+            raise failed
+    return actors
