@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from rl4rec_cli.errors import ConfigError, Rl4RecError
 from rl4rec_cli.memory import GB, Estimate, Surroundings, activation_saving, batch_shape, estimate, human, plain_weights
@@ -197,7 +197,7 @@ def plan_placement(
     ways = () if fits else tuple(savings(config, facts, around, room, keep_texts=False)[:2])
     chosen = config if fits or not ways else ways[0].config
     choices = _choices(chosen, config, facts, around, gpu)
-    backend = Choice("retrieval", f"{_retrieval_backend(machine, config)} on {_where(chosen, where)}", reason)
+    backend = Choice("retrieval", f"{_retrieval_backend(config)} on {_where(chosen, where)}", reason)
     said = f"{gpu.name}, {human(gpu.free)} free" if gpu else f"{human(machine.ram_free)} of memory free, no GPU is used"
     return Placement(
         f"cuda:{gpu.index}" if gpu else "cpu", said, room, result, fits, (*choices, backend), ways, retrieval.notes
@@ -217,33 +217,32 @@ def _policy_gpu(machine: Machine, device: str) -> Gpu | None:
     return machine.gpus[index]
 
 
-def _retrieval_backend(machine: Machine, config: RunConfig) -> str:
-    asked = config.retrieval.backend
-    offered = get_args(type(config.retrieval).model_fields["backend"].annotation)
-    if asked != "auto":
-        return str(asked)
-    return "ray" if len(machine.gpus) > 1 and "ray" in offered and config.policy.device != "cpu" else "in-process"
+def _retrieval_backend(config: RunConfig) -> str:
+    """`auto` also takes a retrieval service that runs on this machine, which is no part of the plan."""
+    return "in-process" if config.retrieval.backend == "auto" else config.retrieval.backend
 
 
 def _retrieval_place(machine: Machine, config: RunConfig, gpu: Gpu | None) -> tuple[str, str]:
     """Device of embedder and item matrix, and why."""
     device = config.retrieval.device
+    if _retrieval_backend(config) == "ray":
+        return "devices of its own", "a retrieval service embeds and ranks (retrieval.backend)"
     if device != "auto":
         return ("cuda:0" if device == "cuda" else device), "retrieval.device says so"
     if not machine.gpus:
         return "cpu", "no GPU: in this process, on the CPU"
-    if _retrieval_backend(machine, config) == "ray":
-        other = next(g.index for g in machine.gpus if gpu is None or g.index != gpu.index)
-        return f"cuda:{other}", f"{len(machine.gpus)} GPUs: a Ray service has one of its own"
     if gpu is None or gpu.index != 0:  # `auto` is the first GPU
         return "cuda:0", "in this process, on a GPU that the policy does not use"
     if len(machine.gpus) > 1:
-        return "cuda:0", "beside the policy; --set retrieval.device=cuda:1 gives it a GPU of its own"
+        return (
+            "cuda:0",
+            "beside the policy; --set retrieval.device=cuda:1 or rl4rec serve-retrieval gives it another GPU",
+        )
     return "cuda:0", "one GPU: in this process, beside the policy"
 
 
 def _where(chosen: RunConfig, where: str) -> str:
-    return "cpu" if chosen.retrieval.device == "cpu" else where
+    return "cpu" if chosen.retrieval.device == "cpu" and chosen.retrieval.backend != "ray" else where
 
 
 def _choices(

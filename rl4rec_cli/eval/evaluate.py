@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.eval.methods import Measured, Task
     from rl4rec_cli.eval.probes import Probe
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.retrieval.retriever import InProcessRetriever
+    from rl4rec_cli.retrieval.retriever import VectorRetriever
 
 TUNED = "tuned policy"
 NEEDS_POLICY = ("untrained", "zero_shot")
@@ -57,7 +57,7 @@ def start_evaluation(config: RunConfig, dataset: Dataset, split: Split) -> Evalu
     return Evaluation(split, examples, config.eval.ks, slices, about=about)
 
 
-def open_task(config: RunConfig, dataset: Dataset, retriever: InProcessRetriever, examples: Sequence[Example]) -> Task:
+def open_task(config: RunConfig, dataset: Dataset, retriever: VectorRetriever, examples: Sequence[Example]) -> Task:
     """What the baselines of a configuration are measured on."""
     from rl4rec_cli.eval.methods import Task
 
@@ -83,7 +83,7 @@ def measure_policy(
     policy: Policy,
     config: RunConfig,
     dataset: Dataset,
-    retriever: InProcessRetriever,
+    retriever: VectorRetriever,
     examples: Sequence[Example],
     *,
     reads: Sequence[Example] | None = None,

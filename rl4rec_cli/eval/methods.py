@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rl4rec_cli.data.dataset import Dataset, Example
-    from rl4rec_cli.retrieval.retriever import InProcessRetriever
+    from rl4rec_cli.retrieval.retriever import VectorRetriever
 
 Kind = Literal["baseline", "ceiling", "policy"]
 TOP = 10
@@ -41,7 +41,7 @@ class Task:
     """
 
     dataset: Dataset
-    retriever: InProcessRetriever
+    retriever: VectorRetriever
     examples: Sequence[Example]
     seed: int = 0
     cache: Path | None = None

@@ -105,7 +105,9 @@ def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Sequenc
             hint="name another sentence-transformers model, lsa or bm25",
         )
     given = {"embedder": "lsa"} if is_lsa else {"embedder": "sentence-transformers", "model": name}
-    retriever = open_retriever(section.model_copy(update={**given, "file": None, "query_prompt": ""}), dataset)
+    retriever = open_retriever(
+        section.model_copy(update={**given, "backend": "in-process", "file": None, "query_prompt": ""}), dataset
+    )
     shown = "lsa" if is_lsa else name
     return shown, lambda texts: VectorScores(retriever.text_vectors(texts), retriever.matrix)
 

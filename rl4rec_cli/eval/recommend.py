@@ -20,7 +20,7 @@ from rl4rec_cli.eval.evaluate import find_run
 if TYPE_CHECKING:
     from rl4rec_cli.policy.generation import Sampling
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.retrieval.retriever import InProcessRetriever
+    from rl4rec_cli.retrieval.retriever import VectorRetriever
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Recommender:
 
     policy: Policy
     builder: PromptBuilder
-    retriever: InProcessRetriever
+    retriever: VectorRetriever
     dataset: Dataset
     sampling: Sampling
 

@@ -273,7 +273,7 @@ def _set_environment(address: str, token: str | None) -> None:
         os.environ.update({_MODE: "token", _TOKEN_FILE: token})
     if "ray" in sys.modules:  # imported before, by a program of the user's: it has read the environment as it was
         import ray._private.ray_constants
-        from ray._raylet import Config
+        from ray._raylet import Config  # type: ignore[attr-defined]
 
         Config.initialize("")
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") != "0"

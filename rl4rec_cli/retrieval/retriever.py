@@ -14,7 +14,7 @@ Hides: embedding and the ranking kernel (`ranking.py`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -66,6 +66,39 @@ class Retriever(Protocol):
     def search(self, texts: Sequence[str], k: int, exclude: Sequence[Sequence[int]] | None = None) -> list[Found]: ...
 
     def calculate_reward(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
+
+
+class VectorRetriever(Retriever, Protocol):
+    """What evaluation asks for besides: vectors, and the catalogue itself."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def matrix(self) -> ranking.ItemMatrix: ...
+
+    @property
+    def vectors_ND(self) -> torch.Tensor: ...
+
+    def text_vectors(self, texts: Sequence[str]) -> torch.Tensor: ...
+
+    def item_vectors(self, items: Sequence[int]) -> torch.Tensor: ...
+
+    def vector_ranks(
+        self, queries_BD: torch.Tensor, targets: Sequence[int], histories: Sequence[Sequence[int]]
+    ) -> Ranking: ...
+
+
+def submit_ranks(
+    retriever: Retriever, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]
+) -> Callable[[], Ranking]:
+    """`target_ranks` in two halves: a service works between them, another backend does it all in the second."""
+    if (submit := getattr(retriever, "submit_ranks", None)) is not None:
+        return submit(texts, targets, histories).result
+    return lambda: retriever.target_ranks(texts, targets, histories)
 
 
 class InProcessRetriever:

@@ -110,7 +110,7 @@ class ShardedCatalogue:
         """As `InProcessRetriever.vector_ranks`."""
         queries = queries_BD.cpu().numpy()
         targets_B = self._checked([targets])[0]
-        scorable_B = queries.any(axis=1)
+        scorable_B: NDArray[np.bool_] = np.asarray(queries.any(axis=1))
         masks = [(*history, target) for history, target in zip(histories, targets_B.tolist(), strict=True)]
         split = self._split(masks if self.mask_history else [(target,) for target in targets_B.tolist()])
         holder_B = self._holders(targets_B)

@@ -202,18 +202,23 @@ def create_reward_function(
     k: int = 10,
     retrieval: RetrievalSection | None = None,
     retriever: Retriever | None = None,
+    retrieval_service_name: str | None = None,
+    namespace: str | None = None,
 ) -> RLRewardFunction:
-    """A reward function over a dataset folder, for library users.
+    """A reward function over a dataset, for library users.
 
     Args:
-        dataset_name: dataset folder.
+        dataset_name: dataset folder; with a retrieval service the name the dataset has there.
         reward_type: `ndcg`, `hit`, `mrr` or `mixed`.
         k: cut-off.
-        retrieval: how to embed; the default is sentence-transformers with the default model.
+        retrieval: how to embed; the default is sentence-transformers with the default model. With a service: where it
+            is found, and how long is waited for it (`service`).
         retriever: use this one; the dataset is then not read.
+        retrieval_service_name: ask the retrieval service of this name (`rl4rec serve-retrieval`) instead.
+        namespace: Ray namespace of the service, `rl4rec` by default.
 
     Raises:
-        ConfigError: unknown reward. DataError, EmbeddingError: as their loaders say.
+        ConfigError: unknown reward. DataError, EmbeddingError: as their loaders say. ServiceError: no such service.
     """
     rank_reward(reward_type, np.ones(1, np.int64), k, (0.5, 0.5))
     if k < 1:
@@ -223,5 +228,17 @@ def create_reward_function(
         from rl4rec_cli.data.dataset import load_dataset
         from rl4rec_cli.retrieval.retriever import open_retriever
 
-        retriever = open_retriever(retrieval or RetrievalSection(), load_dataset(dataset_name))
+        section = retrieval or RetrievalSection()
+        if retrieval_service_name is not None or namespace is not None:
+            from rl4rec_cli.retrieval.ray_client import RayRetriever
+
+            given = {"name": retrieval_service_name, "namespace": namespace}
+            service = {
+                **section.service.model_dump(),
+                **{key: value for key, value in given.items() if value is not None},
+            }
+            section = RetrievalSection.model_validate({**section.model_dump(), "service": service})
+            retriever = RayRetriever.open(section, name=dataset_name)
+        else:
+            retriever = open_retriever(section, load_dataset(dataset_name))
     return RLRewardFunction(retriever, k=k, reward_type=reward_type)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl4rec_cli.errors import RewardError
+from rl4rec_cli.retrieval.retriever import submit_ranks
 from rl4rec_cli.rewards.functions import is_custom, load_custom, rank_reward, rank_shaping, where_raised
 
 if TYPE_CHECKING:
@@ -59,17 +60,28 @@ class Scorer:
             else:
                 rank_reward(name, np.ones(1, np.int64), section.k, self._mixed)
 
-    def rank(self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]) -> Ranking:
-        """Ranks of the targets; see `Retriever.target_ranks`."""
-        return self.retriever.target_ranks(texts, targets, histories)
-
     def score(self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]) -> Scores:
         """Rewards of a batch.
 
         Raises:
             RewardError: a custom reward raised, or returned something other than one finite number per text.
         """
-        ranks, scorable = self.rank(texts, targets, histories)
+        return self.start(texts, targets, histories)()
+
+    def start(
+        self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]
+    ) -> Callable[[], Scores]:
+        """`score` in two halves: a retrieval service ranks between them. Start several and their requests go together.
+
+        Raises (the second half): as `score`.
+        """
+        ranking = submit_ranks(self.retriever, texts, targets, histories)
+        return lambda: self._finish(texts, targets, histories, ranking())
+
+    def _finish(
+        self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]], ranking: Ranking
+    ) -> Scores:
+        ranks, scorable = ranking
         parts: dict[str, NDArray[np.float64]] = {}
         for name in self.section.functions:
             if name in self._custom:

@@ -83,11 +83,13 @@ class RetrievalReward:
     ) -> list[float]:
         started = time.perf_counter()
         texts = decode_texts(self._tokenizer, completion_ids)
-        scores = self._scorer.score(texts, target, history)
+        ranked = self._scorer.start(texts, target, history)
+        distinct = len(set(texts)) / len(texts)
+        scores = ranked()
         for name, values in scores.parts.items():
             log_metric(f"reward/{name}", float(values.mean()))
         log_metric("mean_rank", float(scores.ranks.mean()))
-        log_metric("distinct_texts", len(set(texts)) / len(texts))
+        log_metric("distinct_texts", distinct)
         if self._is_reported:
             self._rewards, self._is_reported = [], False
         self._rewards.extend(scores.rewards.tolist())

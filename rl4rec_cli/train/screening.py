@@ -15,12 +15,12 @@ from rl4rec_cli import console
 if TYPE_CHECKING:
     from rl4rec_cli.config_trainer import RlSection
     from rl4rec_cli.data.dataset import Example
-    from rl4rec_cli.retrieval.retriever import InProcessRetriever
+    from rl4rec_cli.retrieval.retriever import VectorRetriever
 
 _PART = 16_384
 
 
-def screen_examples(section: RlSection, retriever: InProcessRetriever, examples: Sequence[Example]) -> list[Example]:
+def screen_examples(section: RlSection, retriever: VectorRetriever, examples: Sequence[Example]) -> list[Example]:
     """The examples whose target the last item's own vector ranks within `screen_rank`, in their order; else all.
 
     How many are kept is logged, for it is another training set.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.data.prompts import PromptBuilder
     from rl4rec_cli.eval.evaluation import Evaluation
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.retrieval.retriever import InProcessRetriever
+    from rl4rec_cli.retrieval.retriever import VectorRetriever
     from rl4rec_cli.rewards.scorer import Scorer
 
 
@@ -168,7 +168,7 @@ def _check(config: RunConfig, dataset: Dataset, *, is_new: bool) -> None:
 def _train_one(
     config: RunConfig,
     dataset: Dataset,
-    retriever: InProcessRetriever,
+    retriever: VectorRetriever,
     audit: str,
     run: Run | None = None,
     place: Place | None = None,
@@ -295,7 +295,7 @@ def _learn(
     dataset: Dataset,
     builder: PromptBuilder,
     scorer: Scorer,
-    retriever: InProcessRetriever,
+    retriever: VectorRetriever,
     reports: Reports,
     measure_start: Callable[[], None],
 ) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
     from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.retrieval.retriever import InProcessRetriever
+    from rl4rec_cli.retrieval.retriever import VectorRetriever
     from rl4rec_cli.runs import Run
 
 LOG = "validation_log.jsonl"
@@ -39,7 +39,7 @@ class Validation:
         run: Run,
         policy: Policy,
         dataset: Dataset,
-        retriever: InProcessRetriever,
+        retriever: VectorRetriever,
         *,
         report: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:

@@ -19,7 +19,7 @@ HEAVY = {
 GROUPS = [[], ["data"], ["train"], ["recipes"]]
 COMMANDS = [
     *(["data", "synth"], ["data", "stats"], ["data", "audit"], ["embed"], ["eval"], ["compare"]),
-    *(["recommend"], ["export"], ["report"], ["plan"], ["doctor"]),
+    *(["recommend"], ["export"], ["report"], ["plan"], ["serve-retrieval"], ["doctor"]),
     *(["train", name] for name in ("grpo", "ppo", "rloo", "reinforce", "sft")),
     *(["recipes", "list"], ["recipes", "show"], ["recipes", "copy"]),
 ]

@@ -1,4 +1,4 @@
-"""One contract for every backend: in this process, a Ray service of one actor, one of three shards, one of two replicas.
+"""One contract for every backend: in this process, and Ray services of one actor, three shards and two replicas.
 
 Expected values come from in-process retrieval, which `test_retriever.py` holds against brute force.
 """
