@@ -152,9 +152,7 @@ class ServiceClient:
     def _look(self) -> str | None:
         """Take the service's handles, or say why there are none."""
         service = self.service
-        address = ray_cluster.find_address(service)
-        if (ray := ray_cluster.connected()) is not None and address is None:
-            address = ray.get_runtime_context().gcs_address
+        address = service.address or ray_cluster.foreign_address() or ray_cluster.find_address(service)
         if address is None:
             return "no service runs on this machine"
         try:

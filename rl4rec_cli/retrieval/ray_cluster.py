@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _MODE, _TOKEN, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _REACH_SECONDS = 3.0
+_joined: str | None = None
+"""How the cluster was named that this process was connected to here, and not by a program that uses Ray itself."""
 
 
 def require_ray() -> None:
@@ -150,9 +152,13 @@ def join(section: ServiceSection, address: str) -> Any:
             f"{address}: Ray's client protocol is not supported",
             hint="make this machine a node of the cluster: ray start --address HOST:PORT, and give HOST:PORT",
         )
+    global _joined
     if (ray := connected()) is not None:
-        if ray.get_runtime_context().gcs_address == address and can_reach(address):
+        gcs_address = ray.get_runtime_context().gcs_address
+        if address in (gcs_address, _joined) and can_reach(gcs_address):
             return ray
+        if _joined is None:
+            raise ServiceError(f"this process is connected to the Ray cluster at {gcs_address}, not at {address}")
         with _signals_kept():
             ray.shutdown()
     if not can_reach(address):
@@ -171,6 +177,7 @@ def join(section: ServiceSection, address: str) -> Any:
             f"the Ray cluster at {address} cannot be joined: {_first_line(error)}",
             hint=f"has it a token? Set {_MODE}=token and {_TOKEN_FILE} to the file that holds it",
         ) from error
+    _joined = address
     return ray
 
 
@@ -178,6 +185,12 @@ def connected() -> Any:
     """The module `ray` where this process is connected to a cluster, else None. Does not import it."""
     ray = sys.modules.get("ray")
     return ray if ray is not None and ray.is_initialized() else None
+
+
+def foreign_address() -> str | None:
+    """The cluster that a program of the user's, or `opened`, has connected this process to."""
+    ray = connected()
+    return ray.get_runtime_context().gcs_address if ray is not None and _joined is None else None
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str
 
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        # Only here: what other tests start must not find this cluster, nor its settings.
+        # Until the session ends; no note is left by which what other tests start could find this cluster.
         patch.setenv("XDG_CACHE_HOME", str(cache))
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
             patch.setenv(name, "")

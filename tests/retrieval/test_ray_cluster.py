@@ -1,0 +1,139 @@
+"""What is decided about Ray without starting it: tokens, addresses, who is found; and that nothing else touches Ray."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl4rec_cli.config import RetrievalSection, ServiceSection
+from rl4rec_cli.errors import ConfigError, ServiceError
+from rl4rec_cli.retrieval import ray_cluster
+from rl4rec_cli.retrieval.ray_cluster import Note
+
+SERVICE = ServiceSection(wait=0.0)
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(ray_cluster, "connected", lambda: None)  # other tests of this process may be
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+
+
+def test_the_token_is_made_once_for_its_owner_alone() -> None:
+    file = ray_cluster.token_file()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+    token = file.read_text()
+    assert len(token) == 64
+    assert ray_cluster.token_file().read_text() == token
+    file.chmod(0o644)
+    with pytest.raises(ConfigError, match="can be read by others"):
+        ray_cluster.token_file()
+
+
+def test_a_cluster_that_others_reach_needs_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("127.0.0.1:6379", "localhost:6379", "[::1]:6379"):
+        ray_cluster.check_token(address)
+    for address in ("10.0.0.1:6379", "head.example:6379", "0.0.0.0:6379"):
+        with pytest.raises(ConfigError, match="it must ask for a token"):
+            ray_cluster.check_token(address)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    token = tmp_path / "token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    with pytest.raises(ConfigError, match="No such file"):
+        ray_cluster.check_token("10.0.0.1:6379")
+    token.write_text("secret")
+    token.chmod(0o640)
+    with pytest.raises(ConfigError, match="can be read by others") as caught:
+        ray_cluster.check_token("10.0.0.1:6379")
+    assert caught.value.hint == f"chmod 600 {token}"
+    token.chmod(0o600)
+    ray_cluster.check_token("10.0.0.1:6379")
+
+
+def test_a_service_is_found_by_what_it_left() -> None:
+    assert ray_cluster.find_address(SERVICE) is None
+    assert not ray_cluster.is_offered(SERVICE)
+    ray_cluster.write_note(SERVICE, Note("127.0.0.1:7", os.getpid(), None))
+    assert ray_cluster.find_address(SERVICE) == "127.0.0.1:7"
+    assert ray_cluster.is_offered(SERVICE)
+    assert not ray_cluster.is_offered(ServiceSection(name="Other"))
+    assert not ray_cluster.is_offered(ServiceSection(namespace="other"))
+    named = ServiceSection(address="10.0.0.1:6379")
+    assert ray_cluster.find_address(named) == "10.0.0.1:6379"
+    ray_cluster.remove_note(SERVICE)
+    assert ray_cluster.find_address(SERVICE) is None
+
+
+def test_what_a_dead_service_left_is_not_believed() -> None:
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    ray_cluster.write_note(SERVICE, Note("127.0.0.1:7", int(done.stdout), None))
+    assert ray_cluster.find_address(SERVICE) is None
+    file = ray_cluster.home() / "rl4rec.RetrievalService.json"
+    assert file.is_file()
+    file.write_text("{not json")
+    assert ray_cluster.find_address(SERVICE) is None
+
+
+def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rl4rec" / "ray").mkdir(parents=True, mode=0o755)
+    with pytest.raises(ConfigError, match="only its owner can read"):
+        ray_cluster.home()
+
+
+def test_addresses_that_lead_nowhere() -> None:
+    with pytest.raises(ServiceError, match=r"no Ray cluster answers at 127\.0\.0\.1:9"):
+        ray_cluster.join(SERVICE, "127.0.0.1:9")
+    with pytest.raises(ConfigError, match="is no address"):
+        ray_cluster.join(SERVICE, "127.0.0.1:nine")
+    with pytest.raises(ConfigError, match="client protocol"):
+        ray_cluster.join(SERVICE, "ray://10.0.0.1:10001")
+
+
+def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl4rec_cli.retrieval import serving
+    from rl4rec_cli.retrieval.ray_client import ServiceClient
+
+    monkeypatch.setattr(ray_cluster.importlib.util, "find_spec", lambda name: None)
+    for call in (
+        lambda: serving.serve(RetrievalSection(), ["x"], num_gpus=0),
+        lambda: ServiceClient(RetrievalSection()),
+    ):
+        with pytest.raises(ConfigError, match="needs Ray, which is not installed") as caught:
+            call()
+        assert caught.value.hint == "pip install 'rl4rec[ray]'"
+
+
+IN_PROCESS = """
+import sys
+opened = []
+sys.addaudithook(lambda event, _: opened.append(event) if event in ("socket.bind", "socket.connect") else None)
+from rl4rec_cli.config import RetrievalSection
+from rl4rec_cli.data.synthetic import synthesize
+from rl4rec_cli.retrieval.retriever import open_retriever
+for backend in ("auto", "in-process"):
+    retriever = open_retriever(RetrievalSection(backend=backend, embedder="lsa", device="cpu"), synthesize(20, 30, 0))
+    retriever.target_ranks(["hand cream"], [0], [[]])
+print(opened, [name for name in sys.modules if name.partition(".")[0] == "ray"])
+"""
+
+
+def test_in_process_opens_no_socket_and_imports_no_ray() -> None:
+    done = subprocess.run([sys.executable, "-c", IN_PROCESS], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] []\n"
+
+
+def test_a_run_whose_service_is_not_there_says_how_to_start_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rl4rec_cli.cli.main", "train", "grpo", "--quick-test"]
+    sets = ["retrieval.backend=ray", "retrieval.service.wait=0", f"run.output_dir={tmp_path}"]
+    flags = [part for one in sets for part in ("--set", one)]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: RetrievalService not found in namespace rl4rec: no service runs on this machine" in done.stderr
+    assert "hint: start it: rl4rec serve-retrieval --datasets PATH --embedder lsa" in done.stderr
