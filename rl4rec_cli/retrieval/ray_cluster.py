@@ -217,15 +217,21 @@ def opened(section: ServiceSection) -> Iterator[tuple[Any, str]]:
     _set_environment("127.0.0.1:0", str(token_file()))
     import ray
 
-    with _signals_kept():
-        context = ray.init(
-            address="local",
-            namespace=section.namespace,
-            include_dashboard=False,
-            object_store_memory=section.store_mb and section.store_mb << 20,
-            logging_level="error",
-            _temp_dir=str(folder / "ray"),  # Ray opens its folders to everybody: this stands in one that nobody enters
-        )
+    try:
+        with _signals_kept():
+            context = ray.init(
+                address="local",
+                namespace=section.namespace,
+                include_dashboard=False,
+                object_store_memory=section.store_mb and section.store_mb << 20,
+                logging_level="error",
+                _temp_dir=str(folder / "ray"),  # Ray opens its folders to everybody: this stands where nobody enters
+            )
+    except Exception as error:  # Ray has no class of its own for it
+        raise ServiceError(
+            f"Ray cannot be started: {_first_line(error)}",
+            hint=f"is the machine overloaded, its memory or disk full? Ray's own logs are in {folder / 'ray'}",
+        ) from error
     session = Path(context.address_info["session_dir"])
     try:
         yield ray, context.address_info["gcs_address"]

@@ -10,6 +10,7 @@ No object of the user's crosses the border, only texts and numbers: actors get t
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Sequence
@@ -151,6 +152,10 @@ class RetrievalService:
             "memory_mb": _memory() >> 20,
         }
 
+    async def shards(self) -> list[dict[str, Any]]:
+        """Process and items of each shard; empty where this actor holds them all."""
+        return list(await asyncio.gather(*(part.about.remote() for part in self._parts)))
+
     async def load_error(self) -> Rl4RecError | None:
         """What was wrong with the datasets or the embedder."""
         return self._failed
@@ -283,7 +288,7 @@ class RetrievalService:
             references = [ray.put(piece[name]) for name in names]
             self._kept.append(references)
             self._parts.append(actor.remote(names, device, self._options["threads"], *references))
-        ray.get([part.ready.remote() for part in self._parts])
+        ray.get([part.about.remote() for part in self._parts])
 
     def _ask(self, calls: Sequence[Call]) -> list[Any]:
         import ray

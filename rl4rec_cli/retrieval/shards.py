@@ -8,6 +8,7 @@ Hides: ids within a part.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,9 +67,9 @@ class Shard:
         """The vectors given, `[len(ids), dim]`."""
         return self._matrices[name].rows(_tensor(ids)).cpu().numpy()
 
-    def ready(self) -> dict[str, int]:
-        """Items held, by catalogue."""
-        return {name: matrix.num_items for name, matrix in self._matrices.items()}
+    def about(self) -> dict[str, Any]:
+        """Items held, by catalogue, and the process that holds them."""
+        return {"pid": os.getpid(), "items": {name: matrix.num_items for name, matrix in self._matrices.items()}}
 
 
 def cut(num_items: int, parts: int) -> list[int]:

@@ -31,18 +31,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str
 
 @pytest.fixture(scope="session")
 def start(cluster: tuple[Any, str, Path]) -> Callable[..., tuple[RetrievalSection, list[Any]]]:
-    """Starts a service over dataset folders; gives the section that finds it, and its actors."""
+    """Starts a service over dataset folders, once by each name; gives the section that finds it, and its actors."""
     from rl4rec_cli.retrieval.serving import start_service
 
-    kept = []  # an actor lives as long as a handle of this process
+    kept: dict[str, Any] = {}  # an actor lives as long as a handle of this process
 
     def start(name: str, folders: list[Path], *, service: dict[str, Any] | None = None, **settings: Any) -> Any:
+        if name in kept:
+            return kept[name]
         settings = {"backend": "ray", "embedder": "lsa", "lsa_dim": 24, "device": "cpu", **settings}
         found_by = {"name": name, "wait": 0.0, "timeout": 60.0, **(service or {})}
         section = RetrievalSection.model_validate({**settings, "service": found_by})
         actors = start_service(cluster[0], section.model_dump(mode="json"), list(map(str, folders)), num_gpus=0)
-        kept.append(actors)
-        return section, actors
+        kept[name] = section, actors
+        return kept[name]
 
     return start
 

@@ -1,0 +1,370 @@
+"""The retrieval service when things go wrong: real Ray, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl4rec_cli.config import RetrievalSection
+from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.errors import ConfigError, DataError, EmbeddingError, ServiceBusy, ServiceError
+from rl4rec_cli.layering import load_config
+from rl4rec_cli.retrieval.retriever import open_retriever
+from rl4rec_cli.rewards import create_reward_function
+
+pytestmark = pytest.mark.ray
+COMMAND = [sys.executable, "-m", "rl4rec_cli.cli.main"]
+Cluster = tuple[Any, str, Path]
+
+
+@pytest.fixture(scope="module")
+def service(start: Callable[..., Any], catalogue: tuple[Path, Dataset]) -> tuple[RetrievalSection, Any]:
+    """A service of one actor that takes two requests while it is busy."""
+    section, actors = start("Service", [catalogue[0]], service={"queue": 8})
+    return section, actors[0]
+
+
+@pytest.fixture(scope="module")
+def expected(catalogue: tuple[Path, Dataset]) -> Any:
+    return open_retriever(
+        RetrievalSection(backend="in-process", embedder="lsa", lsa_dim=24, device="cpu"), catalogue[1]
+    )
+
+
+def many(dataset: Dataset, count: int) -> tuple[list[str], list[int], list[list[int]]]:
+    """Distinct texts enough to keep the service busy for a while."""
+    titles = [str(item["title"]) for item in dataset.items]
+    texts = [f"{titles[i % len(titles)]} {titles[i * 7 % len(titles)]} {i}" for i in range(count)]
+    return texts, [i % len(titles) for i in range(count)], [[]] * count
+
+
+def until_busy(ray: Any, actor: Any) -> None:
+    for _ in range(5_000):
+        if ray.get(actor.health.remote())["busy"]:
+            return
+    pytest.fail("the service was never busy")
+
+
+def test_killed_in_a_request_it_is_started_again_and_answers(
+    cluster: Cluster, service: Any, catalogue: Any, expected: Any
+) -> None:
+    ray, (section, actor) = cluster[0], service
+    retriever = open_retriever(section, catalogue[1])
+    before = ray.get(actor.health.remote())["pid"]
+    batch = many(catalogue[1], 20_000)
+    pending = retriever.submit_ranks(*batch)
+    until_busy(ray, actor)
+    ray.kill(actor, no_restart=False)
+    assert pending.result().ranks.tolist() == expected.target_ranks(*batch).ranks.tolist()
+    assert ray.get(actor.health.remote())["pid"] != before
+
+
+def test_a_full_queue_refuses_and_what_waits_is_ranked_together(
+    cluster: Cluster, service: Any, catalogue: Any, expected: Any
+) -> None:
+    ray, (section, actor) = cluster[0], service
+    small = (["rose", "worda wordb", catalogue[1].items[0]["title"]], [0, 1, 2], [[], [3], []])
+    before = ray.get(actor.health.remote())
+    big = actor.target_ranks.remote(*many(catalogue[1], 40_000), "shop")
+    until_busy(ray, actor)
+    waiting = [actor.target_ranks.remote(*small, "shop") for _ in range(12)]
+    answers, refused = [], 0
+    for reference in waiting:
+        try:
+            answers.append(ray.get(reference))
+        except ServiceBusy:
+            refused += 1
+    ray.get(big)
+    health = ray.get(actor.health.remote())
+    assert refused == health["refused"] - before["refused"] == 4
+    assert [a.ranks.tolist() for a in answers] == [expected.target_ranks(*small).ranks.tolist()] * 8
+    assert health["answered"] - before["answered"] == 9
+    assert health["batches"] - before["batches"] <= 3
+    without_retries = section.model_copy(update={"service": section.service.model_copy(update={"retries": 0})})
+    client = open_retriever(without_retries, catalogue[1])
+    big = actor.target_ranks.remote(*many(catalogue[1], 40_000), "shop")
+    until_busy(ray, actor)
+    pending = [client.submit_ranks(*small) for _ in range(9)]
+    with pytest.raises(ServiceBusy, match="8 requests waiting and takes no more"):
+        [one.result() for one in pending]
+    ray.get(big)
+
+
+def test_wrong_requests_are_refused_and_change_nothing(cluster: Cluster, service: Any, expected: Any) -> None:
+    ray, (_, actor) = cluster[0], service
+    before = ray.get(actor.health.remote())
+    garbage = [
+        (actor.target_ranks, (["a"], [0], [[]], "no such"), "has no dataset 'no such'; it serves shop"),
+        (actor.target_ranks, (["a"], [0], [[]], ["shop"]), "has no dataset"),
+        (actor.target_ranks, ("a", [0], [[]], "shop"), "texts must be a list, not str"),
+        (actor.target_ranks, ([b"a"], [0], [[]], "shop"), "text 0 is a bytes"),
+        (actor.target_ranks, (["a"], [0.5], [[]], "shop"), "whole numbers"),
+        (actor.target_ranks, (["a"], [0], [["x"]], "shop"), "whole numbers"),
+        (actor.target_ranks, (["a"], [10**6], [[]], "shop"), "outside the catalogue"),
+        (actor.target_ranks, (["a"] * 65_537, [], [], "shop"), "65,537 texts in one request, at most 65,536"),
+        (actor.target_ranks, (["a" * 20_001], [0], [[]], "shop"), "text 0 has 20,001 characters, at most 20,000"),
+        (actor.calculate_reward, (["a"] * 65_536 * 2, "shop"), "131,072 texts"),
+        (actor.search, (["a"], 0, None, "shop"), "k must be at least 1"),
+        (actor.search, (["a"], "3", None, "shop"), "k must be at least 1"),
+        (actor.item_vectors, ([301], "shop"), "outside the catalogue"),
+    ]
+    for method, arguments, message in garbage:
+        with pytest.raises(DataError, match=message):
+            ray.get(method.remote(*arguments))
+    small = [(method, arguments) for method, arguments, _ in garbage if len(arguments[0]) < 1000]
+    for _ in range(20):
+        references = [method.remote(*arguments) for method, arguments in small * 10]
+        for reference in references:
+            with pytest.raises(DataError):
+                ray.get(reference)
+    after = ray.get(actor.health.remote())
+    assert after["pid"] == before["pid"]
+    assert after["memory_mb"] - before["memory_mb"] < 60
+    assert ray.get(actor.target_ranks.remote(["rose"], [0], [[]], "shop")).ranks.shape == (1,)
+
+
+def test_what_the_service_serves_must_be_what_is_asked_for(
+    service: Any, catalogue: Any, make_dataset: Callable[..., Dataset]
+) -> None:
+    section = service[0]
+    other = make_dataset(name="other")
+    with pytest.raises(DataError, match="no dataset 'other'; it serves shop"):
+        open_retriever(section, other)
+    with pytest.raises(DataError, match="serves another shop: 301 items"):
+        open_retriever(section, make_dataset(name="shop"))
+    with pytest.raises(ConfigError, match="with embedder 'lsa-24', this run asks for 'lsa-16'"):
+        open_retriever(section.model_copy(update={"lsa_dim": 16}), catalogue[1])
+
+
+@pytest.mark.slow
+def test_embeddings_of_another_dimension(
+    start: Callable[..., Any], catalogue: Any, minilm: str, tmp_path: Path
+) -> None:
+    import torch
+
+    torch.save(torch.rand(301, 5), tmp_path / "five.pt")
+    with pytest.raises(EmbeddingError, match=r"5 dimensions, but .* embeds texts in 384"):
+        start(
+            "Wrong",
+            [catalogue[0]],
+            embedder="sentence-transformers",
+            model=minilm,
+            file=str(tmp_path / "five.pt"),
+        )
+
+
+def test_a_service_that_is_started_after_the_trainer_and_gone_for_good(
+    cluster: Cluster, start: Callable[..., Any], catalogue: Any, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rl4rec_cli.retrieval import ray_client
+
+    ray, waits, opened, lines = cluster[0], threading.Event(), [], []
+
+    def log(line: str) -> None:
+        lines.append(line)
+        if "waiting 120 s" in line:
+            waits.set()
+
+    monkeypatch.setattr(ray_client.console, "log", log)
+    section = RetrievalSection.model_validate(
+        {
+            "backend": "ray",
+            "embedder": "lsa",
+            "lsa_dim": 24,
+            "service": {"name": "Late", "wait": 120.0, "timeout": 60.0, "retries": 2},
+        }
+    )
+    trainer = threading.Thread(target=lambda: opened.append(open_retriever(section, catalogue[1])))
+    trainer.start()
+    assert waits.wait(60)
+    _, (actor,) = start("Late", [catalogue[0]])
+    trainer.join(120)
+    (retriever,) = opened
+    batch = many(catalogue[1], 20)
+    assert retriever.target_ranks(*batch).ranks.tolist() == expected.target_ranks(*batch).ranks.tolist()
+
+    reward = create_reward_function(
+        "shop",
+        retrieval_service_name="Late",
+        namespace="rl4rec",
+        retrieval=RetrievalSection.model_validate({"service": {"wait": 0.0}}),
+    )
+    wanted = create_reward_function("shop", retriever=expected)
+    assert reward(*batch) == wanted(*batch)
+
+    retriever._client.service = section.service.model_copy(update={"wait": 0.0})
+    ray.kill(actor, no_restart=True)
+    with pytest.raises(ServiceError, match="Late not found in namespace rl4rec") as caught:
+        retriever.target_ranks(*batch)
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("start it: rl4rec serve-retrieval --datasets")
+    assert any("sending the request again (1 of 2)" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_without_the_token_nobody_is_let_in(cluster: Cluster, service: Any, tmp_path: Path) -> None:
+    _, address, cache = cluster
+    token = cache / "rl4rec" / "ray" / "token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    wrong = tmp_path / "wrong"
+    wrong.write_text("0" * 64)
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
+    plain |= {"RAY_NUM_REDIS_GET_RETRIES": "1", "XDG_CACHE_HOME": str(tmp_path), "RAY_LOG_TO_STDERR": "0"}
+    ask = [*COMMAND, "serve-retrieval", "--status", "--address", address, "--actor-name", "Service"]
+
+    def status(**more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(ask, capture_output=True, text=True, env={**plain, **more}, check=False)
+
+    right = status(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+    assert right.returncode == 0, right.stderr
+    assert "shop 301 × 24" in right.stdout
+    for refused in (status(RAY_AUTH_MODE="disabled"), status(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(wrong))):
+        assert refused.returncode == 1
+        assert "cannot be joined" in refused.stderr
+        assert "shop" not in refused.stdout
+
+
+def test_all_sockets_are_on_loopback_and_no_command_line_has_the_token(cluster: Cluster, service: Any) -> None:
+    import psutil
+
+    token = (cluster[2] / "rl4rec" / "ray" / "token").read_text()
+    own = psutil.Process()
+    listening = []
+    for process in [own, *own.children(recursive=True)]:
+        assert token not in " ".join(process.cmdline())
+        listening += [c.laddr.ip for c in process.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN]
+    assert len(listening) > 4
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+
+
+# Training
+
+REWARD = """
+import os
+import ray
+
+calls = 0
+
+
+def kill(texts, targets, histories, **_):
+    global calls
+    calls += 1
+    if calls == 3 and os.environ.get("KILLED"):
+        actor = ray.get_actor(os.environ["KILLED"], namespace="rl4rec")
+        ray.kill(actor, no_restart=os.environ["FOR_GOOD"] == "yes")
+    return [0.0] * len(texts)
+"""
+
+
+@pytest.fixture
+def train(catalogue: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A small GRPO run whose reward file kills the service in the third step, if it is told to."""
+    from rl4rec_cli.data.dataset import save_dataset
+    from rl4rec_cli.data.synthetic import synthesize
+    from rl4rec_cli.train.session import train as run
+
+    folder, reward = tmp_path / "made", tmp_path / "reward.py"
+    save_dataset(synthesize(40, 60, 1), folder)
+    reward.write_text(REWARD)
+
+    def train(name: str, *sets: str, killed: str = "", for_good: bool = False) -> Path:
+        monkeypatch.setenv("KILLED", killed)
+        monkeypatch.setenv("FOR_GOOD", "yes" if for_good else "no")
+        small = (
+            *("data.synthetic=null", f"data.path={folder}", f"run.output_dir={tmp_path / 'runs'}", f"run.name={name}"),
+            *("trainer.max_steps=5", "trainer.batch_size=4", "trainer.num_generations=4", "trainer.warm_start=null"),
+            *("eval.steps=null", "eval.baselines=[]", "eval.cache_dir=null", "logging.steps=1", "retrieval.lsa_dim=24"),
+        )
+        config = load_config(
+            algorithm="grpo",
+            recipes=["quick-test"],
+            flags={"reward.functions": {"ndcg": 1.0, f"{reward}:kill": 0.0}},
+            sets=[*small, *sets],
+        )
+        run(config, (7,))
+        return tmp_path / "runs" / name
+
+    return train
+
+
+def curve(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
+    measured = ("second", "memory")  # time and memory: no part of the curve
+    return [{key: v for key, v in line.items() if not any(word in key for word in measured)} for line in lines]
+
+
+@pytest.mark.slow
+def test_training_goes_on_to_the_same_rewards_and_saves_when_the_service_stays_away(
+    train: Callable[..., Path], start: Callable[..., Any], tmp_path: Path
+) -> None:
+    start("Trained", [tmp_path / "made"])
+    here = train("here", "retrieval.backend=in-process")
+    ray_settings = ("retrieval.backend=ray", "retrieval.service.name=Trained", "retrieval.service.wait=0")
+    there = train("there", *ray_settings, killed="Trained")
+    assert curve(here) == curve(there)
+    assert len(curve(here)) == 5
+    assert (here / "rollouts.jsonl").read_text() == (there / "rollouts.jsonl").read_text()
+    result = json.loads((here / "eval" / "validation.json").read_text())["methods"]
+    assert result == json.loads((there / "eval" / "validation.json").read_text())["methods"]
+    with pytest.raises(ServiceError, match="Trained not found") as caught:
+        train("gone", *ray_settings, "retrieval.service.retries=1", killed="Trained", for_good=True)
+    assert (caught.value.exit_code, "rl4rec serve-retrieval" in (caught.value.hint or "")) == (1, True)
+    gone = tmp_path / "runs" / "gone"
+    assert [folder.name for folder in (gone / "checkpoints").glob("checkpoint_step_*")] == ["checkpoint_step_3"]
+    assert curve(gone) == curve(here)[:3]
+
+
+# The command
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_told_to_stop(catalogue: Any, tmp_path: Path) -> None:
+    import psutil
+
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    env = {key: value for key, value in env.items() if not key.startswith("RAY_")}
+    serve = subprocess.Popen(
+        [
+            *(*COMMAND, "serve-retrieval", "--datasets", str(catalogue[0]), "--embedder", "lsa"),
+            *("--set", "retrieval.service.store_mb=100"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
+    assert serve.stdout is not None
+    lines = []
+    for line in serve.stdout:
+        lines.append(line.rstrip())
+        if line.startswith("Train with it"):
+            break
+    assert lines[0] == "✓ Loaded 1 dataset(s)", serve.stderr.read() if serve.stderr else ""
+    assert "shop" in lines[2]
+    assert "301" in lines[2]
+    assert "--set retrieval.backend=ray" in lines[-1]
+    family = psutil.Process(serve.pid).children(recursive=True)
+    done = subprocess.run(
+        [*COMMAND, "serve-retrieval", "--status"], env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "ok" in done.stdout) == (0, True), done.stderr
+    serve.send_signal(signal.SIGTERM)
+    _, errors = serve.communicate(timeout=120)
+    assert serve.returncode == 0, errors
+    assert "Stopping" in errors
+    assert not psutil.wait_procs(family, timeout=60)[1]
+    done = subprocess.run(
+        [*COMMAND, "serve-retrieval", "--status"], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "RetrievalService not found" in done.stderr
+    assert "hint: start it: rl4rec serve-retrieval" in done.stderr
