@@ -188,6 +188,8 @@ def test_a_training_on_a_narrow_terminal_that_is_interrupted(tmp_path: Path) -> 
         stderr=theirs,
         cwd=tmp_path,
         env={**{k: v for k, v in os.environ.items() if k != "COLUMNS"}, "TERM": "xterm", "NO_COLOR": "1"},
+        # A shell's background job ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     os.close(theirs)
     seen = b""
