@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -211,22 +211,27 @@ class _Trackio:
         import trackio
 
         self._trackio: Any = trackio
-        self._run: Any = trackio.init(
-            project=run.config.logging.project,
-            name=f"{run.folder.name}-{_identity(run)[-8:]}",
-            config=run.config.model_dump(mode="json"),
-            resume="allow",
-            embed=False,
-        )
+        with redirect_stdout(None):  # it prints there, where results stand
+            self._run: Any = trackio.init(
+                project=run.config.logging.project,
+                name=f"{run.folder.name}-{_identity(run)[-8:]}",
+                config=run.config.model_dump(mode="json"),
+                resume="allow",
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
         console.log(f"Trackio: trackio show --project {run.config.logging.project}")
 
     def log(self, numbers: Mapping[str, float], *, step: int, group: str) -> None:
-        self._run.log(dict(numbers))
+        # `step` is a word of its own, and is given apart; a warm start counts its own.
+        self._run.log({name: value for name, value in numbers.items() if name != "step"}, step=step)
 
     def finish(self, final: Mapping[str, float], *, failed: bool) -> None:
-        if final:
-            self._run.log(dict(final))
-        self._trackio.finish()
+        with redirect_stdout(None):
+            if final:
+                self._run.log(dict(final))
+            self._trackio.finish()
 
 
 _TRACKERS: Mapping[str, Any] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -204,9 +205,17 @@ def test_one_that_does_not_exist(capfd: pytest.CaptureFixture[str]) -> None:
     assert "(--report-to)" in err
 
 
-def test_trackio(tmp_path: Path) -> None:
+def test_trackio(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("trackio", reason="needs trackio: pip install 'rl4rec[trackio]'")
     run: Run = create_run(recipe(tmp_path, "trackio"), dataset="d")
     with open_reports(run) as reports:
+        reports.step({**RECORD, "phase": "sft", "step": 7})
         reports.step(RECORD)
-    assert any((tmp_path / "trackio").rglob("*.db"))
+    (database,) = (tmp_path / "trackio").rglob("*.db")
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute("select step, metrics from metrics order by id").fetchall()
+    assert [(step, json.loads(numbers)) for step, numbers in rows] == [
+        (7, {"warm_start/step": 7.0, "warm_start/loss": 0.5, "warm_start/avg_reward": 0.25}),
+        (1, {"loss": 0.5, "avg_reward": 0.25}),
+    ]
+    assert capfd.readouterr().out == ""
