@@ -5,6 +5,8 @@ Expected values come from in-process retrieval, which `test_retriever.py` holds 
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,3 +127,16 @@ def test_wrong_requests_are_errors(retriever: Any) -> None:
         retriever.search(["a"], 0)
     with pytest.raises(DataError, match="lists of"):
         retriever.search(["a", "b"], 1, [[]])
+
+
+def test_a_shard_that_dies_is_started_again(
+    cluster: Any, start: Any, catalogue: Any, expected: Any, batch: Any
+) -> None:
+    ray, (section, (service,)) = cluster[0], start("Three", [catalogue[0]], service={"shards": 3})
+    shards = ray.get(service.shards.remote())
+    assert [shard["items"]["shop"] for shard in shards] == [100, 100, 101]
+    os.kill(shards[1]["pid"], signal.SIGKILL)
+    retriever = open_retriever(section, catalogue[1])
+    assert retriever.target_ranks(*batch).ranks.tolist() == expected.target_ranks(*batch).ranks.tolist()
+    after = ray.get(service.shards.remote())
+    assert [a["pid"] == b["pid"] for a, b in zip(after, shards, strict=True)] == [True, False, True]

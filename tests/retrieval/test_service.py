@@ -317,6 +317,21 @@ def test_training_goes_on_to_the_same_rewards_when_the_service_is_killed(
     assert result == json.loads((there / "eval" / "validation.json").read_text())["methods"]
 
 
+@pytest.mark.slow
+def test_training_is_saved_when_the_service_stays_away(
+    train: Callable[..., Path], start: Callable[..., Any], tmp_path: Path
+) -> None:
+    start("Trained", [tmp_path / "made"])
+    here = train("here", "retrieval.backend=in-process")
+    ray_settings = ("retrieval.backend=ray", "retrieval.service.name=Trained", "retrieval.service.wait=0")
+    with pytest.raises(ServiceError, match="Trained not found") as caught:
+        train("gone", *ray_settings, "retrieval.service.retries=1", killed="Trained", for_good=True)
+    assert (caught.value.exit_code, "rl4rec serve-retrieval" in (caught.value.hint or "")) == (1, True)
+    gone = tmp_path / "runs" / "gone"
+    assert [folder.name for folder in (gone / "checkpoints").glob("checkpoint_step_*")] == ["checkpoint_step_3"]
+    assert curve(gone) == curve(here)[:3]
+
+
 # The command
 
 
