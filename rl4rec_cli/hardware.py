@@ -8,6 +8,7 @@ Hides: `nvidia-smi`, `/proc`, control groups.
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -17,13 +18,13 @@ from typing import TYPE_CHECKING
 
 from rl4rec_cli.errors import ConfigError, Rl4RecError
 from rl4rec_cli.memory import GB, Estimate, Surroundings, activation_saving, batch_shape, estimate, human, plain_weights
-from rl4rec_cli.savings import Saving, cheaper_settings, savings
+from rl4rec_cli.savings import Room, Saving, savings
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
     from rl4rec_cli.model_facts import ModelFacts, RetrievalFacts
 
-__all__ = ["Choice", "Gpu", "Machine", "Placement", "cheaper_settings", "find_machine", "parse_gpu", "plan_placement"]
+__all__ = ["Choice", "Gpu", "Machine", "Placement", "find_machine", "parse_gpu", "plan_placement"]
 
 # Of what is free: the rest goes to fragmentation, and to the error of the estimate.
 USABLE = 0.92
@@ -146,7 +147,7 @@ def visible(gpus: Sequence[tuple[str, Gpu]], setting: str | None) -> tuple[Gpu, 
 
 
 def ram() -> tuple[int, int]:
-    """Bytes of memory there (within the control group's limit), and free."""
+    """Bytes of memory there, and free, within the limits of the control group and of this process (`ulimit -v`)."""
     fields = {}
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")
@@ -156,6 +157,10 @@ def ram() -> tuple[int, int]:
     if limit.is_file() and used.is_file() and (text := limit.read_text(encoding="ascii").strip()) != "max":
         total = min(total, int(text))
         free = min(free, int(text) - int(used.read_text(encoding="ascii")))
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        own = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        total, free = min(total, most), min(free, most - own)
     return total, max(0, free)
 
 
@@ -179,28 +184,40 @@ def plan_placement(
         ConfigError: `policy.device` names a GPU that is not there.
     """
     gpu = _policy_gpu(machine, config.policy.device)
-    on_gpu = gpu is not None
     where, reason = _retrieval_place(machine, config, gpu)
-    around = Surroundings(
-        on_gpu=on_gpu,
-        items=retrieval.items,
-        embedder_parameters=retrieval.embedder_parameters,
-        embedding_dim=retrieval.dim,
-        retrieval_on_device=where == (f"cuda:{gpu.index}" if gpu else "cpu"),
-        prompt_tokens=lengths[0] if lengths else None,
-        text_tokens=lengths[1] if lengths else None,
-    )
+    around = surroundings(machine, config, retrieval, lengths=lengths)
     free = gpu.free if gpu else machine.ram_free
     room = int(USABLE * free)
     result = estimate(config, facts, around)
     fits = result.bytes <= room
-    ways = () if fits else tuple(savings(config, facts, around, room, keep_texts=False)[:2])
+    ways = () if fits else tuple(savings(config, facts, around, Room(room), keep_texts=False)[:2])
     chosen = config if fits or not ways else ways[0].config
     choices = _choices(chosen, config, facts, around, gpu)
     backend = Choice("retrieval", f"{_retrieval_backend(config)} on {_where(chosen, where)}", reason)
     said = f"{gpu.name}, {human(gpu.free)} free" if gpu else f"{human(machine.ram_free)} of memory free, no GPU is used"
     return Placement(
         f"cuda:{gpu.index}" if gpu else "cpu", said, room, result, fits, (*choices, backend), ways, retrieval.notes
+    )
+
+
+def surroundings(
+    machine: Machine, config: RunConfig, retrieval: RetrievalFacts, *, lengths: tuple[int, int] | None = None
+) -> Surroundings:
+    """What a run's memory depends on besides its configuration and its policy; arguments as of `plan_placement`.
+
+    Raises:
+        ConfigError: `policy.device` names a GPU that is not there.
+    """
+    gpu = _policy_gpu(machine, config.policy.device)
+    where, _ = _retrieval_place(machine, config, gpu)
+    return Surroundings(
+        on_gpu=gpu is not None,
+        items=retrieval.items,
+        embedder_parameters=retrieval.embedder_parameters,
+        embedding_dim=retrieval.dim,
+        retrieval_on_device=where == (f"cuda:{gpu.index}" if gpu else "cpu"),
+        prompt_tokens=lengths[0] if lengths else None,
+        text_tokens=lengths[1] if lengths else None,
     )
 
 

@@ -26,6 +26,7 @@ _QUANTISED = {"4bit": 4.13 / 8, "8bit": 1.01}
 RUNTIME_GPU, RUNTIME_CPU = 900 * MIB, 60 * MIB
 # Rows of logits that TRL computes entropies of at once, in three tensors.
 _ENTROPY_ROWS = 128
+_PASSING = frozenset({"activations", "logits", "KV cache", "gradients"})
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,19 @@ class Phase:
     @property
     def total(self) -> int:
         return sum(self.parts.values())
+
+    @property
+    def passing(self) -> int:
+        """What is there in this phase only: less of it where less is done at once."""
+        return sum(size for name, size in self.parts.items() if name in _PASSING)
+
+    @property
+    def lasting(self) -> int:
+        """What is there all the time."""
+        return self.total - self.passing
+
+    def without_passing(self, name: str) -> Phase:
+        return Phase(name, {part: size for part, size in self.parts.items() if part not in _PASSING})
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Settings of a run that take less memory, cheapest first.
 
-Decides: what may be changed, what each change costs, and that a step learns from as many texts as before.
+Decides: what may be changed, what each change costs, that a step learns from as many texts as before where that can
+be, and what a run that has begun may still change.
 Hides: the search: every combination is tried on paper.
 """
 
@@ -9,10 +10,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rl4rec_cli.memory import Estimate, Surroundings, batch_shape, estimate
+from rl4rec_cli.memory import Estimate, Phase, Surroundings, batch_shape, estimate
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
@@ -29,6 +30,7 @@ _COSTS = {
     "4bit": (3.0, "weights are rounded to 4 bits, and unpacked at every use: slower"),
     "lora": (6.0, "an adapter instead of all weights: it can learn less"),
     "fewer": (9.0, "fewer texts a step: noisier gradients"),
+    "shorter": (12.0, "shorter prompts or texts: the policy reads or writes less"),
 }
 _FEW = 8
 """Sequences below which a GPU is mostly idle."""
@@ -49,20 +51,44 @@ class Saving:
     @property
     def sets(self) -> tuple[str, ...]:
         """The settings, as `--set` takes them."""
-        return _texts(self.settings)
+        return set_texts(self.settings)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that each phase may take."""
+
+    most: float
+    own: Mapping[str, float] = field(default_factory=dict)
+    """Of phases that have less, by name."""
+
+    def of(self, name: str) -> float:
+        return min(self.most, self.own.get(name, self.most))
+
+    def over(self, result: Estimate) -> list[Phase]:
+        """The phases that take more, the one that is furthest from fitting first."""
+        found = [phase for phase in result.phases if phase.total > self.of(phase.name)]
+        return sorted(found, key=lambda phase: self.of(phase.name) - phase.total)
 
 
 def savings(
-    config: RunConfig, facts: ModelFacts, around: Surroundings, room: float, *, keep_texts: bool = True
+    config: RunConfig,
+    facts: ModelFacts,
+    around: Surroundings,
+    room: Room,
+    *,
+    keep_texts: bool = True,
+    keep_weights: bool = False,
 ) -> list[Saving]:
-    """The ways to fit into `room` bytes, cheapest first; none contains another.
+    """The ways to fit into `room`, cheapest first; none contains another.
 
     Args:
         keep_texts: a step learns from as many texts as before; else fewer are tried too.
+        keep_weights: what is trained, and how the rest is held, stays as it is.
     """
-    found = list(_all(config, facts, around, room, [{}]))
+    found = list(_all(config, facts, around, room, [{}], keep_weights=keep_weights))
     if not found and not keep_texts:
-        found = list(_all(config, facts, around, room, _fewer(config.trainer)))
+        found = list(_all(config, facts, around, room, _fewer(config.trainer), keep_weights=keep_weights))
     found.sort(key=lambda saving: (saving.cost, saving.estimate.bytes))
     kept: list[Saving] = []
     for saving in found:
@@ -71,51 +97,62 @@ def savings(
     return kept
 
 
-def cheaper_settings(
-    config: RunConfig,
-    facts: ModelFacts | None = None,
-    around: Surroundings | None = None,
-    *,
-    is_warm_start: bool = False,
-    share: float = 0.75,
-) -> list[tuple[str, ...]]:
-    """What to go on with where memory ran out in a run: the same policy, and as many texts a step.
+def way_on(config: RunConfig, facts: ModelFacts, around: Surroundings, room: Room) -> Saving | None:
+    """The cheapest way to fit that a run which has begun can take: with the weights it has.
 
-    Args:
-        facts: of the policy; None where its shape is not known: then no figures are looked at.
-        is_warm_start: it ran out there.
-        share: of what this phase takes by the plan, at most.
-
-    Returns:
-        `--set` texts for each way, cheapest first, two at most; empty where nothing can be cut.
+    As many texts a step come first, then fewer, then shorter ones. None where nothing fits.
     """
-    phase: TrainerSection | None = getattr(config.trainer, "warm_start", None) if is_warm_start else config.trainer
-    if phase is None:
-        return []
-    if phase.algorithm != "sft":
-        phase = phase.model_copy(update={"warm_start": None})
-    alone = config.model_copy(update={"trainer": phase})
-    ways: list[dict[str, Any]] = []
-    if facts is not None and around is not None:
-        room = share * estimate(alone, facts, around).bytes
-        ways = [dict(way.settings) for way in savings(alone, facts, around, room) if not way.kinds & {"lora", "4bit"}]
-    if not ways:
-        split = next((way for n in _divisors(phase)[1:] if (way := _split(phase, n, "trainer"))), {})
-        # Writing in parts is left out: other texts would be drawn, and these ways lead to the same policy.
-        ways = [way for way in (split, _checkpoint(phase)) if way]
-    place = "trainer.warm_start." if is_warm_start else "trainer."
-    return [_texts({key.replace("trainer.", place, 1): value for key, value in way.items()}) for way in ways[:2]]
+    for shorter in ({}, *_shorter(config)):
+        short = changed(config, shorter)
+        if shorter and not room.over(result := estimate(short, facts, around)):
+            return Saving(short, shorter, (_COSTS["shorter"][1],), frozenset({"shorter"}), result, _COSTS["shorter"][0])
+        found = savings(short, facts, around, room, keep_texts=False, keep_weights=True)
+        if found:
+            way = found[0]
+            if not shorter:
+                return way
+            price, words = _COSTS["shorter"]
+            costs, kinds = (*way.costs, words), way.kinds | {"shorter"}
+            return replace(way, settings={**shorter, **way.settings}, costs=costs, kinds=kinds, cost=way.cost + price)
+    return None
+
+
+def least(config: RunConfig, facts: ModelFacts, around: Surroundings) -> Estimate:
+    """What a run that has begun takes with everything cut that `way_on` may cut."""
+    trainer = config.trainer
+    sets = {**(_shorter(config) or [{}])[-1], **(_fewer(trainer) or [{}])[-1], **_checkpoint(trainer)}
+    cut = changed(config, {**sets, "eval.batch_size": 1, "generation.batch_size": 1})
+    cut = changed(cut, _split(cut.trainer, _divisors(cut.trainer)[-1], "trainer"))
+    here = replace(around, retrieval_on_device=around.retrieval_on_device and not around.on_gpu)
+    return estimate(cut, facts, here)
+
+
+def smaller_pieces(trainer: TrainerSection) -> dict[str, Any]:
+    """The same updates in micro-batches of half the size and with gradient checkpointing, as far as that goes.
+
+    For a model whose shape is not known, where nothing can be said of what these take.
+    """
+    return {
+        **next((way for n in _divisors(trainer)[1:] if (way := _split(trainer, n, "trainer"))), {}),
+        **_checkpoint(trainer),
+    }
 
 
 def _all(
-    config: RunConfig, facts: ModelFacts, around: Surroundings, room: float, shrinkings: Sequence[dict[str, Any]]
+    config: RunConfig,
+    facts: ModelFacts,
+    around: Surroundings,
+    room: Room,
+    shrinkings: Sequence[dict[str, Any]],
+    *,
+    keep_weights: bool,
 ) -> Iterator[Saving]:
     policy = config.policy
-    own = policy.model != "tiny"
+    own = policy.model != "tiny" and not keep_weights
     options: list[list[tuple[str, dict[str, Any]]]] = [[("", {})] for _ in range(4)]
     if own and policy.lora is None:
         options[0].append(("lora", {"policy.lora.r": 16}))
-    if own and around.on_gpu and getattr(policy, "quantization", "none") == "none":
+    if own and around.on_gpu and policy.quantization == "none":
         options[1].append(("4bit", {"policy.quantization": "4bit"}))
     if checkpoint := _checkpoint(config.trainer):
         options[2].append(("checkpointing", checkpoint))
@@ -124,11 +161,11 @@ def _all(
     for shrinking, *chosen in itertools.product(shrinkings, *options):
         kinds = {kind for kind, _ in chosen if kind}
         sets = {key: value for _, values in chosen for key, value in values.items()} | shrinking
-        changed = _with(config, sets)
-        if "4bit" in kinds and changed.policy.lora is None:
+        tried = changed(config, sets)
+        if "4bit" in kinds and tried.policy.lora is None:
             continue
         here = replace(around, retrieval_on_device=around.retrieval_on_device and "retrieval_cpu" not in kinds)
-        made = _shrunk_to_fit(changed, facts, here, room)
+        made = _shrunk_to_fit(tried, facts, here, room)
         if made is None:
             continue
         more, splits, result = made
@@ -138,15 +175,15 @@ def _all(
         kinds |= {"fewer"} if shrinking else set()
         cost = sum(_COSTS[kind][0] for kind in kinds - {"split"})
         if splits > 1:
-            rows = batch_shape(_with(changed, more).trainer).micro
+            rows = batch_shape(changed(tried, more).trainer).micro
             cost += _COSTS["split"][0] * math.log2(splits) + (1.0 * math.log2(_FEW / rows) if rows < _FEW else 0.0)
         sets |= more
         costs = tuple(_COSTS[kind][1] for kind in _COSTS if kind in kinds)
-        yield Saving(_with(config, sets), sets, costs, frozenset(kinds), result, cost)
+        yield Saving(changed(config, sets), sets, costs, frozenset(kinds), result, cost)
 
 
 def _shrunk_to_fit(
-    config: RunConfig, facts: ModelFacts, around: Surroundings, room: float
+    config: RunConfig, facts: ModelFacts, around: Surroundings, room: Room
 ) -> tuple[dict[str, Any], int, Estimate] | None:
     """The largest micro-batches, and batch of validation, that fit.
 
@@ -161,8 +198,8 @@ def _shrunk_to_fit(
             continue
         for parts in _divisors(trainer):
             split = _split(trainer, parts, path)
-            learning = _phase(estimate(_with(config, split), facts, around), path)
-            if learning <= room:
+            learning = _learning(estimate(changed(config, split), facts, around), path)
+            if learning.total <= room.of(learning.name):
                 sets |= split
                 most = max(most, parts)
                 break
@@ -172,20 +209,21 @@ def _shrunk_to_fit(
     sizes["writing"] = min(sizes["writing"], config.generation.batch_size or sizes["writing"])
     settings = {"validation": "eval.batch_size", "writing": "generation.batch_size"}
     while True:
-        result = estimate(_with(config, sets), facts, around)
-        if result.bytes <= room:
+        result = estimate(changed(config, sets), facts, around)
+        over = room.over(result)
+        if not over:
             return sets, most, result
-        name = result.peak.name.rpartition(": ")[2]
+        name = over[0].name.rpartition(": ")[2]
         if sizes.get(name, 1) == 1:
             return None
         sizes[name] //= 2
         sets[settings[name]] = sizes[name]
 
 
-def _phase(result: Estimate, path: str) -> int:
-    """Bytes of learning in the warm start, or in the algorithm's own phase."""
+def _learning(result: Estimate, path: str) -> Phase:
+    """Learning in the warm start, or in the algorithm's own phase."""
     name = "warm start: learning" if path == "trainer.warm_start" else "learning"
-    return next(phase.total for phase in result.phases if phase.name == name)
+    return next(phase for phase in result.phases if phase.name == name)
 
 
 def _divisors(trainer: TrainerSection) -> list[int]:
@@ -233,7 +271,18 @@ def _fewer(trainer: TrainerSection) -> list[dict[str, Any]]:
     return ways
 
 
-def _with(config: RunConfig, sets: Mapping[str, Any]) -> RunConfig:
+def _shorter(config: RunConfig) -> list[dict[str, Any]]:
+    """Shorter texts, then prompts too: half, then a quarter."""
+    text, prompt = config.generation.max_completion_length, config.prompt.max_prompt_length
+    ways = [{"generation.max_completion_length": text // 2}] if text > 1 else []
+    for parts in (2, 4):
+        if text >= parts and prompt >= parts:
+            both = {"generation.max_completion_length": text // parts, "prompt.max_prompt_length": prompt // parts}
+            ways.append(both)
+    return ways
+
+
+def changed(config: RunConfig, sets: Mapping[str, Any]) -> RunConfig:
     """The configuration with some settings changed; they are known to go together."""
     for key, value in sets.items():
         config = _put(config, key.split("."), value)
@@ -252,5 +301,6 @@ def _put(section: Any, path: Sequence[str], value: Any) -> Any:
     return section.model_copy(update={name: value})
 
 
-def _texts(sets: Mapping[str, Any]) -> tuple[str, ...]:
+def set_texts(sets: Mapping[str, Any]) -> tuple[str, ...]:
+    """Settings as `--set` takes them."""
     return tuple(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in sets.items())

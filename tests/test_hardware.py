@@ -15,7 +15,6 @@ from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.hardware import (
     Gpu,
     Machine,
-    cheaper_settings,
     find_machine,
     parse_gpu,
     plan_placement,
@@ -25,7 +24,7 @@ from rl4rec_cli.hardware import (
 from rl4rec_cli.layering import load_config
 from rl4rec_cli.memory import GB, Surroundings, batch_shape, estimate
 from rl4rec_cli.model_facts import PRESET_FACTS, RetrievalFacts
-from rl4rec_cli.savings import savings
+from rl4rec_cli.savings import Room, least, savings, smaller_pieces, way_on
 
 ROOT = Path(__file__).parents[1]
 RETRIEVAL = RetrievalFacts(100_000, 335_141_888, 1024)
@@ -118,7 +117,7 @@ def test_ways_out_keep_the_texts_of_every_algorithm(algorithm: str) -> None:
     config = load("qwen2.5-1.5b", *given, algorithm=algorithm)
     facts, around = PRESET_FACTS["qwen2.5-1.5b"], Surroundings(on_gpu=True, items=100)
     room = estimate(config, facts, around).bytes * 0.6
-    found = savings(config, facts, around, room)
+    found = savings(config, facts, around, Room(room))
     assert found
     for way in found:
         typed = load("qwen2.5-1.5b", *given, *way.sets, algorithm=algorithm)
@@ -137,7 +136,7 @@ def _first(algorithm: str) -> list[str]:
 
 
 def test_the_cheapest_comes_first_and_none_contains_another() -> None:
-    ways = savings(load("qwen2.5-7b"), PRESET_FACTS["qwen2.5-7b"], Surroundings(True, 1000), 30 * GB)
+    ways = savings(load("qwen2.5-7b"), PRESET_FACTS["qwen2.5-7b"], Surroundings(True, 1000), Room(30 * GB))
     assert [way.cost for way in ways] == sorted(way.cost for way in ways)
     for number, way in enumerate(ways):
         assert not any(other.kinds <= way.kinds for other in ways[:number])
@@ -191,44 +190,60 @@ def test_a_policy_on_a_device() -> None:
         plan(machine(80), load("qwen2.5-0.5b", "policy.device=tpu"))
 
 
-# Advice when memory ran out
+# What a run that has begun can go on with
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo", "reinforce", "sft"])
-@pytest.mark.parametrize("is_known", [True, False])
-def test_cheaper_settings_go_on_with_the_same_policy_and_texts(algorithm: str, is_known: bool) -> None:
+def test_a_way_on_fits_and_keeps_weights_and_texts(algorithm: str) -> None:
     given = ["trainer.gradient_checkpointing=false", *(["trainer.mini_batch_size=4"] if algorithm == "ppo" else [])]
+    given += [] if algorithm == "sft" else ["trainer.warm_start=null"]
     config = load("qwen2.5-1.5b", *given, algorithm=algorithm)
     facts, around = PRESET_FACTS["qwen2.5-1.5b"], Surroundings(on_gpu=True, items=100)
-    known = (facts, around) if is_known else ()
-    for is_warm in (False, True) if algorithm == "grpo" else (False,):
-        ways = cheaper_settings(config, *known, is_warm_start=is_warm)
-        assert ways
-        for sets in ways:
-            changed = load("qwen2.5-1.5b", *given, *sets, algorithm=algorithm)
-            assert changed.policy == config.policy
-            before, after = config.trainer, changed.trainer
-            if is_warm:
-                assert all(".warm_start." in text or "." not in text.partition("trainer")[2] for text in sets)
-                before, after = before.warm_start, after.warm_start  # type: ignore[union-attr]
-                assert changed.trainer.batch_size == config.trainer.batch_size
-            texts = before.batch_size * before.gradient_accumulation_steps
-            assert after.batch_size * after.gradient_accumulation_steps == texts
-            assert after.updates_per_batch == before.updates_per_batch
-            name = "warm start: learning" if is_warm else "learning"
-            less, more = (
-                next(phase.total for phase in estimate(one, facts, around).phases if phase.name == name)
-                for one in (changed, config)
-            )
-            assert less < more
+    before = estimate(config, facts, around)
+    for share in (0.8, 0.6):
+        room = Room(before.peak.lasting + share * before.peak.passing)
+        way = way_on(config, facts, around, room)
+        assert way is not None
+        typed = load("qwen2.5-1.5b", *given, *way.sets, algorithm=algorithm)
+        assert not room.over(estimate(typed, facts, around))
+        assert typed.policy == config.policy
+        was, now = config.trainer, typed.trainer
+        assert now.batch_size * now.gradient_accumulation_steps == was.batch_size * was.gradient_accumulation_steps
+        assert now.updates_per_batch == was.updates_per_batch
 
 
-def test_nothing_is_offered_where_nothing_can_be_cut() -> None:
-    config = load(
-        "qwen2.5-1.5b", "trainer.batch_size=1", "trainer.gradient_checkpointing=true", "trainer.warm_start=null"
-    )
-    assert cheaper_settings(config) == []
-    assert cheaper_settings(config, is_warm_start=True) == []
+def test_a_phase_with_less_room_than_the_others_is_cut_alone() -> None:
+    config = load("qwen2.5-1.5b", "trainer.warm_start=null")
+    facts, around = PRESET_FACTS["qwen2.5-1.5b"], Surroundings(on_gpu=True, items=100)
+    phases = {phase.name: phase for phase in estimate(config, facts, around).phases}
+    for name, setting in (("validation", "eval.batch_size"), ("writing", "generation.batch_size")):
+        own = {name: phases[name].total - 0.3 * phases[name].passing}
+        way = way_on(config, facts, around, Room(200 * GB, own))
+        assert way is not None
+        assert list(way.settings) == [setting]
+
+
+def test_fewer_then_shorter_texts_where_smaller_pieces_are_not_enough() -> None:
+    given = ["trainer.warm_start=null", "generation.max_completion_length=512"]
+    config = load("qwen2.5-1.5b", *given)
+    facts, around = PRESET_FACTS["qwen2.5-1.5b"], Surroundings(on_gpu=True, items=100)
+    lowest = least(config, facts, around).bytes
+    seen = []
+    for room in (lowest * 3, lowest * 1.25, lowest * 1.001):
+        way = way_on(config, facts, around, Room(room))
+        assert way is not None
+        assert not Room(room).over(way.estimate)
+        assert load("qwen2.5-1.5b", *given, *way.sets) == way.config
+        seen.append(way.kinds & {"fewer", "shorter"})
+    assert seen[0] == set()
+    assert "shorter" in seen[2]
+    assert way_on(config, facts, around, Room(lowest * 0.999)) is None
+
+
+def test_smaller_pieces_of_an_unknown_model() -> None:
+    assert smaller_pieces(load("qwen2.5-1.5b", "trainer.warm_start=null").trainer)["trainer.batch_size"] == 4
+    done = ["trainer.batch_size=1", "trainer.gradient_checkpointing=true", "trainer.warm_start=null"]
+    assert smaller_pieces(load("qwen2.5-1.5b", *done).trainer) == {}
 
 
 # The overlays of GPU budgets

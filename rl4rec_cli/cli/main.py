@@ -100,6 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
+_LESS_MEMORY = (
+    "`rl4rec plan` with the same recipe and settings says what takes it; smaller eval.batch_size and "
+    "retrieval.batch_size, policy.quantization=4bit or a smaller model take less"
+)
+
+
 def _run(args: list[str], *, debug: bool) -> int:
     command = typer.main.get_command(app)
     try:
@@ -120,12 +126,23 @@ def _run(args: list[str], *, debug: bool) -> int:
         if debug:
             _say_traceback()
         reason = " ".join(str(error).split())
+        if _is_out_of_memory(error):
+            _say(f"error: out of memory{': ' if reason else ''}{reason}", f"hint: {_LESS_MEMORY}")
+            return 1
         _say(
             f"error: unexpected {type(error).__name__}{': ' if reason else ''}{reason}",
             "" if debug else "hint: `rl4rec --debug …` shows where; please report it",
         )
         return 1
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from rl4rec_cli.train.out_of_memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _usage_error(error: typer.TyperException) -> int:

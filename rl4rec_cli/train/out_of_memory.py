@@ -1,24 +1,61 @@
-"""When memory runs out in training.
+"""When memory runs out in a run.
 
-Decides: which errors mean that, how much is in use, and which of the cheaper settings a run can go on with.
+Decides: which errors mean that, what was being done, how much can be used, and which settings the run goes on with: the
+cheapest that fit by the plan (`memory.py`, from the shape of the loaded model), or, where the plan believed that what
+ran out would fit, those that take a good deal less there.
 Hides: how torch words it.
 """
 
 from __future__ import annotations
 
+import os
 import resource
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rl4rec_cli.savings import cheaper_settings
+from rl4rec_cli.errors import PolicyError
+from rl4rec_cli.hardware import USABLE, Gpu, Machine, ram, surroundings
+from rl4rec_cli.memory import RUNTIME_GPU, Estimate, Phase, Surroundings, estimate, human
+from rl4rec_cli.model_facts import ModelFacts, read_facts
+from rl4rec_cli.policy.facts import retrieval_facts
+from rl4rec_cli.savings import Room, changed, least, savings, set_texts, smaller_pieces, way_on
+from rl4rec_cli.train.checkpoints import changed_keys
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.policy.loading import Policy
 
+STEP_DOWN = 0.6
+"""Of what is there in a phase only, where the plan believed that it fits and so cannot say how much does."""
 _SAID = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
+_WORDS = {
+    "learning": "learning",
+    "updating": "updating the weights",
+    "writing": "writing texts",
+    "validation": "measuring validation users",
+    "ranking": "embedding and ranking texts",
+    "loading": "loading weights",
+}
+_ABOVE = "The command above resumes with that"
+# What is done beside nothing but what is there all the time.
+_BESIDE = ("ranking", "loading")
+
+
+class OutOfMemory(PolicyError):
+    """Memory ran out in a run.
+
+    Args:
+        flags: of the command that resumes it with settings that take less; empty where there are none.
+    """
+
+    def __init__(self, message: str, *, hint: str, flags: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.flags = flags
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -36,23 +73,222 @@ def used_gib(device: Any) -> float:
     return pages * resource.getpagesize() / 2**30
 
 
-def advice(config: RunConfig, *, is_warm_start: bool) -> str:
-    """What to resume a run with whose memory ran out.
+@dataclass(frozen=True)
+class Doing:
+    """What was being done when memory ran out."""
 
-    First all that leaves a step what it was, but for rounding; then what needs less and changes what is learnt.
+    what: str
+    """`learning`, `updating`, `writing`, `validation`, `ranking` or `loading`."""
+    is_measuring: bool
+    """Between steps, before or after them."""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Doing:
+        """By the modules that the error came through."""
+        names, traceback = [], error.__traceback__
+        while traceback is not None:
+            names.append(str(traceback.tb_frame.f_globals.get("__name__", "")))
+            traceback = traceback.tb_next
+
+        def came_through(*modules: str) -> bool:
+            return any(name.startswith(modules) for name in names)
+
+        is_measuring = came_through("rl4rec_cli.train.validation", "rl4rec_cli.eval.")
+        if came_through("rl4rec_cli.retrieval.", "rl4rec_cli.rewards."):
+            return cls("ranking", is_measuring)
+        if is_measuring:
+            return cls("validation", is_measuring)
+        if came_through("rl4rec_cli.policy.generation", "rl4rec_cli.policy.fast_inference"):
+            return cls("writing", is_measuring)
+        if came_through("rl4rec_cli.policy."):
+            return cls("loading", is_measuring)
+        return cls("updating" if came_through("torch.optim.", "bitsandbytes.optim.") else "learning", is_measuring)
+
+
+@dataclass(frozen=True)
+class Usable:
+    """What a run's process may hold of the device that its policy is on."""
+
+    bytes: int
+    """Of what it holds already and what is free, as much as a plan may count on."""
+    words: str
+
+
+def tell(
+    error: BaseException,
+    config: RunConfig,
+    policy: Policy,
+    *,
+    when: str,
+    during: str,
+    is_warm_start: bool = False,
+    is_first: bool = False,
+) -> OutOfMemory:
+    """What to say, and what to resume the run with; what the failed step held must be gone.
+
+    Args:
+        when: `at step 7 of grpo`; empty before and after training.
+        during: as `Doing` says.
+        is_warm_start: it ran out there.
+        is_first: no update has been made: the optimiser has no state yet.
     """
-    ways = cheaper_settings(config, is_warm_start=is_warm_start)
-    same = list(dict.fromkeys(text for way in ways for text in way))
-    shorter = (
-        f"generation.max_completion_length={max(1, config.generation.max_completion_length // 2)}",
-        f"prompt.max_prompt_length={max(1, config.prompt.max_prompt_length // 2)}",
+    said = f": {str(error).splitlines()[0]}" if str(error) else ""
+    message = f"out of memory{f' {when},' if when else ''} while {_WORDS[during]}{said}"
+    alone = _alone(config, during, is_warm_start=is_warm_start)
+    base = policy.model.get_base_model() if hasattr(policy.model, "peft_config") else policy.model
+    try:
+        facts = read_facts("the policy", base.config.to_dict())
+    except PolicyError:
+        return _told_without_figures(message, config, alone, during, is_warm_start=is_warm_start)
+    machine = _machine()
+    around = surroundings(machine, config, retrieval_facts(config))
+    there = _failed(alone, facts, around, during)
+    lasting = there.lasting - (there.parts.get("optimizer", 0) if is_first else 0)
+    usable = _usable(machine, str(policy.device), lasting)
+    return told(message, config, facts, around, usable, during=during, is_warm_start=is_warm_start)
+
+
+def told(
+    message: str,
+    config: RunConfig,
+    facts: ModelFacts,
+    around: Surroundings,
+    usable: Usable,
+    *,
+    during: str,
+    is_warm_start: bool = False,
+) -> OutOfMemory:
+    """The same, from what is known of model and machine: nothing is looked at."""
+    alone = _alone(config, during, is_warm_start=is_warm_start)
+    failed = _failed(alone, facts, around, during)
+    foreseen = failed.total > usable.bytes
+    figures = (
+        f"by the plan {_WORDS[during]} needs {human(failed.total)}, where {human(usable.bytes)} can be used"
+        f" ({usable.words})"
     )
-    less = f"{_sets(shorter)} (shorter texts)"
-    if not same:
-        return f"resume with --allow-partial {less}"
-    pieces = f"resume with --allow-partial {_sets(same)} (the same updates in smaller pieces)"
-    return f"{pieces}; where that is not enough, {less}"
+    if not foreseen:
+        figures += ": it is too low here, or something else took memory for a while"
+    if during in _BESIDE and not foreseen:
+        sets, costs = _ranks_with_less(alone, around) if during == "ranking" else ({}, "")
+        after = _failed(changed(alone, sets), facts, _beside(around, sets), during).total
+    else:
+        own = {} if foreseen else {failed.name: failed.lasting + STEP_DOWN * failed.passing}
+        way = way_on(alone, facts, around, Room(usable.bytes, own))
+        sets, costs = ({}, "") if way is None else (dict(way.settings), "; ".join(way.costs))
+        after = 0 if way is None else _phase(way.estimate, during).total
+    if not sets:
+        return OutOfMemory(message, hint=f"{figures}. {_no_way(alone, facts, around, usable, during)}")
+    if is_warm_start:
+        sets = {key.replace("trainer.", "trainer.warm_start.", 1): value for key, value in sets.items()}
+        sets |= _what_follows(changed(config, sets), facts, around, usable)
+    settings = f"{' '.join(set_texts(sets))} ({costs})"
+    how = (
+        f"It fits with {settings}: {human(after)}" if foreseen else f"The next step down is {human(after)}: {settings}"
+    )
+    return OutOfMemory(message, hint=f"{figures}. {how}. {_ABOVE}", flags=_flags(config, sets))
 
 
-def _sets(texts: Sequence[str]) -> str:
-    return " ".join(f"--set {text}" for text in texts)
+def _told_without_figures(
+    message: str, config: RunConfig, alone: RunConfig, during: str, *, is_warm_start: bool
+) -> OutOfMemory:
+    """For a model whose architecture the plan does not know."""
+    sets = {
+        "validation": {"eval.batch_size": max(1, config.eval.batch_size // 2)},
+        "ranking": {"retrieval.batch_size": max(1, config.retrieval.batch_size // 2)},
+        "writing": {"generation.max_completion_length": max(1, config.generation.max_completion_length // 2)},
+    }.get(during) or smaller_pieces(alone.trainer)
+    if is_warm_start:
+        sets = {key.replace("trainer.", "trainer.warm_start.", 1): value for key, value in sets.items()}
+    unknown = "the plan does not know this model's architecture, so there are no figures"
+    if changed(config, sets) == config:
+        return OutOfMemory(message, hint=f"{unknown}; a smaller model, shorter prompts or shorter texts take less")
+    hint = f"{unknown}. {' '.join(set_texts(sets))} needs less, whether enough cannot be said. {_ABOVE}"
+    return OutOfMemory(message, hint=hint, flags=_flags(config, sets))
+
+
+def _alone(config: RunConfig, during: str, *, is_warm_start: bool) -> RunConfig:
+    """The configuration with nothing to do but what memory ran out in: a warm start that is done takes none."""
+    trainer = config.trainer
+    if trainer.algorithm != "sft":
+        warm = trainer.warm_start if is_warm_start else None
+        trainer = trainer.model_copy(update={"warm_start": None}) if warm is None else warm
+    # Validation users are measured after the last step, too; not in a warm start.
+    steps = None if is_warm_start else 1 if during == "validation" else config.eval.steps
+    return config.model_copy(update={"trainer": trainer, "eval": config.eval.model_copy(update={"steps": steps})})
+
+
+def _failed(alone: RunConfig, facts: ModelFacts, around: Surroundings, during: str) -> Phase:
+    return _phase(estimate(alone, facts, around), during)
+
+
+def _phase(result: Estimate, during: str) -> Phase:
+    """What the plan says of it. Of ranking it counts what is there all the time, the embedder among it."""
+    phases = {phase.name: phase for phase in result.phases}
+    return phases["learning"].without_passing(during) if during in _BESIDE else phases[during]
+
+
+def _machine() -> Machine:
+    """This machine, with GPUs as torch sees them."""
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        gpus.append(Gpu(index, torch.cuda.get_device_name(index), total, free))
+    return Machine(tuple(gpus), len(os.sched_getaffinity(0)), *ram())
+
+
+def _usable(machine: Machine, device: str, lasting: int) -> Usable:
+    """What can be used.
+
+    Args:
+        lasting: bytes that the process holds by the plan. What it really holds of a computer's memory contains the
+            libraries, which the plan does not count.
+    """
+    if not device.startswith("cuda"):
+        return Usable(lasting + int(USABLE * machine.ram_free), f"{human(machine.ram_free)} of memory are free now")
+    gpu = machine.gpus[torch.device(device).index or 0]
+    own = torch.cuda.memory_reserved(gpu.index) + RUNTIME_GPU
+    limit = min(gpu.total, gpu.free + own)
+    return Usable(int(USABLE * limit), f"{gpu.name} with {human(gpu.total)}, {human(gpu.total - limit)} held by others")
+
+
+def _ranks_with_less(config: RunConfig, around: Surroundings) -> tuple[dict[str, Any], str]:
+    """Settings, and what they cost; none where nothing can be cut."""
+    size = config.retrieval.batch_size
+    if around.on_gpu and around.retrieval_on_device:
+        return {"retrieval.device": "cpu"}, "embedding and ranking on the CPU: rewards take longer"
+    if size == 1 or config.retrieval.embedder == "lsa":
+        return {}, ""
+    return {"retrieval.batch_size": size // 2}, "texts are embedded in smaller batches"
+
+
+def _beside(around: Surroundings, sets: Mapping[str, Any]) -> Surroundings:
+    return replace(around, retrieval_on_device=around.retrieval_on_device and "retrieval.device" not in sets)
+
+
+def _what_follows(config: RunConfig, facts: ModelFacts, around: Surroundings, usable: Usable) -> dict[str, Any]:
+    """What else is to be set so that what comes after the warm start fits; nothing where nothing makes it fit."""
+    after, room = _alone(config, "", is_warm_start=False), Room(usable.bytes)
+    if not room.over(estimate(after, facts, around)):
+        return {}
+    way = way_on(after, facts, around, room)
+    return {} if way is None else dict(way.settings)
+
+
+def _no_way(alone: RunConfig, facts: ModelFacts, around: Surroundings, usable: Usable, during: str) -> str:
+    """Why there is none, and what else there is."""
+    lowest = human(_phase(least(alone, facts, around), during).total)
+    said = f"With all cut that a begun run can cut it needs {lowest}, so no settings are proposed"
+    others = savings(alone, facts, around, Room(usable.bytes), keep_texts=False)
+    new = [way for way in others if way.kinds & {"lora", "4bit"}]
+    if new:
+        sets = " ".join(f"--set {shlex.quote(text)}" for text in new[0].sets)
+        return f"{said}. A new run needs {human(new[0].estimate.bytes)} with {sets}"
+    return f"{said}. `rl4rec plan --gpu GB` says which GPU a run fits; a smaller model takes less"
+
+
+def _flags(config: RunConfig, sets: Mapping[str, Any]) -> str:
+    """As a shell takes them; what changes something of what is learnt is only accepted where that is asked for."""
+    same = not changed_keys(config.model_dump(mode="json"), changed(config, sets).model_dump(mode="json"))
+    return " ".join(
+        [*([] if same else ["--allow-partial"]), *(f"--set {shlex.quote(text)}" for text in set_texts(sets))]
+    )

@@ -21,7 +21,7 @@ import torch
 from transformers import TrainerCallback
 
 from rl4rec_cli import console, signals
-from rl4rec_cli.errors import PolicyError, Rl4RecError
+from rl4rec_cli.errors import Rl4RecError
 from rl4rec_cli.layering import dump_config
 from rl4rec_cli.policy.loading import load_weights, write_checkpoint
 from rl4rec_cli.runs import environment
@@ -37,7 +37,7 @@ from rl4rec_cli.train.checkpoints import (
     steps_done,
 )
 from rl4rec_cli.train.health import check_finite
-from rl4rec_cli.train.out_of_memory import advice, is_out_of_memory
+from rl4rec_cli.train.out_of_memory import Doing, OutOfMemory, is_out_of_memory, tell
 from rl4rec_cli.train.snapshot import random_states_kept, restore, size, take
 from rl4rec_cli.whole_folders import torch_save
 
@@ -255,6 +255,7 @@ class Keeper(TrainerCallback):
             is_full = is_out_of_memory(error)
             if is_full:  # what the failed step holds is in the way of saving the one before
                 clear_frames(error.__traceback__)
+                self._trainer.model.zero_grad(set_to_none=True)
                 torch.cuda.empty_cache()
             try:
                 self._keep_last()
@@ -266,11 +267,18 @@ class Keeper(TrainerCallback):
                 error.exit_code = 1  # whatever it is, the command line was right: there were steps
             raise
 
-    def _out_of_memory(self, error: BaseException) -> PolicyError:
-        said = f": {str(error).splitlines()[0]}" if str(error) else ""
-        return PolicyError(
-            f"out of memory at step {self._trainer.state.global_step + 1:,} of {self._phase}{said}",
-            hint=advice(self._run.config, is_warm_start=self._is_warm_start),
+    def _out_of_memory(self, error: BaseException) -> OutOfMemory:
+        doing, done = Doing.of(error), self._trainer.state.global_step
+        # Validation users are measured after a step; everything else belongs to the one that is not done.
+        when = f"in the validation after step {done:,}" if doing.is_measuring else f"at step {done + 1:,}"
+        return tell(
+            error,
+            self._run.config,
+            self._policy,
+            when=f"{when} of {self._phase}",
+            during=doing.what,
+            is_warm_start=self._is_warm_start,
+            is_first=done == 0,
         )
 
     def _keep_last(self) -> None:

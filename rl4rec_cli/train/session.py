@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, cast
 
 from rl4rec_cli import console
@@ -196,7 +197,7 @@ def _train_one(
         if run is None:
             run = create_run(config, dataset=dataset.name, digest=dataset.digest)
             stack.enter_context(run.locked())
-        stack.enter_context(_telling_how_to_go_on(run))
+        stack.enter_context(_telling_how_to_go_on(run, policy))
         reports = stack.enter_context(open_reports(run, done=_done(config, place)))
         console.log(f"Run {run.folder} (seed {config.run.seed}, {_size(policy.model)} on {policy.device})")
         task = evaluate.open_task(config, dataset, retriever, examples)
@@ -276,15 +277,31 @@ def _done(config: RunConfig, place: Place | None) -> int:
 
 
 @contextmanager
-def _telling_how_to_go_on(run: Run) -> Iterator[None]:
+def _telling_how_to_go_on(run: Run, policy: Policy) -> Iterator[None]:
+    """The command that resumes the run is the last thing said before the error.
+
+    Raises:
+        OutOfMemory: memory ran out where a policy is measured; the trainers' own comes from there.
+    """
+    from rl4rec_cli.train.out_of_memory import Doing, OutOfMemory, is_out_of_memory, tell
+
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        if told := is_out_of_memory(error):
+            clear_frames(error.__traceback__)
+            ended: BaseException = tell(error, run.config, policy, when="", during=Doing.of(error).what)
+        else:
+            ended = error
         rewards = run.config.reward.functions
         # Code is run only where this very command names it.
         more = "".join(f" --reward {shlex.quote(f'{name}={weight:g}')}" for name, weight in rewards.items())
         command = f"rl4rec train {run.config.trainer.algorithm} --resume {shlex.quote(str(run.folder))}"
-        console.log(f"To go on with it: {command}{more if any(':' in name for name in rewards) else ''}")
+        command += more if any(":" in name for name in rewards) else ""
+        command += f" {ended.flags}" if isinstance(ended, OutOfMemory) and ended.flags else ""
+        console.log(f"To go on with it: {command}")
+        if told:
+            raise ended from error
         raise
 
 

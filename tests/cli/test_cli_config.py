@@ -144,6 +144,22 @@ def test_traceback_with_debug_only(args: list[str]) -> None:
     assert done.stderr.endswith("error: unexpected KeyError: 'x'\n")
 
 
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        ("raise MemoryError", "error: out of memory\nhint: `rl4rec plan` "),
+        (
+            "import torch; raise torch.OutOfMemoryError('tried 2 GiB')",
+            "error: out of memory: tried 2 GiB\nhint: `rl4rec",
+        ),
+    ],
+)
+def test_memory_that_runs_out_where_there_is_nothing_to_go_on_with(raised: str, said: str) -> None:
+    done = in_process(STUB.format(body=raised), "train", "grpo", "--quick-test")
+    assert done.returncode == 1
+    assert done.stderr.startswith(said)
+
+
 def test_what_train_is_called_with() -> None:
     stub = STUB.format(
         body="print(config.trainer.algorithm, seeds, config.reward.functions, config.data.synthetic is not None)"

@@ -10,6 +10,8 @@ import itertools
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -75,7 +77,7 @@ def waits_in_4(texts, targets, histories, **kwargs):
 
 ZYGOTE = """
 import json, os, resource, signal, sys
-import datasets, peft, trl
+import datasets, peft, transformers, trl
 from trl import GRPOTrainer, SFTTrainer
 import rl4rec_cli.train.grpo, rl4rec_cli.train.session, rl4rec_cli.train.reinforcement, rl4rec_cli.train.sft
 import rl4rec_cli.eval.evaluate, rl4rec_cli.eval.baselines, rl4rec_cli.retrieval.retriever
@@ -83,6 +85,7 @@ import sklearn.decomposition, sklearn.feature_extraction.text
 import rl4rec_cli.train.resumable as resumable
 import rl4rec_cli.train.rollouts as rollouts
 import rl4rec_cli.retrieval.embedding as embedding
+import rl4rec_cli.eval.evaluate as evaluate
 import torch
 from rl4rec_cli.cli.main import main
 from torch.optim import AdamW
@@ -102,15 +105,24 @@ PLACES = {
     "last save": (resumable.Keeper, "_keep_last", 1),
 }
 
-def no_memory_in_4(said):
-    real, count = resumable.Resumable.training_step, [0]
-    def call(self, *args, **options):
+OWNERS = {
+    "learning": (resumable.Resumable, "training_step", 4),
+    "updating": (AdamW, "step", 4),
+    "writing": (transformers.LlamaForCausalLM, "generate", 4),
+    "validation": (evaluate, "write_texts", 1),
+    "measuring": (evaluate, "write_texts", 1),
+}
+
+def no_memory(said, where):
+    owner, name, at = OWNERS[where]
+    real, count = getattr(owner, name), [0]
+    def call(*args, **options):
         count[0] += 1
-        if count[0] == 4:
-            real(self, *args, **options)  # its gradients are there already
+        if count[0] == at:
+            real(*args, **options)  # what it holds is there already
             raise {"cuda": torch.OutOfMemoryError, "python": MemoryError}.get(said, RuntimeError)(said)
-        return real(self, *args, **options)
-    resumable.Resumable.training_step = call
+        return real(*args, **options)
+    setattr(owner, name, call)
 
 def not_finite_in_4():
     write, unit_rows, count = rollouts.Rollout.write, embedding._unit_rows, [0]
@@ -137,7 +149,7 @@ def child(order):
     if order["limit"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"],) * 2)
     if order["memory"]:
-        no_memory_in_4(order["memory"])
+        no_memory(*order["memory"])
     if order["nan"]:
         not_finite_in_4()
     for where, number in order["signals"]:
@@ -188,7 +200,7 @@ class Process:
         self._out, fifo = folder.parent / f"{name}.out", folder.parent / f"{name}.err"
         os.mkfifo(fifo)
         order = {"args": args, "cwd": str(folder), "out": str(self._out), "err": str(fifo), "limit": 0, "signals": []}
-        order |= {"memory": "", "nan": False}
+        order |= {"memory": [], "nan": False}
         self.pid = ask({**order, **options})
         self.err = fifo.open()
 
@@ -450,37 +462,88 @@ def settings(folder: Path) -> dict[str, Any]:
     return load_yaml((folder / "runs" / "r" / "config.yaml").read_text())["trainer"]
 
 
+def how_to_go_on(line: str) -> list[str]:
+    """The arguments of the command that a stopped run names."""
+    before, _, printed = line.partition(": ")
+    assert before == "To go on with it"
+    name, *args = shlex.split(printed)
+    assert name == "rl4rec"
+    return args
+
+
 @pytest.mark.parametrize(
     "said", ["cuda", "python", "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"]
 )
 def test_out_of_memory(said: str, tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]) -> None:
-    """The step is left out, and the settings that the hint names go on to the same policy, but for rounding."""
-    stopped = run(command(tmp_path, reward="length", sets_=("trainer.max_steps=8",)), tmp_path, memory=said)
+    """The step is left out, and the printed command goes on to the same policy, but for rounding."""
+    args = command(tmp_path, reward="length", sets_=("trainer.max_steps=8",))
+    stopped = run(args, tmp_path, memory=[said, "learning"])
     assert stopped.returncode == 1
     *_, kept, how, last, hint = stopped.stderr.splitlines()
     assert kept == "Stopped: the policy of step 3 is in runs/r/checkpoints/checkpoint_step_3"
-    assert how.startswith("To go on with it: rl4rec train grpo --resume runs/r")
-    assert last == f"error: out of memory at step 4 of grpo: {said}"
-    smaller = "--set trainer.batch_size=2 --set trainer.gradient_accumulation_steps=2"
-    more = f"--allow-partial {smaller} --set trainer.gradient_checkpointing=true"
-    assert hint.startswith(f"hint: resume with {more} (the same updates in smaller pieces); ")
-    assert "--set generation.max_completion_length=3" in hint
+    assert last == f"error: out of memory at step 4 of grpo, while learning: {said}"
+    smaller = "trainer.batch_size=2 trainer.gradient_accumulation_steps=2"
+    said_so = (
+        r"hint: by the plan learning needs (\d+) MB, where .* can be used \(.* of memory are free now\): it is too low "
+        rf"here, .*\. The next step down is (\d+) MB: {smaller} \(smaller micro-batches"
+    )
+    figures = re.match(said_so, hint)
+    assert figures is not None, hint
+    assert int(figures[2]) < int(figures[1])
     assert checkpoints(tmp_path) == ["checkpoint_start", "checkpoint_step_2", "checkpoint_step_3"]
     assert is_whole(tmp_path)
     if said != "cuda":
         return
-    refused = run(resume(tmp_path, *more.split()[1:], reward="length"), tmp_path)
+    again = how_to_go_on(how)
+    refused = run([arg for arg in again if arg != "--allow-partial"], tmp_path)
     assert refused.returncode == 1
     assert "trainer.batch_size was 4, is 2" in refused.stderr
     assert settings(tmp_path)["batch_size"] == 4
-    done = run(resume(tmp_path, *more.split(), reward="length"), tmp_path)
+    done = run(again, tmp_path)
     assert done.returncode == 0, done.stderr
     assert steps(tmp_path) == list(range(1, 9))
-    assert (settings(tmp_path)["batch_size"], settings(tmp_path)["gradient_checkpointing"]) == (2, True)
+    assert (settings(tmp_path)["batch_size"], settings(tmp_path)["gradient_accumulation_steps"]) == (2, 2)
     ours, theirs = final(tmp_path), uninterrupted("length")
     assert ours != theirs  # it was cut in other pieces
     for name, values in ours.items():
         np.testing.assert_allclose(values, theirs[name], atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("where", "when", "flags"),
+    [
+        (
+            "validation",
+            "in the validation after step 2 of grpo, while measuring validation users",
+            "eval.batch_size=32",
+        ),
+        ("measuring", "while measuring validation users", "eval.batch_size=32"),
+        ("writing", "at step 4 of grpo, while writing texts", "generation.batch_size=8"),
+        ("updating", "at step 4 of grpo, while updating the weights", ""),
+    ],
+)
+def test_out_of_memory_elsewhere(
+    where: str, when: str, flags: str, tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]
+) -> None:
+    validated = ("eval.steps=2",) if where == "validation" else ()
+    args = command(tmp_path, reward="length", sets_=("trainer.max_steps=8", *validated))
+    stopped = run(args, tmp_path, memory=["cuda", where])
+    assert stopped.returncode == 1
+    *_, how, last, hint = stopped.stderr.splitlines()
+    assert last == f"error: out of memory {when}: cuda"
+    again = how_to_go_on(how)
+    if not flags:
+        assert "--set" not in again
+        assert "no settings are proposed" in hint
+        return
+    assert again[-1] == flags
+    assert ("--allow-partial" in again) is (where == "writing")
+    done = run(again, tmp_path)
+    assert done.returncode == 0, done.stderr
+    if where == "writing":  # other texts are drawn where they are written in parts
+        assert steps(tmp_path) == list(range(1, 9))
+    else:
+        assert final(tmp_path) == uninterrupted("length")
 
 
 def test_an_embedding_that_is_not_finite(tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]) -> None:

@@ -1,12 +1,25 @@
-"""What is said when memory runs out; `tests/cli/test_faults.py` lets it run out."""
+"""What is said when memory runs out; `tests/cli/test_faults.py` lets it run out in runs that are then resumed."""
 
 from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from rl4rec_cli.config import RunConfig
 from rl4rec_cli.layering import load_config
-from rl4rec_cli.train.out_of_memory import advice, is_out_of_memory, used_gib
+from rl4rec_cli.memory import GB, Surroundings, estimate, human
+from rl4rec_cli.model_facts import PRESET_FACTS
+from rl4rec_cli.train.out_of_memory import Doing, OutOfMemory, Usable, is_out_of_memory, tell, told, used_gib
+
+MODEL = "qwen2.5-1.5b"
+FACTS = PRESET_FACTS[MODEL]
+AROUND = Surroundings(on_gpu=True, items=100_000, embedder_parameters=335_141_888, embedding_dim=1024)
 
 
 @pytest.mark.parametrize(
@@ -25,33 +38,153 @@ def test_which_errors_are_it(error: BaseException, is_it: bool) -> None:
     assert is_out_of_memory(error) is is_it
 
 
-def said(*sets: str, algorithm: str = "grpo", is_warm_start: bool = False) -> str:
-    config = load_config(algorithm=algorithm, sets=["generation.max_completion_length=64", *sets])
-    return advice(config, is_warm_start=is_warm_start)
+@pytest.mark.parametrize(
+    ("modules", "what", "is_measuring"),
+    [
+        (["rl4rec_cli.train.resumable", "trl.trainer.grpo_trainer"], "learning", False),
+        (["rl4rec_cli.train.resumable", "torch.optim.adamw"], "updating", False),
+        (["rl4rec_cli.train.rollouts", "rl4rec_cli.policy.generation", "torch.nn"], "writing", False),
+        (["rl4rec_cli.train.rollouts", "rl4rec_cli.rewards.scorer", "torch.nn"], "ranking", False),
+        (["rl4rec_cli.train.validation", "rl4rec_cli.policy.generation"], "validation", True),
+        (["rl4rec_cli.eval.evaluate", "rl4rec_cli.retrieval.embedding"], "ranking", True),
+        (["rl4rec_cli.train.session", "rl4rec_cli.policy.pretrained"], "loading", False),
+    ],
+)
+def test_what_was_being_done(modules: list[str], what: str, is_measuring: bool) -> None:
+    def fail() -> None:
+        raise MemoryError
+
+    inner: Any = fail
+    for name in reversed(modules):  # functions of modules of these names, each calling the next
+        scope: dict[str, Any] = {"__name__": name, "inner": inner}
+        exec("def call():\n    inner()", scope)
+        inner = scope["call"]
+    with pytest.raises(MemoryError) as caught:
+        inner()
+    assert Doing.of(caught.value) == Doing(what, is_measuring)
 
 
-def test_the_same_updates_in_smaller_pieces_come_first() -> None:
-    first, then = said("trainer.batch_size=4", "trainer.gradient_accumulation_steps=3").split("; ")
-    assert first == (
-        "resume with --allow-partial --set trainer.batch_size=2 --set trainer.gradient_accumulation_steps=6 "
-        "--set trainer.gradient_checkpointing=true (the same updates in smaller pieces)"
+def load(*sets: str, algorithm: str = "grpo", model: str = MODEL) -> RunConfig:
+    given = ["policy.lora.r=16", "trainer.batch_size=8", "trainer.num_generations=8", *sets]
+    if algorithm != "grpo":
+        given.remove("trainer.num_generations=8")
+    return load_config(algorithm=algorithm, recipes=["beauty-grpo"], sets=[f"policy.model={model}", *given])
+
+
+def say(config: RunConfig, usable: int, *, during: str = "learning", **how: Any) -> OutOfMemory:
+    usable_ = Usable(usable, "a GPU")
+    return told("out of memory", config, FACTS, how.pop("around", AROUND), usable_, during=during, **how)
+
+
+def sets_in(flags: str) -> list[str]:
+    words = shlex.split(flags)
+    return [word for before, word in itertools.pairwise(words) if before == "--set"]
+
+
+def phase(config: RunConfig, name: str) -> int:
+    return next(one.total for one in estimate(config, FACTS, AROUND).phases if one.name == name)
+
+
+def test_the_settings_fit_and_the_figures_are_the_plans() -> None:
+    config = load("trainer.warm_start=null", "trainer.gradient_checkpointing=false")
+    before, room = phase(config, "learning"), 20 * GB
+    assert before > room
+    error = say(config, room)
+    after = load("trainer.warm_start=null", "trainer.gradient_checkpointing=false", *sets_in(error.flags))
+    assert estimate(after, FACTS, AROUND).bytes <= room
+    assert error.hint is not None
+    assert f"learning needs {human(before)}, where 20.0 GB can be used (a GPU)" in error.hint
+    assert f"): {human(phase(after, 'learning'))}. The command above" in error.hint
+    for text in sets_in(error.flags):
+        assert text in error.hint
+    assert error.flags.startswith("--allow-partial --set ")
+    assert after.policy == config.policy
+    for way in (error.flags, error.hint):
+        assert "quantization" not in way
+
+
+def test_where_the_plan_believed_that_it_fits_it_says_so_and_steps_down() -> None:
+    config = load("trainer.warm_start=null", "trainer.gradient_checkpointing=false")
+    sizes, sets = [phase(config, "learning")], []
+    for _ in range(3):  # each time it runs out again
+        error = say(load("trainer.warm_start=null", "trainer.gradient_checkpointing=false", *sets), 500 * GB)
+        assert error.hint is not None
+        assert "it is too low here, or something else took memory" in error.hint
+        sets += sets_in(error.flags)
+        after = load("trainer.warm_start=null", "trainer.gradient_checkpointing=false", *sets)
+        sizes.append(phase(after, "learning"))
+        assert f"The next step down is {human(sizes[-1])}: " in error.hint
+    lasting = min(one.lasting for one in estimate(config, FACTS, AROUND).phases)
+    assert all((b - lasting) <= 0.65 * (a - lasting) for a, b in itertools.pairwise(sizes))
+
+
+@pytest.mark.parametrize(
+    ("during", "flags"),
+    [
+        ("validation", "--set eval.batch_size=32"),  # nothing of what is learnt: no --allow-partial
+        ("writing", "--allow-partial --set generation.batch_size=128"),
+        ("ranking", "--allow-partial --set retrieval.device=cpu"),
+    ],
+)
+def test_only_what_ran_out_is_cut(during: str, flags: str) -> None:
+    config = load("trainer.warm_start=null", "trainer.gradient_accumulation_steps=4", "eval.batch_size=64")
+    assert say(config, 500 * GB, during=during).flags == flags
+
+
+def test_where_nothing_fits_it_says_so_with_figures() -> None:
+    config = load("trainer.warm_start=null")
+    error = say(config, 2 * GB)
+    assert error.flags == ""
+    assert error.hint is not None
+    assert re.search(
+        r"With all cut that a begun run can cut it needs [\d.]+ GB, so no settings are proposed", error.hint
     )
-    assert "--set generation.max_completion_length=32 --set prompt.max_prompt_length=64" in then
-    ppo = said("trainer.batch_size=16", "trainer.mini_batch_size=4", algorithm="ppo")
-    assert "--set trainer.batch_size=8 " in ppo
-    assert "--set trainer.mini_batch_size=2 " in ppo
+    some = load("trainer.warm_start=null", "policy.lora=null")
+    full = say(some, 12 * GB)
+    assert full.flags == ""
+    assert full.hint is not None
+    new = full.hint.partition("A new run needs ")[2]
+    typed = load("trainer.warm_start=null", *sets_in(new))
+    cpu = Surroundings(on_gpu=True, items=0, retrieval_on_device=False)
+    assert estimate(typed, FACTS, cpu if "retrieval.device=cpu" in new else AROUND).bytes <= 12 * GB
 
 
-def test_a_warm_start_has_its_own() -> None:
-    warm = 'trainer.warm_start={"batch_size": 8}'
-    first = said(warm, is_warm_start=True).partition(";")[0]
-    assert "--set trainer.warm_start.batch_size=4 --set trainer.warm_start.gradient_accumulation_steps=2 " in first
-    assert "--set trainer.batch_size" not in first
+def test_ranking_that_cannot_take_less() -> None:
+    config = load("trainer.warm_start=null", "retrieval.embedder=lsa")
+    around = Surroundings(on_gpu=False, items=100)
+    error = say(config, 500 * GB, during="ranking", around=around)
+    assert error.flags == ""
+    assert "no settings are proposed" in str(error.hint)
 
 
-def test_where_no_piece_can_be_smaller() -> None:
-    least = ("trainer.batch_size=1", "trainer.gradient_checkpointing=true", "policy.model=somewhere")
-    assert said(*least).startswith("resume with --allow-partial --set generation.max_completion_length=32 ")
+def test_a_warm_start_has_its_own_and_sees_to_what_follows() -> None:
+    warm = ("trainer.warm_start.batch_size=64", "trainer.gradient_checkpointing=false")
+    config = load(*warm)
+    room = 20 * GB
+    error = say(config, room, is_warm_start=True)
+    assert "--set trainer.warm_start.batch_size=" in error.flags
+    after = load(*warm, *sets_in(error.flags))
+    assert estimate(after, FACTS, AROUND).bytes <= room, "reinforcement learning fits, too"
+    assert after.trainer.batch_size < config.trainer.batch_size
+    foreseen = say(config, 500 * GB, is_warm_start=True)
+    assert all(".warm_start." in text for text in sets_in(foreseen.flags))
+
+
+def test_a_model_that_the_plan_does_not_know() -> None:
+    class Config:
+        def to_dict(self) -> dict[str, Any]:
+            return {"model_type": "unheard-of"}
+
+    policy: Any = SimpleNamespace(model=SimpleNamespace(config=Config()), device="cpu")
+    config = load_config(algorithm="grpo", sets=["trainer.batch_size=4", "trainer.gradient_accumulation_steps=3"])
+    error = tell(MemoryError(), config, policy, when="at step 7 of grpo", during="learning")
+    assert error.message == "out of memory at step 7 of grpo, while learning"
+    halves = "--set trainer.batch_size=2 --set trainer.gradient_accumulation_steps=6"
+    assert error.flags == f"--allow-partial {halves} --set trainer.gradient_checkpointing=true"
+    assert "no figures" in str(error.hint)
+    assert "whether enough cannot be said" in str(error.hint)
+    least = load_config(algorithm="grpo", sets=["trainer.batch_size=1", "trainer.gradient_checkpointing=true"])
+    assert tell(MemoryError(), least, policy, when="", during="learning").flags == ""
 
 
 def test_what_is_in_use() -> None:
