@@ -3,6 +3,7 @@
     python benchmarks/ranking.py                 # the tables of docs/results/ranking.md, about ten minutes on two cores
     python benchmarks/ranking.py --quick         # does everything run? seconds
     python benchmarks/ranking.py --only huge     # 10 million x 384 fp16 from a memory-mapped file (7.7 GB, deleted)
+    python benchmarks/ranking.py --only device   # on a CUDA GPU: tiles, the fused kernel, matmul + topk, reading alone
 
 What a run prints is a section of that page, to be pasted as it is.
 
@@ -32,6 +33,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from rl4rec_cli.retrieval import counting
 from rl4rec_cli.retrieval.pairs import Queries
 from rl4rec_cli.retrieval.ranking import ItemMatrix, search, target_ranks
 from rl4rec_cli.retrieval.scan import blocks_of
@@ -209,6 +211,58 @@ def table_sizes(texts: int, count: int, dim: int, rounds: int, slow: int) -> lis
     ]
 
 
+def table_device(device: str, texts: int, count: int, dim: int, rounds: int) -> None:
+    """One size on a GPU, each way of ranking by itself, against reading the matrix once and copying it."""
+    items, queries = unit_vectors(count, dim, 0).to(device), unit_vectors(texts, dim, 1).to(device)
+    targets = torch.randint(0, count, (texts,), generator=torch.Generator().manual_seed(2))
+    k, on_gpu = min(10, count), torch.device(device).type == "cuda"
+    matrices = {name: ItemMatrix.from_tensor(items, storage=name) for name in ("fp32", "fp16")}  # type: ignore[arg-type]
+
+    def waiting(run: Callable[[], object]) -> Callable[[], object]:
+        def timed() -> object:
+            done = run()
+            if on_gpu:
+                torch.cuda.synchronize()
+            return done
+
+        return timed
+
+    def ranks(storage: str, *, by_kernel: bool) -> Callable[[], object]:
+        def run() -> object:
+            counting._try_both = lambda *_: by_kernel
+            counting._quicker.clear()
+            return target_ranks(queries, matrices[storage], targets)
+
+        return run
+
+    copy = torch.empty_like(items)
+    variants: Variants = {
+        "copy of the matrix, fp32": lambda: copy.copy_(items),
+        "torch.matmul, whole": lambda: items @ queries.T,
+        "matmul + torch.topk k=10": lambda: torch.topk(queries @ items.T, k, dim=1),
+    }
+    for name, matrix in matrices.items():
+        variants[f"target_ranks by tiles, {name}"] = ranks(name, by_kernel=False)
+        if counting._kernel(matrix, texts) is not None:
+            variants[f"target_ranks by the fused kernel, {name}"] = ranks(name, by_kernel=True)
+    variants["search k=10, fp32"] = lambda: search(queries, matrices["fp32"], k)
+    times = take_turns({name: waiting(run) for name, run in variants.items()}, rounds, rounds)
+    whole, moved = np.median(times["torch.matmul, whole"]), items.numel() * items.element_size()
+    print(f"### {texts} texts x {count:,} items x {dim} dimensions on {device}\n")
+    rows = []
+    for name, values in times.items():
+        extra = 0.0
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            variants[name]()
+            extra = (torch.cuda.max_memory_allocated() - before) / MIB
+        median = float(np.median(values))
+        rate = moved * (2 if name.startswith("copy") else 1) / median / 1e9
+        rows.append([name, f"{median * 1e3:.2f}", f"{median / whole:.2f}", f"{rate:.0f}", f"{extra:.0f}"])
+    show(["", "median ms", "÷ matmul", "GB/s of the fp32 matrix (copy: both ways)", "extra MiB"], rows)
+
+
 def table_storage(texts: int, count: int, dim: int, rounds: int, slow: int) -> None:
     """Storage types: same ranks, another time, for targets anywhere and for targets near the top."""
     items, queries = unit_vectors(count, dim, 0), unit_vectors(texts, dim, 1)
@@ -341,7 +395,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, two rounds")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, help="threads of torch and faiss; torch's own choice by default")
-    parser.add_argument("--only", choices=["sizes", "storage", "scaling", "huge"])
+    parser.add_argument("--only", choices=["sizes", "storage", "scaling", "huge", "device"])
+    parser.add_argument("--device", default="cuda", help="of --only device")
     parser.add_argument("--folder", help="where the file of --only huge is made; the system's temporary folder")
     args = parser.parse_args()
     if args.threads:
@@ -374,6 +429,11 @@ def main() -> None:
         table_storage(*((16, 4000, 64) if args.quick else (64, 200_000, 384)), rounds, slow)
     if args.only in (None, "scaling"):
         table_scaling(args.quick, rounds)
+    if args.only == "device":
+        if args.device.startswith("cuda"):
+            print(f"{torch.cuda.get_device_name(args.device)}\n", flush=True)
+        for texts, count, dim in sizes:
+            table_device(args.device, texts, count, dim, rounds)
     if args.only == "huge":
         table_huge(*((20_000, 64, [4, 8]) if args.quick else (10_000_000, 384, [64, 512])), args.folder)
     elif args.quick:

@@ -156,6 +156,10 @@ class ItemMatrix:
             block_ND *= self._scale_N[start:stop, None]
         return block_ND
 
+    def stored(self) -> tuple[Tensor, Tensor | None]:
+        """The stored copy, `[N, D]` on `device`, and what the codes of int8 are multiplied with, float32 `[N]`."""
+        return self._coarse_ND, self._scale_N
+
     @property
     def is_lossy(self) -> bool:
         """Whether the stored copy differs from the vectors given."""

@@ -30,16 +30,15 @@ from torch import Tensor
 
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.retrieval.cores import one_core, strict_products
+from rl4rec_cli.retrieval.counting import count
 from rl4rec_cli.retrieval.item_matrix import ItemMatrix, Storage
-from rl4rec_cli.retrieval.pairs import QUERIES, Queries, exact_scores, reaches
+from rl4rec_cli.retrieval.pairs import QUERIES, Queries, exact_scores
 from rl4rec_cli.retrieval.scan import Bars, Block, Scan, Struck, Tile, hands
 from rl4rec_cli.retrieval.tiles import Flags, product, reached_by
 
 __all__ = ["ItemMatrix", "Storage", "best", "count_at_least", "pair_scores", "score_matrix", "search", "target_ranks"]
 
 _NEAR_PAIRS = 1 << 14
-# Above one near item in so many, a product over the whole block from the vectors given is cheaper than pairs.
-_CROWD = 128
 
 Ids = Sequence[Sequence[int]]
 
@@ -73,7 +72,7 @@ def target_ranks(queries_BD: Tensor, items: ItemMatrix, targets_B: Tensor, masks
         rows, ids = _flatten(masks, queries, items)
         others = ids != targets[rows]
         scan = Scan(queries, items, Struck(rows[others], ids[others]), cores)
-        return torch.from_numpy(_count_at_least(scan, goals_B))
+        return torch.from_numpy(count(scan, goals_B))
 
 
 def pair_scores(queries_BD: Tensor, items: ItemMatrix, ids_B: Tensor) -> Tensor:
@@ -111,7 +110,7 @@ def count_at_least(queries_BD: Tensor, items: ItemMatrix, goals_B: Tensor, masks
             raise DataError(f"need {len(queries)} finite float64 goals, one for each query")
         goals = np.ldexp(goals_B.cpu().numpy(), -queries.exponents_B)
         scan = Scan(queries, items, Struck(*_flatten(masks, queries, items)), cores)
-        return torch.from_numpy(_count_at_least(scan, goals))
+        return torch.from_numpy(count(scan, goals))
 
 
 def search(queries_BD: Tensor, items: ItemMatrix, k: int, exclude: Ids | None = None) -> tuple[Tensor, Tensor]:
@@ -170,59 +169,6 @@ def score_matrix(queries_BD: Tensor, items: ItemMatrix) -> Tensor:
 
         Scan(queries, items, Struck(*_flatten(None, queries, items)), cores).share_out(fill)
         return scores_BN
-
-
-def _count_at_least(scan: Scan, goals_B: np.ndarray) -> np.ndarray:
-    """How many items that are not struck score at least `goals_B`, int64 `[B]`."""
-    counts_B = np.zeros(len(goals_B), dtype=np.int64)
-    for some_B in scan.share_out(lambda blocks: _count_some(scan, blocks, goals_B)):
-        counts_B += some_B
-    return counts_B
-
-
-def _count_some(scan: Scan, blocks: Iterator[Block], goals_B: np.ndarray) -> np.ndarray:
-    counts_B = np.zeros(len(goals_B), dtype=np.int64)
-    near: list[tuple[np.ndarray, np.ndarray]] = []
-    waiting, lossy = 0, scan.items.is_lossy
-
-    def settle() -> None:
-        rows, ids = (np.concatenate(part) for part in zip(*near, strict=True))
-        np.add.at(counts_B, rows, reaches(scan.queries, scan.items, rows, ids, goals_B[rows]))
-
-    bars = Bars(
-        lambda tile: (
-            # Above the upper threshold an item surely reaches the goal, below the lower one it surely does not.
-            tile.thresholds(goals_B[tile.queries_B] - tile.margins_B),
-            tile.thresholds(goals_B[tile.queries_B] + tile.margins_B, up=True),
-        )
-    )
-    for tile in scan.tiles(blocks):
-        for again in (True, False):
-            low, high = bars.of(tile)
-            maybe, sure = Flags(tile.scores_NB, low), Flags(tile.scores_NB, high)
-            width = len(tile.queries_B)
-            sure_B = sure.counts()[:width]
-            crowded = None
-            if again and lossy:
-                crowded = (maybe.counts()[:width] - sure_B) * _CROWD > tile.stop - tile.start
-                sure_B[crowded] = 0
-            counts_B[tile.queries_B] += sure_B
-            found, column = maybe.where(but=sure)
-            if crowded is not None:
-                keep = ~crowded[column]
-                found, column = found[keep], column[keep]
-            near.append((tile.queries_B[column], found + tile.start))
-            waiting += len(found)
-            if waiting > _NEAR_PAIRS:
-                settle()
-                near.clear()
-                waiting = 0
-            if crowded is None or not crowded.any():
-                break
-            tile = scan.sharper(tile, crowded)
-    if near:
-        settle()
-    return counts_B
 
 
 def _top_k(scan: Scan, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -45,6 +45,11 @@ class Struck:
         order = np.argsort(items, kind="stable")
         self.queries, self.items = queries[order], items[order]
 
+    @classmethod
+    def nothing(cls) -> Struck:
+        none = np.zeros(0, dtype=np.int64)
+        return cls(none, none)
+
     def strike(self, tile: Tile) -> None:
         """Set the struck pairs of a tile to -inf."""
         if not len(self.items):
@@ -73,11 +78,16 @@ class Tile:
         """float32 thresholds for `Flags`, never above the values (`up`: never below); none pass in the padding."""
         padded = np.full(self.scores_NB.shape[1], np.inf)
         padded[: len(values_B)] = values_B / self.units_B
-        with np.errstate(over="ignore"):
-            near = padded.astype(np.float32)
-        wrong = near < padded if up else near > padded
-        near[wrong] = np.nextafter(near[wrong], np.float32(np.inf if up else -np.inf))
-        return long_row(near, len(self.scores_NB))
+        return long_row(rounded(padded, up=up), len(self.scores_NB))
+
+
+def rounded(values: np.ndarray, *, up: bool = False) -> np.ndarray:
+    """The nearest float32 that is not above the float64 values (`up`: not below)."""
+    with np.errstate(over="ignore"):
+        near = values.astype(np.float32)
+    wrong = near < values if up else near > values
+    near[wrong] = np.nextafter(near[wrong], np.float32(np.inf if up else -np.inf))
+    return near
 
 
 class Bars:
@@ -115,7 +125,7 @@ class Scan:
     """One reading of the catalogue: its blocks, shared out over `cores`, and the tiles of scores they make."""
 
     def __init__(self, queries: Queries, items: ItemMatrix, struck: Struck, cores: int) -> None:
-        self.queries, self.items, self._struck, self._cores = queries, items, struck, cores
+        self.queries, self.items, self.struck, self._cores = queries, items, struck, cores
         self._codes_DB, self._scales_B, self._gaps_B = None, np.ones(len(queries)), np.zeros(len(queries))
         if len(queries) and items.codes(0, 1) is not None:
             self._codes_DB, self._scales_B, self._gaps_B = queries.int8()
@@ -136,7 +146,7 @@ class Scan:
         for start, stop in blocks:
             bounds = items.bounds(start, stop)
             if bounds != known:
-                known, margins_B = bounds, _margins(self.queries, items, *bounds, self._gaps_B)
+                known, margins_B = bounds, error_bounds(self.queries, items, *bounds, self._gaps_B)
                 columns = [
                     (np.arange(*c), margins_B[slice(*c)], self._scales_B[slice(*c)]) for c in self.queries.chunks()
                 ]
@@ -149,23 +159,22 @@ class Scan:
                 elif block_ND is not None:
                     scores_NB = product(block_ND, vectors_BD[first : first + QUERIES])
                 tile = Tile(start, stop, scores_NB, *chunk)
-                self._struck.strike(tile)
+                self.struck.strike(tile)
                 yield tile
 
-    def sharper(self, tile: Tile, crowded: np.ndarray) -> Tile:
-        """The columns `crowded` of a tile again, by the vectors given."""
-        chosen = tile.queries_B[crowded]
+    def sharper(self, start: int, stop: int, chosen: np.ndarray) -> Tile:
+        """Items `start` to `stop` for the queries `chosen`, by the vectors given."""
         padded = torch.from_numpy(np.pad(chosen, (0, -len(chosen) % WORD))).to(self.items.device)
-        scores_NB = product(self.items.given(tile.start, tile.stop), self.queries.vectors_BD[padded])
-        norm, _ = self.items.bounds(tile.start, tile.stop)
-        margins_B = _margins(self.queries, self.items, norm, 0.0, np.zeros(len(self.queries)))
-        again = Tile(tile.start, tile.stop, scores_NB, chosen, margins_B[chosen], np.ones(len(chosen)))
-        self._struck.strike(again)
+        scores_NB = product(self.items.given(start, stop), self.queries.vectors_BD[padded])
+        norm, _ = self.items.bounds(start, stop)
+        margins_B = error_bounds(self.queries, self.items, norm, 0.0, np.zeros(len(self.queries)))
+        again = Tile(start, stop, scores_NB, chosen, margins_B[chosen], np.ones(len(chosen)))
+        self.struck.strike(again)
         return again
 
 
-def blocks_of(queries: Queries, items: ItemMatrix, cores: int) -> list[Block]:
-    """First item, and the one behind the last, of each block."""
+def blocks_of(queries: Queries, items: ItemMatrix, cores: int, within: Block | None = None) -> list[Block]:
+    """First item, and the one behind the last, of each block (of those `within`)."""
     width = max(1, min(len(queries), QUERIES))
     on_cpu = items.device.type == "cpu"
     tile = _TILE_SCORES if on_cpu else _GPU_TILE_SCORES
@@ -176,10 +185,18 @@ def blocks_of(queries: Queries, items: ItemMatrix, cores: int) -> list[Block]:
         # As many blocks for each core, of about one size, and at least two, lest a slow core keep the others waiting.
         turns = max(2, -(-items.num_items // (rows * cores)))
         rows = min(rows, -(-items.num_items // (turns * cores * GRANULE)) * GRANULE)
-    return [(start, min(start + rows, items.num_items)) for start in range(0, items.num_items, rows)]
+    first, last = (0, items.num_items) if within is None else within
+    return [(start, min(start + rows, last)) for start in range(first, last, rows)]
 
 
-def _margins(queries: Queries, items: ItemMatrix, norm: float, gap: float, query_gaps_B: np.ndarray) -> np.ndarray:
+def error_bounds(queries: Queries, items: ItemMatrix, norm: float, gap: float, query_gaps_B: np.ndarray) -> np.ndarray:
+    """What a score may be wrong by (see `ranking`), float64 `[B]`.
+
+    Args:
+        norm: at least that of every item.
+        gap: at least every item's distance of the stored copy from the vector given.
+        query_gaps_B: the same of the queries, where an int8 product takes a copy of them.
+    """
     # n: the D of the bound, and a few for the scales of an int8 product and the arithmetic of the margin itself.
     n = items.dim + 8
     gamma = n * 2.0**-24 / (1 - n * 2.0**-24)

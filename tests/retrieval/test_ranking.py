@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from rl4rec_cli.errors import DataError, EmbeddingError
-from rl4rec_cli.retrieval import cores, item_matrix, pairs, ranking, scan, tiles
+from rl4rec_cli.retrieval import cores, counting, item_matrix, pairs, ranking, scan, tiles
 from rl4rec_cli.retrieval.ranking import ItemMatrix, count_at_least, pair_scores, score_matrix, search, target_ranks
 
 STORAGES = ["fp32", "fp16", "bf16", "int8"]
@@ -37,7 +37,7 @@ SMALL_BLOCKS = {"_TILE_SCORES": 64, "QUERIES": 8, "_PAIR_ELEMENTS": 40, "_NEAR_P
 @pytest.fixture(autouse=True)
 def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in KNOBS:
-        for module in (ranking, pairs, scan):
+        for module in (counting, ranking, pairs, scan):
             monkeypatch.setattr(module, name, getattr(module, name, None), raising=False)
     threads = torch.get_num_threads()
     yield
@@ -46,7 +46,7 @@ def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def set_knobs(**values: int) -> None:
     for name, value in values.items():
-        owners = [module for module in (ranking, pairs, scan) if getattr(module, name, None) is not None]
+        owners = [module for module in (counting, ranking, pairs, scan) if getattr(module, name, None) is not None]
         assert owners, name
         for module in owners:
             setattr(module, name, value)
