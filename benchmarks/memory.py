@@ -143,7 +143,7 @@ def save_random_llama(shape: Shape, path: Path) -> None:
     from rl4rec_cli.policy.loading import build_tiny
 
     console.quiet_libraries()
-    _, tokenizer = build_tiny(TinySection(vocab_size=1024), open_dataset(DataSection(synthetic=DATA)))
+    _, tokenizer = build_tiny(TinySection(vocab_size=1024), [open_dataset(DataSection(synthetic=DATA))])
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=shape.vocab,

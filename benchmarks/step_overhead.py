@@ -34,6 +34,7 @@ from rl4rec_cli.policy.loading import load_policy
 from rl4rec_cli.retrieval.retriever import open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
 from rl4rec_cli.runs import JsonLines, create_run
+from rl4rec_cli.train.domains import Domain
 from rl4rec_cli.train.grpo import grpo_arguments
 from rl4rec_cli.train.reinforcement import train_rl
 
@@ -80,36 +81,36 @@ def measure(folder: Path, rounds: int, steps: int) -> tuple[list[float], list[fl
         for take, times in ((_ours, ours), (_bare, bare)) if number % 2 else ((_bare, bare), (_ours, ours)):
             policy = load_policy(config.policy, dataset=dataset, seed=0, trainable=True)
             builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
-            scorer = Scorer(retriever, config.reward)
+            domain = Domain(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
             with contextlib.redirect_stderr(None):
-                marks = take(config, policy, examples, builder, scorer, f"round-{number}")
+                marks = take(config, policy, domain, f"round-{number}")
             times.extend(later - earlier for earlier, later in itertools.pairwise(marks[1:]))
     return ours, bare
 
 
-def _ours(config: Any, policy: Any, examples: Any, builder: Any, scorer: Scorer, name: str) -> list[float]:
+def _ours(config: Any, policy: Any, domain: Domain, name: str) -> list[float]:
     run = create_run(
         config.model_copy(update={"run": config.run.model_copy(update={"name": name})}), dataset="benchmark"
     )
     log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")
-    train_rl(config, run, policy, examples, builder, scorer, log, rollouts)
+    train_rl(config, run, policy, [domain], log, rollouts)
     log.close()
     rollouts.close()
     lines = (run.folder / "training_log.jsonl").read_text().splitlines()
     return [record["seconds"] for record in map(json.loads, lines) if "seconds" in record]
 
 
-def _bare(config: Any, policy: Any, examples: Any, builder: Any, scorer: Scorer, name: str) -> list[float]:
+def _bare(config: Any, policy: Any, domain: Domain, name: str) -> list[float]:
     from datasets import Dataset
     from trl import GRPOTrainer
 
     rows = [
-        {"prompt": builder.build(e.user, e.history).text, "target": e.target, "history": list(e.history)}
-        for e in examples
+        {"prompt": domain.builder.build(e.user, e.history).text, "target": e.target, "history": list(e.history)}
+        for e in domain.examples
     ]
 
     def reward(completions: list[str], target: list[int], history: list[list[int]], **_: Any) -> list[float]:
-        return scorer.score([text.strip() for text in completions], target, history).rewards.tolist()
+        return domain.scorer.score([text.strip() for text in completions], target, history).rewards.tolist()
 
     clock = Clock()
     with tempfile.TemporaryDirectory() as scratch:

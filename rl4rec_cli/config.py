@@ -9,9 +9,9 @@ Sections follow the way of the data: data → prompt → policy → generation �
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rl4rec_cli.config_health import HealthSection
 from rl4rec_cli.config_trainer import (
@@ -75,20 +75,33 @@ class SyntheticSection(Section):
 
 
 class DataSection(Section):
-    path: str | None = None
-    """Dataset folder with `items.jsonl` and `sequential_data.txt`."""
+    path: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Dataset folder with `items.jsonl` and `sequential_data.txt`, or a list of such folders to train on together: the
+    texts for each example are ranked in its own catalogue."""
     synthetic: SyntheticSection | None = None
     """Make a synthetic dataset instead of reading a folder."""
     train_targets: Literal["last", "all"] = "last"
     """Training examples: each user's last training item, or every position that has a history."""
     train_users: PositiveInt | None = None
-    """Use only this many users for training, drawn by the run's seed; all when absent."""
+    """Use only this many users of each dataset for training, drawn by the run's seed; all when absent."""
+
+    @field_validator("path")
+    @classmethod
+    def _one_is_no_list(cls, value: Any) -> Any:
+        return value[0] if isinstance(value, tuple) and len(value) == 1 else value
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
         if self.path is not None and self.synthetic is not None:
             raise ValueError("give data.path or data.synthetic, not both")
+        if twice := [path for path in self.paths if self.paths.count(path) > 1]:
+            raise ValueError(f"data.path names {twice[0]} twice")
         return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The dataset folders; none where the data is synthetic."""
+        return () if self.path is None else (self.path,) if isinstance(self.path, str) else self.path
 
 
 class PromptSection(Section):
@@ -99,6 +112,10 @@ class PromptSection(Section):
     """Prompt text; `{history}` is replaced by the history items."""
     item_template: str = "{title}"
     """How a history item is written; any field of `items.jsonl` but `item_id` may be named."""
+    templates: dict[str, str] = Field(default={})
+    """`template` of single datasets, by their names, where a run has several."""
+    item_templates: dict[str, str] = Field(default={})
+    """`item_template` of single datasets, by their names."""
     separator: str = "\n"
     """Text between history items."""
     order: Literal["oldest_first", "newest_first"] = "oldest_first"
@@ -116,7 +133,17 @@ class PromptSection(Section):
     def _has_history(self) -> PromptSection:
         if "{history}" not in self.template:
             raise ValueError("prompt.template must contain {history}")
+        if bad := [name for name, template in self.templates.items() if "{history}" not in template]:
+            raise ValueError(f"prompt.templates.{bad[0]} must contain {{history}}")
         return self
+
+    def of(self, dataset: str) -> PromptSection:
+        """As it is for one dataset, by its name: with the templates that are its own."""
+        own = {
+            "template": self.templates.get(dataset, self.template),
+            "item_template": self.item_templates.get(dataset, self.item_template),
+        }
+        return self.model_copy(update={**own, "templates": {}, "item_templates": {}})
 
 
 class LoraSection(Section):

@@ -319,6 +319,12 @@ def _check_sections_agree(config: RunConfig, tree: _Tree) -> None:
         said = "with trainer.beta above 0 the engine would be given the reference, too"
         tree.problems.append(f"policy.fast_inference: {said} ({source})")
         tree.hints.append("set trainer.beta to 0, or leave policy.fast_inference out")
+    for key in ("file", "service.dataset"):
+        value = config.retrieval.file if key == "file" else config.retrieval.service.dataset
+        if value is not None and len(config.data.paths) > 1:
+            source = tree.source(("retrieval", *key.split(".")))
+            tree.problems.append(f"retrieval.{key}: is of one dataset, and data.path names several ({source})")
+            tree.hints.append("leave it out; embeddings are found by their dataset's name in retrieval.emb_dir")
     if normalize == "group" and trainer.algorithm in ("rloo", "ppo", "reinforce"):
         source = tree.source(("reward", "normalize_rewards"))
         said = f"with {trainer.algorithm} it must be auto, batch or none, not 'group' ({source})"

@@ -11,7 +11,7 @@ runs/NAME/
     rollouts.jsonl          some texts of every step, with ranks and rewards
     checkpoints/            checkpoint_start, checkpoint_step_N, checkpoint_best, checkpoint_final; checkpoint_base,
                             where the tiny policy got an adapter
-    eval/                   results and per-user records
+    eval/                   results and per-user records; of several datasets, a folder for each
 ```
 """
 
@@ -69,6 +69,10 @@ class Run:
     @property
     def final(self) -> Path:
         return self.checkpoints / "checkpoint_final"
+
+    def results(self, dataset: str) -> Path:
+        """Where evaluations on one of its datasets, by its name, are kept."""
+        return self.folder / "eval" / (dataset if len(self.config.data.paths) > 1 else "")
 
     def step(self, number: int) -> Path:
         return self.checkpoints / f"checkpoint_step_{number}"

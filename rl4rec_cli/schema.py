@@ -77,8 +77,10 @@ def default_at(path: Path, algorithm: str) -> Any:
 
 
 def takes_text(path: Path, algorithm: str) -> bool:
-    """Whether any text is a valid value at `path`."""
-    field = _field_at(path, algorithm)
+    """Whether any text is a valid value at `path`, which may be a key of the user's own in a mapping to texts."""
+    field, above = _field_at(path, algorithm), _field_at(path[:-1], algorithm) if path else None
+    if field is None and above is not None:
+        return any(get_origin(one) is dict and get_args(one)[1] is str for one in _options(above.annotation))
     return field is not None and str in _options(field.annotation)
 
 

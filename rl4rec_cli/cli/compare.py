@@ -29,7 +29,8 @@ def compare(
     users: Annotated[int | None, typer.Option(min=1, metavar="N", help="Measure this many users only.")] = None,
     recipe: Recipes = None,
     dataset: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Dataset folder; default: the first run's.")
+        str | None,
+        typer.Option(metavar="PATH", help="Dataset folder, or name of one of the runs'; default: the first run's."),
     ] = None,
     sets: Sets = None,
     as_json: Json = False,

@@ -27,7 +27,10 @@ def evaluate(
         str | None, typer.Option(metavar="A,B,…", help="`default`, `all`, `none`, or names such as bm25,sasrec,fusion.")
     ] = None,
     recipe: Recipes = None,
-    dataset: Annotated[str | None, typer.Option(metavar="PATH", help="Dataset folder; default: the run's.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Dataset folder, or name of one of the run's; default: the run's."),
+    ] = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:

@@ -24,6 +24,9 @@ def recommend(
     titles: Annotated[
         list[str] | None, typer.Option(metavar='"A; B"', help="Titles chosen so far, oldest first. Repeatable.")
     ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of the run's datasets, where it has several.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, metavar="K", help="Items to show.")] = 10,
     as_json: Json = False,
 ) -> None:
@@ -45,4 +48,4 @@ def recommend(
     history = parse_titles(titles or [])
     from rl4rec_cli.eval.recommend import recommend as answer
 
-    answer(run, user=user, titles=history, k=k, as_json=as_json, interactive=interactive)
+    answer(run, user=user, titles=history, dataset=dataset, k=k, as_json=as_json, interactive=interactive)

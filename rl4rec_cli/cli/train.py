@@ -23,7 +23,9 @@ def _add(algorithm: str, summary: str, *examples: str) -> None:
     @app.command(algorithm, help=summary, epilog=epilog(*examples))
     def train(
         recipe: Recipes = None,
-        dataset: Annotated[str | None, typer.Option(metavar="PATH", help="Dataset folder.")] = None,
+        dataset: Annotated[
+            list[str] | None, typer.Option(metavar="PATH", help="Dataset folder. Repeat to train on several together.")
+        ] = None,
         model: Annotated[
             str | None, typer.Option(metavar="NAME", help="`tiny`, a preset, a Hugging Face name or a folder.")
         ] = None,
@@ -49,7 +51,7 @@ def _add(algorithm: str, summary: str, *examples: str) -> None:
     ) -> None:
         from rl4rec_cli.layering import load_config
 
-        flags: dict[str, Any] = {"data.path": dataset, "policy.model": model, "run.output_dir": output}
+        flags: dict[str, Any] = {"data.path": dataset or None, "policy.model": model, "run.output_dir": output}
         flags["reward.functions"] = parse_rewards(reward) if reward else None
         flags["logging.report_to"] = [name for text in report_to for name in text.split(",")] if report_to else None
         config = load_config(

@@ -46,7 +46,7 @@ def audit_dataset(
     from rl4rec_cli.data.audit_sequences import sequence_checks
     from rl4rec_cli.data.audit_texts import Texts, text_checks
 
-    texts = Texts(dataset, prompt or PromptSection(), emb_type)
+    texts = Texts(dataset, (prompt or PromptSection()).of(dataset.name), emb_type)
     written = WrittenPrompts(texts)
     checks = (
         *prompt_checks(written, train_targets),

@@ -13,7 +13,7 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -139,10 +139,8 @@ def load_dataset(path: str | Path) -> Dataset:
         raise DataError("the dataset's path is empty", hint="name a dataset folder")
     folder = Path(path).expanduser()
     items, users, sequences, prompts, meta = read_folder(folder)
-    # The folder may be called anything, the name becomes part of file names.
-    name = meta.get("name") or re.sub(r"[^\w.+-]+", "-", folder.resolve().name).lstrip("-.+") or "dataset"
     return Dataset(
-        name=name,
+        name=_name(folder, meta),
         items=items,
         users=users,
         sequences=sequences,
@@ -152,23 +150,90 @@ def load_dataset(path: str | Path) -> Dataset:
     )
 
 
-def open_dataset(section: DataSection) -> Dataset:
-    """The dataset that a run's `data` section names.
+def _name(folder: Path, meta: Mapping[str, Any]) -> str:
+    # The folder may be called anything, the name becomes part of file names.
+    return meta.get("name") or re.sub(r"[^\w.+-]+", "-", folder.resolve().name).lstrip("-.+") or "dataset"
+
+
+def dataset_name(path: str | Path) -> str:
+    """The name that the dataset in a folder has or would have, without reading more of it."""
+    folder = Path(path).expanduser()
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):  # none, or a broken one, which loading will tell
+        meta = {}
+    has_name = isinstance(meta, dict) and isinstance(meta.get("name"), str)
+    return _name(folder, meta if has_name else {})
+
+
+def find_path(section: DataSection, asked: str) -> str:
+    """The folder that is asked for: by its path, or by the name of one of the section's datasets.
 
     Raises:
-        ConfigError: the section names none.
+        ConfigError: the section has several, and none of this name.
+    """
+    folder = Path(asked).expanduser()
+    if folder.is_dir():
+        # One of several is written as it is there: it is no other dataset than the run's.
+        several = section.paths if len(section.paths) > 1 else ()
+        return next((path for path in several if Path(path).expanduser().resolve() == folder.resolve()), asked)
+    names = {dataset_name(path): path for path in section.paths}
+    if asked not in names and len(names) > 1 and len(folder.parts) == 1:
+        raise ConfigError(
+            f"{asked}: neither a dataset folder nor a dataset of the run", hint=f"it has {', '.join(names)}"
+        )
+    return names.get(asked, asked)
+
+
+def open_datasets(section: DataSection) -> list[Dataset]:
+    """The datasets that a run's `data` section names: one, or several with different names.
+
+    Raises:
+        ConfigError: the section names none, or two have one name.
         DataError: see `load_dataset`.
     """
-    if section.path is not None:
-        return load_dataset(section.path)
+    if section.paths:
+        datasets = [load_dataset(path) for path in section.paths]
+        folders: dict[str, str] = {}
+        for dataset, path in zip(datasets, section.paths, strict=True):
+            if dataset.name in folders:
+                raise ConfigError(
+                    f"two datasets are named {dataset.name}: {folders[dataset.name]} and {path}",
+                    hint='give one another name, in its meta.json: {"name": "…"}',
+                )
+            folders[dataset.name] = path
+        return datasets
     if section.synthetic is not None:
         from rl4rec_cli.data.synthetic import synthesize  # numpy: not needed to report a broken folder
 
-        return synthesize(section.synthetic.users, section.synthetic.items, section.synthetic.seed)
+        return [synthesize(section.synthetic.users, section.synthetic.items, section.synthetic.seed)]
     raise ConfigError(
         "no dataset: data.path is not set",
         hint="give a dataset folder (--dataset PATH, or data.path in a recipe), or --quick-test for made-up data",
     )
+
+
+def open_dataset(section: DataSection) -> Dataset:
+    """The one dataset of a `data` section.
+
+    Raises:
+        ConfigError: the section names none, or several.
+        DataError: see `load_dataset`.
+    """
+    if len(section.paths) > 1:
+        names = [dataset_name(path) for path in section.paths]
+        raise ConfigError(
+            f"there are {len(names)} datasets, and this is done on one: {', '.join(names)}",
+            hint=f"choose one: --dataset {names[0]}",
+        )
+    return open_datasets(section)[0]
+
+
+def joint_digest(datasets: Sequence[Dataset]) -> str:
+    """What identifies a run's data: the digest of its dataset, or SHA-256 (hex) over names and digests of several."""
+    if len(datasets) == 1:
+        return datasets[0].digest
+    return _sha256([part for dataset in datasets for part in (dataset.name, dataset.digest)])
 
 
 def save_dataset(dataset: Dataset, folder: Path) -> None:

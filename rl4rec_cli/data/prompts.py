@@ -81,7 +81,7 @@ class PromptBuilder:
     """
 
     def __init__(self, section: PromptSection, dataset: Dataset, tokenizer: Any) -> None:
-        self.section = section
+        self.section = section = section.of(dataset.name)
         self.tokenizer = tokenizer
         self.chat = section.chat == "always" or (section.chat == "auto" and bool(tokenizer.chat_template))
         if section.chat == "always" and not tokenizer.chat_template:

@@ -99,7 +99,7 @@ def _audit(contestants: Sequence[Contestant], data: Dataset) -> dict[str, str]:
         for config in [e.config for e in contestant.entrants if e.model is not None][:1]:
             key = repr((config.prompt, config.data.train_targets))
             if key not in made:
-                made[key] = audit_line(config, data)
+                made[key] = audit_line(config, data, next(iter(config.data.paths), None))
             lines[contestant.label] = made[key]
     return lines
 

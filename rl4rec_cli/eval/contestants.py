@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rl4rec_cli.config import Baseline
-from rl4rec_cli.data.dataset import Dataset, open_dataset
+from rl4rec_cli.data.dataset import Dataset, open_dataset, open_datasets
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.evaluate import NEEDS_POLICY, find_run, resolve_target
 
@@ -272,11 +272,11 @@ def shared_dataset(contestants: Sequence[Contestant], base: RunConfig) -> tuple[
 
 
 def _other_dataset(config: RunConfig, base: RunConfig, ours: Dataset) -> Dataset | None:
-    """The dataset of a configuration where it is not `ours`."""
-    if (config.data.path, config.data.synthetic) == (base.data.path, base.data.synthetic):
+    """The dataset of a configuration, or the first of several, where none of them is `ours`."""
+    if config.data.synthetic == base.data.synthetic and set(base.data.paths) <= set(config.data.paths):
         return None
-    theirs = open_dataset(config.data)
-    return None if theirs.digest == ours.digest else theirs
+    theirs = open_datasets(config.data)
+    return None if any(one.digest == ours.digest for one in theirs) else theirs[0]
 
 
 def check_retrieval(contestants: Sequence[Contestant], base: RunConfig) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rl4rec_cli import console
-from rl4rec_cli.data.dataset import Split, open_dataset
+from rl4rec_cli.data.dataset import Split, find_path, open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.eval.evaluation import Evaluation, print_evaluation, save_evaluation
@@ -203,7 +203,7 @@ def evaluate_run(
     run, checkpoint, config = resolve_target(target, split, users, baselines, sets, recipes, dataset)
     data = open_dataset(config.data)
     evaluation = start_evaluation(config, data, config.eval.split)
-    evaluation.about["audit"] = audit_line(config, data)
+    evaluation.about["audit"] = audit_line(config, data, next(iter(config.data.paths), None))
     _note_openings(evaluation, run)
 
     from rl4rec_cli.policy.backend import prepare_backend
@@ -221,9 +221,9 @@ def evaluate_run(
     finish(evaluation, data)
     folder = None
     if run is not None and checkpoint is not None:
-        folder = _result_folder(run, checkpoint, config)
+        folder, is_own = _result_folder(run, checkpoint, config, data.name)
         save_evaluation(evaluation, folder)
-        if folder.name != "eval":
+        if not is_own:
             write_text(folder / "config.yaml", dump_config(config))
     if as_json:
         console.print_json(strict(evaluation.as_json()))
@@ -234,14 +234,18 @@ def evaluate_run(
         console.log(f"per-user records: {folder / f'{evaluation.split}_users.jsonl'}")
 
 
-def audit_line(config: RunConfig, dataset: Dataset) -> str:
-    """The leakage audit's one line; also logged, for whoever only sees the log."""
+def audit_line(config: RunConfig, dataset: Dataset, path: str | None) -> str:
+    """The leakage audit's one line; also logged, for whoever only sees the log.
+
+    Args:
+        path: the dataset's folder, where there is one.
+    """
     from rl4rec_cli.data.audit import audit_dataset
 
     audit = audit_dataset(
         dataset, prompt=config.prompt, train_targets=config.data.train_targets, emb_type=config.retrieval.emb_type
     )
-    line = audit.one_line(config.data.path or "PATH")
+    line = audit.one_line(path or "PATH")
     console.log(line)
     return line
 
@@ -307,13 +311,19 @@ def _probe(
     return found
 
 
-def _result_folder(run: Run, checkpoint: str, config: RunConfig) -> Path:
-    """Where a result is kept: another checkpoint, users or settings than the run's own never replace the run's."""
+def _result_folder(run: Run, checkpoint: str, config: RunConfig, dataset: str) -> tuple[Path, bool]:
+    """Where a result is kept, and whether it is the run's own result.
+
+    Another checkpoint, users or settings than the run's own never replace the run's.
+    """
     name = "" if Path(checkpoint).name == run.newest_checkpoint().name else Path(checkpoint).name
     as_run = config.model_copy(update={"eval": config.eval.model_copy(update={"split": run.config.eval.split})})
+    folder = run.folder / "eval"
+    if len(run.config.data.paths) > 1 and set(config.data.paths) <= set(run.config.data.paths):
+        as_run, folder = as_run.model_copy(update={"data": run.config.data}), run.results(dataset)
     if as_run != run.config:
         name = f"{name or 'variant'}-{hashlib.sha256(dump_config(config).encode()).hexdigest()[:8]}"
-    return run.folder / "eval" / name
+    return folder / name, not name
 
 
 def find_run(target: str) -> tuple[Run, str] | None:
@@ -361,10 +371,11 @@ def resolve_target(
         flags["eval"]["users"] = users
     if baselines is not None:
         flags["eval"]["baselines"] = baseline_names(baselines)
-    if dataset is not None:
-        flags["data"] = {"path": dataset, "synthetic": None}
-    layers: dict[str, Any] = {"flags": flags, "sets": sets, "allow_custom_rewards": True}
     found = find_run(target) if target is not None else None
+    if dataset is not None:
+        path = find_path(found[0].config.data, dataset) if found is not None else dataset
+        flags["data"] = {"path": path, "synthetic": None}
+    layers: dict[str, Any] = {"flags": flags, "sets": sets, "allow_custom_rewards": True}
     if found is not None:
         run, checkpoint = found
         own = str(run.folder / "config.yaml")

@@ -238,12 +238,34 @@ def p_text(p: float) -> str:
     return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0") if p < 1 else "1"
 
 
-def print_seeds(evaluations: Mapping[int, Evaluation], *, start: str) -> None:
+def print_datasets(evaluations: Mapping[str, Evaluation], *, start: str) -> None:
+    """One row per dataset: baselines, before, after; below, the mean over datasets, which counts each alike.
+
+    Args:
+        evaluations: by the datasets' names.
+        start: the method that the subject came from.
+    """
+    first = next(iter(evaluations.values()))
+    wanted = [*_SHOWN_WITH_SEEDS, start, first.subject or ""]
+    methods = [name for name in wanted if all(e.method(name) is not None for e in evaluations.values())]
+    means_DM = [[float(e.metric(name).mean()) for name in methods] for e in evaluations.values()]
+    rows = [
+        [name, f"{len(evaluation.examples):,}", *(f"{value:.4f}" for value in values)]
+        for (name, evaluation), values in zip(evaluations.items(), means_DM, strict=True)
+    ]
+    rows.append(["mean over datasets", "", *(f"{value:.4f}" for value in np.mean(means_DM, axis=0))])
+    console.result("")
+    title = f"{first.headline} on the {first.split} split, {len(evaluations)} datasets"
+    console.table(title, ["dataset", "users", *methods], rows)
+
+
+def print_seeds(evaluations: Mapping[int, Evaluation], *, start: str, dataset: str | None = None) -> None:
     """One row per seed: before, after, and the gain with its interval over users; below, the gain over all seeds.
 
     Args:
         evaluations: by seed, of the same users.
         start: the method the gain is measured from.
+        dataset: its name, where there are several.
     """
     first = next(iter(evaluations.values()))
     subject = first.subject or ""
@@ -257,7 +279,8 @@ def print_seeds(evaluations: Mapping[int, Evaluation], *, start: str) -> None:
         rows.append(row)
     columns = ["seed", *others, subject, *(["gain, 95 % interval over users"] if start in others else [])]
     console.result("")
-    console.table(f"{first.headline} on the {first.split} split, {len(evaluations)} seeds", columns, rows)
+    of = "" if dataset is None else f"{dataset}, "
+    console.table(f"{of}{first.headline} on the {first.split} split, {len(evaluations)} seeds", columns, rows)
     if start in others:
         ours_SB, theirs_SB = (np.stack([e.metric(name) for e in evaluations.values()]) for name in (subject, start))
         gain = seeds_difference(ours_SB, theirs_SB)

@@ -6,12 +6,14 @@ Hides: the forms of the run's files.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 from rl4rec_cli import __version__
+from rl4rec_cli.data.dataset import dataset_name
 from rl4rec_cli.runs import Run
 from rl4rec_cli.strict_yaml import dump_yaml
 
@@ -76,11 +78,20 @@ def _rewards(config: Any) -> dict[str, float]:
 
 
 def _data(run: Run) -> str:
-    found = _evaluation(run.folder / "eval" / "validation.json")
-    name = Path(run.config.data.path).name if run.config.data.path else "synthetic"
-    if found is None:
-        return f"`{name}`. Not measured.\n"
-    return f"`{found['dataset']}` (digest `{found['dataset_digest'][:16]}`). {found['audit']}\n"
+    lines = []
+    for name in _datasets(run):
+        found = _evaluation(run.results(name) / "validation.json")
+        if found is None:
+            lines.append(f"`{name}`. Not measured.\n")
+        else:
+            lines.append(f"`{found['dataset']}` (digest `{found['dataset_digest'][:16]}`). {found['audit']}\n")
+    return "\n".join(lines)
+
+
+def _datasets(run: Run) -> list[str]:
+    """Names of the run's datasets; of only one, whose results need no name, that of its folder."""
+    paths = run.config.data.paths
+    return [dataset_name(path) for path in paths] if len(paths) > 1 else [Path(p).name for p in paths] or ["synthetic"]
 
 
 def _evaluation(path: Path) -> dict[str, Any] | None:
@@ -91,16 +102,21 @@ def _results(run: Run, checkpoint: Path) -> str:
     """What was measured of this very checkpoint."""
     own = "" if checkpoint.name == run.newest_checkpoint().name else checkpoint.name
     parts = []
-    for split in ("validation", "test"):
-        found = _evaluation(run.folder / "eval" / own / f"{split}.json")
+    names = _datasets(run)
+    for name, split in itertools.product(names, ("validation", "test")):
+        found = _evaluation(run.results(name) / own / f"{split}.json")
         if found is None:
             continue
-        names = [n for n in next(iter(found["methods"].values())) if n.endswith("@10")] or [found["metric"]]
-        rows = ["| method | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+        of = f"{name}, " if len(names) > 1 else ""
+        metrics = [n for n in next(iter(found["methods"].values())) if n.endswith("@10")] or [found["metric"]]
+        rows = ["| method | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
         for method, values in found["methods"].items():
-            cells = " | ".join(f"{values[n]:.4f}" if n in values else "" for n in names)
+            cells = " | ".join(f"{values[n]:.4f}" if n in values else "" for n in metrics)
             rows.append(f"| {'**' + method + '**' if method == found['subject'] else method} | {cells} |")
-        parts += [f"{split.capitalize()} split, {found['users']:,} users:\n", "\n".join(rows) + "\n"]
+        parts += [
+            f"{of}{split if of else split.capitalize()} split, {found['users']:,} users:\n",
+            "\n".join(rows) + "\n",
+        ]
         if found.get("verdict"):
             parts.append(f"{found['verdict'][:1].upper()}{found['verdict'][1:]}\n")
     return "\n".join(parts) or "This checkpoint was not measured.\n"
@@ -110,6 +126,8 @@ def _use(run: Run, *, form: str, weights: str, is_local: bool) -> str:
     template = run.config.prompt.template
     said = f"The prompt is {json.dumps(template, ensure_ascii=False)}, `{{history}}` being the titles chosen so far"
     lines = [f"{said}, joined by {json.dumps(run.config.prompt.separator)}.\n"]
+    for name, own in run.config.prompt.templates.items():
+        lines.append(f"For `{name}` it is {json.dumps(own, ensure_ascii=False)}.\n")
     if form == "merged":
         lines.append(
             "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

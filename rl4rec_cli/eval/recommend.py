@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
-from rl4rec_cli.data.dataset import Dataset, open_dataset
+from rl4rec_cli.data.dataset import Dataset, find_path, open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
-from rl4rec_cli.errors import DataError, Rl4RecError, RunError
+from rl4rec_cli.errors import ConfigError, DataError, Rl4RecError, RunError
 from rl4rec_cli.eval.evaluate import find_run
 
 if TYPE_CHECKING:
@@ -79,23 +79,29 @@ class Recommender:
         return {"item_id": item, "title": self.dataset.items[item]["title"]}
 
 
-def open_recommender(target: str, *, user: str | None = None) -> Recommender:
+def open_recommender(target: str, *, user: str | None = None, dataset: str | None = None) -> Recommender:
     """The recommender of a run folder or one of its checkpoints.
 
     Args:
+        dataset: which of a run's several datasets, by name or folder.
         user: whom it is for; one who is unknown is found out before anything is loaded.
 
     Raises:
-        RunError: not a run. DataError: no such user.
+        RunError: not a run. DataError: no such user. ConfigError: several datasets, and none is chosen.
     """
     found = find_run(target)
     if found is None:
         raise RunError(f"{target}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
     run, checkpoint = found
     config = run.config
-    dataset = open_dataset(config.data)
+    path = config.data.path if dataset is None else find_path(config.data, dataset)
+    if path != config.data.path and path not in config.data.paths:
+        raise ConfigError(
+            f"--dataset {dataset}: the run was not trained on it", hint="recommend knows a run's own items"
+        )
+    data = open_dataset(config.data.model_copy(update={"path": path}))
     if user is not None:
-        dataset.user_index(user)
+        data.user_index(user)
 
     from rl4rec_cli.policy.backend import prepare_backend
 
@@ -104,24 +110,33 @@ def open_recommender(target: str, *, user: str | None = None) -> Recommender:
     from rl4rec_cli.policy.loading import load_policy
     from rl4rec_cli.retrieval.retriever import open_retriever
 
-    retriever = open_retriever(config.retrieval, dataset)
+    retriever = open_retriever(config.retrieval, data)
     section = config.policy.model_copy(update={"model": checkpoint})
-    policy = load_policy(section, dataset=dataset, seed=config.run.seed)
+    policy = load_policy(section, dataset=data, seed=config.run.seed)
     return Recommender(
         policy=policy,
-        builder=PromptBuilder(config.prompt, dataset, policy.tokenizer),
+        builder=PromptBuilder(config.prompt, data, policy.tokenizer),
         retriever=retriever,
-        dataset=dataset,
+        dataset=data,
         sampling=Sampling.from_section(config.generation, temperature=config.eval.temperature),
     )
 
 
-def recommend(run: str, *, user: str | None, titles: Sequence[str], k: int, as_json: bool, interactive: bool) -> None:
+def recommend(
+    run: str,
+    *,
+    user: str | None,
+    titles: Sequence[str],
+    dataset: str | None,
+    k: int,
+    as_json: bool,
+    interactive: bool,
+) -> None:
     """`rl4rec recommend`: answer for a user of the dataset, for titles, or for whatever is typed.
 
     A user's history is the whole sequence: what is recommended comes after everything that is known.
     """
-    recommender = open_recommender(run, user=user)
+    recommender = open_recommender(run, user=user, dataset=dataset)
     if interactive:
         console.log("Titles chosen so far, oldest first, separated by semicolons. An empty line ends.")
         for line in _lines():

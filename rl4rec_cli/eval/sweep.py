@@ -44,6 +44,7 @@ def best_zero_shot(models: Models, model: str, config: RunConfig, task: Task) ->
     sweep = Models(config, chooser, share=models)
     metric = f"ndcg@{min(config.eval.ks, key=lambda k: abs(k - 10))}"
     tried: dict[str, float] = {}
+    config = config.model_copy(update={"prompt": config.prompt.of(task.dataset.name)})
     for template in dict.fromkeys([config.prompt.template, *TEMPLATES]):
         try:
             measured = sweep.measure("zero-shot", model, config=_with(config, template), what="zero-shot")

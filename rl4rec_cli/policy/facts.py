@@ -98,14 +98,17 @@ def retrieval_facts(config: RunConfig) -> RetrievalFacts:
 
 
 def _count_items(config: RunConfig) -> int | None:
-    """Items, by the lines of items.jsonl: training reads them with more care."""
+    """Items of all datasets, by the lines of items.jsonl: training reads them with more care."""
     if config.data.synthetic is not None:
         return config.data.synthetic.items
-    path = Path(config.data.path or "").expanduser() / "items.jsonl"
-    if config.data.path is None or not path.is_file():
+    files = [Path(path).expanduser() / "items.jsonl" for path in config.data.paths]
+    if not files or not all(file.is_file() for file in files):
         return None
-    with path.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
+    count = 0
+    for file in files:
+        with file.open("rb") as lines:
+            count += sum(1 for line in lines if line.strip())
+    return count
 
 
 def _embedder(name: str, notes: list[str]) -> tuple[int, int]:

@@ -42,7 +42,7 @@ class Policy:
 def load_policy(
     section: PolicySection,
     *,
-    dataset: Dataset | None = None,
+    dataset: Dataset | Sequence[Dataset] | None = None,
     seed: int = 0,
     trainable: bool = False,
     max_length: int | None = None,
@@ -52,7 +52,7 @@ def load_policy(
 
     Args:
         section: what to load.
-        dataset: catalogue the `tiny` policy's tokenizer is trained on.
+        dataset: catalogue, or catalogues, that the `tiny` policy's tokenizer is trained on.
         seed: initialisation of `tiny` and of a new adapter.
         trainable: add the configured LoRA adapter, or make an existing one trainable.
         max_length: longest prompt and text together, in tokens; refused where the model has no room for them.
@@ -77,7 +77,7 @@ def load_policy(
                 "policy.lora cannot be used with a tiny policy that is not stored: an adapter needs a stored base",
                 hint="save the policy first and name its folder, as `rl4rec train` does",
             )
-        model, tokenizer = build_tiny(section.tiny, dataset)
+        model, tokenizer = build_tiny(section.tiny, dataset if isinstance(dataset, Sequence) else [dataset])
         model = model.to(find_dtype(section.dtype, device)).to(device)
         policy = Policy(model, tokenizer, section.model)
     else:
@@ -97,8 +97,8 @@ def load_policy(
     return policy
 
 
-def build_tiny(section: TinySection, dataset: Dataset) -> tuple[Any, Any]:
-    """A small Llama with random weights and a byte-level BPE trained on the catalogue.
+def build_tiny(section: TinySection, datasets: Sequence[Dataset]) -> tuple[Any, Any]:
+    """A small Llama with random weights and a byte-level BPE trained on the catalogues.
 
     Weights are drawn from torch's global generator; `load_policy` seeds it.
     """
@@ -110,7 +110,7 @@ def build_tiny(section: TinySection, dataset: Dataset) -> tuple[Any, Any]:
     bpe.decoder = decoders.ByteLevel()
     special = ["<pad>", "<bos>", "<eos>"]
     bpe.train_from_iterator(
-        _tokenizer_texts(dataset),
+        [text for dataset in datasets for text in _tokenizer_texts(dataset)],
         trainers.BpeTrainer(
             vocab_size=section.vocab_size,
             special_tokens=special,

@@ -25,7 +25,7 @@ import torch
 from rl4rec_cli.errors import ConfigError, DataError, EmbeddingError, Rl4RecError, ServiceError
 from rl4rec_cli.retrieval.batching import Batcher, Job
 from rl4rec_cli.retrieval.embedding import Embedder, resolve_device
-from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking, as_found, load_catalogue, query_vectors
+from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking, as_found, load_catalogues, query_vectors
 from rl4rec_cli.retrieval.shards import Call, Shard, ShardedCatalogue, cut
 
 if TYPE_CHECKING:
@@ -239,11 +239,11 @@ class RetrievalService:
         device = resolve_device(section.device) if section.device != "auto" or self._options["num_gpus"] else "cpu"
         section = section.model_copy(update={"device": device})
         pieces: list[dict[str, NDArray[np.float32]]] = [{} for _ in range(shards)]
-        for folder in folders:
-            dataset = load_dataset(folder)
-            if dataset.name in self._served:
-                raise ConfigError(f"two datasets are named {dataset.name}", hint="their folders need different names")
-            embedder, vectors_ND = load_catalogue(section, dataset)
+        datasets = [load_dataset(folder) for folder in folders]
+        names = [dataset.name for dataset in datasets]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"two datasets are named {twice[0]}", hint="their folders need different names")
+        for dataset, (embedder, vectors_ND) in zip(datasets, load_catalogues(section, datasets), strict=True):
             whole = InProcessRetriever(embedder, vectors_ND, mask_history=dataset.mask_history)
             ranker: InProcessRetriever | ShardedCatalogue
             if shards == 1:

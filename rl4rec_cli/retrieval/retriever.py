@@ -14,7 +14,7 @@ Hides: embedding and the ranking kernel (`ranking.py`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -220,36 +220,60 @@ def open_retriever(section: RetrievalSection, dataset: Dataset) -> InProcessRetr
         EmbeddingError: the embedder or the embedding file is not usable.
         ServiceError: backend `ray`, and the service is not there or serves something else.
     """
+    return open_retrievers(section, [dataset])[0]
+
+
+def open_retrievers(
+    section: RetrievalSection, datasets: Sequence[Dataset]
+) -> list[InProcessRetriever] | list[RayRetriever]:
+    """A retriever for each dataset, all of one backend; in this process they share one embedder, unless it is fitted.
+
+    Raises:
+        EmbeddingError: the embedder or an embedding file is not usable.
+        ServiceError: backend `ray`, and the service is not there or serves something else.
+    """
     if section.backend == "ray" or (section.backend == "auto" and ray_cluster.is_offered(section.service)):
         from rl4rec_cli.retrieval.ray_client import RayRetriever
 
         where = f"{section.service.name} in Ray's namespace {section.service.namespace}"
         try:
-            retriever = RayRetriever.open(section, dataset)
+            remote = [RayRetriever.open(section, dataset) for dataset in datasets]
         except Rl4RecError as error:
             if section.backend == "ray":
                 raise
             console.log(f"Retrieval in this process, not by {where}, which runs here: {error.message}")
         else:
             console.log(f"Retrieval by {where}{', which runs here' if section.backend == 'auto' else ''}")
-            return retriever
-    embedder, vectors_ND = load_catalogue(section, dataset)
-    return InProcessRetriever(
-        embedder, vectors_ND, mask_history=dataset.mask_history, device=resolve_device(section.device)
-    )
+            return remote
+    device = resolve_device(section.device)
+    return [
+        InProcessRetriever(embedder, vectors_ND, mask_history=dataset.mask_history, device=device)
+        for dataset, (embedder, vectors_ND) in zip(datasets, load_catalogues(section, datasets), strict=True)
+    ]
 
 
-def load_catalogue(section: RetrievalSection, dataset: Dataset) -> tuple[Embedder, torch.Tensor]:
-    """The embedder a configuration names, and the dataset's item vectors, loaded or made.
+def load_catalogues(section: RetrievalSection, datasets: Iterable[Dataset]) -> Iterator[tuple[Embedder, torch.Tensor]]:
+    """The embedder a configuration names, and item vectors, for each dataset; one model serves them all.
 
     Raises:
-        EmbeddingError: the embedder or the embedding file is not usable.
+        EmbeddingError: the embedder or an embedding file is not usable.
     """
+    shared: Embedder | None = None
+    for dataset in datasets:
+        embedder, vectors_ND = _load_catalogue(section, dataset, shared)
+        if section.embedder != "lsa":  # which is fitted on the catalogue
+            shared = embedder
+        yield embedder, vectors_ND
+
+
+def _load_catalogue(
+    section: RetrievalSection, dataset: Dataset, shared: Embedder | None
+) -> tuple[Embedder, torch.Tensor]:
     # File and texts are checked first: a bad one should not cost the loading of a model.
     vectors_ND = stored_embeddings(section, dataset)
     if vectors_ND is None:
         dataset.texts(section.emb_type)
-    embedder = open_embedder(section, dataset)
+    embedder = shared or open_embedder(section, dataset)
     if vectors_ND is None:
         vectors_ND = embed_items(dataset, embedder, section.emb_type)
         if section.embedder != "lsa":

@@ -13,6 +13,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,8 @@ class RLRewardFunction:
             generated_texts: what the policy wrote.
             target_items: what the user really chose next.
             history_items: what the user chose before, oldest first.
-            kwargs: in training also `ranks` and `scorable` (numpy `[B]`, ranked once for all rewards) and `k`.
+            kwargs: in training also `ranks` and `scorable` (numpy `[B]`, ranked once for all rewards), `k`, and
+                `dataset`, the name of the one that all these examples are of.
         """
         ranks, scorable = kwargs.get("ranks"), kwargs.get("scorable")
         if ranks is None or scorable is None:
@@ -123,12 +125,39 @@ def is_custom(name: str) -> bool:
     return ":" in name
 
 
-def load_custom(name: str, retriever: Retriever, k: int) -> tuple[Callable[..., Sequence[float]], str]:
-    """A user's reward by `module:attr`, and the file it comes from.
+@dataclass(frozen=True)
+class Custom:
+    """A user's reward as it stands in its module.
 
-    `attr` is a function `f(generated_texts, target_items, history_items, **kwargs)`, an `RLRewardFunction`
-    subclass (made with the retriever and k), or an instance of one. `module` may be a dotted name or a path to a
-    `.py` file.
+    `found` is a function `f(generated_texts, target_items, history_items, **kwargs)`, an `RLRewardFunction` subclass,
+    or an instance of one.
+    """
+
+    name: str
+    found: Any
+    file: str
+    """Where it comes from."""
+
+    def bind(self, retriever: Retriever, k: int) -> Callable[..., Sequence[float]]:
+        """What is called: a class is made with the retriever and k.
+
+        Raises:
+            RewardError: it cannot be made.
+        """
+        found: Any = self.found
+        if not inspect.isclass(found):
+            return found
+        try:
+            return self.found(retriever, k=k)
+        except (Exception, SystemExit) as error:
+            raise RewardError(
+                f"reward {self.name!r}: {self.found.__name__}(retriever, k={k}) raised {type(error).__name__}: {error}"
+                f"{where_raised(error, self.file)}"
+            ) from error
+
+
+def load_custom(name: str) -> Custom:
+    """A user's reward by `module:attr`; `module` may be a dotted name or a path to a `.py` file.
 
     Raises:
         RewardError: the module cannot be imported or has no such callable.
@@ -148,22 +177,14 @@ def load_custom(name: str, retriever: Retriever, k: int) -> tuple[Callable[..., 
     function = getattr(module, attribute, None)
     if function is None:
         raise RewardError(f"reward {name!r}: module {module_name!r} has no attribute {attribute!r}")
-    if inspect.isclass(function):
-        if not issubclass(function, RLRewardFunction):
-            raise RewardError(
-                f"reward {name!r}: class {attribute} is not an RLRewardFunction",
-                hint="subclass rl4rec_cli.rewards.RLRewardFunction, or give a function",
-            )
-        try:
-            function = function(retriever, k=k)
-        except (Exception, SystemExit) as error:
-            raise RewardError(
-                f"reward {name!r}: {attribute}(retriever, k={k}) raised {type(error).__name__}: {error}"
-                f"{where_raised(error, str(getattr(module, '__file__', module_name)))}"
-            ) from error
+    if inspect.isclass(function) and not issubclass(function, RLRewardFunction):
+        raise RewardError(
+            f"reward {name!r}: class {attribute} is not an RLRewardFunction",
+            hint="subclass rl4rec_cli.rewards.RLRewardFunction, or give a function",
+        )
     if not callable(function):
         raise RewardError(f"reward {name!r}: {attribute} is a {type(function).__name__}, not a function")
-    return function, str(getattr(module, "__file__", module_name))
+    return Custom(name, function, str(getattr(module, "__file__", module_name)))
 
 
 def where_raised(error: BaseException, file: str) -> str:

@@ -1,7 +1,7 @@
 """Texts to rewards, once: the one ranking that training and evaluation share.
 
-Decides: that a batch is ranked once however many rewards there are, how rewards are weighted and shaped, and what
-makes a reward invalid.
+Decides: that a batch is ranked once however many rewards there are, and each of its texts in the catalogue of its own
+dataset; how rewards are weighted and shaped, and what makes a reward invalid.
 Hides: the retriever and the reward functions.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from rl4rec_cli.errors import RewardError
 from rl4rec_cli.retrieval.retriever import submit_ranks
-from rl4rec_cli.rewards.functions import is_custom, load_custom, rank_reward, rank_shaping, where_raised
+from rl4rec_cli.rewards.functions import Custom, is_custom, load_custom, rank_reward, rank_shaping, where_raised
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,25 +38,36 @@ class Scores:
 
 
 class Scorer:
-    """Ranks texts and turns the ranks into rewards.
+    """Ranks texts in one catalogue and turns the ranks into rewards.
 
     Args:
         retriever: ranks texts.
         section: which rewards, with which weights.
+        dataset: name of the catalogue's dataset, for custom rewards.
+        custom: custom rewards that are loaded already, by their names.
 
     Raises:
         ConfigError: unknown reward. RewardError: a custom reward cannot be loaded.
     """
 
-    def __init__(self, retriever: Retriever, section: RewardSection) -> None:
+    def __init__(
+        self,
+        retriever: Retriever,
+        section: RewardSection,
+        *,
+        dataset: str = "",
+        custom: Mapping[str, Custom] | None = None,
+    ) -> None:
         self.retriever = retriever
         self.section = section
+        self.dataset = dataset
         self._mixed = (section.mixed_ndcg, section.mixed_hit)
         self._custom: dict[str, Callable[..., Sequence[float]]] = {}
         self.custom_files: dict[str, str] = {}
         for name in section.functions:
             if is_custom(name):
-                self._custom[name], self.custom_files[name] = load_custom(name, retriever, section.k)
+                found = custom[name] if custom is not None else load_custom(name)
+                self._custom[name], self.custom_files[name] = found.bind(retriever, section.k), found.file
             else:
                 rank_reward(name, np.ones(1, np.int64), section.k, self._mixed)
 
@@ -120,6 +131,7 @@ class Scorer:
                 ranks=ranks.copy(),
                 scorable=scorable.copy(),
                 k=self.section.k,
+                dataset=self.dataset,
             )
         except (Exception, SystemExit) as error:
             batch = f"{len(texts)} texts, the first {example(0)}" if len(texts) else "no text"
@@ -145,6 +157,50 @@ class Scorer:
                     hint="every reward must be a finite number; decide in the function what a bad text is worth",
                 )
         return np.asarray(numbers, np.float64)
+
+
+def open_scorers(retrievers: Mapping[str, Retriever], section: RewardSection) -> dict[str, Scorer]:
+    """A scorer for each dataset; the module of a custom reward is run once for all of them.
+
+    Raises:
+        ConfigError: unknown reward. RewardError: a custom reward cannot be loaded.
+    """
+    custom = {name: load_custom(name) for name in section.functions if is_custom(name)}
+    return {name: Scorer(retriever, section, dataset=name, custom=custom) for name, retriever in retrievers.items()}
+
+
+def start_scores(
+    scorers: Mapping[str, Scorer],
+    texts: Sequence[str],
+    targets: Sequence[int],
+    histories: Sequence[Sequence[int]],
+    datasets: Sequence[str],
+) -> Callable[[], Scores]:
+    """`Scorer.start` for a batch of several datasets: each text is ranked in the catalogue of its own, once.
+
+    With a retrieval service all datasets' requests are sent before the first answer is waited for.
+
+    Args:
+        datasets: `[B]` names.
+    """
+    started = []
+    for name, scorer in scorers.items():
+        rows = [row for row, dataset in enumerate(datasets) if dataset == name]
+        if rows:
+            own: list[Any] = [[values[row] for row in rows] for values in (texts, targets, histories)]
+            started.append((rows, scorer.start(*own)))
+
+    def finish() -> Scores:
+        ranks, rewards = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.float64)
+        parts: dict[str, NDArray[np.float64]] = {}
+        for rows, finish_own in started:
+            scores = finish_own()
+            ranks[rows], rewards[rows] = scores.ranks, scores.rewards
+            for name, values in scores.parts.items():
+                parts.setdefault(name, np.zeros(len(texts), np.float64))[rows] = values
+        return Scores(ranks, rewards, parts)
+
+    return finish
 
 
 def _definition(function: Any, file: str) -> str:

@@ -47,6 +47,12 @@ PANELS = (
         "mean of the texts",
         "Of the texts that were written for learning from, on training users.",
     ),
+    Panel(
+        "Reward by dataset",
+        {"avg_reward/": ""},
+        "mean of the texts",
+        "Where several datasets are trained on together: of the texts whose example is of this one.",
+    ),
     Panel("Rank of the target", {"mean_rank": "mean rank"}, "mean rank", "1 is best; logarithmic.", "ranks"),
     Panel(
         "Divergence",
@@ -142,8 +148,17 @@ def validation_figure(records: Sequence[Record], metric: str) -> list[Figure]:
         f"{points[-1].get('users', 0):,} held-out users, the most likely text for each. "
         f"Best {metric}: {best[metric]:.4f} after step {best['step']:,}."
     )
-    drawing = plots.curves("validation", lines, xlabel="step", ylabel="mean over users")
-    return [("Validation", words, drawing)]
+    of = {key: key.partition("/")[2] for key in points[0] if key.startswith(f"{metric}/")}
+    over = "mean over datasets" if of else "mean over users"
+    found = [("Validation", words, plots.curves("validation", lines, xlabel="step", ylabel=over))]
+    if of:
+        by_dataset = [
+            plots.Curve(name, steps, [_number(r.get(key)) for r in points], place, is_measured=True)
+            for place, (key, name) in enumerate(of.items())
+        ]
+        drawing = plots.curves("validation-datasets", by_dataset, xlabel="step", ylabel=f"{metric}, mean over users")
+        found.append((f"Validation by dataset, {metric}", "", drawing))
+    return found
 
 
 def step_marks(records: Sequence[Record], warned: Sequence[int]) -> list[tuple[int, str]]:

@@ -16,8 +16,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from rl4rec_cli.errors import Rl4RecError
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
     from rl4rec_cli.config_trainer import TrainerSection
+    from rl4rec_cli.retrieval.retriever import VectorRetriever
 
 STEPS = 2
 
@@ -74,9 +76,9 @@ def measure_peaks(config: RunConfig) -> list[Peak]:
 def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     """In the process of its own."""
     from rl4rec_cli import console
-    from rl4rec_cli.data.dataset import build_examples, open_dataset
+    from rl4rec_cli.data.dataset import joint_digest, open_datasets
 
-    dataset = open_dataset(config.data)
+    datasets = open_datasets(config.data)
     from rl4rec_cli.policy.backend import prepare_backend
 
     prepare_backend(config.policy)  # Unsloth before all others
@@ -87,43 +89,42 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     on_gpu = config.policy.device.startswith("cuda") or (config.policy.device == "auto" and torch.cuda.is_available())
     meter = _GpuMeter() if on_gpu else _ProcessMeter()
 
-    from rl4rec_cli.data.prompts import PromptBuilder
     from rl4rec_cli.policy.loading import save_policy
-    from rl4rec_cli.retrieval.retriever import open_retriever
-    from rl4rec_cli.rewards.scorer import Scorer
+    from rl4rec_cli.retrieval.retriever import open_retrievers
+    from rl4rec_cli.rewards.scorer import open_scorers
     from rl4rec_cli.runs import JsonLines, create_run
     from rl4rec_cli.train import session
+    from rl4rec_cli.train.domains import open_domains
     from rl4rec_cli.train.reinforcement import train_rl
     from rl4rec_cli.train.sft import build_pairs, train_sft
 
-    scorer = Scorer(open_retriever(config.retrieval, dataset), config.reward)
-    policy = session.load_start(config, dataset)
-    builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
-    examples = build_examples(dataset, "train", train_targets=config.data.train_targets)
-    lengths = {id(e): len(builder.build(e.user, e.history).ids) for e in examples}
-    examples.sort(key=lambda e: -lengths[id(e)])
-    run = create_run(config, dataset=dataset.name, digest=dataset.digest)
+    opened: Sequence[VectorRetriever] = open_retrievers(config.retrieval, datasets)
+    retrievers = {dataset.name: one for dataset, one in zip(datasets, opened, strict=True)}
+    policy = session.load_start(config, datasets)
+    domains = open_domains(config, datasets, retrievers, open_scorers(retrievers, config.reward), policy.tokenizer)
+    longest = [(len(d.builder.build(e.user, e.history).ids), d.name, e) for d in domains for e in d.examples]
+    longest.sort(key=lambda one: -one[0])
+    run = create_run(config, dataset="+".join(retrievers), digest=joint_digest(datasets))
     log, rollouts = JsonLines(folder / "log.jsonl"), JsonLines(folder / "rollouts.jsonl")
     peaks = []
     for phase in _phases(config):
         own = config.model_copy(update={"trainer": phase})
-        used = examples[: _examples_needed(phase)]
+        used = longest[: _examples_needed(phase)]
+        some = [replace(d, examples=[e for _, name, e in used if name == d.name]) for d in domains]
         if phase.algorithm == "sft":
-            rows = build_pairs(
-                phase, dataset, used, builder, max_completion_length=config.generation.max_completion_length
-            )
-            texts = max(sum(label >= 0 for label in row["labels"]) for row in rows)
-            train_sft(phase, own, run, policy, dataset, used, builder, log)
+            limit = config.generation.max_completion_length
+            pairs = [build_pairs(phase, d.dataset, d.examples, d.builder, max_completion_length=limit) for d in some]
+            texts = max(sum(label >= 0 for label in row["labels"]) for rows in pairs for row in rows)
+            train_sft(phase, own, run, policy, some, log)
         else:
             if session.makes_base(config):
                 session.put_adapter(policy, run)
             if config.policy.model == "tiny":
                 save_policy(policy, run.start)
                 policy.model.config._name_or_path = str(run.start)
-            train_rl(own, run, policy, used, builder, scorer, log, rollouts)
+            train_rl(own, run, policy, some, log, rollouts)
             texts = config.generation.max_completion_length
-        prompts = max(lengths[id(e)] for e in used)
-        peaks.append(Peak(phase.algorithm, meter.peak(), prompts, texts))
+        peaks.append(Peak(phase.algorithm, meter.peak(), used[0][0], texts))
     log.close()
     rollouts.close()
     return peaks

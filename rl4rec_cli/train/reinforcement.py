@@ -19,17 +19,16 @@ from rl4rec_cli.policy.generation import Sampling
 from rl4rec_cli.train.arguments import number_of_steps, release, steps_per_epoch, weights_kept
 from rl4rec_cli.train.callbacks import StepLog
 from rl4rec_cli.train.checkpoints import steps_done
+from rl4rec_cli.train.domains import count_examples
 from rl4rec_cli.train.resumable import Keeper
 from rl4rec_cli.train.rollouts import RetrievalReward, Rollout, step_record
 from rl4rec_cli.train.watch import Watch
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
-    from rl4rec_cli.data.dataset import Example
-    from rl4rec_cli.data.prompts import PromptBuilder
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.rewards.scorer import Scorer
     from rl4rec_cli.runs import JsonLines, Run
+    from rl4rec_cli.train.domains import Domain
     from rl4rec_cli.train.validation import Validation
 
 
@@ -43,7 +42,7 @@ class TrainerParts:
     """Optimiser steps."""
     output_dir: Path
     rows: Any
-    """`datasets.Dataset` of prompt, user, target and history."""
+    """`datasets.Dataset` of prompt, user, target, history and the name of their dataset."""
     reward: RetrievalReward
     rollout: Rollout
 
@@ -51,21 +50,23 @@ class TrainerParts:
 def prepare_rollouts(
     config: RunConfig,
     policy: Policy,
-    examples: Sequence[Example],
-    builder: PromptBuilder,
-    scorer: Scorer,
+    domains: Sequence[Domain],
     rollouts: JsonLines,
 ) -> tuple[Any, RetrievalReward, Rollout]:
     """A trainer's dataset, reward function and rollout function: `rows`, `reward` and `rollout` of `TrainerParts`."""
     from datasets import Dataset as HfDataset
 
-    prompts = [builder.build(example.user, example.history) for example in examples]
-    rows = [
-        {"prompt": prompt.text, "user": e.user, "target": e.target, "history": list(e.history)}
-        for prompt, e in zip(prompts, examples, strict=True)
-    ]
-    rollout = Rollout({p.text: p.ids for p in prompts}, Sampling.from_section(config.generation))
-    reward = RetrievalReward(scorer, policy.tokenizer, rollouts, shown=config.logging.rollouts)
+    rows: list[dict[str, Any]] = []
+    ids: dict[str, tuple[int, ...]] = {}
+    for domain in domains:
+        for example in domain.examples:
+            prompt = domain.builder.build(example.user, example.history)
+            ids[prompt.text] = prompt.ids  # the same for the same text, whatever its dataset
+            asked = {"user": example.user, "target": example.target, "history": list(example.history)}
+            rows.append({"prompt": prompt.text, **asked, "dataset": domain.name})
+    rollout = Rollout(ids, Sampling.from_section(config.generation))
+    scorers = {domain.name: domain.scorer for domain in domains}
+    reward = RetrievalReward(scorers, policy.tokenizer, rollouts, shown=config.logging.rollouts)
     return HfDataset.from_list(rows), reward, rollout
 
 
@@ -97,9 +98,7 @@ def train_rl(
     config: RunConfig,
     run: Run,
     policy: Policy,
-    examples: Sequence[Example],
-    builder: PromptBuilder,
-    scorer: Scorer,
+    domains: Sequence[Domain],
     log: JsonLines,
     rollouts: JsonLines,
     *,
@@ -109,6 +108,7 @@ def train_rl(
     """Raise the reward of the policy's texts, in place, by the configured algorithm.
 
     Args:
+        domains: what is trained on, together.
         resume: the checkpoint to go on from.
         validation: measures the policy now and then.
 
@@ -118,8 +118,9 @@ def train_rl(
             else that ends the training early.
     """
     section = config.trainer
-    steps = number_of_steps(section, len(examples))
-    rows, reward, rollout = prepare_rollouts(config, policy, examples, builder, scorer, rollouts)
+    examples = count_examples(domains)
+    steps = number_of_steps(section, examples)
+    rows, reward, rollout = prepare_rollouts(config, policy, domains, rollouts)
 
     def describe(logs: dict[str, Any]) -> dict[str, Any] | None:
         return step_record(logs, reward, rollout)
@@ -129,7 +130,7 @@ def train_rl(
     view = TrainingView(phase.upper(), steps, done=done, validation=course, samples=reward.last)
     with tempfile.TemporaryDirectory() as scratch, shown(view) as drawn:
         trainer = make_trainer(TrainerParts(config, policy, steps, Path(scratch), rows, reward, rollout))
-        batches = steps_per_epoch(section, len(examples))
+        batches = steps_per_epoch(section, examples)
         watch = Watch(config.health, log, phase=phase)
         trainer.add_callback(StepLog(log, describe, phase=phase, batches_per_epoch=batches, watch=watch, view=drawn))
         parts = {"reward": reward}

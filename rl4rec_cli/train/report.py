@@ -8,6 +8,7 @@ Hides: the page's template (`report.html.j2`), what is drawn (`panels.py`), and 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,17 +80,30 @@ class Logged:
         return self.run.config.trainer.algorithm
 
     @cached_property
+    def datasets(self) -> list[str]:
+        """Names of the datasets where there are several; else one, which needs no name."""
+        from rl4rec_cli.data.dataset import dataset_name
+
+        paths = self.run.config.data.paths
+        return [dataset_name(path) for path in paths] if len(paths) > 1 else [""]
+
+    @cached_property
     def results(self) -> dict[str, dict[str, Any]]:
-        """The evaluations by split."""
+        """The evaluations by split, `validation`; of several datasets by dataset and split, `toys, validation`."""
         found = {}
-        for split in ("validation", "test"):
-            path = self.run.folder / "eval" / f"{split}.json"
+        for name, split in itertools.product(self.datasets, ("validation", "test")):
+            path = self.run.results(name) / f"{split}.json"
             value = _read_json(path)
             if isinstance(value, dict) and {"methods", "kinds", "differences", "verdict"} <= value.keys():
-                found[split] = value
+                found[_of(name, split)] = value
             elif path.exists():
-                self.remarks.append(f"eval/{split}.json is no result that can be read.")
+                self.remarks.append(f"{path.relative_to(self.run.folder)} is no result that can be read.")
         return found
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is a result of every dataset's validation split."""
+        return all(_of(name, "validation") in self.results for name in self.datasets)
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -99,6 +113,10 @@ class Logged:
     @cached_property
     def checkpoints(self) -> list[CheckpointState]:
         return checkpoint_states(self.run)
+
+
+def _of(dataset: str, split: str) -> str:
+    return f"{dataset}, {split}" if dataset else split
 
 
 def read_logged(run: Run) -> Logged:
@@ -144,7 +162,7 @@ def as_html(logged: Logged) -> str:
         "title": run.folder.resolve().name,
         "heading": heading(logged),
         "status": status(logged),
-        "verdicts": [result["verdict"] for result in logged.results.values()],
+        "verdicts": verdicts(logged),
         "openings": openings.line() if openings.count or openings.problem else "",
         "warnings": warning_lines(logged),
         "plots": [(name, words, figures(drawn)) for name, words, drawn in plots_of(logged)],
@@ -159,13 +177,20 @@ def as_html(logged: Logged) -> str:
     return render(Path(__file__).with_name("report.html.j2"), remarks=logged.remarks, **values)
 
 
+def verdicts(logged: Logged) -> list[str]:
+    """The verdict of every evaluation; of several datasets with the name before it."""
+    several = len(logged.datasets) > 1
+    return [f"{name}: {one['verdict']}" if several else one["verdict"] for name, one in logged.results.items()]
+
+
 def heading(logged: Logged) -> str:
     """`grpo on beauty, model tiny, reward ndcg@10, seed 0`"""
     config = logged.run.config
     data = config.data
     made_up = f"synthetic data of {data.synthetic.users:,} users" if data.synthetic is not None else "no dataset"
-    dataset = next((r["dataset"] for r in logged.results.values() if "dataset" in r), None)
-    dataset = dataset or (Path(data.path).name if data.path is not None else made_up)
+    measured = dict.fromkeys(r["dataset"] for r in logged.results.values() if "dataset" in r)
+    names = list(measured) if len(data.paths) < 2 else logged.datasets
+    dataset = " and ".join(names or [Path(path).name for path in data.paths] or [made_up])
     weights = ", ".join(f"{name}@{config.reward.k} × {weight:g}" for name, weight in config.reward.functions.items())
     shaping = f" + rank shaping {config.reward.rank_shaping:g}" if config.reward.rank_shaping else ""
     reward = f", reward {weights}{shaping}" if logged.algorithm != "sft" else ""
@@ -184,7 +209,7 @@ def status(logged: Logged) -> str:
     so_far = f"{', '.join(made)}."
     if run.in_use():
         return f"A process is at work on this run. Logged so far: {so_far}"
-    if run.final.is_dir() and "validation" in logged.results:
+    if run.final.is_dir() and logged.is_measured:
         return f"Finished: {so_far}"
     if run.final.is_dir():
         return f"Trained, but not measured: {so_far}"
@@ -265,34 +290,42 @@ def samples(logged: Logged) -> list[dict[str, Any]]:
     return [{"step": steps[place], "asked": _asked(by_step[steps[place]], titles)} for place in places]
 
 
-def _asked(records: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> list[dict[str, Any]]:
-    asked: dict[tuple[str, int], list[dict[str, Any]]] = {}
+def _asked(records: Sequence[Mapping[str, Any]], titles: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    asked: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for record in records[:SAMPLED_TEXTS]:
         text = str(record.get("text", ""))
         cut = f"{text[:TEXT]}… ({len(text) - TEXT:,} characters more)" if len(text) > TEXT else text
         told = {"text": cut, "rank": _shown(record.get("rank"), ","), "reward": _shown(record.get("reward"), ".4f")}
-        asked.setdefault((str(record.get("user", "")), record["target"]), []).append(told)
-    return [
-        {"user": user, "target": titles[target] if 0 <= target < len(titles) else f"item {target}", "texts": texts}
-        for (user, target), texts in asked.items()
-    ]
+        of = str(record.get("dataset", ""))
+        asked.setdefault((of, str(record.get("user", "")), record["target"]), []).append(told)
+    found = []
+    for (of, user, target), texts in asked.items():
+        own = titles.get(of, ())
+        title = own[target] if 0 <= target < len(own) else f"item {target}"
+        found.append({"user": f"{user} of {of}" if of else user, "target": title, "texts": texts})
+    return found
 
 
-def _titles(logged: Logged) -> list[str]:
-    """The titles of the dataset the run was trained on; none where it is not there any more."""
-    from rl4rec_cli.data.dataset import open_dataset
+def _titles(logged: Logged) -> dict[str, list[str]]:
+    """The titles of each dataset the run was trained on, by its name as `rollouts.jsonl` has it.
 
-    digests = [result.get("dataset_digest") for result in logged.results.values()]
+    None where one of them is not there any more.
+    """
+    from rl4rec_cli.data.dataset import joint_digest, open_datasets
+
+    several = len(logged.datasets) > 1
+    digests = [] if several else [result.get("dataset_digest") for result in logged.results.values()]
     known = next(filter(None, [*digests, *(found.dataset for found in logged.checkpoints)]), None)
     try:
-        dataset = open_dataset(logged.run.config.data)
+        datasets = open_datasets(logged.run.config.data)
     except Rl4RecError as error:
         logged.remarks.append(f"Targets are shown by their id, as the dataset cannot be read: {_line(error.message)}")
-        return []
-    if known is not None and dataset.digest != known:
-        logged.remarks.append("Targets are shown by their id: the dataset is not the one that the run was trained on.")
-        return []
-    return [str(item["title"]) for item in dataset.items]
+        return {}
+    if known is not None and joint_digest(datasets) != known:
+        what = "datasets are not those" if several else "dataset is not the one"
+        logged.remarks.append(f"Targets are shown by their id: the {what} that the run was trained on.")
+        return {}
+    return {d.name if several else "": [str(item["title"]) for item in d.items] for d in datasets}
 
 
 def checkpoint_table(logged: Logged) -> Table:

@@ -69,10 +69,11 @@ class Reports:
         named = {f"validation/{name}": value for name, value in numbers.items()}
         self._log({"step": float(record["step"]), **named}, record, "")
 
-    def final(self, evaluation: Evaluation) -> None:
-        """The metrics of every method on the validation split."""
+    def final(self, evaluation: Evaluation, *, dataset: str | None = None) -> None:
+        """The metrics of every method on the validation split; of one of several datasets under its name."""
+        place = FINAL if dataset is None else f"{FINAL}/{dataset}"
         for name, metrics in evaluation.as_json()["methods"].items():
-            self._final.update({f"{FINAL}/{name}/{key}": value for key, value in _numbers(metrics).items()})
+            self._final.update({f"{place}/{name}/{key}": value for key, value in _numbers(metrics).items()})
 
     def finish(self, *, failed: bool) -> None:
         for name in list(self._trackers):

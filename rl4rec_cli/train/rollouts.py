@@ -1,6 +1,6 @@
 """Texts and their rewards, for every trainer of reinforcement learning.
 
-Decides: how a batch of texts becomes rewards (one ranking, by the Scorer that evaluation uses), what of a step is
+Decides: how a batch of texts becomes rewards (one ranking, by the Scorer of each text's dataset), what of a step is
 logged, and that training and evaluation write texts with one code path (`policy/generation.py`).
 Hides: what TRL asks of a rollout and of a reward function.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl4rec_cli.policy.generation import Sampling, decode_texts, generate_ids, writing
+from rl4rec_cli.rewards.scorer import start_scores
 from rl4rec_cli.train.health import MASKED
 from rl4rec_cli.train.out_of_memory import used_gib
 
@@ -39,18 +40,23 @@ OWN_METRICS = (
 class RetrievalReward:
     """The one reward function TRL calls: ranks a batch once, whatever rewards are made of the ranks.
 
-    Keeps what the next logged step reports: the rewards of its texts and the time taken.
+    Keeps what the next logged step reports: the rewards of its texts, of which dataset each is, and the time taken.
+
+    Args:
+        scorers: by the datasets' names.
+        shown: texts of a step that are written to `rollouts`.
     """
 
     __name__ = "retrieval"
 
-    def __init__(self, scorer: Scorer, tokenizer: Any, rollouts: JsonLines, *, shown: int) -> None:
-        self._scorer = scorer
+    def __init__(self, scorers: Mapping[str, Scorer], tokenizer: Any, rollouts: JsonLines, *, shown: int) -> None:
+        self._scorers = scorers
         self._tokenizer = tokenizer
         self._rollouts = rollouts
         self._shown = shown
         self.seconds = 0.0
         self._rewards: list[float] = []
+        self._datasets: list[str] = []
         self._is_reported = False
         self._last: list[tuple[str, int]] = []
 
@@ -63,12 +69,24 @@ class RetrievalReward:
         self._is_reported = True
         return np.asarray(self._rewards)
 
+    def by_dataset(self) -> dict[str, float]:
+        """Mean reward of each dataset that the same texts came from; empty where there is but one."""
+        if len(self._scorers) == 1:
+            return {}
+        of = np.asarray(self._datasets)
+        return {name: float(np.asarray(self._rewards)[of == name].mean()) for name in self._scorers if name in of}
+
     def state(self) -> dict[str, Any]:
         """What a later step reports, for a checkpoint."""
-        return {"rewards": list(self._rewards), "is_reported": self._is_reported}
+        return {
+            "rewards": list(self._rewards),
+            "datasets": list(self._datasets),
+            "is_reported": self._is_reported,
+        }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         self._rewards, self._is_reported = list(state["rewards"]), bool(state["is_reported"])
+        self._datasets = list(state.get("datasets", ()))  # older checkpoints have one dataset
 
     def __call__(
         self,
@@ -77,13 +95,14 @@ class RetrievalReward:
         target: Sequence[int],
         history: Sequence[Sequence[int]],
         user: Sequence[str],
+        dataset: Sequence[str],
         log_metric: Any,
         trainer_state: Any,
         **_: Any,
     ) -> list[float]:
         started = time.perf_counter()
         texts = decode_texts(self._tokenizer, completion_ids)
-        ranked = self._scorer.start(texts, target, history)
+        ranked = start_scores(self._scorers, texts, target, history, dataset)
         distinct = len(set(texts)) / len(texts)
         scores = ranked()
         for name, values in scores.parts.items():
@@ -91,14 +110,16 @@ class RetrievalReward:
         log_metric("mean_rank", float(scores.ranks.mean()))
         log_metric("distinct_texts", distinct)
         if self._is_reported:
-            self._rewards, self._is_reported = [], False
+            self._rewards, self._datasets, self._is_reported = [], [], False
         self._rewards.extend(scores.rewards.tolist())
+        self._datasets.extend(dataset)
         self.seconds += time.perf_counter() - started
         self._last = [(texts[row], int(scores.ranks[row])) for row in range(min(2, len(texts)))]
         for row in range(min(self._shown, len(texts))):
             self._rollouts.write(
                 {
                     "step": trainer_state.global_step + 1,
+                    **({"dataset": dataset[row]} if len(self._scorers) > 1 else {}),
                     "user": user[row],
                     "text": texts[row],
                     "target": target[row],
@@ -158,6 +179,7 @@ def step_record(logs: dict[str, Any], reward: RetrievalReward, rollout: Rollout)
     `kl` is towards the reference policy, `approximate_kl` towards the policy that wrote the texts; both in nats per
     token. `clip_share` is the share of tokens whose policy ratio was clipped. `tokens_per_second` counts written tokens
     over the time of writing; `memory_gib` is the most held on the GPU, on the CPU what the process holds.
+    `avg_reward/NAME` is there where there are several datasets and the step has texts of this one.
     """
     if "loss" not in logs:
         return None
@@ -168,6 +190,7 @@ def step_record(logs: dict[str, Any], reward: RetrievalReward, rollout: Rollout)
         "min_reward": float(rewards.min()),
         "max_reward": float(rewards.max()),
         "std_reward": float(rewards.std()),
+        **{f"avg_reward/{name}": value for name, value in reward.by_dataset().items()},
         "kl": logs.get("kl"),
         "entropy": logs.get("entropy"),
         "learning_rate": logs.get("learning_rate"),

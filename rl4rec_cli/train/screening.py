@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 _PART = 16_384
 
 
-def screen_examples(section: RlSection, retriever: VectorRetriever, examples: Sequence[Example]) -> list[Example]:
+def screen_examples(
+    section: RlSection, retriever: VectorRetriever, examples: Sequence[Example], *, name: str | None = None
+) -> list[Example]:
     """The examples whose target the last item's own vector ranks within `screen_rank`, in their order; else all.
 
     How many are kept is logged, for it is another training set.
+
+    Args:
+        name: of the dataset, where there are several.
     """
     if section.screen_rank is None:
         return list(examples)
@@ -33,8 +38,9 @@ def screen_examples(section: RlSection, retriever: VectorRetriever, examples: Se
         queries_BD = retriever.item_vectors([e.history[-1] for e in part])
         ranks_B = retriever.vector_ranks(queries_BD, [e.target for e in part], [e.history for e in part]).ranks
         kept += [e for e, rank in zip(part, ranks_B, strict=True) if rank <= section.screen_rank]
+    of = f" of {name}" if name is not None else ""
     console.log(
-        f"Screened: {len(kept):,} of {len(examples):,} training examples have their target within the first "
+        f"Screened: {len(kept):,} of {len(examples):,} training examples{of} have their target within the first "
         f"{section.screen_rank:,} items by the last item's text"
     )
     return kept

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,29 +17,43 @@ from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, cast
 
 from rl4rec_cli import console
-from rl4rec_cli.data.dataset import open_dataset
+from rl4rec_cli.data.dataset import joint_digest, open_datasets
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.runs import JsonLines, Run, check_new, create_run
 from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
 from rl4rec_cli.train.checkpoints import Place, cut_logs, find_place, keep_recipe
-from rl4rec_cli.train.examples import number_of_training_examples, training_examples
+from rl4rec_cli.train.domains import check_datasets, open_domains, screen_domains
+from rl4rec_cli.train.examples import number_of_training_examples
 from rl4rec_cli.train.reports import Reports, check_installed, open_reports
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import PolicySection, RunConfig, SftSection
     from rl4rec_cli.config_trainer import TrainerSection
     from rl4rec_cli.data.dataset import Dataset
-    from rl4rec_cli.data.prompts import PromptBuilder
     from rl4rec_cli.eval.evaluation import Evaluation
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
-    from rl4rec_cli.rewards.scorer import Scorer
+    from rl4rec_cli.train.domains import Domain
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is there before any policy, the same for all seeds."""
+
+    datasets: list[Dataset]
+    audits: dict[str, str]
+    retrievers: dict[str, VectorRetriever]
+
+    @property
+    def digest(self) -> str:
+        return joint_digest(self.datasets)
 
 
 @dataclass(frozen=True)
 class Trained:
     run: Run
-    evaluation: Evaluation
+    evaluations: dict[str, Evaluation]
+    """By the datasets' names."""
     seconds: float
 
 
@@ -59,54 +73,67 @@ def train(
     from rl4rec_cli.policy.backend import choose_backend
 
     # Everything that can be wrong with the input is found before anything heavy is imported.
-    dataset = open_dataset(config.data)
-    console.log(f"Dataset {dataset.name}: {len(dataset.users):,} users, {dataset.num_items:,} items")
+    datasets = open_datasets(config.data)
     config = _with_whole_paths(config)
-    audit = evaluate.audit_line(config, dataset)
+    audits = {}
+    for dataset, path in zip(datasets, config.data.paths or (None,), strict=True):
+        console.log(f"Dataset {dataset.name}: {len(dataset.users):,} users, {dataset.num_items:,} items")
+        audits[dataset.name] = evaluate.audit_line(config, dataset, path)
+    check_datasets(config, datasets)
     configs = [_of_seed(config, seed, len(seeds)) for seed in seeds]
     for own in configs:
-        _check(own, dataset, is_new=resume is None)
+        _check(own, datasets, is_new=resume is None)
     if config.policy.lora is not None:
         backend = choose_backend(config.policy)
         console.log(f"Backend {backend.name}, quantization {config.policy.quantization}: {backend.reason}")
     if resume is not None:
-        return _resume(configs[0], resume, dataset, audit, allow_partial=allow_partial)
+        return _resume(configs[0], resume, datasets, audits, allow_partial=allow_partial)
 
     from rl4rec_cli.eval.evaluation import print_seeds
     from rl4rec_cli.policy.backend import prepare_backend
-    from rl4rec_cli.retrieval.retriever import open_retriever
 
     prepare_backend(config.policy)
     console.quiet_libraries()
-    retriever = open_retriever(config.retrieval, dataset)
-    results = [_train_one(own, dataset, retriever, audit) for own in configs]
-    if len(results) > 1:
-        print_seeds({r.run.config.run.seed: r.evaluation for r in results}, start=evaluate.start_name(config))
-    _say_next(results[-1].run)
+    data = _open_data(config, datasets, audits)
+    results = [_train_one(own, data) for own in configs]
+    for name in audits if len(results) > 1 else ():
+        of = {r.run.config.run.seed: r.evaluations[name] for r in results}
+        print_seeds(of, start=evaluate.start_name(config), dataset=name if len(datasets) > 1 else None)
+    _say_next(results[-1].run, datasets)
     return results
 
 
-def _say_next(run: Run) -> None:
-    console.log(f"Next: rl4rec eval {run.folder} --split test    or: rl4rec recommend {run.folder}")
+def _open_data(config: RunConfig, datasets: list[Dataset], audits: dict[str, str]) -> _Data:
+    from rl4rec_cli.retrieval.retriever import open_retrievers
+
+    found: Sequence[VectorRetriever] = open_retrievers(config.retrieval, datasets)
+    return _Data(datasets, audits, {d.name: one for d, one in zip(datasets, found, strict=True)})
 
 
-def _resume(config: RunConfig, folder: Path, dataset: Dataset, audit: str, *, allow_partial: bool) -> list[Trained]:
+def _say_next(run: Run, datasets: Sequence[Dataset]) -> None:
+    one = f" --dataset {shlex.quote(datasets[0].name)}" if len(datasets) > 1 else ""
+    console.log(f"Next: rl4rec eval {run.folder}{one} --split test    or: rl4rec recommend {run.folder}{one}")
+
+
+def _resume(
+    config: RunConfig, folder: Path, datasets: list[Dataset], audits: dict[str, str], *, allow_partial: bool
+) -> list[Trained]:
     phases = [phase.algorithm for phase in _phases(config)]
-    run = Run(folder, config, digest=dataset.digest)
+    run = Run(folder, config, digest=joint_digest(datasets))
     with run.locked():
         place = find_place(run, phases, allow_partial=allow_partial)
-        if place.phase == len(phases) and (folder / "eval" / "validation.json").is_file():
+        is_measured = all((run.results(name) / "validation.json").is_file() for name in audits)
+        if place.phase == len(phases) and is_measured:
             console.log(f"Run {folder} is finished: there is nothing to go on with")
-            _say_next(run)
+            _say_next(run, datasets)
             return []
         from rl4rec_cli.policy.backend import prepare_backend
-        from rl4rec_cli.retrieval.retriever import open_retriever
 
         prepare_backend(config.policy)
         keep_recipe(run)
         console.quiet_libraries()
-        results = [_train_one(config, dataset, open_retriever(config.retrieval, dataset), audit, run, place)]
-    _say_next(run)
+        results = [_train_one(config, _open_data(config, datasets, audits), run, place)]
+    _say_next(run, datasets)
     return results
 
 
@@ -116,7 +143,8 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
     def whole(path: str | None) -> str | None:
         return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
 
-    data = config.data.model_copy(update={"path": whole(config.data.path)})
+    paths = tuple(str(whole(path)) for path in config.data.paths)
+    data = config.data.model_copy(update={"path": paths if len(paths) > 1 else whole(*paths) if paths else None})
     policy = config.policy
     if policy.model != "tiny":
         policy = policy.model_copy(update={"model": whole(policy.model)})
@@ -144,7 +172,7 @@ def _phases(config: RunConfig) -> list[TrainerSection]:
     return [trainer] if trainer.algorithm == "sft" or trainer.warm_start is None else [trainer.warm_start, trainer]
 
 
-def _check(config: RunConfig, dataset: Dataset, *, is_new: bool) -> None:
+def _check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> None:
     """What would end the run later, once models are loaded or a warm start is done.
 
     Raises:
@@ -159,7 +187,7 @@ def _check(config: RunConfig, dataset: Dataset, *, is_new: bool) -> None:
     check_policy(config.policy, trainable=True, gradient_checkpointing=checkpointing)
     check_installed(config.logging.report_to)
     for phase in _phases(config):
-        number_of_steps(phase, number_of_training_examples(config, dataset))
+        number_of_steps(phase, sum(number_of_training_examples(config, dataset) for dataset in datasets))
     for name in config.reward.functions:
         file = name.rpartition(":")[0]
         if file.endswith(".py") and not Path(file).is_file():
@@ -168,60 +196,46 @@ def _check(config: RunConfig, dataset: Dataset, *, is_new: bool) -> None:
 
 def _train_one(
     config: RunConfig,
-    dataset: Dataset,
-    retriever: VectorRetriever,
-    audit: str,
+    data: _Data,
     run: Run | None = None,
     place: Place | None = None,
 ) -> Trained:
     """Train, from `place` on where a run is resumed (and is locked already), and measure."""
-    from rl4rec_cli.data.prompts import PromptBuilder
-    from rl4rec_cli.eval import evaluate, evaluation
+    from rl4rec_cli.eval import evaluate
     from rl4rec_cli.rewards.functions import is_custom
-    from rl4rec_cli.rewards.scorer import Scorer
+    from rl4rec_cli.rewards.scorer import open_scorers
+    from rl4rec_cli.train.outcome import Outcome
 
     started = time.perf_counter()
     for name in filter(is_custom, config.reward.functions):
         console.log(f"Reward {name}: running your code, as --reward asks")
-    scorer = Scorer(retriever, config.reward)
-    for name, file in scorer.custom_files.items():
+    scorers = open_scorers(data.retrievers, config.reward)
+    for name, file in next(iter(scorers.values())).custom_files.items():
         console.log(f"Reward {name} runs code from {file}")
-    policy = _load(config, _start_section(config, run, place), dataset)
-    builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
+    policy = _load(config, _start_section(config, run, place), data.datasets)
+    domains = open_domains(config, data.datasets, data.retrievers, scorers, policy.tokenizer)
     for phase in _phases(config):
         resolve_precision(phase, str(policy.device))
-    result = evaluate.start_evaluation(config, dataset, "validation")
-    examples = result.examples
-    result.about["audit"] = audit
+    outcome = Outcome(config, domains, data.audits)
     with ExitStack() as stack:
         if run is None:
-            run = create_run(config, dataset=dataset.name, digest=dataset.digest)
+            run = create_run(config, dataset="+".join(data.retrievers), digest=data.digest)
             stack.enter_context(run.locked())
         stack.enter_context(_telling_how_to_go_on(run, policy))
         reports = stack.enter_context(open_reports(run, done=_done(config, place)))
         console.log(f"Run {run.folder} (seed {config.run.seed}, {_size(policy.model)} on {policy.device})")
-        task = evaluate.open_task(config, dataset, retriever, examples)
-        result.methods.extend(evaluate.measure_baselines(config, task, "validation"))
-
-        def measure(name: str) -> None:
-            result.methods.append(evaluate.measure_policy(name, policy, config, dataset, retriever, examples))
+        outcome.measure_baselines()
 
         def measure_start() -> None:
             if "untrained" in config.eval.baselines:
-                measure(evaluate.start_name(config))
+                outcome.measure(evaluate.start_name(config), policy)
 
-        _learn(run, place or Place(0), policy, dataset, builder, scorer, retriever, reports, measure_start)
-        measure(evaluate.TUNED)
-        result.subject = evaluate.TUNED
-        evaluate.finish(result, dataset)
-        evaluation.save_evaluation(result, run.folder / "eval")
-        reports.final(result)
+        _learn(run, place or Place(0), policy, domains, reports, measure_start)
+        outcome.measure(evaluate.TUNED, policy)
+        outcome.save(run, reports)
     seconds = time.perf_counter() - started
-    evaluation.print_evaluation(
-        result,
-        title=f"{dataset.name}, validation split, {len(examples):,} users, seed {config.run.seed} ({seconds:.0f} s)",
-    )
-    return Trained(run, result, seconds)
+    outcome.show(seconds)
+    return Trained(run, outcome.evaluations, seconds)
 
 
 def _start_section(config: RunConfig, run: Run | None, place: Place | None) -> PolicySection:
@@ -234,9 +248,9 @@ def _start_section(config: RunConfig, run: Run | None, place: Place | None) -> P
     return config.policy
 
 
-def load_start(config: RunConfig, dataset: Dataset) -> Policy:
+def load_start(config: RunConfig, datasets: Sequence[Dataset]) -> Policy:
     """The policy that a new run starts from."""
-    return _load(config, _start_section(config, None, None), dataset)
+    return _load(config, _start_section(config, None, None), datasets)
 
 
 def makes_base(config: RunConfig) -> bool:
@@ -244,7 +258,7 @@ def makes_base(config: RunConfig) -> bool:
     return config.policy.model == "tiny" and config.policy.lora is not None
 
 
-def _load(config: RunConfig, section: PolicySection, dataset: Dataset | None = None) -> Policy:
+def _load(config: RunConfig, section: PolicySection, datasets: Sequence[Dataset] | None = None) -> Policy:
     """What a section names, for this run's training."""
     from rl4rec_cli.policy.backend import choose_backend
     from rl4rec_cli.policy.loading import load_policy
@@ -253,7 +267,7 @@ def _load(config: RunConfig, section: PolicySection, dataset: Dataset | None = N
     is_unsloth = choose_backend(section).name == "unsloth"
     return load_policy(
         section,
-        dataset=dataset,
+        dataset=datasets,
         seed=config.run.seed,
         trainable=True,
         max_length=config.prompt.max_prompt_length + config.generation.max_completion_length,
@@ -309,24 +323,19 @@ def _learn(
     run: Run,
     place: Place,
     policy: Policy,
-    dataset: Dataset,
-    builder: PromptBuilder,
-    scorer: Scorer,
-    retriever: VectorRetriever,
+    domains: Sequence[Domain],
     reports: Reports,
     measure_start: Callable[[], None],
 ) -> None:
     """All phases, from `place` on, until `checkpoint_final` stands there."""
     from rl4rec_cli.policy.loading import load_weights, save_policy
     from rl4rec_cli.train.reinforcement import train_rl
-    from rl4rec_cli.train.screening import screen_examples
     from rl4rec_cli.train.sft import train_sft
     from rl4rec_cli.train.validation import Validation
 
     config = run.config
     phases = _phases(config)
     last = len(phases) - 1
-    examples = training_examples(config, dataset)
     cut_logs(run, [phase.algorithm for phase in phases], place)
     log = JsonLines(run.folder / "training_log.jsonl", also=reports.step)
     rollouts = JsonLines(run.folder / "rollouts.jsonl")
@@ -335,7 +344,7 @@ def _learn(
             console.log("Warm start: supervised fine-tuning")
             warm_start = phases[0]
             train_sft(
-                *(cast("SftSection", warm_start), config, run, policy, dataset, examples, builder, log),
+                *(cast("SftSection", warm_start), config, run, policy, domains, log),
                 is_warm_start=True,
                 resume=place.checkpoint,
             )
@@ -353,13 +362,12 @@ def _learn(
             load_weights(policy.model, run.final)
             return
         resume = place.checkpoint if place.phase == last else None
-        validation = Validation(run, policy, dataset, retriever, report=reports.validation)
+        validation = Validation(run, policy, domains, report=reports.validation)
         go_on: Any = {"resume": resume, "validation": validation}
         if config.trainer.algorithm == "sft":
-            train_sft(config.trainer, config, run, policy, dataset, examples, builder, log, **go_on)
+            train_sft(config.trainer, config, run, policy, domains, log, **go_on)
         else:
-            screened = screen_examples(config.trainer, retriever, examples)
-            train_rl(config, run, policy, screened, builder, scorer, log, rollouts, **go_on)
+            train_rl(config, run, policy, screen_domains(config.trainer, domains), log, rollouts, **go_on)
         save_policy(policy, run.final)
     finally:
         log.close()

@@ -16,6 +16,7 @@ from rl4rec_cli.live import TrainingView, shown
 from rl4rec_cli.train.arguments import number_of_steps, release, shared_arguments, steps_per_epoch, weights_kept
 from rl4rec_cli.train.callbacks import StepLog
 from rl4rec_cli.train.checkpoints import steps_done
+from rl4rec_cli.train.domains import count_examples
 from rl4rec_cli.train.resumable import Keeper
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.runs import JsonLines, Run
+    from rl4rec_cli.train.domains import Domain
     from rl4rec_cli.train.validation import Validation
 
 
@@ -58,9 +60,7 @@ def train_sft(
     config: RunConfig,
     run: Run,
     policy: Policy,
-    dataset: Dataset,
-    examples: Sequence[Example],
-    builder: PromptBuilder,
+    domains: Sequence[Domain],
     log: JsonLines,
     *,
     is_warm_start: bool = False,
@@ -70,6 +70,7 @@ def train_sft(
     """Fine-tune the policy in place.
 
     Args:
+        domains: what is trained on, together.
         is_warm_start: checkpoints are `checkpoint_warm_N`.
         resume: the checkpoint to go on from.
         validation: measures the policy now and then.
@@ -81,10 +82,14 @@ def train_sft(
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    steps = number_of_steps(section, len(examples))
-    pairs = build_pairs(
-        section, dataset, examples, builder, max_completion_length=config.generation.max_completion_length
-    )
+    examples = count_examples(domains)
+    steps = number_of_steps(section, examples)
+    longest = config.generation.max_completion_length
+    pairs = [
+        pair
+        for one in domains
+        for pair in build_pairs(section, one.dataset, one.examples, one.builder, max_completion_length=longest)
+    ]
 
     def describe(logs: dict[str, Any]) -> dict[str, Any] | None:
         if "loss" not in logs:
@@ -112,7 +117,7 @@ def train_sft(
                 processing_class=policy.tokenizer,
             )
         trainer.remove_callback(PrinterCallback)
-        batches = steps_per_epoch(section, len(examples))
+        batches = steps_per_epoch(section, examples)
         trainer.add_callback(StepLog(log, describe, phase="sft", batches_per_epoch=batches, view=drawn))
         keeper = Keeper(run, policy, phase="sft", is_warm_start=is_warm_start, resume=resume, validation=validation)
         keeper.train(trainer)

@@ -1,13 +1,16 @@
 """How the policy does on held-out users while it is trained.
 
-Decides: which users (a fixed draw of the validation split, never the test split), how often, and which step was best.
+Decides: which users (a fixed draw of the validation split, never the test split), how often, and which step was best:
+of several datasets by the mean over them, in which each counts alike however many users it has.
 Hides: that this is the evaluation that `rl4rec eval` makes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rl4rec_cli import console
 from rl4rec_cli.eval.evaluate import measure_policy
@@ -19,10 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rl4rec_cli.config import RunConfig
-    from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.retrieval.retriever import VectorRetriever
     from rl4rec_cli.runs import Run
+    from rl4rec_cli.train.domains import Domain
 
 LOG = "validation_log.jsonl"
 
@@ -38,19 +40,20 @@ class Validation:
         self,
         run: Run,
         policy: Policy,
-        dataset: Dataset,
-        retriever: VectorRetriever,
+        domains: Sequence[Domain],
         *,
         report: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self._report = report
-        self._run, self._policy, self._dataset, self._retriever = run, policy, dataset, retriever
+        self._run, self._policy, self._domains = run, policy, domains
         config: RunConfig = run.config
         self._every = config.eval.steps
-        self._examples = choose_examples(dataset, "validation", config.eval.step_users)
+        self._examples = [choose_examples(one.dataset, "validation", config.eval.step_users) for one in domains]
+        self._users = sum(map(len, self._examples))
         self.metric = f"ndcg@{min(config.eval.ks, key=lambda k: abs(k - 10))}"
         self.values: list[tuple[int, float]] = []
         """Step and metric, in order."""
+        self._own: dict[str, float] = {}
 
     def is_due(self, step: int, last: int) -> bool:
         if self._every is None or (self.values and self.values[-1][0] >= step):
@@ -60,19 +63,26 @@ class Validation:
     def measure(self, phase: str, step: int) -> bool:
         """Measure the policy as it is; whether no step before was as good."""
         config = self._run.config
-        measured = measure_policy("validation", self._policy, config, self._dataset, self._retriever, self._examples)
-        found = means(measured.ranking, config.eval.ks)
+        each: dict[str, dict[str, float]] = {}
+        for domain, examples in zip(self._domains, self._examples, strict=True):
+            own = (domain.dataset, domain.retriever, examples)
+            each[domain.name] = means(measure_policy("validation", self._policy, config, *own).ranking, config.eval.ks)
+        found = {name: float(np.mean([one[name] for one in each.values()])) for name in next(iter(each.values()))}
+        by_dataset = {f"{name}/{of}": one[name] for of, one in each.items() for name in one if len(each) > 1}
+        self._own = {key: value for key, value in by_dataset.items() if key.startswith(f"{self.metric}/")}
         value = found[self.metric]
         is_best = all(value > before for _, before in self.values)
         self.values.append((step, value))
         log = JsonLines(self._run.folder / LOG, also=self._report)
         try:
-            log.write({"phase": phase, "step": step, "users": len(self._examples), "best": is_best, **found})
+            log.write({"phase": phase, "step": step, "users": self._users, "best": is_best, **found, **by_dataset})
         finally:
             log.close()
         best_step, best = max(self.values, key=lambda pair: (pair[1], -pair[0]))
         so_far = "the best so far" if is_best else f"best {best:.4f} after step {best_step:,}"
-        console.log(f"Validation after step {step:,}: {self.metric} {value:.4f}, {so_far}")
+        apart = ", ".join(f"{key.partition('/')[2]} {value:.4f}" for key, value in self._own.items())
+        mean = f" (mean of {apart})" if apart else ""
+        console.log(f"Validation after step {step:,}: {self.metric} {value:.4f}{mean}, {so_far}")
         return is_best
 
     def course(self) -> tuple[str, list[tuple[int, float]]]:
@@ -82,7 +92,7 @@ class Validation:
     def describe(self, folder: Path) -> None:
         """Say in a checkpoint what it reached."""
         step, value = self.values[-1]
-        write_json(folder / "validation.json", {"step": step, self.metric: value, "users": len(self._examples)})
+        write_json(folder / "validation.json", {"step": step, self.metric: value, **self._own, "users": self._users})
 
     def state(self) -> dict[str, Any]:
         return {"values": [list(pair) for pair in self.values]}

@@ -318,6 +318,31 @@ def test_training_goes_on_to_the_same_rewards_when_the_service_is_killed(
 
 
 @pytest.mark.slow
+def test_several_datasets_by_one_service_give_the_same_curve(
+    train: Callable[..., Path], start: Callable[..., Any], tmp_path: Path
+) -> None:
+    from rl4rec_cli.data.dataset import save_dataset
+    from rl4rec_cli.data.synthetic import synthesize
+
+    save_dataset(synthesize(30, 26, 2), tmp_path / "other")
+    start("Both", [tmp_path / "made", tmp_path / "other"])
+    both = (f"data.path=[{tmp_path / 'made'}, {tmp_path / 'other'}]", "trainer.max_steps=4")
+    here = train("both-here", *both, "retrieval.backend=in-process")
+    there = train("both-there", *both, "retrieval.backend=ray", "retrieval.service.name=Both")
+    assert curve(here) == curve(there)
+    assert {key for line in curve(here) for key in line if key.startswith("avg_reward/")} == {
+        "avg_reward/synthetic-40x60-s1",
+        "avg_reward/synthetic-30x26-s2",
+    }
+    assert (here / "rollouts.jsonl").read_text() == (there / "rollouts.jsonl").read_text()
+    for name in ("synthetic-40x60-s1", "synthetic-30x26-s2"):
+        results = [
+            json.loads((run / "eval" / name / "validation.json").read_text())["methods"] for run in (here, there)
+        ]
+        assert results[0] == results[1]
+
+
+@pytest.mark.slow
 def test_training_is_saved_when_the_service_stays_away(
     train: Callable[..., Path], start: Callable[..., Any], tmp_path: Path
 ) -> None:

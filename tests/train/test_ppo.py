@@ -28,6 +28,7 @@ from rl4rec_cli.train import ppo, rollouts
 from rl4rec_cli.train.advantages import clipped_policy_loss
 from rl4rec_cli.train.arguments import number_of_steps
 from rl4rec_cli.train.critic import CRITIC_FILE, Critic
+from rl4rec_cli.train.domains import Domain
 from rl4rec_cli.train.reinforcement import TrainerParts, make_trainer, prepare_rollouts
 from rl4rec_cli.train.rollouts import step_record
 
@@ -133,9 +134,8 @@ def do(dataset: Dataset, retriever: InProcessRetriever, base: Path, tmp_path: Pa
         examples = build_examples(dataset, "train")
         builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
         file = tmp_path / f"rollouts-{len(list(tmp_path.iterdir()))}.jsonl"
-        rows, rewards, rollout = prepare_rollouts(
-            config, policy, examples, builder, Scorer(retriever, config.reward), JsonLines(file)
-        )
+        domain = Domain(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
+        rows, rewards, rollout = prepare_rollouts(config, policy, [domain], JsonLines(file))
         steps = number_of_steps(config.trainer, len(examples))
         trainer = make_trainer(TrainerParts(config, policy, steps, tmp_path / "scratch", rows, rewards, rollout))
         done = Trained(trainer, policy, rollouts=file, describe=lambda logs: step_record(logs, rewards, rollout))

@@ -17,6 +17,7 @@ from rl4rec_cli.policy.loading import load_policy, save_policy
 from rl4rec_cli.retrieval.retriever import open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
 from rl4rec_cli.runs import JsonLines
+from rl4rec_cli.train.domains import Domain
 from rl4rec_cli.train.reinforcement import TrainerParts, make_trainer, prepare_rollouts
 
 SMALL = (
@@ -67,7 +68,8 @@ def test_the_divergence_is_that_from_a_true_copy(case: str, algorithm: str, tmp_
     log = JsonLines(tmp_path / "rollouts.jsonl")
     scorer = Scorer(open_retriever(config.retrieval, dataset), config.reward)
     builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
-    rows, reward, rollout = prepare_rollouts(config, policy, examples, builder, scorer, log)
+    domain = Domain(dataset, scorer.retriever, scorer, builder, examples)
+    rows, reward, rollout = prepare_rollouts(config, policy, [domain], log)
     trainer = make_trainer(TrainerParts(config, policy, 2, tmp_path / "scratch", rows, reward, rollout))
     # A second model is in memory where all weights are trained, and nowhere else.
     assert (trainer.ref_model is not None) == (case == "full")

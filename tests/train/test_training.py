@@ -27,6 +27,7 @@ from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
 from rl4rec_cli.runs import JsonLines, Run, create_run
 from rl4rec_cli.train.arguments import number_of_steps
+from rl4rec_cli.train.domains import Domain
 from rl4rec_cli.train.grpo import grpo_arguments
 from rl4rec_cli.train.reinforcement import train_rl
 from rl4rec_cli.train.session import train
@@ -143,7 +144,8 @@ def grpo(dataset: Dataset, retriever: InProcessRetriever) -> Grpo:
         log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")
         examples = build_examples(dataset, "train")
         builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
-        train_rl(config, run, policy, examples, builder, Scorer(retriever, config.reward), log, rollouts)
+        domain = Domain(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
+        train_rl(config, run, policy, [domain], log, rollouts)
         log.close()
         rollouts.close()
         return results(run)
@@ -184,7 +186,7 @@ def test_labels_are_the_item_and_the_end_only(dataset: Dataset, tmp_path: Path) 
     assert {pair["labels"][-1] for pair in cut} == {policy.tokenizer.eos_token_id}
 
 
-def test_the_loss_counts_the_labels_only(dataset: Dataset, tmp_path: Path) -> None:
+def test_the_loss_counts_the_labels_only(dataset: Dataset, retriever: InProcessRetriever, tmp_path: Path) -> None:
     config = small(tmp_path, "trainer.batch_size=80", "trainer.max_steps=1", "trainer.learning_rate=0", algorithm="sft")
     policy = load_policy(config.policy, dataset=dataset, trainable=True)
     builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
@@ -201,7 +203,8 @@ def test_the_loss_counts_the_labels_only(dataset: Dataset, tmp_path: Path) -> No
             losses.append(torch.nn.functional.cross_entropy(logits[:-1][kept], labels[1:][kept], reduction="none"))
     run = create_run(config, dataset=dataset.name)
     log = JsonLines(run.folder / "training_log.jsonl")
-    train_sft(section, config, run, policy, dataset, examples, builder, log, is_warm_start=True)
+    domain = Domain(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
+    train_sft(section, config, run, policy, [domain], log, is_warm_start=True)
     log.close()
     [record] = read_lines(run.folder / "training_log.jsonl")
     assert record["loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
@@ -278,11 +281,12 @@ def test_learning_rate_zero_changes_nothing(tmp_path: Path) -> None:
     )
     [done] = train(config, (0,))
     assert same(weights(done.run.start), weights(done.run.final))
-    before, after = done.evaluation.methods
+    [evaluation] = done.evaluations.values()
+    before, after = evaluation.methods
     assert (before.name, after.name) == ("before RL", "tuned policy")
     assert before.texts == after.texts
     assert before.ranking.ranks.tolist() == after.ranking.ranks.tolist()
-    difference = done.evaluation.difference(after.name, before.name)
+    difference = evaluation.difference(after.name, before.name)
     assert (difference.mean, difference.low, difference.high) == (0.0, 0.0, 0.0)
     assert len(set(results(done.run).column("avg_reward"))) > 1  # it did sample
 
@@ -546,7 +550,8 @@ def test_the_table_of_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert lines[at + 1].endswith("gain, 95 % interval over users")
     assert lines[at + 4].startswith("Gain over 2 seeds: ")
     for line, trained in zip(lines[at + 2 : at + 4], done, strict=True):
-        methods = trained.evaluation.as_json()["methods"]
+        [evaluation] = trained.evaluations.values()
+        methods = evaluation.as_json()["methods"]
         expected = [f"{methods[m]['ndcg@10']:.4f}" for m in ("popularity", "before RL", "tuned policy")]
         assert line.split()[:4] == [str(trained.run.config.run.seed), *expected]
 
