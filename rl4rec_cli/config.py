@@ -175,6 +175,9 @@ class TinySection(Section):
     """Transformer layers."""
     heads: PositiveInt = 4
     """Attention heads; must divide the width."""
+    head_dim: PositiveInt | None = None
+    """Width of a head; `hidden_size / heads` when absent, at least 32 where vLLM writes (its CPU kernels have none
+    narrower)."""
     vocab_size: Annotated[int, Field(ge=300)] = 512
     """Tokens of the byte-level BPE trained on the catalogue."""
 
@@ -182,7 +185,14 @@ class TinySection(Section):
     def _divides(self) -> TinySection:
         if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
             raise ValueError("policy.tiny.hidden_size must be an even multiple of policy.tiny.heads")
+        if self.head_dim is not None and self.head_dim % 2:
+            raise ValueError("policy.tiny.head_dim must be even")
         return self
+
+    @property
+    def head_width(self) -> int:
+        """Width of an attention head."""
+        return self.head_dim or self.hidden_size // self.heads
 
 
 class PolicySection(Section):
@@ -221,7 +231,32 @@ class PolicySection(Section):
         return self
 
 
+class VllmSection(Section):
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type it computes in; `auto`: that of the policy's weights."""
+    memory_share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of the GPU's memory it may take, beside what trains; when absent, what `rl4rec plan` shows."""
+    sleep: bool = False
+    """Give the GPU's memory back while nothing is written; costs a copy of the weights each time."""
+    enforce_eager: bool = False
+    """Start sooner and write slower: no CUDA graphs. Always so without a GPU."""
+    timeout: PositiveFloat = 1800.0
+    """Seconds an answer may take."""
+    server: str | None = None
+    """Write by a running `vllm serve` instead, e.g. `http://127.0.0.1:8000`."""
+    correction: Literal["auto", "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "auto"
+    """How training corrects for vLLM's probabilities not being the trainer's: each token or text is weighed by their
+    ratio, which is cut (`truncate`) or left out (`mask`) where it is too large. `auto`: `token_truncate`; for rloo,
+    which learns from whole texts, `sequence_truncate`."""
+    correction_max: PositiveFloat = 3.0
+    """The largest ratio."""
+
+
 class GenerationSection(Section):
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What writes texts, in training and after it. `vllm` is quicker on a GPU and where texts share a long prompt."""
+    vllm: VllmSection = VllmSection()
+    """Settings of vLLM."""
     batch_size: PositiveInt | None = None
     """Texts written at once in training; all of a step's when absent. Fewer take less memory."""
     max_completion_length: PositiveInt = 64
@@ -384,3 +419,18 @@ class RunConfig(Section):
     eval: EvalSection = EvalSection()
     logging: LoggingSection = LoggingSection()
     health: HealthSection = HealthSection()
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> RunConfig:
+        tiny, engine = self.policy.tiny, self.generation.engine
+        if engine == "vllm" and self.policy.model == "tiny" and tiny.head_width < 32 and tiny.head_dim is None:
+            # What is dumped says it, and reads back as it is.
+            widened = self.policy.model_copy(update={"tiny": tiny.model_copy(update={"head_dim": 32})})
+            self.__dict__["policy"] = widened
+        correction = self.generation.vllm.correction
+        if engine == "vllm" and self.trainer.algorithm == "rloo" and correction.startswith("token"):
+            raise ValueError(
+                f"generation.vllm.correction={correction}: rloo learns from whole texts; use sequence_truncate or "
+                "sequence_mask"
+            )
+        return self

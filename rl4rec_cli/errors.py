@@ -73,6 +73,10 @@ class RunError(Rl4RecError):
     """A run folder is missing, incomplete, or already there."""
 
 
+class EngineError(Rl4RecError):
+    """vLLM does not start, died, or refuses."""
+
+
 class ServiceError(Rl4RecError):
     """The retrieval service is not there, does not answer, or refuses."""
 

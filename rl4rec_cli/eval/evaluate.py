@@ -143,12 +143,21 @@ class Models:
     def policy(self, model: str) -> Policy:
         """The policy of a folder or Hub name; the last one is kept."""
         from rl4rec_cli.policy.loading import load_policy
+        from rl4rec_cli.policy.vllm_engine import make_engine
 
         if model not in self._loaded:
-            self._loaded.clear()  # before the next one is loaded: two may not fit
+            self.close()  # before the next one is loaded: two may not fit
             section = self._config.policy.model_copy(update={"model": model})
-            self._loaded[model] = load_policy(section, dataset=self._task.dataset, seed=self._config.run.seed)
+            loaded = load_policy(section, dataset=self._task.dataset, seed=self._config.run.seed)
+            loaded.engine = make_engine(self._config)
+            self._loaded[model] = loaded
         return self._loaded[model]
+
+    def close(self) -> None:
+        """Let go of the policy that is loaded, and of its engine."""
+        for policy in self._loaded.values():
+            policy.close()
+        self._loaded.clear()
 
     def measure(
         self, name: str, model: str, *, reads: Sequence[Example] | None = None, what: str = "", config: Any = None
@@ -206,10 +215,11 @@ def evaluate_run(
     evaluation.about["audit"] = audit_line(config, data, next(iter(config.data.paths), None))
     _note_openings(evaluation, run)
 
-    from rl4rec_cli.policy.backend import prepare_backend
+    from rl4rec_cli.policy.backend import check_engine, prepare_backend
     from rl4rec_cli.retrieval.retriever import open_retriever
 
     if checkpoint is not None:
+        check_engine(config)
         prepare_backend(config.policy)
     retriever = open_retriever(config.retrieval, data)
     task = open_task(config, data, retriever, evaluation.examples)

@@ -103,8 +103,10 @@ def open_recommender(target: str, *, user: str | None = None, dataset: str | Non
     if user is not None:
         data.user_index(user)
 
-    from rl4rec_cli.policy.backend import prepare_backend
+    from rl4rec_cli.policy.backend import check_engine, prepare_backend
+    from rl4rec_cli.policy.vllm_engine import make_engine
 
+    check_engine(config)
     prepare_backend(config.policy)
     from rl4rec_cli.policy.generation import Sampling
     from rl4rec_cli.policy.loading import load_policy
@@ -113,6 +115,7 @@ def open_recommender(target: str, *, user: str | None = None, dataset: str | Non
     retriever = open_retriever(config.retrieval, data)
     section = config.policy.model_copy(update={"model": checkpoint})
     policy = load_policy(section, dataset=data, seed=config.run.seed)
+    policy.engine = make_engine(config)
     return Recommender(
         policy=policy,
         builder=PromptBuilder(config.prompt, data, policy.tokenizer),

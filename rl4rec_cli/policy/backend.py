@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, PolicyError
+from rl4rec_cli.vllm_process import check_installed
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import PolicySection
+    from rl4rec_cli.config import PolicySection, RunConfig
 
 PATCHED = ("trl", "transformers", "peft")
 """What Unsloth patches, and must therefore find as it came."""
 INSTALL = "with a GPU: pip install 'rl4rec[gpu]'; without one: make unsloth-cpu, from the source folder"
 TINY = "tiny"
+_CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Widths of an attention head that vLLM's kernels for the CPU have."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,46 @@ def _check_unsloth(section: PolicySection) -> None:
         )
     if section.dtype == "fp16":
         raise ConfigError("policy.dtype=fp16: Unsloth has no fp16 without a GPU", hint="use bf16 or fp32")
+
+
+def check_engine(config: RunConfig) -> None:
+    """Find out before anything is loaded what cannot go together with `generation.engine=vllm`.
+
+    Raises:
+        ConfigError: vllm is not installed, or settings exclude each other.
+    """
+    generation, policy = config.generation, config.policy
+    if generation.engine != "vllm":
+        return
+    check_installed("generation.engine=vllm")
+    if policy.fast_inference:
+        raise ConfigError(
+            "generation.engine=vllm and policy.fast_inference are two engines", hint="leave policy.fast_inference out"
+        )
+    is_cuda = on_gpu(policy.device)
+    if generation.vllm.sleep and not is_cuda:
+        raise ConfigError("generation.vllm.sleep needs a GPU", hint="leave it out")
+    if policy.quantization == "8bit" or (policy.quantization == "4bit" and not is_cuda):
+        raise ConfigError(
+            f"generation.engine=vllm cannot hold the weights in {policy.quantization}"
+            + ("" if is_cuda else " without a GPU"),
+            hint="use policy.quantization=none, or generation.engine=transformers",
+        )
+    if policy.model == "tiny" and not is_cuda:
+        check_head(policy.tiny.head_width, "policy.tiny.head_dim")
+
+
+def check_head(width: int, what: str) -> None:
+    """Refuse attention heads of a width that vLLM cannot compute without a GPU.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if width not in _CPU_HEADS:
+        raise ConfigError(
+            f"generation.engine=vllm on the CPU has no attention for heads {width} wide ({what})",
+            hint=f"heads may be {', '.join(map(str, _CPU_HEADS))} wide; or use generation.engine=transformers",
+        )
 
 
 def prepare_backend(*sections: PolicySection) -> None:

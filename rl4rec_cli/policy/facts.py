@@ -60,8 +60,8 @@ def _tries() -> str:
 
 
 def _tiny(section: TinySection) -> ModelFacts:
-    head = section.hidden_size // section.heads
-    shape = (section.hidden_size, section.layers, section.heads, section.heads, head, 4 * section.hidden_size)
+    heads = (section.heads, section.heads, section.head_width)
+    shape = (section.hidden_size, section.layers, *heads, 4 * section.hidden_size)
     return ModelFacts("tiny", "llama", *shape, section.vocab_size, 2048, True)
 
 

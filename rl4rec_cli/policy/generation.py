@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from rl4rec_cli.config import GenerationSection
     from rl4rec_cli.policy.loading import Policy
 
+_ENGINE_BATCH = 1024
+"""Texts handed to an engine at once: it orders and batches them itself."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -78,9 +81,7 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], s
     if len(prompts) > size:  # the cache of keys and values grows with the texts written at once
         parts = (prompts[start : start + size] for start in range(0, len(prompts), size))
         return [ids for part in parts for ids in generate_ids(model, tokenizer, part, sampling)]
-    own = model.generation_config
-    given = tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id
-    ends = given if isinstance(given, list) else [given]
+    own, ends = model.generation_config, ending_ids(model, tokenizer)
     if has_engine(model):
         return write_by_engine(model, prompts, sampling, ends)
     if sampling.temperature > 0:
@@ -133,6 +134,32 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], s
     return texts
 
 
+def write_ids(
+    policy: Policy, model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling
+) -> tuple[list[list[int]], list[list[float]] | None]:
+    """Continue token sequences, by the policy's engine where it has one, else by its model.
+
+    Args:
+        model: the policy's, as a trainer may have wrapped it, in the state for writing.
+
+    Returns:
+        As `generate_ids`, and the log-probabilities that the tokens were sampled with where an engine wrote them.
+
+    Raises:
+        PolicyError: the policy's probabilities are not finite. EngineError: the engine failed.
+    """
+    if policy.engine is not None:
+        return policy.engine.write(policy, prompts, sampling, ending_ids(policy.model, policy.tokenizer))
+    return generate_ids(model, policy.tokenizer, prompts, sampling), None
+
+
+def ending_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end a text."""
+    own = model.generation_config.eos_token_id
+    given = tokenizer.eos_token_id if own is None else own
+    return list(given) if isinstance(given, list) else [given]
+
+
 def decode_texts(tokenizer: Any, completions: Sequence[Sequence[int]]) -> list[str]:
     """Tokens to the texts that are embedded: special tokens and outer blanks removed."""
     return [text.strip() for text in tokenizer.batch_decode([list(c) for c in completions], skip_special_tokens=True)]
@@ -146,14 +173,16 @@ def generate_texts(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """A text for each prompt, special tokens removed."""
+    """A text for each prompt, special tokens removed; written by the policy's engine where it has one."""
+    if policy.engine is not None:
+        batch_size = _ENGINE_BATCH
     # Prompts of like length share a batch, so that little is spent on padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
     with writing(policy.model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            ids = generate_ids(policy.model, policy.tokenizer, [prompts[i] for i in rows], sampling)
+            ids, _ = write_ids(policy, policy.model, [prompts[i] for i in rows], sampling)
             for row, text in zip(rows, decode_texts(policy.tokenizer, ids), strict=True):
                 texts[row] = text
             if progress is not None:

@@ -23,6 +23,7 @@ from rl4rec_cli.whole_folders import write_folder
 if TYPE_CHECKING:
     from rl4rec_cli.config import PolicySection, TinySection
     from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.policy.vllm_engine import VllmEngine
 
 
 @dataclass
@@ -33,6 +34,13 @@ class Policy:
     name: str
     backend: str = "hf"
     """What loaded it: `hf` or `unsloth`."""
+    engine: VllmEngine | None = None
+    """Writes in the model's place."""
+
+    def close(self) -> None:
+        """End the engine, where there is one."""
+        if self.engine is not None:
+            self.engine.close()
 
     @property
     def device(self) -> torch.device:
@@ -129,6 +137,7 @@ def build_tiny(section: TinySection, datasets: Sequence[Dataset]) -> tuple[Any, 
             num_hidden_layers=section.layers,
             num_attention_heads=section.heads,
             num_key_value_heads=section.heads,
+            head_dim=section.head_width,
             max_position_embeddings=2048,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from rl4rec_cli.data.prompts import Prompt, PromptBuilder
 from rl4rec_cli.errors import RewardError
-from rl4rec_cli.policy.generation import Sampling, decode_texts, generate_ids, writing
+from rl4rec_cli.policy.generation import Sampling, decode_texts, write_ids, writing
 from rl4rec_cli.policy.loading import load_policy
+from rl4rec_cli.policy.vllm_engine import make_engine
 from rl4rec_cli.train.advantages import clipped_policy_loss, discounted_returns, token_rewards, whiten
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class RecPolicy:
             PolicyError, ConfigError: as `load_policy` says.
         """
         policy = load_policy(config.policy, dataset=dataset, seed=config.run.seed, trainable=True)
+        policy.engine = make_engine(config)
         return cls(
             policy,
             PromptBuilder(config.prompt, dataset, policy.tokenizer),
@@ -94,7 +96,7 @@ class RecPolicy:
         """
         self.policy.model.eval()
         with writing(self.policy.model):
-            ids = generate_ids(self.policy.model, self.policy.tokenizer, [p.ids for p in prompts], self.sampling)
+            ids, _ = write_ids(self.policy, self.policy.model, [p.ids for p in prompts], self.sampling)
         texts = decode_texts(self.policy.tokenizer, ids)
         self._written = {(p.ids, text): row for p, text, row in zip(prompts, texts, ids, strict=True)}
         return texts

@@ -20,6 +20,7 @@ from rl4rec_cli.train.arguments import number_of_steps, release, steps_per_epoch
 from rl4rec_cli.train.callbacks import StepLog
 from rl4rec_cli.train.checkpoints import steps_done
 from rl4rec_cli.train.domains import count_examples
+from rl4rec_cli.train.engine_rollouts import learn_from_engine
 from rl4rec_cli.train.resumable import Keeper
 from rl4rec_cli.train.rollouts import RetrievalReward, Rollout, step_record
 from rl4rec_cli.train.watch import Watch
@@ -64,7 +65,7 @@ def prepare_rollouts(
             ids[prompt.text] = prompt.ids  # the same for the same text, whatever its dataset
             asked = {"user": example.user, "target": example.target, "history": list(example.history)}
             rows.append({"prompt": prompt.text, **asked, "dataset": domain.name})
-    rollout = Rollout(ids, Sampling.from_section(config.generation))
+    rollout = Rollout(ids, Sampling.from_section(config.generation), policy)
     scorers = {domain.name: domain.scorer for domain in domains}
     reward = RetrievalReward(scorers, policy.tokenizer, rollouts, shown=config.logging.rollouts)
     return HfDataset.from_list(rows), reward, rollout
@@ -90,6 +91,8 @@ def make_trainer(parts: TrainerParts) -> Any:
         raise ConfigError(f"trainer.algorithm is {algorithm}, which is no reinforcement learning")
     with weights_kept(parts.policy.model):
         trainer = make(parts)
+    if parts.policy.engine is not None:
+        learn_from_engine(trainer, parts.config.generation.vllm)
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -13,10 +13,11 @@ from trl import RLOOConfig, RLOOTrainer
 
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.train.arguments import rl_arguments
+from rl4rec_cli.train.engine_rollouts import weigh_texts
 from rl4rec_cli.train.groups import informative
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RlooSection, RunConfig
+    from rl4rec_cli.config import RlooSection, RunConfig, VllmSection
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.train.reinforcement import TrainerParts
     from rl4rec_cli.train.rollouts import Rollout
@@ -38,15 +39,22 @@ def rloo_arguments(
 class RlooTrainer(RLOOTrainer):
     """TRL's trainer, writing its texts with our generation."""
 
-    def __init__(self, rollout: Rollout, **trl: Any) -> None:
+    def __init__(self, rollout: Rollout, settings: VllmSection, **trl: Any) -> None:
         super().__init__(**trl)
         self._rollout = rollout
+        self._settings = settings
 
     def _tokenize_prompts(self, prompts: list[str]) -> Any:
         return self._rollout.prompt_ids(prompts), None, {}
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any) -> Any:
         return self._rollout.write(prompt_ids, self)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        output = super()._generate_and_score_completions(inputs)
+        if self._rollout.logps is not None:
+            weigh_texts(output, self._rollout.logps, self._settings, self._metrics["train"])
+        return output
 
 
 def make_rloo(parts: TrainerParts) -> RlooTrainer:
@@ -56,6 +64,7 @@ def make_rloo(parts: TrainerParts) -> RlooTrainer:
         raise ConfigError(f"trainer.algorithm is {section.algorithm}, not rloo")
     trainer: RlooTrainer = informative(RlooTrainer, section)(
         parts.rollout,
+        parts.config.generation.vllm,
         model=parts.policy.model,
         args=rloo_arguments(section, parts.config, parts.policy, steps=parts.steps, output_dir=parts.output_dir),
         train_dataset=parts.rows,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl4rec_cli.policy.generation import Sampling, decode_texts, generate_ids, writing
+from rl4rec_cli.policy.generation import Sampling, decode_texts, write_ids, writing
 from rl4rec_cli.rewards.scorer import start_scores
 from rl4rec_cli.train.health import MASKED
 from rl4rec_cli.train.out_of_memory import used_gib
@@ -21,6 +21,7 @@ from rl4rec_cli.train.out_of_memory import used_gib
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.rewards.scorer import Scorer
     from rl4rec_cli.runs import JsonLines
 
@@ -35,6 +36,13 @@ OWN_METRICS = (
     "values_mean",
     "stopped_share",
 )
+# What is logged where an engine wrote the texts: TRL's names and ours.
+ENGINE_METRICS = {
+    MASKED: MASKED,
+    "sampling/sampling_logp_difference/mean": "logp_difference",
+    "sampling/sampling_logp_difference/max": "logp_difference_max",
+    "sampling/importance_sampling_ratio/mean": "importance_ratio",
+}
 
 
 class RetrievalReward:
@@ -136,14 +144,20 @@ class Rollout:
     Args:
         ids: tokens of each prompt text.
         sampling: how to write.
+        policy: what writes: its engine, where it has one, else the model as the trainer has it.
     """
 
-    def __init__(self, ids: dict[str, tuple[int, ...]], sampling: Sampling) -> None:
+    def __init__(self, ids: dict[str, tuple[int, ...]], sampling: Sampling, policy: Policy) -> None:
         self._ids = ids
         self._sampling = sampling
+        self._policy = policy
         self.seconds = 0.0
         self.tokens = 0
         self.device = "cpu"
+        self.handover: dict[str, float] = {}
+        """Of the step: what handing the weights to an engine took."""
+        self.logps: list[list[float]] | None = None
+        """Of the last texts: log-probabilities they were sampled with, where an engine wrote them."""
 
     def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens of the prompts, as the prompt builder made them."""
@@ -162,7 +176,10 @@ class Rollout:
             ) as model,
             writing(model),
         ):
-            completion_ids = generate_ids(model, trainer.processing_class, prompt_ids, self._sampling)
+            completion_ids, self.logps = write_ids(self._policy, model, prompt_ids, self._sampling)
+        for taken in self._policy.engine.take_handovers() if self._policy.engine is not None else ():
+            self._add("handover_seconds", taken.seconds)
+            self._add("handover_bytes", taken.bytes)
         self.seconds += time.perf_counter() - started
         self.tokens += sum(map(len, completion_ids))
         self.device = str(trainer.args.device)
@@ -170,15 +187,23 @@ class Rollout:
 
     def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
         prompt_ids = self.prompt_ids(prompts)
-        return {"prompt_ids": prompt_ids, "completion_ids": self.write(prompt_ids, trainer), "logprobs": None}
+        completion_ids = self.write(prompt_ids, trainer)
+        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": self.logps}
+
+    def _add(self, name: str, value: float) -> None:
+        self.handover[name] = round(self.handover.get(name, 0) + value, 4)
 
 
 def step_record(logs: dict[str, Any], reward: RetrievalReward, rollout: Rollout) -> dict[str, Any] | None:
     """What `training_log.jsonl` says of a step, from TRL's logs; None where they are of no step.
 
     `kl` is towards the reference policy, `approximate_kl` towards the policy that wrote the texts; both in nats per
-    token. `clip_share` is the share of tokens whose policy ratio was clipped. `tokens_per_second` counts written tokens
-    over the time of writing; `memory_gib` is the most held on the GPU, on the CPU what the process holds.
+    token. `logp_difference` is the mean distance, and `logp_difference_max` the largest, of the log-probabilities that
+    an engine sampled with from the trainer's, in nats per token; `masked_share` the share of tokens (of texts, where
+    texts are weighed) whose weight was cut or left out for it; `handover_seconds` and `handover_bytes` what bringing
+    the weights to the engine took. `clip_share` is the share of tokens whose policy ratio was clipped.
+    `tokens_per_second` counts written tokens over the time of writing; `memory_gib` is the most held on the GPU, on the
+    CPU what the process holds.
     `avg_reward/NAME` is there where there are several datasets and the step has texts of this one.
     """
     if "loss" not in logs:
@@ -202,14 +227,16 @@ def step_record(logs: dict[str, Any], reward: RetrievalReward, rollout: Rollout)
         "truncated_share": logs.get("completions/clipped_ratio"),
         "mean_rank": logs.get("mean_rank"),
         "distinct_texts": logs.get("distinct_texts"),
-        **({MASKED: logs[MASKED]} if MASKED in logs else {}),
+        **{ours: logs[theirs] for theirs, ours in ENGINE_METRICS.items() if theirs in logs},
         **{name: value for name, value in logs.items() if name.startswith(("reward/", "groups/"))},
         "step_seconds": logs.get("step_time"),
         "generation_seconds": round(rollout.seconds, 4),
         "reward_seconds": round(reward.seconds, 4),
         "tokens_per_second": round(rollout.tokens / rollout.seconds, 1) if rollout.seconds else None,
+        **rollout.handover,
         "memory_gib": round(used_gib(rollout.device), 3),
     }
+    rollout.handover = {}
     rollout.seconds = reward.seconds = 0.0
     rollout.tokens = 0
     return record

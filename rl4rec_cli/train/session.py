@@ -179,10 +179,11 @@ def _check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> N
         RunError: the run is there already. ConfigError: too few examples, no such reward file, or a tracker that is
             not installed.
     """
-    from rl4rec_cli.policy.backend import check_policy
+    from rl4rec_cli.policy.backend import check_engine, check_policy
 
     if is_new:
         check_new(config)
+    check_engine(config)
     checkpointing = next((p.gradient_checkpointing for p in _phases(config) if p.gradient_checkpointing), False)
     check_policy(config.policy, trainable=True, gradient_checkpointing=checkpointing)
     check_installed(config.logging.report_to)
@@ -202,6 +203,7 @@ def _train_one(
 ) -> Trained:
     """Train, from `place` on where a run is resumed (and is locked already), and measure."""
     from rl4rec_cli.eval import evaluate
+    from rl4rec_cli.policy.vllm_engine import make_engine
     from rl4rec_cli.rewards.functions import is_custom
     from rl4rec_cli.rewards.scorer import open_scorers
     from rl4rec_cli.train.outcome import Outcome
@@ -221,6 +223,8 @@ def _train_one(
         if run is None:
             run = create_run(config, dataset="+".join(data.retrievers), digest=data.digest)
             stack.enter_context(run.locked())
+        policy.engine = make_engine(config, log=run.folder / "vllm.log")
+        stack.callback(policy.close)
         stack.enter_context(_telling_how_to_go_on(run, policy))
         reports = stack.enter_context(open_reports(run, done=_done(config, place)))
         console.log(f"Run {run.folder} (seed {config.run.seed}, {_size(policy.model)} on {policy.device})")

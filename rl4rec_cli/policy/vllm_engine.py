@@ -1,0 +1,385 @@
+"""Texts written by vLLM, with the weights that the policy has at that moment.
+
+Decides: what is handed over before texts are written: the adapter alone, where there is one, else all weights; only
+where they changed; through files in memory, which cost a copy and need no help from vLLM, whatever holds the base.
+Hides: vLLM's names, its numbers for adapters, the process it runs in (`vllm_process.py`).
+
+Every text says which adapter wrote it, and one that another wrote ends the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rl4rec_cli.errors import ConfigError, EngineError, PolicyError
+from rl4rec_cli.policy.backend import check_head
+from rl4rec_cli.policy.pretrained import is_peft
+from rl4rec_cli.vllm_process import VllmProcess
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import GenerationSection, PolicySection, RunConfig
+    from rl4rec_cli.policy.generation import Sampling
+    from rl4rec_cli.policy.loading import Policy
+
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Those that vLLM makes room for."""
+_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+TEXTS = 256
+"""Texts written at once where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What the last change of weights took."""
+
+    seconds: float = 0.0
+    bytes: int = 0
+
+
+class VllmEngine:
+    """Writes for one policy. vLLM starts at the first text.
+
+    Args:
+        config: its `generation` and `prompt` say what room is needed.
+        log: file for what vLLM prints.
+    """
+
+    def __init__(self, config: RunConfig, *, log: Path | None = None) -> None:
+        self._section: GenerationSection = config.generation
+        self._policy_section: PolicySection = config.policy
+        self._max_length = config.prompt.max_prompt_length + config.generation.max_completion_length
+        self._seed = config.run.seed
+        self._log = log
+        self._process: VllmProcess | None = None
+        self._folder: Path | None = None
+        self._held = ""
+        """Digest of the weights that vLLM has."""
+        self._number = 0
+        self._sleeps = False
+        self.handovers: list[Handover] = []
+        """Since they were last asked for."""
+
+    # What callers see
+
+    def write(
+        self, policy: Policy, prompts: Sequence[Sequence[int]], sampling: Sampling, ends: Sequence[int]
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Continue token sequences with the policy as it is now.
+
+        Each text has a seed of its own, drawn from torch's generator: a run's seed decides its texts, and equal prompts
+        get different ones.
+
+        Args:
+            prompts: B token sequences.
+            ends: tokens that end a text.
+
+        Returns:
+            B token sequences, the ending token included where the text ended by itself, and the log-probability of each
+            token as it was sampled (at the temperature, among what top-p and top-k left).
+
+        Raises:
+            EngineError: vLLM does not start, died or refused, or wrote with another adapter.
+            PolicyError: the policy's probabilities are not finite.
+        """
+        if not prompts:
+            return [], []
+        longest = max(map(len, prompts)) + sampling.max_new_tokens
+        if longest > self._max_length:
+            raise EngineError(
+                f"a prompt and its text may have {longest:,} tokens, but vLLM was started for {self._max_length:,}",
+                hint="raise prompt.max_prompt_length",
+            )
+        process = self._started(policy)
+        if self._sleeps:
+            process.ask("wake", doing="waking")
+            self._sleeps = False
+        self._hand_over(policy, process)
+        is_drawn = sampling.temperature > 0
+        seeds = torch.randint(2**31, (len(prompts),)).tolist() if is_drawn else [None] * len(prompts)
+        settings = {
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p if is_drawn else 1.0,
+            "top_k": (sampling.top_k or -1) if is_drawn else -1,
+            "repetition_penalty": sampling.repetition_penalty,
+            "stop_token_ids": list(ends),
+        }
+        given = [list(prompt) for prompt in prompts]
+        written = process.ask("write", given, settings, seeds, doing=f"writing {len(prompts):,} texts")
+        if self._section.vllm.sleep:
+            process.ask("sleep", doing="going to sleep")
+            self._sleeps = True
+        return self._checked(written, len(prompts))
+
+    def close(self) -> None:
+        """End vLLM and remove its files. It starts again where another text is asked for."""
+        if self._process is not None:
+            self._process.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._process = self._folder = None
+        self._held, self._sleeps = "", False
+
+    def __del__(self) -> None:
+        if getattr(self, "_folder", None) is not None:
+            shutil.rmtree(str(self._folder), ignore_errors=True)
+
+    def take_handovers(self) -> list[Handover]:
+        """What changes of weights took since the last call."""
+        taken, self.handovers = self.handovers, []
+        return taken
+
+    # Starting
+
+    def _started(self, policy: Policy) -> VllmProcess:
+        if self._process is not None and self._process.is_alive:
+            return self._process
+        self.close()
+        check_fits(policy, self._policy_section, self._section)
+        self._folder = Path(tempfile.mkdtemp(prefix="rl4rec-vllm-", dir=_memory_backed()))
+        options, environment = self._options(policy)
+        self._process = VllmProcess(
+            "generation.engine=vllm",
+            options,
+            log=self._log,
+            timeout=self._section.vllm.timeout,
+            environment=environment,
+        )
+        return self._process
+
+    def _options(self, policy: Policy) -> tuple[dict[str, Any], dict[str, str]]:
+        """What vLLM's `LLM` is made with, and the variables of its process."""
+        section, own, model = self._section, self._section.vllm, policy.model
+        on_gpu = policy.device.type == "cuda"
+        texts = section.batch_size or TEXTS
+        options: dict[str, Any] = {
+            "dtype": _TYPES.get(own.dtype, str(model.dtype).removeprefix("torch.")),
+            "max_model_len": self._max_length,
+            "max_num_seqs": texts,
+            "seed": self._seed,
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",  # none of the model's own temperature or penalties
+            "logprobs_mode": "processed_logprobs",
+            "enable_prefix_caching": True,
+            "trust_remote_code": self._policy_section.trust_remote_code,
+            "enforce_eager": own.enforce_eager if on_gpu else True,
+        }
+        environment: dict[str, str] = {}
+        if on_gpu:
+            options["gpu_memory_utilization"] = own.memory_share or memory_share(policy, self._max_length, texts)
+            options["enable_sleep_mode"] = own.sleep
+            environment["CUDA_VISIBLE_DEVICES"] = _same_gpu(policy.device)
+        else:
+            # A prompt that is read in two pieces fails on the CPU where texts have seeds of their own (vLLM 0.30).
+            options["enable_chunked_prefill"] = False
+            options["max_num_batched_tokens"] = max(self._max_length, 8192)
+            options["kv_cache_memory_bytes"] = max(256 << 20, cache_bytes(model, self._max_length) * texts)
+        if is_peft(model):
+            adapter = model.peft_config["default"]
+            options |= {
+                "model": str(adapter.base_model_name_or_path),
+                "revision": adapter.revision,
+                "enable_lora": True,
+                "max_loras": 1,
+                "max_cpu_loras": 1,
+                "max_lora_rank": next(size for size in _RANKS if size >= adapter.r),
+            }
+            if policy_quantization(model) == "4bit":
+                options["quantization"] = "bitsandbytes"
+        else:
+            options["model"] = str(self._folder)
+            self._held = self._write_weights(policy)
+        return options, environment
+
+    # Handing over
+
+    def _hand_over(self, policy: Policy, process: VllmProcess) -> None:
+        """Bring vLLM to the policy's weights, where they are others than it has."""
+        started = time.perf_counter()
+        folder = self._folder
+        assert folder is not None
+        if is_peft(policy.model):
+            tensors = _adapter_tensors(policy.model)
+            if (digest := _digest(tensors)) == self._held:
+                return
+            self._number += 1
+            given = folder / f"adapter-{self._number}"
+            given.mkdir()
+            size = _save(tensors, given / "adapter_model.safetensors")
+            policy.model.peft_config["default"].save_pretrained(str(given))
+            process.ask("adapter", self._number, str(given), doing="taking the adapter")
+            shutil.rmtree(given)
+        else:
+            tensors = _all_tensors(policy.model)
+            if (digest := _digest(tensors)) == self._held:
+                return
+            size = _save(tensors, folder / "model.safetensors")
+            process.ask("weights", doing="taking the weights")
+        self._held = digest
+        self.handovers.append(Handover(time.perf_counter() - started, size))
+
+    def _write_weights(self, policy: Policy) -> str:
+        """Make the engine's folder a model that can be loaded, and say which weights it has."""
+        tensors, folder = _all_tensors(policy.model), self._folder
+        assert folder is not None
+        config = json.loads(policy.model.config.to_json_string())
+        # Tied weights are two for vLLM when it reads them anew, and it would leave the second as it was.
+        config["tie_word_embeddings"] = False
+        (folder / "config.json").write_text(json.dumps(config))
+        _save(tensors, folder / "model.safetensors")
+        return _digest(tensors)
+
+    def _checked(self, written: Sequence[Any], expected: int) -> tuple[list[list[int]], list[list[float]]]:
+        if len(written) != expected:
+            self.close()
+            raise EngineError(f"vLLM wrote {len(written):,} texts for {expected:,} prompts")
+        wrong = {number for _, _, number in written} - {self._number}
+        if wrong:
+            self.close()
+            raise EngineError(
+                f"vLLM wrote with adapter {min(wrong)}, but the policy's is {self._number}",
+                hint="this is a defect: please report it; generation.engine=transformers writes without vLLM",
+            )
+        logps = [logps for _, logps, _ in written]
+        if not all(map(torch.isfinite, map(torch.tensor, map(sum, logps)))):
+            raise PolicyError(
+                "the policy's probabilities are not finite: its training diverged",
+                hint="lower trainer.learning_rate, or go back to an earlier checkpoint",
+            )
+        return [ids for ids, _, _ in written], logps
+
+
+def make_engine(config: RunConfig, *, log: Path | None = None) -> VllmEngine | None:
+    """The engine that a configuration names; None where the policy itself writes."""
+    return VllmEngine(config, log=log) if config.generation.engine == "vllm" else None
+
+
+def check_fits(policy: Policy, section: PolicySection, generation: GenerationSection) -> None:
+    """What of a loaded policy vLLM cannot write with.
+
+    Raises:
+        ConfigError: weights in 8 bits, or in 4 without a GPU; an adapter over more than linear layers; or a head that
+            vLLM's kernels do not have.
+    """
+    model, on_gpu = policy.model, policy.device.type == "cuda"
+    held = policy_quantization(model)
+    if held == "8bit" or (held == "4bit" and not on_gpu):
+        raise ConfigError(
+            f"generation.engine=vllm cannot hold the weights in {held}" + ("" if on_gpu else " without a GPU"),
+            hint="use policy.quantization=none, or generation.engine=transformers",
+        )
+    if not on_gpu:
+        check_head(_head(model.config), "the model's attention head")
+    if not is_peft(model):
+        return
+    adapter = model.peft_config["default"]
+    whole = [name for name in ("modules_to_save", "trainable_token_indices") if getattr(adapter, name, None)]
+    if whole or adapter.r > _RANKS[-1]:
+        what = f"its {whole[0]}" if whole else f"rank {adapter.r}"
+        raise ConfigError(
+            f"generation.engine=vllm cannot take this adapter: {what}",
+            hint="use an adapter on linear layers only, of rank at most 512, or generation.engine=transformers",
+        )
+
+
+def _head(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def policy_quantization(model: Any) -> str:
+    """How a loaded model's weights are held: `none`, `4bit` or `8bit`."""
+    if getattr(model, "is_loaded_in_4bit", False):
+        return "4bit"
+    return "8bit" if getattr(model, "is_loaded_in_8bit", False) else "none"
+
+
+def cache_bytes(model: Any, tokens: int) -> int:
+    """Bytes of keys and values of one text of so many tokens."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * _head(config) * model.dtype.itemsize * tokens
+
+
+def memory_share(policy: Policy, tokens: int, texts: int) -> float:
+    """The share of the GPU that vLLM gets: weights of its own, the cache of a batch, and room for its passes.
+
+    Raises:
+        ConfigError: that is more than the whole GPU.
+    """
+    _, total = torch.cuda.mem_get_info(policy.device)
+    weights = sum(p.numel() * p.element_size() for n, p in policy.model.named_parameters() if "lora_" not in n)
+    need = weights + 1.2 * cache_bytes(policy.model, tokens) * texts + (2 << 30)
+    if need > 0.95 * total:
+        raise ConfigError(
+            f"generation.engine=vllm needs {need / 1e9:.1f} GB for {texts} texts; the GPU has {total / 1e9:.1f} GB",
+            hint="lower generation.batch_size, or set generation.vllm.memory_share",
+        )
+    return round(need / total, 3)
+
+
+def _same_gpu(device: torch.device) -> str:
+    """The GPU that this process calls by the device's number, as the whole machine calls it."""
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    shown = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    return shown[index] if shown else str(index)
+
+
+def _memory_backed() -> str | None:
+    """Where files cost no disk; None for the system's folder of temporary files."""
+    shared = Path("/dev/shm")
+    return str(shared) if shared.is_dir() and os.access(shared, os.W_OK) else None
+
+
+def _adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    return _on_cpu(state)
+
+
+def _all_tensors(model: Any) -> dict[str, torch.Tensor]:
+    return _on_cpu(model.state_dict())
+
+
+def _on_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    import xxhash
+
+    hasher = xxhash.xxh3_128()
+    for name in sorted(tensors):
+        hasher.update(name.encode())
+        hasher.update(tensors[name].view(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> int:
+    """Write tensors; returns the file's bytes.
+
+    Raises:
+        EngineError: no room.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save
+
+    try:
+        # Tied weights share memory, which `save_file` refuses.
+        data = save({name: tensor.clone() for name, tensor in tensors.items()}, metadata={"format": "pt"})
+        path.write_bytes(data)
+    except (OSError, SafetensorError) as error:
+        raise EngineError(
+            f"{path}: cannot hand the weights to vLLM: {error}", hint="make room in memory-backed storage (/dev/shm)"
+        ) from error
+    return len(data)
