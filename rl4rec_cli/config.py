@@ -310,10 +310,13 @@ class RetrievalSection(Section):
     else in this process, on the GPU if there is one, else on the CPU."""
     service: ServiceSection = ServiceSection()
     """The retrieval service: where it is found, and how it is run by `rl4rec serve-retrieval`."""
-    embedder: Literal["sentence-transformers", "lsa"] = "sentence-transformers"
-    """What turns texts into vectors. `lsa`: TF-IDF + truncated SVD fitted on the catalogue, no download."""
+    embedder: Literal["sentence-transformers", "vllm", "lsa"] = "sentence-transformers"
+    """What turns texts into vectors. `vllm`: the same models run by vLLM. `lsa`: TF-IDF + truncated SVD fitted on the
+    catalogue, no download."""
     model: str = "mixedbread-ai/mxbai-embed-large-v1"
     """sentence-transformers model: a Hub name or a folder."""
+    memory_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Share of the GPU's memory that embedder `vllm` may take."""
     query_prompt: str = ""
     """Text put before each generated text (not before items), as some embedding models ask for."""
     emb_type: str = "text"

@@ -48,6 +48,13 @@ def check_installed(what: str) -> None:
         raise ConfigError(f"{what}: vllm is not installed", hint=INSTALL)
 
 
+def same_gpu(device: Any) -> str:
+    """The GPU that this process calls by a torch device's number, as the whole machine calls it."""
+    index = device.index or 0
+    shown = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    return shown[index] if shown else str(index)
+
+
 class VllmProcess:
     """A process with one vLLM in it.
 

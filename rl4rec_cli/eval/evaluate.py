@@ -177,7 +177,7 @@ class Models:
             "temperature": config.eval.temperature,
             "seed": config.run.seed,
             "vectors": task.retriever.digest,
-            "embedder": [embedder, config.retrieval.query_prompt],
+            "embedder": [embedder, config.retrieval.query_prompt, *_own_kind(config)],
         }
 
         def compute() -> Measured:
@@ -195,6 +195,11 @@ class Models:
             return self._task.retriever.text_vectors(models.measure(name, model).texts or [])
 
         return vectors
+
+
+def _own_kind(config: RunConfig) -> list[str]:
+    """What else than the model moves a text's vector: another engine, in the last bits."""
+    return ["vllm"] if config.retrieval.embedder == "vllm" else []
 
 
 def evaluate_run(

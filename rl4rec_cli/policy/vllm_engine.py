@@ -10,6 +10,7 @@ Every text says which adapter wrote it, and one that another wrote ends the run.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -24,7 +25,7 @@ import torch
 from rl4rec_cli.errors import ConfigError, EngineError, PolicyError
 from rl4rec_cli.policy.backend import check_head
 from rl4rec_cli.policy.pretrained import is_peft
-from rl4rec_cli.vllm_process import VllmProcess
+from rl4rec_cli.vllm_process import VllmProcess, same_gpu
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import GenerationSection, PolicySection, RunConfig
@@ -178,7 +179,7 @@ class VllmEngine:
         if on_gpu:
             options["gpu_memory_utilization"] = own.memory_share or memory_share(policy, self._max_length, texts)
             options["enable_sleep_mode"] = own.sleep
-            environment["CUDA_VISIBLE_DEVICES"] = _same_gpu(policy.device)
+            environment["CUDA_VISIBLE_DEVICES"] = same_gpu(policy.device)
         else:
             # A prompt that is read in two pieces fails on the CPU where texts have seeds of their own (vLLM 0.30).
             options["enable_chunked_prefill"] = False
@@ -251,7 +252,8 @@ class VllmEngine:
                 hint="this is a defect: please report it; generation.engine=transformers writes without vLLM",
             )
         logps = [logps for _, logps, _ in written]
-        if not all(map(torch.isfinite, map(torch.tensor, map(sum, logps)))):
+        if not all(map(math.isfinite, map(sum, logps))):
+            self.close()  # its cache holds what is not finite, and other texts would meet it there
             raise PolicyError(
                 "the policy's probabilities are not finite: its training diverged",
                 hint="lower trainer.learning_rate, or go back to an earlier checkpoint",
@@ -325,13 +327,6 @@ def memory_share(policy: Policy, tokens: int, texts: int) -> float:
             hint="lower generation.batch_size, or set generation.vllm.memory_share",
         )
     return round(need / total, 3)
-
-
-def _same_gpu(device: torch.device) -> str:
-    """The GPU that this process calls by the device's number, as the whole machine calls it."""
-    index = device.index if device.index is not None else torch.cuda.current_device()
-    shown = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
-    return shown[index] if shown else str(index)
 
 
 def _memory_backed() -> str | None:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -109,30 +109,49 @@ class SentenceTransformerEmbedder:
     def embed(
         self, texts: Sequence[str], *, query: bool = False, progress: Callable[[int], None] | None = None
     ) -> Tensor:
-        texts = list(texts)
         before = self.query_prompt if query else ""
-        # Each distinct text once: padding moves the last bits, and items of one text must tie exactly. Ordered by
-        # length so that a batch holds texts of like length: padding is what costs.
-        counts = Counter(texts)
-        order = sorted(counts, key=len)
-        parts: list[Tensor] = []
-        for start in range(0, len(order), self._batch_size):
-            batch = order[start : start + self._batch_size]
-            parts.append(
-                self._model.encode(
-                    [before + text for text in batch],
-                    prompt="",  # else a model's own default prompt is put before items and queries alike
-                    batch_size=self._batch_size,
-                    convert_to_tensor=True,
-                    show_progress_bar=False,
-                ).to("cpu", torch.float32)
+
+        def embed(batch: Sequence[str]) -> Tensor:
+            return self._model.encode(
+                [before + text for text in batch],
+                prompt="",  # else a model's own default prompt is put before items and queries alike
+                batch_size=self._batch_size,
+                convert_to_tensor=True,
+                show_progress_bar=False,
             )
-            if progress is not None:
-                progress(sum(counts[text] for text in batch))
-        if not parts:
-            return torch.zeros(0, self._model.get_embedding_dimension() or 0)
-        row = {text: i for i, text in enumerate(order)}
-        return _unit_rows(torch.cat(parts)[[row[text] for text in texts]], texts, self.name)
+
+        return each_once(texts, embed, self.name, batch_size=self._batch_size, progress=progress)
+
+
+def each_once(
+    texts: Sequence[str],
+    embed: Callable[[Sequence[str]], Tensor],
+    name: str,
+    *,
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> Tensor:
+    """Vectors as an `Embedder` gives them, by a model that takes batches.
+
+    Each distinct text once: padding moves the last bits, and items of one text must tie exactly. Ordered by length so
+    that a batch holds texts of like length: padding is what costs.
+
+    Raises:
+        EmbeddingError: a vector is not finite.
+    """
+    texts = list(texts)
+    counts = Counter(texts)
+    order = sorted(counts, key=len)
+    parts: list[Tensor] = []
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        parts.append(embed(batch).to("cpu", torch.float32))
+        if progress is not None:
+            progress(sum(counts[text] for text in batch))
+    if not parts:
+        return torch.zeros(0, embed(["dimension"]).shape[1])
+    row = {text: i for i, text in enumerate(order)}
+    return _unit_rows(torch.cat(parts)[[row[text] for text in texts]], texts, name)
 
 
 class LsaEmbedder:
@@ -180,12 +199,16 @@ def open_embedder(section: RetrievalSection, dataset: Dataset) -> Embedder:
     """The embedder a configuration names."""
     if section.embedder == "lsa":
         return LsaEmbedder(dataset.texts(section.emb_type), dim=section.lsa_dim)
-    return SentenceTransformerEmbedder(
-        section.model,
-        device=resolve_device(section.device),
-        batch_size=section.batch_size,
-        query_prompt=section.query_prompt,
-    )
+    settings: dict[str, Any] = {
+        "device": resolve_device(section.device),
+        "batch_size": section.batch_size,
+        "query_prompt": section.query_prompt,
+    }
+    if section.embedder == "vllm":
+        from rl4rec_cli.retrieval.vllm_embedder import VllmEmbedder
+
+        return VllmEmbedder(section.model, memory_share=section.memory_share, **settings)
+    return SentenceTransformerEmbedder(section.model, **settings)
 
 
 def resolve_device(device: str) -> str:

@@ -1,0 +1,102 @@
+"""Texts to vectors by vLLM.
+
+Decides: that a model gives here what it gives in sentence-transformers: the same tokens of a text, as many of them, its
+own pooling, computed in float32.
+Hides: vLLM, and the process it runs in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl4rec_cli.errors import EmbeddingError
+from rl4rec_cli.retrieval.embedding import each_once, model_identity
+from rl4rec_cli.vllm_process import VllmProcess, same_gpu
+
+TIMEOUT = 1800.0
+
+
+class VllmEmbedder:
+    """A sentence-transformers model, run by vLLM.
+
+    Args:
+        model: Hub name or folder.
+        device: torch device.
+        batch_size: texts handed to vLLM at once.
+        query_prompt: text put before queries, not before items.
+        memory_share: share of the GPU's memory it may take.
+
+    Raises:
+        ConfigError: vllm is not installed. EmbeddingError: no such model. EngineError: vLLM does not start.
+    """
+
+    def __init__(
+        self, model: str, *, device: str, batch_size: int, query_prompt: str = "", memory_share: float = 0.2
+    ) -> None:
+        from transformers import AutoTokenizer
+
+        self.name = model_identity(model)
+        self.query_prompt = query_prompt
+        self._batch_size = batch_size
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(model)
+            self._longest = _longest(model, self._tokenizer)
+        except (OSError, ValueError, KeyError) as error:
+            raise EmbeddingError(
+                f"cannot load the embedding model {model!r}: {str(error).splitlines()[0]}",
+                hint="give a sentence-transformers model name or folder, or set retrieval.embedder=lsa (no download)",
+            ) from error
+        options: dict[str, Any] = {
+            "model": model,
+            "runner": "pooling",
+            "dtype": "float32",
+            "max_model_len": self._longest,
+            "max_num_seqs": batch_size,
+            "enforce_eager": True,
+        }
+        environment = {}
+        if device.startswith("cuda"):
+            options["gpu_memory_utilization"] = memory_share
+            environment["CUDA_VISIBLE_DEVICES"] = same_gpu(torch.device(device))
+        else:
+            options["kv_cache_memory_bytes"] = 256 << 20
+        self._process = VllmProcess("retrieval.embedder=vllm", options, timeout=TIMEOUT, environment=environment)
+
+    def embed(
+        self, texts: Sequence[str], *, query: bool = False, progress: Callable[[int], None] | None = None
+    ) -> Tensor:
+        before = self.query_prompt if query else ""
+
+        def embed(batch: Sequence[str]) -> Tensor:
+            ids = self._tokenizer([before + text for text in batch], truncation=True, max_length=self._longest)
+            found = self._process.ask("embed", ids["input_ids"], doing=f"embedding {len(batch):,} texts")
+            return torch.from_numpy(found)
+
+        return each_once(texts, embed, self.name, batch_size=self._batch_size, progress=progress)
+
+    def close(self) -> None:
+        """End vLLM."""
+        self._process.close()
+
+
+def _longest(model: str, tokenizer: Any) -> int:
+    """Tokens of a text that the model reads, as sentence-transformers would."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        path: Path | None = folder / "sentence_bert_config.json"
+    else:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model, "sentence_bert_config.json")
+        path = Path(found) if isinstance(found, str) else None
+    if path is not None and path.is_file():
+        wanted = json.loads(path.read_text(encoding="utf-8")).get("max_seq_length")
+        if isinstance(wanted, int):
+            return wanted
+    return int(min(tokenizer.model_max_length, 8192))
