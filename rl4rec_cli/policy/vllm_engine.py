@@ -25,6 +25,7 @@ import torch
 from rl4rec_cli.errors import ConfigError, EngineError, PolicyError
 from rl4rec_cli.policy.backend import check_head
 from rl4rec_cli.policy.pretrained import is_peft
+from rl4rec_cli.policy.vllm_server import VllmServer
 from rl4rec_cli.vllm_process import VllmProcess, same_gpu
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class VllmEngine:
         self._max_length = config.prompt.max_prompt_length + config.generation.max_completion_length
         self._seed = config.run.seed
         self._log = log
-        self._process: VllmProcess | None = None
+        self._process: VllmProcess | VllmServer | None = None
         self._folder: Path | None = None
         self._held = ""
         """Digest of the weights that vLLM has."""
@@ -142,12 +143,15 @@ class VllmEngine:
 
     # Starting
 
-    def _started(self, policy: Policy) -> VllmProcess:
+    def _started(self, policy: Policy) -> VllmProcess | VllmServer:
         if self._process is not None and self._process.is_alive:
             return self._process
         self.close()
         check_fits(policy, self._policy_section, self._section)
         self._folder = Path(tempfile.mkdtemp(prefix="rl4rec-vllm-", dir=_memory_backed()))
+        if self._section.vllm.server is not None:
+            self._process = self._server(policy, self._section.vllm.server)
+            return self._process
         options, environment = self._options(policy)
         self._process = VllmProcess(
             "generation.engine=vllm",
@@ -157,6 +161,21 @@ class VllmEngine:
             environment=environment,
         )
         return self._process
+
+    def _server(self, policy: Policy, url: str) -> VllmServer:
+        if not is_peft(policy.model):
+            raise ConfigError(
+                "generation.vllm.server takes adapters, but all weights are trained",
+                hint="set policy.lora.r, or leave generation.vllm.server out",
+            )
+        adapter = policy.model.peft_config["default"]
+        command = (
+            f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve {adapter.base_model_name_or_path} --enable-lora "
+            f"--max-lora-rank {_room_for(adapter.r)} --logprobs-mode processed_logprobs "
+            f"--generation-config vllm --dtype {str(policy.model.dtype).removeprefix('torch.')} "
+            f"--max-model-len {self._max_length}"
+        )
+        return VllmServer(url, command=command, timeout=self._section.vllm.timeout)
 
     def _options(self, policy: Policy) -> tuple[dict[str, Any], dict[str, str]]:
         """What vLLM's `LLM` is made with, and the variables of its process."""
@@ -193,7 +212,7 @@ class VllmEngine:
                 "enable_lora": True,
                 "max_loras": 1,
                 "max_cpu_loras": 1,
-                "max_lora_rank": next(size for size in _RANKS if size >= adapter.r),
+                "max_lora_rank": _room_for(adapter.r),
             }
             if policy_quantization(model) == "4bit":
                 options["quantization"] = "bitsandbytes"
@@ -204,7 +223,7 @@ class VllmEngine:
 
     # Handing over
 
-    def _hand_over(self, policy: Policy, process: VllmProcess) -> None:
+    def _hand_over(self, policy: Policy, process: VllmProcess | VllmServer) -> None:
         """Bring vLLM to the policy's weights, where they are others than it has."""
         started = time.perf_counter()
         folder = self._folder
@@ -296,6 +315,10 @@ def check_fits(policy: Policy, section: PolicySection, generation: GenerationSec
 
 def _head(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _room_for(rank: int) -> int:
+    return next(size for size in _RANKS if size >= rank)
 
 
 def policy_quantization(model: Any) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config_health import HealthSection
 
 MASKED = "masked_share"
-"""Key of a record: the share of the texts' tokens that importance sampling left out; only some engines give it."""
+"""Key of a record: the share of tokens (or texts) that importance sampling left out or cut; only engines give it."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _rules(section: HealthSection) -> dict[str, _Rule]:
             "the policy runs away from what it started as: raise trainer.beta or lower trainer.learning_rate",
         ),
         "masked": _Rule(
-            *(MASKED, "the share left out by importance sampling", ""),
+            *(MASKED, "the share left out or cut by importance sampling", ""),
             lambda first: (-math.inf, section.masked_above),
             "",
             "the engine's probabilities are not the policy's: sample with generation.top_p=1 and top_k=0, correct by "

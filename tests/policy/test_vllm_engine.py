@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -272,3 +279,52 @@ def test_what_it_cannot_hold_is_refused_before_it_starts(base: Path, make_datase
     policy.model.peft_config["default"].modules_to_save = ["lm_head"]
     with pytest.raises(ConfigError, match="cannot take this adapter: its modules_to_save"):
         VllmEngine(config()).write(policy, [[5]], GREEDY, [2])
+
+
+@pytest.fixture(scope="module")
+def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A `vllm serve` of the base, as the hint of an error says to start it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    policy = adapted(base)
+    policy.engine = VllmEngine(config(vllm={"server": f"http://127.0.0.1:{port}"}))
+    with pytest.raises(EngineError, match=f"server=http://127.0.0.1:{port} does not answer") as caught:
+        write(policy)
+    words = str(caught.value.hint).removeprefix("start one: ").split()
+    given = {**os.environ, **dict([words[0].split("=")]), "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    log = tmp_path_factory.mktemp("server") / "log"
+    assert words[1:3] == ["vllm", "serve"]
+    # The command `vllm` looks for a package of that name, which on the CPU is vllm-cpu.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", *words[3:], "--port", str(port)]
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--enforce-eager", "--no-enable-chunked-prefill"],
+            **{"stdout": out, "stderr": subprocess.STDOUT, "env": given, "start_new_session": True},
+        )
+    try:
+        for _ in range(1200):
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break
+            assert process.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def test_a_running_server_writes_with_the_policy_s_adapter(base: Path, server: str) -> None:
+    policy = adapted(base)
+    policy.engine = VllmEngine(config(vllm={"server": server}))
+    for seed in (1, 2):
+        step(policy, seed)
+        assert furthest(policy, write(policy), SAMPLED.temperature) < 1e-4
+        likeliest = (generate_texts(p, prompts_of(policy), GREEDY, batch_size=16) for p in (policy, alone(policy)))
+        assert next(likeliest) == next(likeliest)
+    with urllib.request.urlopen(f"{server}/v1/models", timeout=20) as answer:
+        assert sum("rl4rec-" in model["id"] for model in json.load(answer)["data"]) == 1
+    policy.close()
+    with urllib.request.urlopen(f"{server}/v1/models", timeout=20) as answer:
+        assert sum("rl4rec-" in model["id"] for model in json.load(answer)["data"]) == 0

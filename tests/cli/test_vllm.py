@@ -1,0 +1,220 @@
+"""vLLM writes, through the real commands: every trainer, going on, evaluation, recommendations, and its death.
+
+All commands run in one process, which imports once; every vLLM is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="needs vllm; `make test-vllm` installs it"),
+]
+
+SMALL = (
+    *("data.synthetic.users=60", "data.synthetic.items=24", "data.train_targets=last", "eval.users=24"),
+    *("eval.baselines=[last_item,untrained]", "eval.cache_dir=null", "eval.steps=2", "eval.step_users=8"),
+    *("policy.tiny.vocab_size=400", "generation.max_completion_length=6", "logging.steps=1"),
+    *("trainer.learning_rate=0.02", "trainer.max_steps=4", "generation.engine=vllm"),
+)
+WARM = "trainer.warm_start={max_steps: 60, num_train_epochs: 99, learning_rate: 3e-3, batch_size: 16, target: last}"
+GROUPS = (WARM, "trainer.batch_size=4", "trainer.num_generations=4")
+SINGLE = (WARM, "trainer.batch_size=16")
+ADAPTER = "policy.lora.r=8"
+TRAININGS = {
+    "grpo": (*GROUPS, ADAPTER, "trainer.beta=0.05", "logging.save_steps=2", "trainer.num_iterations=2"),
+    "rloo": (*GROUPS, ADAPTER, "trainer.zero_variance=refill"),
+    "ppo": (*SINGLE, "trainer.mini_batch_size=8", "trainer.ppo_epochs=2"),
+    # Weights of two bytes in vLLM and of four in the trainer: their probabilities differ.
+    "reinforce": (*SINGLE, "generation.vllm.dtype=bf16", "generation.vllm.correction_max=1.0001", "health.window=3"),
+}
+DRIVER = """
+import contextlib, io, json, os, shutil, sys
+from pathlib import Path
+from rl4rec_cli.cli.main import main
+commands = json.loads(Path(sys.argv[1]).read_text())
+for name, command in commands.items():
+    if command[0] == "copy":
+        shutil.copytree(command[1], command[2])
+        for left in command[3:]:
+            shutil.rmtree(Path(command[2]) / left)
+        continue
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(command)
+    Path(f"said_{name}.json").write_text(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue()}))
+"""
+# A reward that looks for the engine in its third batch, and ends it or this process.
+REWARD = """
+import os, signal, time
+from pathlib import Path
+
+calls = 0
+
+def length(texts, targets, histories, **kwargs):
+    global calls
+    calls += 1
+    if calls == 3:
+        Path("reached").write_text(" ".join(engines()))
+        for pid in engines():
+            os.kill(int(pid) if Path("engine").exists() else os.getpid(), signal.SIGKILL)
+    return [len(t) / 100 for t in texts]
+
+def engines():
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return [p for p in children if "vllm_worker" in Path(f"/proc/{p}/cmdline").read_text()]
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all commands were run."""
+    folder = tmp_path_factory.mktemp("vllm")
+    commands: dict[str, list[str]] = {}
+    for algorithm, sets in TRAININGS.items():
+        given = [part for text in (*SMALL, *sets, f"run.name={algorithm}") for part in ("--set", text)]
+        commands[algorithm] = ["train", algorithm, "--quick-test", *given]
+    left = ["checkpoints/checkpoint_final", "checkpoints/checkpoint_best", "eval"]
+    commands["copy"] = ["copy", "runs/grpo", "runs/resumed", *left]
+    commands["resume"] = ["train", "grpo", "--resume", "runs/resumed"]
+    commands["eval"] = ["eval", "runs/grpo", "--baselines", "none", "--json"]
+    plain = ["--set", "generation.engine=transformers"]
+    commands["eval_plain"] = ["eval", "runs/grpo", "--baselines", "none", "--json", *plain]
+    commands["recommend"] = ["recommend", "runs/rloo", "--user", "u1", "--json"]
+    (folder / "commands.json").write_text(json.dumps(commands))
+    done = subprocess.run([sys.executable, "-c", DRIVER, "commands.json"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+def said(place: Path, name: str) -> dict[str, Any]:
+    found = json.loads((place / f"said_{name}.json").read_text())
+    assert found["code"] == 0, found["err"][-3000:]
+    return found
+
+
+def log_of(place: Path, name: str) -> list[dict[str, Any]]:
+    lines = (place / "runs" / name / "training_log.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if "second" not in k and k != "memory_gib"} for line in lines
+    ]  # what a step took differs from one time to the next
+
+
+def steps_of(place: Path, algorithm: str) -> list[dict[str, Any]]:
+    return [line for line in log_of(place, algorithm) if line["phase"] == algorithm and "loss" in line]
+
+
+@pytest.mark.parametrize("algorithm", TRAININGS)
+def test_every_trainer_learns_from_the_policy_s_own_texts(algorithm: str, place: Path) -> None:
+    said(place, algorithm)
+    steps = steps_of(place, algorithm)
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    handed = [line.get("handover_bytes", 0) for line in steps]
+    # Before each batch of texts but the first, whose weights vLLM starts with where all are trained. grpo makes two
+    # updates of a batch, ppo four, the others one.
+    batches = {"grpo": [True, False, True, False], "rloo": [True] * 4, "ppo": [False] * 4}
+    assert [size > 0 for size in handed] == batches.get(algorithm, [False, True, True, True])
+    if algorithm != "reinforce":  # float32 on both sides
+        measured = [line for line in steps if "logp_difference" in line]
+        assert len(measured) == {"grpo": 2, "ppo": 1, "rloo": 4}[algorithm]
+        assert all(line["logp_difference_max"] < 1e-4 and line["masked_share"] == 0 for line in measured)
+    final = place / "runs" / algorithm / "checkpoints" / "checkpoint_final"
+    start = place / "runs" / algorithm / "checkpoints" / "checkpoint_start"
+    name = "adapter_model.safetensors" if (final / "adapter_config.json").is_file() else "model.safetensors"
+    before, after = load_file(start / name), load_file(final / name)
+    assert [n for n in before if torch.equal(before[n], after[n])] == []
+
+
+def test_probabilities_that_differ_are_corrected_and_warned_of(place: Path) -> None:
+    steps = steps_of(place, "reinforce")
+    assert all(1e-4 < line["logp_difference_max"] < 1 for line in steps)
+    assert all(line["masked_share"] > 0.2 for line in steps)
+    assert all(line["importance_ratio"] < 1 for line in steps)
+    assert "the share left out or cut by importance sampling" in said(place, "reinforce")["err"]
+
+
+def test_what_vllm_prints_is_kept_with_the_run(place: Path) -> None:
+    assert (place / "runs" / "grpo" / "vllm.log").stat().st_size > 0
+    assert "vllm" not in said(place, "grpo")["out"].lower()
+
+
+def test_going_on_is_the_same_curve_and_the_same_weights(place: Path) -> None:
+    assert "going on after step 2" in said(place, "resume")["err"]
+
+    def without_handover(name: str) -> list[dict[str, Any]]:  # a new engine starts with the base alone
+        return [{k: v for k, v in line.items() if k != "handover_bytes"} for line in log_of(place, name)]
+
+    assert without_handover("resumed") == without_handover("grpo")
+    finals = [place / "runs" / name / "checkpoints/checkpoint_final" for name in ("resumed", "grpo")]
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in finals)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_evaluation_and_recommendations_write_what_transformers_does(place: Path) -> None:
+    by_vllm, plain = (json.loads(said(place, name)["out"]) for name in ("eval", "eval_plain"))
+    assert by_vllm["methods"]["tuned policy"] == plain["methods"]["tuned policy"]
+    own = json.loads((place / "runs" / "grpo" / "eval" / "validation.json").read_text())
+    assert by_vllm["methods"]["tuned policy"] == own["methods"]["tuned policy"]
+    assert json.loads(said(place, "recommend")["out"])["text"]
+
+
+def test_the_quick_test_learns(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rl4rec_cli.cli.main", "train", "grpo", "--quick-test", "--seeds", "0"]
+    given = ["--set", "generation.engine=vllm", "--set", "run.name=q"]
+    done = subprocess.run([*command, *given], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "runs" / "q" / "eval" / "validation.json").read_text())
+    assert result["differences"]["before RL"]["low"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "runs" / "q" / "training_log.jsonl").read_text().splitlines()]
+    written = [line for line in lines if line["phase"] == "grpo"]
+    assert len(written) == 7
+    assert all(line["logp_difference_max"] < 1e-4 for line in written)
+    assert all(line["handover_bytes"] > 0 for line in written[1:])  # it starts with the first step's weights
+
+
+@pytest.mark.parametrize("dies", ["engine", "trainer"])
+def test_when_one_of_them_is_killed_nothing_is_left_running(dies: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(REWARD)
+    if dies == "engine":
+        (tmp_path / "engine").touch()
+    sets = (*SMALL, *GROUPS, ADAPTER, "run.name=r", "eval.steps=null", "eval.baselines=[]", "trainer.warm_start=null")
+    given = [part for text in sets for part in ("--set", text)]
+    command = [sys.executable, "-m", "rl4rec_cli.cli.main", "train", "grpo", "--quick-test", *given]
+    done = subprocess.run(
+        [*command, "--reward", "./own.py:length=1"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    (engine,) = (tmp_path / "reached").read_text().split()
+    deadline = time.monotonic() + 20
+    while _is_running(int(engine)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_running(int(engine))
+    if dies == "trainer":
+        assert done.returncode == -signal.SIGKILL
+        return
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "error: vLLM (generation.engine=vllm) was killed by SIGKILL while" in done.stderr
+    assert "Stopped: the policy of step 3 is in runs/r/checkpoints/checkpoint_step_3" in done.stderr
+    assert "hint: " in done.stderr
+    assert "To go on with it: rl4rec train grpo --resume" in done.stderr
+    assert (tmp_path / "runs/r/checkpoints/checkpoint_step_3/adapter_model.safetensors").is_file()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
