@@ -136,9 +136,10 @@ class VllmProcess:
                 self._process.wait(10)
             code = self._process.returncode
             how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with status {code}"
+            said = self._said()
             self.close()
             raise EngineError(
-                f"vLLM ({self._what}) {how} while {doing}{self._said()}",
+                f"vLLM ({self._what}) {how} while {doing}{said}",
                 hint="killed by SIGKILL: often for want of memory; see its log, or use generation.engine=transformers",
             ) from error
         except BaseException:  # an answer nobody waits for would be taken for the next one
@@ -146,10 +147,11 @@ class VllmProcess:
             raise
         if kind == "done":
             return result
+        said = self._said()
         self.close()
         raise EngineError(
             f"vLLM ({self._what}) {'ran out of memory' if kind == 'memory' else 'failed'} while {doing}: "
-            f"{_first_line(result)}{self._said()}",
+            f"{_first_line(result)}{said}",
             hint=_hint(kind, str(result)),
         )
 
@@ -158,6 +160,7 @@ class VllmProcess:
         self._end()
 
     def _said(self) -> str:
+        """Where its log is, which is kept from now on."""
         self._of_no_use.clear()
         return f"; its log: {self.log}"
 
