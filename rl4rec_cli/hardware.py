@@ -17,7 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl4rec_cli.errors import ConfigError, Rl4RecError
-from rl4rec_cli.memory import GB, Estimate, Surroundings, activation_saving, batch_shape, estimate, human, plain_weights
+from rl4rec_cli.memory import (
+    ENGINE_TEXTS,
+    GB,
+    Estimate,
+    Surroundings,
+    activation_saving,
+    batch_shape,
+    engine_bytes,
+    estimate,
+    human,
+    plain_weights,
+)
 from rl4rec_cli.savings import Room, Saving, savings
 
 if TYPE_CHECKING:
@@ -187,7 +198,8 @@ def plan_placement(
     where, reason = _retrieval_place(machine, config, gpu)
     around = surroundings(machine, config, retrieval, lengths=lengths)
     free = gpu.free if gpu else machine.ram_free
-    room = int(USABLE * free)
+    beside = _engine_size(config, facts, around, gpu)
+    room = int(USABLE * free) - beside
     result = estimate(config, facts, around)
     fits = result.bytes <= room
     ways = () if fits else tuple(savings(config, facts, around, Room(room), keep_texts=False)[:2])
@@ -195,6 +207,8 @@ def plan_placement(
     choices = _choices(chosen, config, facts, around, gpu)
     backend = Choice("retrieval", f"{_retrieval_backend(config)} on {_where(chosen, where)}", reason)
     said = f"{gpu.name}, {human(gpu.free)} free" if gpu else f"{human(machine.ram_free)} of memory free, no GPU is used"
+    if beside:
+        said += f", {human(beside)} of it vLLM's"
     return Placement(
         f"cuda:{gpu.index}" if gpu else "cpu", said, room, result, fits, (*choices, backend), ways, retrieval.notes
     )
@@ -302,10 +316,21 @@ def _choices(
     return (backend, quantised, size, again, _vllm(chosen, facts, around, gpu))
 
 
+def _engine_size(config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu | None) -> int:
+    """Bytes of the device that vLLM gets, in a process of its own."""
+    share = config.generation.vllm.memory_share
+    need = engine_bytes(config, facts, around)
+    return int(share * gpu.total) if need and gpu is not None and share is not None else need
+
+
 def _vllm(config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu | None) -> Choice:
-    """The share of the GPU that an engine in the same process would get."""
+    """The share of the GPU that vLLM gets."""
+    if beside := _engine_size(config, facts, around, gpu):
+        texts = config.generation.batch_size or ENGINE_TEXTS
+        why = f"weights of its own and the cache of {texts} texts take {human(beside)} (generation.engine=vllm)"
+        return Choice("vLLM share", f"{beside / gpu.total:.2f}" if gpu else "0", why if gpu else f"no GPU: {why}")
     if gpu is None or not config.policy.fast_inference:
-        return Choice("vLLM share", "0", "texts are written by the policy itself (policy.fast_inference is off)")
+        return Choice("vLLM share", "0", "texts are written by the policy itself (generation.engine)")
     writing = next((p for p in estimate(config, facts, around).phases if p.name == "writing"), None)
     if writing is None:
         return Choice("vLLM share", "0", "no texts are written")

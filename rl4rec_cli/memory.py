@@ -24,6 +24,10 @@ _QUANTISED = {"4bit": 4.13 / 8, "8bit": 1.01}
 # Context, cuBLAS workspaces and what torch holds back on a GPU; on a CPU thread pools, the trainer's objects and
 # modules that are imported late. The second was measured, the first could not be.
 RUNTIME_GPU, RUNTIME_CPU = 900 * MIB, 60 * MIB
+# vLLM's process without weights and cache: assumed on a GPU, about what it held for tiny policies on the CPU.
+ENGINE_GPU, ENGINE_CPU = 2048 * MIB, 900 * MIB
+ENGINE_TEXTS = 256
+"""Texts vLLM writes at once where `generation.batch_size` does not say."""
 # Rows of logits that TRL computes entropies of at once, in three tensors.
 _ENTROPY_ROWS = 128
 _PASSING = frozenset({"activations", "logits", "KV cache", "gradients"})
@@ -231,6 +235,8 @@ def _phases(
     if lora is None and facts.is_tied:  # the gradient of the embedding is summed with that of the head
         update["gradients"] += facts.vocab * facts.hidden * types.trained
     phases = [Phase(f"{prefix}learning", learn), Phase(f"{prefix}updating", update)]
+    if config.generation.engine == "vllm":  # which writes beside the run: see `engine_bytes`
+        return phases
     if batch.written:
         at_once = min(batch.written, config.generation.batch_size or batch.written)
         phases.append(Phase("writing", _writing(resident, facts, at_once, prompt, text, types)))
@@ -297,6 +303,21 @@ def _writing(
         "activations": reading,
         "logits": 3 * 4 * texts * facts.vocab,
     }
+
+
+def engine_need(weights: float, cache: float, *, on_gpu: bool) -> int:
+    """Bytes that vLLM takes: weights of its own, the cache of the texts it writes at once, and room for its passes."""
+    return int(weights + 1.2 * cache + (ENGINE_GPU if on_gpu else ENGINE_CPU))
+
+
+def engine_bytes(config: RunConfig, facts: ModelFacts, around: Surroundings) -> int:
+    """Bytes that vLLM takes beside the run; 0 where the policy itself writes."""
+    if config.generation.engine != "vllm" or config.generation.vllm.server is not None:
+        return 0
+    types = _types(config.policy, config.trainer.precision, on_gpu=around.on_gpu)
+    tokens = config.prompt.max_prompt_length + config.generation.max_completion_length
+    cache = kv_cache_bytes(facts, config.generation.batch_size or ENGINE_TEXTS, tokens, types)
+    return engine_need(weight_bytes(facts, types), cache, on_gpu=around.on_gpu)
 
 
 def plain_weights(config: RunConfig, facts: ModelFacts, around: Surroundings) -> int:

@@ -164,6 +164,23 @@ def test_choices_say_why() -> None:
     assert 0.02 < float(choice(fast, "vLLM share")[0]) < 0.5
 
 
+def test_vllm_has_a_part_of_the_memory_and_the_run_the_rest() -> None:
+    plain, engine = (
+        plan(machine(80), load("qwen2.5-1.5b", f"generation.engine={e}")) for e in ("transformers", "vllm")
+    )
+    share, why = choice(engine, "vLLM share")
+    # 1.5 B parameters of two bytes, and the cache: 256 texts of 128 + 64 tokens or so of 28 KiB each.
+    assert 3.1 + 2.1 < float(share) * 80 < 15
+    assert "256 texts" in why
+    assert plain.room - engine.room == pytest.approx(float(share) * 80e9, rel=0.1)
+    assert "writing" not in [phase.name for phase in engine.estimate.phases]
+    given = plan(machine(80), load("qwen2.5-1.5b", "generation.engine=vllm", "generation.vllm.memory_share=0.5"))
+    assert choice(given, "vLLM share")[0] == "0.50"
+    served = ("generation.engine=vllm", "generation.vllm.server=http://127.0.0.1:8000")
+    assert plan(machine(80), load("qwen2.5-1.5b", *served)).room == plain.room
+    assert choice(plan(machine(), load("qwen2.5-0.5b", "generation.engine=vllm")), "vLLM share")[0] == "0"
+
+
 def test_retrieval_goes_where_the_gpus_are() -> None:
     config = load("qwen2.5-0.5b")
     assert choice(plan(machine(), config), "retrieval")[0] == "in-process on cpu"

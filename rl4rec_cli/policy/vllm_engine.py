@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rl4rec_cli.errors import ConfigError, EngineError, PolicyError
+from rl4rec_cli.memory import ENGINE_TEXTS, engine_need
 from rl4rec_cli.policy.backend import check_head
 from rl4rec_cli.policy.pretrained import is_peft
 from rl4rec_cli.policy.vllm_server import VllmServer
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Those that vLLM makes room for."""
 _TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-TEXTS = 256
-"""Texts written at once where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ class VllmEngine:
         """What vLLM's `LLM` is made with, and the variables of its process."""
         section, own, model = self._section, self._section.vllm, policy.model
         on_gpu = policy.device.type == "cuda"
-        texts = section.batch_size or TEXTS
+        texts = section.batch_size or ENGINE_TEXTS
         options: dict[str, Any] = {
             "dtype": _TYPES.get(own.dtype, str(model.dtype).removeprefix("torch.")),
             "max_model_len": self._max_length,
@@ -343,7 +342,7 @@ def memory_share(policy: Policy, tokens: int, texts: int) -> float:
     """
     _, total = torch.cuda.mem_get_info(policy.device)
     weights = sum(p.numel() * p.element_size() for n, p in policy.model.named_parameters() if "lora_" not in n)
-    need = weights + 1.2 * cache_bytes(policy.model, tokens) * texts + (2 << 30)
+    need = engine_need(weights, cache_bytes(policy.model, tokens) * texts, on_gpu=True)
     if need > 0.95 * total:
         raise ConfigError(
             f"generation.engine=vllm needs {need / 1e9:.1f} GB for {texts} texts; the GPU has {total / 1e9:.1f} GB",

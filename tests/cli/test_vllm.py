@@ -6,6 +6,7 @@ All commands run in one process, which imports once; every vLLM is a process of 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -57,6 +58,22 @@ for name, command in commands.items():
         code = main(command)
     Path(f"said_{name}.json").write_text(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue()}))
 """
+# What plain vLLM writes for token sequences, most likely tokens only.
+READER = """
+import contextlib, json, sys
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+asked, written = json.loads(sys.stdin.read()), {}
+how = SamplingParams(temperature=0, max_tokens=6)
+given = [{"prompt_token_ids": ids} for ids in asked["prompts"]]
+for name, (folder, *adapter) in asked["models"].items():
+    own = {"enable_lora": True, "max_lora_rank": 8} if adapter else {}
+    llm = LLM(folder, dtype="float32", max_model_len=128, enforce_eager=True, enable_chunked_prefill=False, **own)
+    with_it = LoRARequest("a", 1, adapter[0]) if adapter else None
+    written[name] = [o.outputs[0].text for o in llm.generate(given, how, lora_request=with_it, use_tqdm=False)]
+    del llm
+print(json.dumps(written))
+"""
 # A reward that looks for the engine in its third batch, and ends it or this process.
 REWARD = """
 import os, signal, time
@@ -93,6 +110,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands["eval"] = ["eval", "runs/grpo", "--baselines", "none", "--json"]
     plain = ["--set", "generation.engine=transformers"]
     commands["eval_plain"] = ["eval", "runs/grpo", "--baselines", "none", "--json", *plain]
+    commands["merged"] = ["export", "runs/grpo", "--to", "merged", "--output", "merged"]
+    commands["adapter"] = ["export", "runs/grpo", "--to", "adapter", "--output", "adapter"]
     commands["recommend"] = ["recommend", "runs/rloo", "--user", "u1", "--json"]
     (folder / "commands.json").write_text(json.dumps(commands))
     done = subprocess.run([sys.executable, "-c", DRIVER, "commands.json"], cwd=folder, capture_output=True, text=True)
@@ -169,6 +188,60 @@ def test_evaluation_and_recommendations_write_what_transformers_does(place: Path
     own = json.loads((place / "runs" / "grpo" / "eval" / "validation.json").read_text())
     assert by_vllm["methods"]["tuned policy"] == own["methods"]["tuned policy"]
     assert json.loads(said(place, "recommend")["out"])["text"]
+
+
+def by_plain_vllm(models: dict[str, list[str]], prompts: list[list[int]], cwd: Path) -> dict[str, list[str]]:
+    """The likeliest texts of each model, a folder or a base and an adapter's folder, by vLLM as anybody uses it."""
+    given = json.dumps({"models": models, "prompts": prompts})
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", READER],
+        **{"cwd": cwd, "input": given, "capture_output": True, "text": True, "env": {**os.environ, **settings}},
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def by_transformers(folder: Path, prompts: list[list[int]]) -> list[str]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = []
+    for ids in prompts:
+        given = torch.tensor([ids])
+        out = model.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=6, do_sample=False)
+        texts.append(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True))
+    return texts
+
+
+PROMPTS = [[5, 40, 60, 70], [9, 100, 80], [30, 31, 32, 33, 34], [200, 201]]
+
+
+def test_what_is_exported_is_read_by_vllm(place: Path) -> None:
+    base = json.loads((place / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    written = by_plain_vllm({"merged": ["merged"], "adapter": [base, "adapter"]}, PROMPTS, place)
+    assert written["merged"] == written["adapter"] == by_transformers(place / "merged", PROMPTS)
+    assert len(set(written["merged"])) > 1
+
+
+@pytest.mark.skipif(find_spec("unsloth") is None, reason="needs unsloth; `make unsloth-cpu` installs it")
+def test_what_unsloth_trained_in_4_bits_is_read_by_vllm(tmp_path: Path) -> None:
+    sets = [*SMALL, *GROUPS, "policy.backend=unsloth", "policy.tiny.head_dim=32", "policy.lora.r=8", "run.name=u"]
+    sets += ["generation.engine=transformers"]
+    given = [part for text in sets for part in ("--set", text)]
+    commands = {
+        "u": ["train", "grpo", "--quick-test", *given],
+        "m": ["export", "runs/u", "--to", "merged", "--output", "merged"],
+    }
+    (tmp_path / "commands.json").write_text(json.dumps(commands))
+    done = subprocess.run([sys.executable, "-c", DRIVER, "commands.json"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Backend unsloth, quantization 4bit" in said(tmp_path, "u")["err"]
+    assert said(tmp_path, "m")["out"] == "merged\n"
+    written = by_plain_vllm({"merged": ["merged"]}, PROMPTS, tmp_path)
+    assert written["merged"] == by_transformers(tmp_path / "merged", PROMPTS)
+    assert len(set(written["merged"])) > 1
 
 
 def test_the_quick_test_learns(tmp_path: Path) -> None:
