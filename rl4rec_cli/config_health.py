@@ -21,11 +21,15 @@ class HealthSection(Section):
     window: PositiveInt = 5
     """Logged steps in a row that a sign must hold for."""
     entropy: Action = "warn"
-    """The policy writes almost the same text whatever is drawn."""
+    """The policy writes almost the same text whatever is drawn, or its texts turn to noise."""
     entropy_below: NonNegative = 0.05
     """Entropy, in nats per token, that is too low."""
     entropy_share_below: Fraction = 0.05
     """Share of the first logged step's entropy that is too low."""
+    entropy_above: PositiveFloat = 4.0
+    """Entropy, in nats per token, that is too high where it is also so many times the first step's:"""
+    entropy_share_above: Annotated[float, Field(gt=1.0)] = 3.0
+    """Multiple of the first logged step's entropy."""
     length: Action = "warn"
     """Texts collapse or blow up."""
     length_share_below: Fraction = 0.2

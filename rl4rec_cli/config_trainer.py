@@ -76,8 +76,13 @@ class RlSection(OptimSection):
     mask_truncated_completions: bool = False
     """Leave texts that hit the length limit out of the loss."""
     screen_rank: PositiveInt | None = None
-    """Reinforce only on training examples whose target the last item's text ranks within so many items; all when
-    absent. Far targets reward all texts of a group alike. The warm start sees all examples."""
+    """Reinforce only on training examples whose target ranks within so many items (see `screen_by`); all when absent.
+    Far targets reward all texts of a group alike. The warm start sees all examples."""
+    screen_solved: PositiveInt | None = None
+    """Leave out training examples whose target ranks within so many items already."""
+    screen_by: Literal["last_item", "policy"] = "last_item"
+    """What ranks targets for these two: the last item's text, or the most likely text of the policy that reinforcement
+    learning starts from (a text is written for each training example, once)."""
     warm_start: SftSection | None = None
     """Supervised fine-tuning before RL."""
 
@@ -87,6 +92,16 @@ class RlSection(OptimSection):
             raise ValueError("beta > 0 needs the reference policy: set use_ref_model true or beta 0")
         if self.use_ref_model is True and self.beta == 0:
             raise ValueError("use_ref_model has no effect with beta 0: set beta above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _screens(self) -> RlSection:
+        if self.screen_rank is not None and self.screen_solved is not None and self.screen_solved >= self.screen_rank:
+            raise ValueError(
+                f"screen_solved {self.screen_solved} leaves nothing within screen_rank {self.screen_rank}: lower it"
+            )
+        if self.screen_by == "policy" and self.screen_rank is None and self.screen_solved is None:
+            raise ValueError("screen_by has no effect without screen_rank or screen_solved: set one of them")
         return self
 
 

@@ -7,8 +7,10 @@ Hides: that item ids of different catalogues are the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
@@ -95,12 +97,26 @@ def count_examples(domains: Sequence[Domain]) -> int:
     return sum(len(domain.examples) for domain in domains)
 
 
-def screen_domains(section: RlSection, domains: Sequence[Domain]) -> list[Domain]:
-    """Each domain with the examples that reinforcement learning sees; see `screening.py`."""
+def screen_domains(
+    section: RlSection,
+    domains: Sequence[Domain],
+    *,
+    write: Callable[[Dataset, Sequence[Example]], list[str]],
+    folder: Path,
+) -> list[Domain]:
+    """Each domain with the examples that reinforcement learning sees; see `screening.py`.
+
+    Args:
+        write: the starting policy's most likely texts for examples of a dataset.
+        folder: the run's.
+    """
     from rl4rec_cli.train.screening import screen_examples
 
-    several = len(domains) > 1
-    return [
-        replace(one, examples=screen_examples(section, one.retriever, one.examples, name=one.name if several else None))
-        for one in domains
-    ]
+    screened = []
+    for one in domains:
+        name = one.name if len(domains) > 1 else None
+        file = folder / ("screened.json" if name is None else f"screened-{name}.json")
+        by_policy = partial(write, one.dataset)
+        kept = screen_examples(section, one.retriever, one.examples, write=by_policy, kept_in=file, name=name)
+        screened.append(replace(one, examples=kept))
+    return screened

@@ -180,10 +180,14 @@ def _rules(section: HealthSection) -> dict[str, _Rule]:
     return {
         "entropy": _Rule(
             *("entropy", "the policy's entropy", " nats per token"),
-            lambda first: (max(section.entropy_below, section.entropy_share_below * first), math.inf),
+            lambda first: (
+                max(section.entropy_below, section.entropy_share_below * first),
+                max(section.entropy_above, section.entropy_share_above * first),
+            ),
             "the policy has all but stopped trying other texts: lower trainer.learning_rate, raise "
             "generation.temperature or trainer.beta, or go back to checkpoint_best",
-            "",
+            "texts turn to noise: lower trainer.learning_rate, trainer.entropy_coef or generation.temperature, raise "
+            "trainer.beta, or go back to checkpoint_best",
         ),
         "length": _Rule(
             *("mean_length", "the texts' mean length", " tokens"),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.retrieval.retriever import VectorRetriever
 
 STEPS = 2
+_ALL_EXAMPLES = {"screen_rank": None, "screen_solved": None, "screen_by": "last_item"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _phases(config: RunConfig) -> list[TrainerSection]:
     trainer = config.trainer
     warm = [] if trainer.algorithm == "sft" or trainer.warm_start is None else [trainer.warm_start]
     short: dict[str, Any] = {"max_steps": STEPS, "num_train_epochs": 1000.0}
-    last = short if trainer.algorithm == "sft" else {**short, "warm_start": None, "screen_rank": None}
+    last = short if trainer.algorithm == "sft" else {**short, "warm_start": None, **_ALL_EXAMPLES}
     return [*(phase.model_copy(update=short) for phase in warm), trainer.model_copy(update=last)]
 
 

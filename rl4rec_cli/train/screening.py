@@ -1,16 +1,21 @@
 """Which training examples reinforcement learning sees.
 
-Decides: that an example is hopeless when its target is far from everything the user chose last: whatever the policy
-writes from the history, the rewards of a group hardly differ. Only training targets are looked at.
-Hides: ranking them in parts.
+Decides: that an example is hopeless when its target ranks too low, and solved when it ranks high enough, by the last
+item's own text or by what the starting policy writes: whatever is written next, the rewards of a group hardly differ.
+Only training targets are looked at.
+Hides: ranking them in parts, and that a policy's texts are written once: a resumed run trains on the same examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
+from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.runs import write_json
 
 if TYPE_CHECKING:
     from rl4rec_cli.config_trainer import RlSection
@@ -19,28 +24,65 @@ if TYPE_CHECKING:
 
 _PART = 16_384
 
+Write = Callable[[Sequence["Example"]], list[str]]
+
 
 def screen_examples(
-    section: RlSection, retriever: VectorRetriever, examples: Sequence[Example], *, name: str | None = None
+    section: RlSection,
+    retriever: VectorRetriever,
+    examples: Sequence[Example],
+    *,
+    write: Write,
+    kept_in: Path,
+    name: str | None = None,
 ) -> list[Example]:
-    """The examples whose target the last item's own vector ranks within `screen_rank`, in their order; else all.
+    """The examples whose target is neither hopeless nor solved (`trainer.screen_*`), in their order; else all.
 
     How many are kept is logged, for it is another training set.
 
     Args:
+        write: the starting policy's most likely text for each example.
+        kept_in: file of the ranks, where the policy was asked.
         name: of the dataset, where there are several.
+
+    Raises:
+        ConfigError: none is left. RunError: the file cannot be written.
     """
-    if section.screen_rank is None:
+    if section.screen_rank is None and section.screen_solved is None:
         return list(examples)
-    kept: list[Example] = []
+    first, last = (section.screen_solved or 0) + 1, section.screen_rank or retriever.num_items
+    if section.screen_by == "last_item":
+        ranks, by = _by_last_item(retriever, examples), "the last item's text"
+    else:
+        ranks, by = _by_policy(retriever, examples, write, kept_in), "what the starting policy writes"
+    kept = [e for e, rank in zip(examples, ranks, strict=True) if first <= rank <= last]
+    said = (
+        f"{len(kept):,} of {len(examples):,} training examples have their target at rank {first:,} to {last:,} by {by}"
+    )
+    if not kept:
+        raise ConfigError(said, hint="raise trainer.screen_rank, or lower trainer.screen_solved")
+    console.log(f"Screened: {said}")
+    return kept
+
+
+def _by_last_item(retriever: VectorRetriever, examples: Sequence[Example]) -> list[int]:
+    ranks: list[int] = []
     for start in range(0, len(examples), _PART):
         part = examples[start : start + _PART]
         queries_BD = retriever.item_vectors([e.history[-1] for e in part])
-        ranks_B = retriever.vector_ranks(queries_BD, [e.target for e in part], [e.history for e in part]).ranks
-        kept += [e for e, rank in zip(part, ranks_B, strict=True) if rank <= section.screen_rank]
-    of = f" of {name}" if name is not None else ""
-    console.log(
-        f"Screened: {len(kept):,} of {len(examples):,} training examples{of} have their target within the first "
-        f"{section.screen_rank:,} items by the last item's text"
-    )
-    return kept
+        ranks += retriever.vector_ranks(queries_BD, [e.target for e in part], [e.history for e in part]).ranks.tolist()
+    return ranks
+
+
+def _by_policy(retriever: VectorRetriever, examples: Sequence[Example], write: Write, kept_in: Path) -> list[int]:
+    known: Any = json.loads(kept_in.read_text(encoding="utf-8"))["ranks"] if kept_in.is_file() else []
+    if len(known) == len(examples):
+        return [int(rank) for rank in known]
+    ranks: list[int] = []
+    texts = write(examples)
+    for start in range(0, len(examples), _PART):
+        part = examples[start : start + _PART]
+        targets, histories = [e.target for e in part], [e.history for e in part]
+        ranks += retriever.target_ranks(texts[start : start + _PART], targets, histories).ranks.tolist()
+    write_json(kept_in, {"ranks": ranks})
+    return ranks

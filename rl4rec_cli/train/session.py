@@ -29,7 +29,7 @@ from rl4rec_cli.train.reports import Reports, check_installed, open_reports
 if TYPE_CHECKING:
     from rl4rec_cli.config import PolicySection, RunConfig, SftSection
     from rl4rec_cli.config_trainer import TrainerSection
-    from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.eval.evaluation import Evaluation
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
@@ -371,11 +371,20 @@ def _learn(
         if config.trainer.algorithm == "sft":
             train_sft(config.trainer, config, run, policy, domains, log, **go_on)
         else:
-            train_rl(config, run, policy, screen_domains(config.trainer, domains), log, rollouts, **go_on)
+            screened = screen_domains(config.trainer, domains, write=_writer(policy, config), folder=run.folder)
+            train_rl(config, run, policy, screened, log, rollouts, **go_on)
         save_policy(policy, run.final)
     finally:
         log.close()
         rollouts.close()
+
+
+def _writer(policy: Policy, config: RunConfig) -> Callable[[Dataset, Sequence[Example]], list[str]]:
+    """What writes a policy's most likely text for each example of a dataset."""
+    from rl4rec_cli.eval.evaluate import write_texts
+
+    likeliest = config.model_copy(update={"eval": config.eval.model_copy(update={"temperature": 0.0})})
+    return lambda dataset, examples: write_texts("screening", policy, likeliest, dataset, examples)
 
 
 def _size(model: object) -> str:

@@ -54,7 +54,7 @@ def take(trainer: Any, parts: Mapping[str, Stateful]) -> Snapshot:
     # New texts are written only when all updates from these are made. The list is replaced, never written into.
     is_used_up = not getattr(trainer, "_step", 0) % _steps_per_batch(trainer)
     algorithm["_buffered_inputs"] = None if is_used_up else getattr(trainer, "_buffered_inputs", None)
-    algorithm["micro_batches"] = _micro_batches(trainer)
+    algorithm["micro_batches"], algorithm["longest"] = _micro_batches(trainer), _longest(trainer)
     algorithm["parts"] = {name: part.state() for name, part in parts.items()}
     if hasattr(trainer, "algorithm_state"):
         algorithm["own"] = trainer.algorithm_state()
@@ -64,8 +64,8 @@ def take(trainer: Any, parts: Mapping[str, Stateful]) -> Snapshot:
 def restore(trainer: Any, parts: Mapping[str, Stateful], folder: Path, *, done: int) -> None:
     """Bring a trainer to where it was when the checkpoint was written, `done` steps from its start.
 
-    Where a step is cut into other micro-batches than it was (``--allow-partial``), the texts that were still to be
-    learnt from do not fit, and new ones are written.
+    Where a step is cut into other micro-batches than it was, or texts are to be shorter (``--allow-partial``), those
+    that were still to be learnt from do not fit, and new ones are written.
     """
     if hasattr(trainer, "read_beside"):
         trainer.read_beside(folder)
@@ -79,7 +79,8 @@ def restore(trainer: Any, parts: Mapping[str, Stateful], folder: Path, *, done: 
             setattr(trainer, name, _to(algorithm[name], trainer.args.device))
     for mode, metrics in algorithm["_metrics"].items():
         trainer._metrics[mode].update(metrics)
-    if algorithm.get("micro_batches", _micro_batches(trainer)) != _micro_batches(trainer):
+    is_cut_otherwise = algorithm.get("micro_batches", _micro_batches(trainer)) != _micro_batches(trainer)
+    if is_cut_otherwise or algorithm.get("longest", _longest(trainer)) != _longest(trainer):
         _begin_at(trainer, done)
     elif algorithm["_buffered_inputs"] is not None:
         trainer._buffered_inputs = _to(algorithm["_buffered_inputs"], trainer.args.device)
@@ -98,6 +99,11 @@ def _begin_at(trainer: Any, done: int) -> None:
 def _micro_batches(trainer: Any) -> list[int]:
     args = trainer.args
     return [args.per_device_train_batch_size, args.gradient_accumulation_steps, _steps_per_batch(trainer)]
+
+
+def _longest(trainer: Any) -> int:
+    """Tokens of a text, at most; 0 where none are written."""
+    return int(getattr(trainer.args, "max_completion_length", None) or 0)
 
 
 def _steps_per_batch(trainer: Any) -> int:

@@ -427,6 +427,20 @@ def test_a_full_disk(small_disk: Callable[[int], Path], tmp_path: Path) -> None:
     assert "Stopped: the policy of step 4 is in runs/r/checkpoints/checkpoint_step_4" in full.stderr
 
 
+def test_a_checkpoint_that_is_cut_short(tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]) -> None:
+    (tmp_path / "signal").write_text(str(int(signal.SIGTERM)))
+    assert run(command(tmp_path, reward="signalled_in_4", sets_=("trainer.max_steps=8",)), tmp_path).returncode == 143
+    weights = tmp_path / "runs" / "r" / "checkpoints" / "checkpoint_step_3" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    done = run(resume(tmp_path, reward="signalled_in_4"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "checkpoint_step_3 is damaged (model.safetensors has " in done.stderr
+    assert "put aside as damaged_step_3, going on from before it" in done.stderr
+    assert "going on after step 2" in done.stderr
+    assert "damaged_step_3" in checkpoints(tmp_path)
+    assert final(tmp_path) == uninterrupted("length")
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file where the folder should be")
     refused = run(command(tmp_path), tmp_path)

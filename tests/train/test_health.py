@@ -36,6 +36,7 @@ def feed(health: Health, records: Sequence[dict[str, Any]], first: int = 1) -> l
     ("rule", "record", "said"),
     [
         ("entropy", {"entropy": 0.04}, "the policy's entropy is 0.04 nats per token, from step 2 to step 6"),
+        ("entropy", {"entropy": 4.1}, "above 4 (at the start 1)"),
         ("length", {"mean_length": 3.9}, "below 4 (at the start 20)"),
         ("length", {"mean_length": 61.0}, "above 60 (at the start 20)"),
         ("truncated", {"truncated_share": 0.95}, "cut at generation.max_completion_length is 0.95"),
@@ -56,6 +57,12 @@ def test_a_rule_on_records(rule: str, record: dict[str, float], said: str) -> No
     assert feed(off, [{}, *[record] * 20]) == []
     stop = Health(HealthSection.model_validate({rule: "stop"}))
     assert [f.stops for f in feed(stop, [{}, *[record] * 5])] == [True]
+
+
+def test_a_policy_that_begins_undecided_is_no_noise() -> None:
+    start, later = {"entropy": 6.0}, {"entropy": 7.0}
+    assert feed(Health(HealthSection()), [start, *[later] * 9]) == []
+    assert len(feed(Health(HealthSection(entropy_share_above=1.1)), [start, *[later] * 9])) == 1
 
 
 def test_one_noisy_step_is_no_sign_and_a_sign_is_told_once_an_onset() -> None:
@@ -147,14 +154,16 @@ def letters(texts, targets, histories, **kwargs):
 '''
 
 
-def trained(folder: Path, *sets: str, reward: str | None = None, only: str = "") -> tuple[list[Any], list[Any]]:
+def trained(
+    folder: Path, *sets: str, reward: str | None = None, only: str = "", algorithm: str = "grpo"
+) -> tuple[list[Any], list[Any]]:
     """The records of the steps and of the health rules, of which only one is on."""
     flags: dict[str, Any] = {"run.output_dir": str(folder)}
     if reward:
         (folder / "my.py").write_text(REWARDS)
         flags["reward.functions"] = {f"{folder}/my.py:{reward}": 1.0}
     off = [f"health.{name}={'warn' if name == only else 'off'}" for name in ALL]
-    config = load_config(algorithm="grpo", recipes=["quick-test"], flags=flags, sets=[*SMALL, *off, *sets])
+    config = load_config(algorithm=algorithm, recipes=["quick-test"], flags=flags, sets=[*SMALL, *off, *sets])
     train(config, (0,))
     records = [json.loads(line) for line in (folder / "run" / "training_log.jsonl").read_text().splitlines()]
     return [r for r in records if "health" not in r], [r for r in records if "health" in r]
@@ -187,6 +196,21 @@ def test_a_run_that_goes_wrong(rule: str, tmp_path: Path, capfd: pytest.CaptureF
     assert warnings[0].startswith(f"Warning (health.{rule}), step {found[0]['step']}: {found[0]['seen']}")
     assert (found[0]["phase"], found[0]["action"]) == ("grpo", "warn")
     assert found[0]["step"] >= 3
+
+
+def test_texts_that_turn_to_noise(tmp_path: Path) -> None:
+    """A bonus for entropy that outweighs every reward, after a warm start that made the policy sure of its texts."""
+    sets = (
+        *("trainer.num_generations=1", "trainer.batch_size=16", "trainer.entropy_coef=9", "trainer.max_steps=12"),
+        *("trainer.learning_rate=0.03", "health.entropy_above=4"),
+        'trainer.warm_start={"batch_size": 8, "max_steps": 90, "num_train_epochs": 99, "learning_rate": 0.01}',
+    )
+    steps, [found] = trained(tmp_path, *sets, only="entropy", algorithm="reinforce")
+    assert (found["health"], found["phase"]) == ("entropy", "reinforce"), steps
+    assert "above 4" in found["seen"]
+    assert found["advice"].startswith("texts turn to noise")
+    entropies = [step["entropy"] for step in steps if step["phase"] == "reinforce"]
+    assert entropies[-1] > 3 * entropies[0]
 
 
 def test_texts_that_an_engine_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

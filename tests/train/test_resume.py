@@ -53,6 +53,7 @@ VARIANTS = {
         "grpo",
         (*GROUPS, "trainer.zero_variance=refill", "reward.rank_shaping=0", "trainer.num_iterations=2"),
     ),
+    "grpo, screened by its own texts": ("grpo", (*GROUPS, "trainer.screen_by=policy", "trainer.screen_rank=20")),
     "rloo, accumulated, two updates from a batch": (
         "rloo",
         (*GROUPS, "trainer.gradient_accumulation_steps=2", "trainer.num_iterations=2"),
