@@ -42,8 +42,6 @@ _WORDS = {
     "loading": "loading weights",
 }
 _ABOVE = "The command above resumes with that"
-# What is done beside nothing but what is there all the time.
-_BESIDE = ("ranking", "loading")
 
 
 class OutOfMemory(PolicyError):
@@ -98,7 +96,7 @@ class Doing:
             return cls("ranking", is_measuring)
         if is_measuring:
             return cls("validation", is_measuring)
-        if came_through("rl4rec_cli.policy.generation", "rl4rec_cli.policy.fast_inference"):
+        if came_through("rl4rec_cli.policy.generation", "rl4rec_cli.policy.fast_inference", "rl4rec_cli.policy.vllm"):
             return cls("writing", is_measuring)
         if came_through("rl4rec_cli.policy."):
             return cls("loading", is_measuring)
@@ -168,7 +166,7 @@ def told(
     )
     if not foreseen:
         figures += ": it is too low here, or something else took memory for a while"
-    if during in _BESIDE and not foreseen:
+    if not failed.passing and not foreseen:
         sets, costs = _ranks_with_less(alone, around) if during == "ranking" else ({}, "")
         after = _failed(changed(alone, sets), facts, _beside(around, sets), during).total
     else:
@@ -222,9 +220,13 @@ def _failed(alone: RunConfig, facts: ModelFacts, around: Surroundings, during: s
 
 
 def _phase(result: Estimate, during: str) -> Phase:
-    """What the plan says of it. Of ranking it counts what is there all the time, the embedder among it."""
+    """What the plan says of it.
+
+    What is done beside what is there all the time (the embedder among it) has that alone; so has what goes on in
+    another process: vLLM's writing.
+    """
     phases = {phase.name: phase for phase in result.phases}
-    return phases["learning"].without_passing(during) if during in _BESIDE else phases[during]
+    return phases.get(during) or phases["learning"].without_passing(during)
 
 
 def _machine() -> Machine:

@@ -48,6 +48,7 @@ def test_which_errors_are_it(error: BaseException, is_it: bool) -> None:
         (["rl4rec_cli.train.validation", "rl4rec_cli.policy.generation"], "validation", True),
         (["rl4rec_cli.eval.evaluate", "rl4rec_cli.retrieval.embedding"], "ranking", True),
         (["rl4rec_cli.train.session", "rl4rec_cli.policy.pretrained"], "loading", False),
+        (["rl4rec_cli.train.rollouts", "rl4rec_cli.policy.vllm_engine"], "writing", False),
     ],
 )
 def test_what_was_being_done(modules: list[str], what: str, is_measuring: bool) -> None:
@@ -155,6 +156,15 @@ def test_ranking_that_cannot_take_less() -> None:
     error = say(config, 500 * GB, during="ranking", around=around)
     assert error.flags == ""
     assert "no settings are proposed" in str(error.hint)
+
+
+def test_what_goes_on_beside_vllm_has_what_is_there_all_the_time() -> None:
+    config = load("trainer.warm_start=null", "generation.engine=vllm")
+    error = say(config, 500 * GB, during="validation")
+    assert error.flags == ""
+    assert "no settings are proposed" in str(error.hint)
+    foreseen = say(config, 4 * GB, during="validation")
+    assert "where 4.0 GB can be used" in str(foreseen.hint)
 
 
 def test_a_warm_start_has_its_own_and_sees_to_what_follows() -> None:
