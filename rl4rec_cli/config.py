@@ -306,8 +306,9 @@ class ServiceSection(Section):
 
 class RetrievalSection(Section):
     backend: Literal["auto", "in-process", "ray"] = "auto"
-    """Where ranking runs. `ray`: in the service of `rl4rec serve-retrieval`. `auto`: there if one runs on this machine,
-    else in this process, on the GPU if there is one, else on the CPU."""
+    """Where ranking runs. `ray`: in the service of `rl4rec serve-retrieval`. `auto`: there if one runs on this machine;
+    else, in training with two GPUs or more, in a service that the run starts on a GPU the policy does not use; else in
+    this process, on the GPU if there is one, else on the CPU."""
     service: ServiceSection = ServiceSection()
     """The retrieval service: where it is found, and how it is run by `rl4rec serve-retrieval`."""
     embedder: Literal["sentence-transformers", "vllm", "lsa"] = "sentence-transformers"

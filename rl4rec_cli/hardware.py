@@ -7,6 +7,7 @@ Hides: `nvidia-smi`, `/proc`, control groups.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import resource
 import shutil
@@ -14,7 +15,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rl4rec_cli.errors import ConfigError, Rl4RecError
 from rl4rec_cli.memory import (
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
     from rl4rec_cli.model_facts import ModelFacts, RetrievalFacts
 
-__all__ = ["Choice", "Gpu", "Machine", "Placement", "find_machine", "parse_gpu", "plan_placement"]
+__all__ = ["Choice", "Gpu", "Machine", "Placement", "RetrievalPlace", "find_machine", "parse_gpu", "plan_placement"]
 
 # Of what is free: the rest goes to fragmentation, and to the error of the estimate.
 USABLE = 0.92
@@ -57,6 +58,22 @@ class Machine:
     ram: int
     """Bytes, within the control group's limit."""
     ram_free: int
+    has_ray: bool = True
+    """Whether Ray is installed."""
+    processes: int = 1
+    """Processes that train together (`accelerate launch`)."""
+
+
+@dataclass(frozen=True)
+class RetrievalPlace:
+    """Where embedder and item matrix go."""
+
+    backend: Literal["in-process", "ray"]
+    where: str
+    """Device, `cpu` or `cuda:N`; of a service that somebody else runs, in words."""
+    reason: str
+    own_gpu: int | None = None
+    """GPU of a service that the run itself starts; None: it starts none."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +108,8 @@ def find_machine() -> Machine:
     Raises:
         Rl4RecError: there is an NVIDIA GPU and `nvidia-smi` fails.
     """
-    return Machine(_gpus(), len(os.sched_getaffinity(0)), *ram())
+    has_ray = importlib.util.find_spec("ray") is not None
+    return Machine(_gpus(), len(os.sched_getaffinity(0)), *ram(), has_ray, int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def parse_gpu(text: str, index: int = 0) -> Gpu:
@@ -195,7 +213,7 @@ def plan_placement(
         ConfigError: `policy.device` names a GPU that is not there.
     """
     gpu = _policy_gpu(machine, config.policy.device)
-    where, reason = _retrieval_place(machine, config, gpu)
+    found = place_retrieval(machine, config)
     around = surroundings(machine, config, retrieval, lengths=lengths)
     free = gpu.free if gpu else machine.ram_free
     beside = _engine_size(config, facts, around, gpu)
@@ -205,7 +223,7 @@ def plan_placement(
     ways = () if fits else tuple(savings(config, facts, around, Room(room), keep_texts=False)[:2])
     chosen = config if fits or not ways else ways[0].config
     choices = _choices(chosen, config, facts, around, gpu)
-    backend = Choice("retrieval", f"{_retrieval_backend(config)} on {_where(chosen, where)}", reason)
+    backend = Choice("retrieval", f"{found.backend} on {_where(chosen, found)}", found.reason)
     said = f"{gpu.name}, {human(gpu.free)} free" if gpu else f"{human(machine.ram_free)} of memory free, no GPU is used"
     if beside:
         said += f", {human(beside)} of it vLLM's"
@@ -223,7 +241,7 @@ def surroundings(
         ConfigError: `policy.device` names a GPU that is not there.
     """
     gpu = _policy_gpu(machine, config.policy.device)
-    where, _ = _retrieval_place(machine, config, gpu)
+    where = place_retrieval(machine, config).where
     return Surroundings(
         on_gpu=gpu is not None,
         items=retrieval.items,
@@ -248,32 +266,52 @@ def _policy_gpu(machine: Machine, device: str) -> Gpu | None:
     return machine.gpus[index]
 
 
-def _retrieval_backend(config: RunConfig) -> str:
-    """`auto` also takes a retrieval service that runs on this machine, which is no part of the plan."""
-    return "in-process" if config.retrieval.backend == "auto" else config.retrieval.backend
+def place_retrieval(machine: Machine, config: RunConfig) -> RetrievalPlace:
+    """Where a run's embedder and item matrix go; `retrieval.backend: auto` is decided here, by the GPUs there are.
 
+    A service that runs on this machine already, which `auto` takes before all this, is no part of it.
 
-def _retrieval_place(machine: Machine, config: RunConfig, gpu: Gpu | None) -> tuple[str, str]:
-    """Device of embedder and item matrix, and why."""
-    device = config.retrieval.device
-    if _retrieval_backend(config) == "ray":
-        return "devices of its own", "a retrieval service embeds and ranks (retrieval.backend)"
+    Raises:
+        ConfigError: `policy.device` names a GPU that is not there.
+    """
+    backend, device = config.retrieval.backend, config.retrieval.device
+    gpu = _policy_gpu(machine, config.policy.device)
+    if backend == "ray":
+        return RetrievalPlace("ray", "devices of its own", "a retrieval service embeds and ranks (retrieval.backend)")
     if device != "auto":
-        return ("cuda:0" if device == "cuda" else device), "retrieval.device says so"
+        return RetrievalPlace("in-process", "cuda:0" if device == "cuda" else device, "retrieval.device says so")
     if not machine.gpus:
-        return "cpu", "no GPU: in this process, on the CPU"
-    if gpu is None or gpu.index != 0:  # `auto` is the first GPU
-        return "cuda:0", "in this process, on a GPU that the policy does not use"
-    if len(machine.gpus) > 1:
-        return (
-            "cuda:0",
-            "beside the policy; --set retrieval.device=cuda:1 or rl4rec serve-retrieval gives it another GPU",
+        return RetrievalPlace("in-process", "cpu", "no GPU: in this process, on the CPU")
+    if len(machine.gpus) == 1 and gpu is not None:
+        return RetrievalPlace("in-process", "cuda:0", "one GPU: in this process, beside the policy")
+    if gpu is None:
+        return RetrievalPlace("in-process", "cuda:0", "in this process, on a GPU that the policy does not use")
+    against = _against_a_service(machine, config)
+    if against is None:
+        own = max(other.index for other in machine.gpus if other.index != gpu.index)
+        reason = (
+            f"{len(machine.gpus)} GPUs: a service that the run starts, and ends, on one that the policy does not use"
         )
-    return "cuda:0", "one GPU: in this process, beside the policy"
+        return RetrievalPlace("ray", f"cuda:{own}", reason, own_gpu=own)
+    beside = "beside the policy" if gpu.index == 0 else "on a GPU that the policy does not use"
+    return RetrievalPlace("in-process", "cuda:0", f"in this process, {beside}: {against}")
 
 
-def _where(chosen: RunConfig, where: str) -> str:
-    return "cpu" if chosen.retrieval.device == "cpu" and chosen.retrieval.backend != "ray" else where
+def _against_a_service(machine: Machine, config: RunConfig) -> str | None:
+    """Why a run does not start a retrieval service of its own where there are GPUs enough; None: it does."""
+    if config.retrieval.backend == "in-process":
+        return "retrieval.backend says so (--set retrieval.device=cuda:1 for another GPU)"
+    if machine.processes > 1:
+        return f"{machine.processes} processes train on these GPUs"
+    if config.data.synthetic is not None:
+        return "synthetic data lies in no folder that a service could read"
+    if not machine.has_ray:
+        return "a service on another GPU needs Ray (pip install 'rl4rec[ray]'); or --set retrieval.device=cuda:1"
+    return None
+
+
+def _where(chosen: RunConfig, found: RetrievalPlace) -> str:
+    return "cpu" if chosen.retrieval.device == "cpu" and found.backend != "ray" else found.where
 
 
 def _choices(

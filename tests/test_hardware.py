@@ -186,8 +186,21 @@ def test_retrieval_goes_where_the_gpus_are() -> None:
     assert choice(plan(machine(), config), "retrieval")[0] == "in-process on cpu"
     assert choice(plan(machine(80), config), "retrieval")[0] == "in-process on cuda:0"
     value, reason = choice(plan(machine(80, 80), config), "retrieval")
-    assert value == "in-process on cuda:0"
-    assert "cuda:1 or rl4rec serve-retrieval" in reason
+    assert value == "ray on cuda:1"
+    assert "2 GPUs: a service that the run starts" in reason
+    assert choice(plan(machine(24, 24, 24), config), "retrieval")[0] == "ray on cuda:2"
+    last = load("qwen2.5-0.5b", "policy.device=cuda:1")
+    assert choice(plan(machine(80, 80), last), "retrieval")[0] == "ray on cuda:0"
+    assert plan(machine(80, 80), config).estimate.bytes < plan(machine(80), config).estimate.bytes
+    for on, sets, why in (
+        (machine(80, 80), ["retrieval.backend=in-process"], "retrieval.backend says so"),
+        (replace(machine(80, 80), has_ray=False), [], "needs Ray (pip install 'rl4rec[ray]')"),
+        (replace(machine(80, 80), processes=2), [], "2 processes train"),
+        (machine(80, 80), ["data.synthetic.users=9"], "lies in no folder"),
+        (machine(80, 80), ["policy.device=cpu"], "a GPU that the policy does not use"),
+    ):
+        value, reason = choice(plan(on, load("qwen2.5-0.5b", *sets)), "retrieval")
+        assert (value, why in reason) == ("in-process on cuda:0", True)
     served = plan(machine(80), load("qwen2.5-0.5b", "retrieval.backend=ray"))
     assert choice(served, "retrieval")[0] == "ray on devices of its own"
     assert served.estimate.bytes < plan(machine(80), config).estimate.bytes

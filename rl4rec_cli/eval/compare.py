@@ -66,7 +66,7 @@ def compare(
     from rl4rec_cli.eval.comparison import Comparison
     from rl4rec_cli.retrieval.retriever import open_retriever
 
-    task = open_task(base, data, open_retriever(base.retrieval, data), evaluation.examples)
+    task = open_task(base, data, open_retriever(base.retrieval, data, base.data.paths), evaluation.examples)
     measured = _measure(contestants, base, task, evaluation)
     comparison = Comparison(evaluation, data, contestants, measured)
     comparison.about = {

@@ -226,7 +226,7 @@ def evaluate_run(
     if checkpoint is not None:
         check_engine(config)
         prepare_backend(config.policy)
-    retriever = open_retriever(config.retrieval, data)
+    retriever = open_retriever(config.retrieval, data, config.data.paths)
     task = open_task(config, data, retriever, evaluation.examples)
     evaluation.methods.extend(measure_baselines(config, task, evaluation.split))
     if checkpoint is not None:

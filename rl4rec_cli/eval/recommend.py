@@ -112,7 +112,7 @@ def open_recommender(target: str, *, user: str | None = None, dataset: str | Non
     from rl4rec_cli.policy.loading import load_policy
     from rl4rec_cli.retrieval.retriever import open_retriever
 
-    retriever = open_retriever(config.retrieval, data)
+    retriever = open_retriever(config.retrieval, data, config.data.paths)
     section = config.policy.model_copy(update={"model": checkpoint})
     policy = load_policy(section, dataset=data, seed=config.run.seed)
     policy.engine = make_engine(config)

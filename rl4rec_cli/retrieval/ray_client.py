@@ -127,8 +127,11 @@ class ServiceClient:
         words += ["--actor-name", service.name, "--namespace", service.namespace]
         if service.address is not None:
             words += ["--address", service.address]
-        if section.embedder != "lsa":
-            words += ["--set", f"retrieval.model={section.model}"]
+        kept = ("lsa_dim",) if section.embedder == "lsa" else ("model", "query_prompt")
+        for key in kept:
+            value = getattr(section, key)
+            if key == "model" or value != type(section).model_fields[key].default:
+                words += ["--set", f"retrieval.{key}={value}"]
         return shlex.join(words)
 
     def look_again(self) -> None:
@@ -198,20 +201,26 @@ class RayRetriever:
 
     @classmethod
     def open(
-        cls, section: RetrievalSection, dataset: Dataset | None = None, *, name: str | None = None
+        cls,
+        section: RetrievalSection,
+        dataset: Dataset | None = None,
+        *,
+        name: str | None = None,
+        folders: Sequence[str] = (),
     ) -> RayRetriever:
         """The service's retriever of a dataset.
 
         Args:
             section: where the service is, and what should embed.
             dataset: must be what the service serves; None: whatever it serves as `name`, with whatever embeds there.
+            folders: of the datasets, for the command that starts the service.
 
         Raises:
             ServiceError: the service is not found. DataError: it has no such dataset, or another one of that name.
             ConfigError: it embeds otherwise than configured.
         """
         name = name or section.service.dataset or (dataset.name if dataset is not None else "")
-        client = ServiceClient(section)
+        client = ServiceClient(section, folders)
         served = client.ask("datasets")
         if name not in served:
             raise DataError(

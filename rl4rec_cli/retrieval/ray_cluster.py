@@ -181,6 +181,15 @@ def join(section: ServiceSection, address: str) -> Any:
     return ray
 
 
+def leave() -> None:
+    """Disconnect this process from a cluster that `join` connected it to."""
+    global _joined
+    if _joined is not None and (ray := connected()) is not None:
+        with _signals_kept():
+            ray.shutdown()
+    _joined = None
+
+
 def connected() -> Any:
     """The module `ray` where this process is connected to a cluster, else None. Does not import it."""
     ray = sys.modules.get("ray")

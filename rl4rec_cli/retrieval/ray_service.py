@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -91,9 +92,11 @@ class RetrievalService:
     ) -> Ranking:
         """As `InProcessRetriever.target_ranks`."""
         served = self._checked(dataset_name, texts)
-        if not len(texts) == len(targets) == len(histories):
-            raise DataError(f"{len(texts)} texts, {len(targets)} targets and {len(histories)} histories: not one each")
-        _check_ids([targets, *histories], served.about["num_items"])
+        with _understood():
+            counts = len(texts), len(targets), len(histories)
+            if len(set(counts)) > 1:
+                raise DataError("{} texts, {} targets and {} histories: not one each".format(*counts))
+            _check_ids([targets, *histories], served.about["num_items"])
         return await self._do("ranks", dataset_name, texts, targets, histories)
 
     async def search(
@@ -105,9 +108,10 @@ class RetrievalService:
             raise DataError(f"k must be at least 1, got {k!r:.40}")
         self._check_size(len(texts) * min(k, served.about["num_items"]), "lower k, or fewer texts at once")
         if exclude is not None:
-            if len(exclude) != len(texts):
-                raise DataError(f"{len(exclude)} lists of excluded items for {len(texts)} texts")
-            _check_ids(exclude, served.about["num_items"])
+            with _understood():
+                if len(exclude) != len(texts):
+                    raise DataError(f"{len(exclude)} lists of excluded items for {len(texts)} texts")
+                _check_ids(exclude, served.about["num_items"])
         return await self._do("search", dataset_name, texts, k, exclude)
 
     async def calculate_reward(self, texts: Sequence[str], dataset_name: str) -> NDArray[np.float32]:
@@ -125,8 +129,9 @@ class RetrievalService:
     async def item_vectors(self, items: Sequence[int], dataset_name: str) -> NDArray[np.float32]:
         """`[len(items), dim]`."""
         served = self._checked(dataset_name, ())
-        self._check_size(len(items) * served.about["dim"], "ask for fewer items at once")
-        _check_ids([items], served.about["num_items"], longest=len(items))
+        with _understood():
+            self._check_size(len(items) * served.about["dim"], "ask for fewer items at once")
+            _check_ids([items], served.about["num_items"], longest=len(items))
         return await self._do("items", dataset_name, (), np.asarray(items, np.int64))
 
     async def datasets(self) -> dict[str, dict[str, Any]]:
@@ -197,6 +202,8 @@ class RetrievalService:
                     f"text {row} has {len(text):,} characters, at most {limits.max_text_length:,}",
                     hint="start the service with a larger retrieval.service.max_text_length",
                 )
+            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+                raise DataError(f"text {row} has half a character (a lone surrogate), which no tokenizer reads")
         return self._served[dataset]
 
     def _check_size(self, values: int, hint: str) -> None:
@@ -352,6 +359,15 @@ def _rank_together(served: Served, jobs: Sequence[Job]) -> list[Any]:
 
 def _on(device: str, whole: InProcessRetriever) -> InProcessRetriever:
     return InProcessRetriever(whole.embedder, whole.vectors_ND, mask_history=whole.mask_history, device=device)
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """What cannot even be looked at (`None` for a list, lists of unequal depth) is the caller's error, not ours."""
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise DataError(f"the request cannot be understood: {' '.join(str(error).split())[:200]}") from None
 
 
 def _check_ids(lists: Sequence[Sequence[int]], num_items: int, *, longest: int | None = None) -> None:

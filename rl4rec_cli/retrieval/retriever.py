@@ -213,43 +213,70 @@ def as_found(ids_BK: NDArray[np.int64], scores_BK: NDArray[np.float32]) -> list[
     return found
 
 
-def open_retriever(section: RetrievalSection, dataset: Dataset) -> InProcessRetriever | RayRetriever:
+def open_retriever(
+    section: RetrievalSection, dataset: Dataset, folders: Sequence[str] = ()
+) -> InProcessRetriever | RayRetriever:
     """The retriever a configuration names, with the dataset's item vectors loaded or made.
+
+    Args:
+        folders: the dataset's, for the command that starts a service where there is none.
 
     Raises:
         EmbeddingError: the embedder or the embedding file is not usable.
         ServiceError: backend `ray`, and the service is not there or serves something else.
     """
-    return open_retrievers(section, [dataset])[0]
+    return open_retrievers(section, [dataset], folders)[0]
 
 
 def open_retrievers(
-    section: RetrievalSection, datasets: Sequence[Dataset]
+    section: RetrievalSection, datasets: Sequence[Dataset], folders: Sequence[str] = ()
 ) -> list[InProcessRetriever] | list[RayRetriever]:
     """A retriever for each dataset, all of one backend; in this process they share one embedder, unless it is fitted.
+
+    Args:
+        folders: the datasets', as `open_retriever`.
 
     Raises:
         EmbeddingError: the embedder or an embedding file is not usable.
         ServiceError: backend `ray`, and the service is not there or serves something else.
     """
-    if section.backend == "ray" or (section.backend == "auto" and ray_cluster.is_offered(section.service)):
+    if section.backend == "ray":
         from rl4rec_cli.retrieval.ray_client import RayRetriever
 
-        where = f"{section.service.name} in Ray's namespace {section.service.namespace}"
-        try:
-            remote = [RayRetriever.open(section, dataset) for dataset in datasets]
-        except Rl4RecError as error:
-            if section.backend == "ray":
-                raise
-            console.log(f"Retrieval in this process, not by {where}, which runs here: {error.message}")
-        else:
-            console.log(f"Retrieval by {where}{', which runs here' if section.backend == 'auto' else ''}")
-            return remote
+        remote = [RayRetriever.open(section, dataset, folders=folders) for dataset in datasets]
+        console.log(f"Retrieval by {_by(section)}")
+        return remote
+    if section.backend == "auto" and (offered := offered_retrievers(section, datasets, folders)) is not None:
+        return offered
     device = resolve_device(section.device)
     return [
         InProcessRetriever(embedder, vectors_ND, mask_history=dataset.mask_history, device=device)
         for dataset, (embedder, vectors_ND) in zip(datasets, load_catalogues(section, datasets), strict=True)
     ]
+
+
+def offered_retrievers(
+    section: RetrievalSection, datasets: Sequence[Dataset], folders: Sequence[str] = ()
+) -> list[RayRetriever] | None:
+    """The retrievers of a service that runs on this machine; None where there is none, or not one of these datasets.
+
+    Which of them, and why not, is logged.
+    """
+    if not ray_cluster.is_offered(section.service):
+        return None
+    from rl4rec_cli.retrieval.ray_client import RayRetriever
+
+    try:
+        found = [RayRetriever.open(section, dataset, folders=folders) for dataset in datasets]
+    except Rl4RecError as error:
+        console.log(f"Retrieval in this process, not by {_by(section)}, which runs here: {error.message}")
+        return None
+    console.log(f"Retrieval by {_by(section)}, which runs here")
+    return found
+
+
+def _by(section: RetrievalSection) -> str:
+    return f"{section.service.name} in Ray's namespace {section.service.namespace}"
 
 
 def load_catalogues(section: RetrievalSection, datasets: Iterable[Dataset]) -> Iterator[tuple[Embedder, torch.Tensor]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,18 @@ _CALLS = 200
 _DRAIN_SECONDS = 60.0
 
 
-def serve(section: RetrievalSection, folders: Sequence[str], *, num_gpus: float | None) -> None:
+def serve(
+    section: RetrievalSection,
+    folders: Sequence[str],
+    *,
+    num_gpus: float | None,
+    ready: Callable[[str], None] | None = None,
+) -> None:
     """Serve dataset folders until Ctrl-C or SIGTERM.
 
     Args:
         num_gpus: GPUs of each actor; None: one where the cluster has one.
+        ready: gets the address when everything is loaded, instead of what is printed for people.
 
     Raises:
         ConfigError: no token where one is needed, or no Ray. ServiceError: the service ended by itself.
@@ -54,8 +61,11 @@ def serve(section: RetrievalSection, folders: Sequence[str], *, num_gpus: float 
         token = str(ray_cluster.token_file()) if is_own else None
         ray_cluster.write_note(service, ray_cluster.Note(address, os.getpid(), token))
         try:
-            _say_loaded(section, served, whole, address, num_gpus)
-            _wait(ray, actors)
+            if ready is not None:
+                ready(address)
+            else:
+                _say_loaded(section, served, whole, address, num_gpus)
+            _wait(ray, actors, tell=ready is None)
         finally:
             ray_cluster.remove_note(service)
 
@@ -120,18 +130,20 @@ def _say_loaded(
     console.log("Ctrl-C stops it")
 
 
-def _wait(ray: Any, actors: Sequence[Any]) -> None:
+def _wait(ray: Any, actors: Sequence[Any], *, tell: bool) -> None:
     """Until a signal comes, or the service ends by itself."""
     stopped = [actor.until_stopped.remote() for actor in actors]
     try:
         ray.get(ray.wait(stopped, num_returns=1)[0])
     except KeyboardInterrupt:
-        console.log("Stopping: answering what was asked")
+        if tell:
+            console.log("Stopping: answering what was asked")
         try:
             ray.get([actor.stop.remote() for actor in actors], timeout=_DRAIN_SECONDS)
         except ray.exceptions.RayError as error:
             console.log(f"Some requests stay without an answer: {type(error).__name__}")
-        console.log("Stopped")
+        if tell:
+            console.log("Stopped")
         return
     except ray.exceptions.RayError as error:
         raise ServiceError(f"the retrieval service ended: {error}") from error

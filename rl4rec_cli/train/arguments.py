@@ -102,6 +102,16 @@ def rl_arguments(
     }
 
 
+def one_gpu(arguments: Any) -> Any:
+    """Training arguments of a process that trains on one GPU, however many it sees.
+
+    transformers would spread each batch over all of them (`nn.DataParallel`) and make it larger by their number.
+    Several GPUs train through `accelerate launch`, one process each.
+    """
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
 @contextmanager
 def weights_kept(model: Any) -> Iterator[None]:
     """Keep what is trained in its own type while a trainer is made.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.train.arguments import rl_arguments
+from rl4rec_cli.train.arguments import one_gpu, rl_arguments
 
 if TYPE_CHECKING:
     from trl import GRPOConfig
@@ -26,7 +26,7 @@ def grpo_arguments(
     """TRL's configuration of our settings."""
     from trl import GRPOConfig
 
-    return GRPOConfig(
+    arguments = GRPOConfig(
         **rl_arguments(section, config, policy, steps=steps, output_dir=output_dir),
         per_device_train_batch_size=section.batch_size * section.num_generations,
         num_generations=section.num_generations,
@@ -34,6 +34,7 @@ def grpo_arguments(
         loss_type=section.loss_type,
         scale_rewards=config.reward.scale_rewards,
     )
+    return one_gpu(arguments)
 
 
 def make_grpo(parts: TrainerParts) -> Any:

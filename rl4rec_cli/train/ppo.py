@@ -28,7 +28,7 @@ from rl4rec_cli.train.advantages import (
     token_rewards,
     whiten,
 )
-from rl4rec_cli.train.arguments import rl_arguments
+from rl4rec_cli.train.arguments import one_gpu, rl_arguments
 from rl4rec_cli.train.critic import Critic, heard_by_head
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def ppo_arguments(
         entropy_coef=section.entropy_coef,
     )
     arguments.num_generations = 1
-    return arguments
+    return one_gpu(arguments)
 
 
 class PpoTrainer(GRPOTrainer):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from trl import RLOOConfig, RLOOTrainer
 
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.train.arguments import rl_arguments
+from rl4rec_cli.train.arguments import one_gpu, rl_arguments
 from rl4rec_cli.train.engine_rollouts import weigh_texts
 from rl4rec_cli.train.groups import informative
 
@@ -27,13 +27,14 @@ def rloo_arguments(
     section: RlooSection, config: RunConfig, policy: Policy, *, steps: int, output_dir: Path
 ) -> RLOOConfig:
     """TRL's configuration of our settings."""
-    return RLOOConfig(
+    arguments = RLOOConfig(
         **rl_arguments(section, config, policy, steps=steps, output_dir=output_dir),
         per_device_train_batch_size=section.batch_size * section.num_generations,
         num_generations=section.num_generations,
         num_iterations=section.num_iterations,
         normalize_advantages=config.reward.normalize_rewards == "batch",
     )
+    return one_gpu(arguments)
 
 
 class RlooTrainer(RLOOTrainer):

@@ -94,8 +94,8 @@ def train(
 
     prepare_backend(config.policy)
     console.quiet_libraries()
-    data = _open_data(config, datasets, audits)
-    results = [_train_one(own, data) for own in configs]
+    with _opened(config, datasets, audits) as data:
+        results = [_train_one(own, data) for own in configs]
     for name in audits if len(results) > 1 else ():
         of = {r.run.config.run.seed: r.evaluations[name] for r in results}
         print_seeds(of, start=evaluate.start_name(config), dataset=name if len(datasets) > 1 else None)
@@ -103,11 +103,12 @@ def train(
     return results
 
 
-def _open_data(config: RunConfig, datasets: list[Dataset], audits: dict[str, str]) -> _Data:
-    from rl4rec_cli.retrieval.retriever import open_retrievers
+@contextmanager
+def _opened(config: RunConfig, datasets: list[Dataset], audits: dict[str, str]) -> Iterator[_Data]:
+    from rl4rec_cli.retrieval.own_service import retrievers_of
 
-    found: Sequence[VectorRetriever] = open_retrievers(config.retrieval, datasets)
-    return _Data(datasets, audits, {d.name: one for d, one in zip(datasets, found, strict=True)})
+    with retrievers_of(config, datasets) as found:
+        yield _Data(datasets, audits, {d.name: one for d, one in zip(datasets, found, strict=True)})
 
 
 def _say_next(run: Run, datasets: Sequence[Dataset]) -> None:
@@ -132,7 +133,8 @@ def _resume(
         prepare_backend(config.policy)
         keep_recipe(run)
         console.quiet_libraries()
-        results = [_train_one(config, _open_data(config, datasets, audits), run, place)]
+        with _opened(config, datasets, audits) as data:
+            results = [_train_one(config, data, run, place)]
     _say_next(run, datasets)
     return results
 

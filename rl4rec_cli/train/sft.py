@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.data.prompts import PromptBuilder, item_renderer
 from rl4rec_cli.live import TrainingView, shown
-from rl4rec_cli.train.arguments import number_of_steps, release, shared_arguments, steps_per_epoch, weights_kept
+from rl4rec_cli.train.arguments import (
+    number_of_steps,
+    one_gpu,
+    release,
+    shared_arguments,
+    steps_per_epoch,
+    weights_kept,
+)
 from rl4rec_cli.train.callbacks import StepLog
 from rl4rec_cli.train.checkpoints import steps_done
 from rl4rec_cli.train.domains import count_examples
@@ -104,14 +111,16 @@ def train_sft(
         with weights_kept(policy.model):
             trainer = SFTTrainer(
                 model=policy.model,
-                args=SFTConfig(
-                    **shared_arguments(section, config, output_dir=Path(scratch), device=str(policy.device)),
-                    per_device_train_batch_size=section.batch_size,
-                    max_steps=steps,
-                    max_length=None,
-                    packing=False,
-                    loss_type="nll",
-                    dataset_kwargs={"skip_prepare_dataset": True},
+                args=one_gpu(
+                    SFTConfig(
+                        **shared_arguments(section, config, output_dir=Path(scratch), device=str(policy.device)),
+                        per_device_train_batch_size=section.batch_size,
+                        max_steps=steps,
+                        max_length=None,
+                        packing=False,
+                        loss_type="nll",
+                        dataset_kwargs={"skip_prepare_dataset": True},
+                    )
                 ),
                 train_dataset=HfDataset.from_list(pairs),
                 processing_class=policy.tokenizer,

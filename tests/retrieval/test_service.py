@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,16 +124,75 @@ def test_wrong_requests_are_refused_and_change_nothing(cluster: Cluster, service
     for method, arguments, message in garbage:
         with pytest.raises(DataError, match=message):
             ray.get(method.remote(*arguments))
-    small = [(method, arguments) for method, arguments, _ in garbage if len(arguments[0]) < 1000]
-    for _ in range(20):
-        references = [method.remote(*arguments) for method, arguments in small * 10]
-        for reference in references:
-            with pytest.raises(DataError):
-                ray.get(reference)
     after = ray.get(actor.health.remote())
-    assert after["pid"] == before["pid"]
-    assert after["memory_mb"] - before["memory_mb"] < 60
-    assert ray.get(actor.target_ranks.remote(["rose"], [0], [[]], "shop")).ranks.shape == (1,)
+    assert (after["pid"], after["waiting"]) == (before["pid"], 0)
+
+
+GROWTH_MB = 16
+"""What a service may grow by over 10,000 requests that it refuses."""
+
+
+def test_ten_thousand_wrong_requests_are_refused_and_leave_nothing(
+    cluster: Cluster, service: Any, catalogue: Any, expected: Any
+) -> None:
+    """Drawn from what can be wrong with each part of a request; the service is alive, and no larger, afterwards."""
+    ray, (_, actor) = cluster[0], service
+    draw = random.Random(7)
+    names = [None, 5, 1.5, b"shop", ["shop"], {"shop": 1}, "", "Shop", "shop ", "../shop", "s" * 5_000, "\0", math.nan]
+    texts = [
+        None,
+        5,
+        "one text",
+        b"bytes",
+        {"a": 1},
+        [None],
+        [5],
+        [b"a"],
+        [["a"]],
+        [math.nan],
+        ["a" * 20_001],
+        ["\ud800"],
+    ]
+    ids = [-1, 301, 10**30, -(10**30), 0.5, math.nan, math.inf, "1", None, [[1]], {"1": 1}, b"1", 1.5]
+    lists = [None, 7, "x", {}, [[math.nan]], [["x"]], [[-1]], [[10**25]], [[[1]]], [5], [None], [[], []], [[0.5]]]
+    good = (["rose"], [0], [[]], "shop")
+    ks = [0, -1, 1.5, math.nan, None, "3", True, [3], 2.0]
+
+    def wrong() -> Any:
+        kind = draw.randrange(9)
+        if kind == 0:
+            return actor.target_ranks.remote(*good[:3], draw.choice(names))
+        if kind == 1:
+            return actor.target_ranks.remote(draw.choice(texts), *good[1:])
+        if kind == 2:
+            return actor.target_ranks.remote(["rose"], draw.choice([[draw.choice(ids)], draw.choice(ids)]), *good[2:])
+        if kind == 3:
+            return actor.target_ranks.remote(*good[:2], draw.choice(lists), "shop")
+        if kind == 4:
+            return actor.search.remote(["rose"], draw.choice(ks), None, "shop")
+        if kind == 5:
+            return actor.search.remote(["rose"], 3, draw.choice(lists[1:]), "shop")  # None excludes nothing
+        if kind == 6:
+            return actor.calculate_reward.remote(draw.choice(texts), "shop")
+        if kind == 7:
+            return actor.text_vectors.remote(["rose"], draw.choice(names))
+        return actor.item_vectors.remote(draw.choice([[draw.choice(ids)], None, 5, "x", {}, [[1]], [None]]), "shop")
+
+    async def send(count: int) -> list[Any]:
+        return await asyncio.gather(*(wrong() for _ in range(count)), return_exceptions=True)
+
+    asyncio.run(send(500))  # what is imported and made at the first error of a kind
+    before = ray.get(actor.health.remote())
+    kinds: Counter[str] = Counter()
+    for _ in range(40):
+        kinds.update("DataError" if isinstance(a, DataError) else repr(a)[:200] for a in asyncio.run(send(250)))
+    after = ray.get(actor.health.remote())
+    assert kinds == {"DataError": 10_000}
+    assert (after["pid"], after["waiting"], after["answered"]) == (before["pid"], 0, before["answered"])
+    assert after["memory_mb"] - before["memory_mb"] <= GROWTH_MB
+    batch = many(catalogue[1], 20)
+    answer = ray.get(actor.target_ranks.remote(*batch, "shop"))
+    assert answer.ranks.tolist() == expected.target_ranks(*batch).ranks.tolist()
 
 
 def test_what_the_service_serves_must_be_what_is_asked_for(
@@ -360,28 +423,65 @@ def test_training_is_saved_when_the_service_stays_away(
 # The command
 
 
-@pytest.mark.slow
-def test_the_command_serves_until_it_is_told_to_stop(catalogue: Any, tmp_path: Path) -> None:
-    import psutil
-
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    env = {key: value for key, value in env.items() if not key.startswith("RAY_")}
-    serve = subprocess.Popen(
-        [
-            *(*COMMAND, "serve-retrieval", "--datasets", str(catalogue[0]), "--embedder", "lsa"),
-            *("--set", "retrieval.service.store_mb=100"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=env,
-    )
+def serving(folder: Path, cache: Path) -> tuple[subprocess.Popen[str], list[str], dict[str, str]]:
+    """The command over a dataset folder, what it printed when it was ready, and the environment that finds it."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    env |= {"XDG_CACHE_HOME": str(cache)}
+    flags = ["--datasets", str(folder), "--embedder", "lsa", "--set", "retrieval.service.store_mb=100"]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    serve = subprocess.Popen([*COMMAND, "serve-retrieval", *flags], env=env, **pipes)
     assert serve.stdout is not None
     lines = []
     for line in serve.stdout:
         lines.append(line.rstrip())
         if line.startswith("Train with it"):
             break
+    return serve, lines, env
+
+
+@pytest.mark.slow
+def test_a_cluster_that_dies_under_a_run_ends_it_with_its_steps_saved(tmp_path: Path) -> None:
+    import psutil
+
+    from rl4rec_cli.data.dataset import save_dataset
+    from rl4rec_cli.data.synthetic import synthesize
+
+    shop = tmp_path / "shop"
+    save_dataset(synthesize(30, 40, 3), shop)
+    serve, _, env = serving(shop, tmp_path)
+    everybody = [psutil.Process(serve.pid), *psutil.Process(serve.pid).children(recursive=True)]
+    assert {"raylet", "gcs_server"} <= {process.name() for process in everybody}
+    sets = (
+        *("retrieval.backend=ray", "retrieval.service.wait=1", "retrieval.service.retries=1", "eval.steps=null"),
+        *("trainer.max_steps=100000", "trainer.num_train_epochs=99999", "trainer.warm_start=null", "logging.steps=1"),
+        *("trainer.batch_size=4", "trainer.num_generations=4", "eval.baselines=[]", "run.name=run"),
+    )
+    given = [part for one in sets for part in ("--set", one)]
+    train = ["train", "grpo", "--quick-test", "--dataset", str(shop), "--output", str(tmp_path / "runs"), *given]
+    with subprocess.Popen(
+        [*COMMAND, *train], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith("Step      3 "):
+                break
+        for process in everybody:
+            process.kill()
+        said, _ = run.communicate(timeout=180)  # it hangs if it is not over by then
+    serve.communicate()
+    assert run.returncode == 1, said
+    assert "error: RetrievalService not found in namespace rl4rec" in said
+    assert f"hint: start it: rl4rec serve-retrieval --datasets {shop} --embedder lsa" in said
+    saved = [folder.name for folder in (tmp_path / "runs" / "run" / "checkpoints").glob("checkpoint_step_*")]
+    assert len(saved) == 1
+    assert f"Stopped: the policy of step {saved[0].rpartition('_')[2]} is in" in said
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_told_to_stop(catalogue: Any, tmp_path: Path) -> None:
+    import psutil
+
+    serve, lines, env = serving(catalogue[0], tmp_path)
     assert lines[0] == "✓ Loaded 1 dataset(s)", serve.stderr.read() if serve.stderr else ""
     assert "shop" in lines[2]
     assert "301" in lines[2]

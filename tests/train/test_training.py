@@ -609,3 +609,20 @@ def test_a_log_that_cannot_be_written() -> None:
     with pytest.raises(RunError, match=r"/dev/full: cannot write it: No space left on device"):
         log.write({"step": 1})
     log.close()
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo", "reinforce"])
+def test_a_process_trains_on_one_gpu_however_many_it_sees(
+    algorithm: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import TrainingArguments
+
+    from rl4rec_cli.train import ppo, rloo
+
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: getattr(self, "_n_gpu", 0) or 2))
+    own = ["trainer.mini_batch_size=4"] if algorithm == "ppo" else []
+    config = small(tmp_path, *own, algorithm=algorithm)
+    policy = load_policy(config.policy, dataset=dataset)
+    make: Any = {"grpo": grpo_arguments, "rloo": rloo.rloo_arguments}.get(algorithm, ppo.ppo_arguments)
+    made = make(config.trainer, config, policy, steps=1, output_dir=tmp_path)
+    assert (made._n_gpu, made.train_batch_size) == (1, made.per_device_train_batch_size)
