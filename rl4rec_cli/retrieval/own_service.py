@@ -152,10 +152,14 @@ def _end_with(parent: int) -> None:
 def main(parent: int) -> int:
     _end_with(parent)
     given: dict[str, Any] = json.load(sys.stdin)
+    # Whatever libraries print goes where the log goes: the run reads one line and nothing else.
+    told = os.dup(1)
+    os.dup2(2, 1)
     from rl4rec_cli.retrieval.serving import serve
 
     def ready(address: str) -> None:
-        print(json.dumps({"address": address}), flush=True)
+        with os.fdopen(told, "w", encoding="utf-8") as pipe:
+            pipe.write(json.dumps({"address": address}) + "\n")
 
     with signals.handled():
         try:

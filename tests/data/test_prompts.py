@@ -249,3 +249,21 @@ def test_chat_settings_that_do_not_fit(make_dataset: Make, tokenizer: Any, tiny_
     no_system = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}x"
     with pytest.raises(ConfigError, match="no system here"):
         PromptBuilder(PromptSection(system="x"), dataset, chat_tokenizer(tiny_folder, no_system))
+
+
+def test_one_of_several_datasets_may_have_templates_of_its_own(
+    make_dataset: Callable[..., Dataset], tokenizer: Any
+) -> None:
+    section = PromptSection(
+        template=SHORT,
+        templates={"toys": "Toys: {history}."},
+        item_templates={"toys": "<{title}>"},
+        separator=", ",
+    )
+    titles = ["ball", "kite"]
+    said = {
+        name: PromptBuilder(section, make_dataset(titles, name=name), tokenizer).build(None, [0, 1]).text
+        for name in ("toys", "books")
+    }
+    assert said == {"toys": "Toys: <ball>, <kite>.", "books": SHORT.replace("{history}", "ball, kite")}
+    assert section.of("toys").of("books") == section.of("toys")

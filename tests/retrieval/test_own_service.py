@@ -100,6 +100,8 @@ def test_with_two_gpus_the_run_has_a_service_of_its_own_and_the_same_rewards(tmp
         actors = [p for p in service.children(recursive=True) if "RetrievalService" in " ".join(p.cmdline())]
         assert len(actors) == 1
         everybody = family(run)
+        until(run.stdout, "runs/in-process (seed")  # the first run is over, the process goes on
+        assert not service.is_running() or service.status() == psutil.STATUS_ZOMBIE
         rest = run.stdout.read()
     assert run.returncode == 0, rest
     assert not psutil.wait_procs(everybody, timeout=60)[1]

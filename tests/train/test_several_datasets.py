@@ -28,7 +28,7 @@ SETS = (
     *("prompt.max_history=2", "prompt.max_prompt_length=48", "generation.max_completion_length=5"),
     *("trainer.max_steps=6", "trainer.learning_rate=0.002", "trainer.num_train_epochs=99", "data.train_targets=last"),
     *("eval.baselines=[last_item,untrained]", "eval.users=12", "eval.cache_dir=null", "eval.steps=3"),
-    *("logging.steps=1", "logging.save_steps=3", "logging.rollouts=1000", "eval.step_users=9"),
+    *("logging.steps=1", "logging.save_steps=3", "logging.rollouts=1000", "eval.step_users=27"),
     *("retrieval.lsa_dim=12", "trainer.warm_start={max_steps: 100, batch_size: 16, learning_rate: 3e-3, target: last}"),
     "prompt.templates.toys=Toys: {history}\n",
 )
@@ -127,7 +127,8 @@ def test_validation_measures_each_dataset_and_keeps_the_best_mean(runs: Callable
     log = lines(run / "validation_log.jsonl")
     assert [record["step"] for record in log] == [3, 6]
     for record in log:
-        assert record["users"] == 18
+        assert record["users"] == 24 + 27
+        assert record["ndcg@10/books"] != record["ndcg@10/toys"]  # or their weights would not be seen
         for metric in ("ndcg@10", "hit@5", "mrr@20"):
             each = [record[f"{metric}/{name}"] for name in ("books", "toys")]
             assert record[metric] == pytest.approx(np.mean(each))
