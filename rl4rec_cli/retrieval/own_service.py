@@ -19,9 +19,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from rl4rec_cli import console, signals
 from rl4rec_cli.config import RetrievalSection
 from rl4rec_cli.errors import Rl4RecError, ServiceError
+from rl4rec_cli.retrieval import ray_cluster
+from rl4rec_cli.vllm_process import same_gpu
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 _STOP_SECONDS = 90.0
 """A service answers what it has taken, for at most 60 s, before it goes."""
+_LONGEST_NAME = 70
 _PR_SET_PDEATHSIG = 1
 
 
@@ -63,6 +68,9 @@ def _choose(config: RunConfig) -> int | None:
     except Rl4RecError as error:  # GPUs that cannot be counted are none to start a service on
         console.log(f"Retrieval in this process: {error.message}")
         return None
+    if place.own_gpu is not None and ray_cluster.foreign_address() is not None:
+        console.log("Retrieval in this process: the program works with a Ray cluster of its own already")
+        return None
     console.log(f"Retrieval on {place.where}: {place.reason}")
     return place.own_gpu
 
@@ -78,10 +86,9 @@ def own_service(section: RetrievalSection, folders: Sequence[str], gpu: int) -> 
     Raises:
         ServiceError: it cannot be started, or it ended while it was used.
     """
-    from rl4rec_cli.retrieval import ray_cluster
-
     ray_cluster.require_ray()
-    service = section.service.model_copy(update={"name": f"{section.service.name}-{os.getpid()}", "address": None})
+    name = f"{section.service.name[:_LONGEST_NAME]}-{os.getpid()}"
+    service = section.service.model_copy(update={"name": name, "address": None})
     own = section.model_copy(update={"backend": "ray", "service": service})
     process, is_ready = _start(own, folders, gpu), False
     try:
@@ -98,8 +105,6 @@ def own_service(section: RetrievalSection, folders: Sequence[str], gpu: int) -> 
 
 
 def _start(section: RetrievalSection, folders: Sequence[str], gpu: int) -> subprocess.Popen[str]:
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    device = shown.split(",")[gpu].strip() if shown is not None else str(gpu)
     # A cluster that the user works with is not the service's, and ours listens on loopback alone.
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     process = subprocess.Popen(
@@ -107,7 +112,7 @@ def _start(section: RetrievalSection, folders: Sequence[str], gpu: int) -> subpr
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**env, "CUDA_VISIBLE_DEVICES": device},
+        env={**env, "CUDA_VISIBLE_DEVICES": same_gpu(torch.device("cuda", gpu))},
         start_new_session=True,  # Ctrl-C is the run's, which may still need the service to finish a step
     )
     given = {"section": section.model_dump(mode="json"), "folders": list(folders)}
