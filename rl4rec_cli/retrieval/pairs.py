@@ -18,7 +18,7 @@ from rl4rec_cli.retrieval.tiles import WORD
 
 QUERIES = 1 << 10
 """So many queries are multiplied at a time."""
-_PAIR_ELEMENTS = 1 << 16
+_PAIR_ELEMENTS = 1 << 17
 _GPU_PAIR_ELEMENTS = 1 << 21
 
 
@@ -112,7 +112,8 @@ def exact_scores(queries: Queries, items: ItemMatrix, rows: np.ndarray, ids: np.
         width = items.dim
         while width > 1:
             half = width // 2
-            products_MD[:, :half] += products_MD[:, width - half : width]
+            # Not `+=` on a slice, which also writes the slice over itself.
+            products_MD[:, :half].add_(products_MD[:, width - half : width])
             width -= half
         scores[i : i + step] = products_MD[:, 0].cpu().numpy()
     return scores

@@ -174,9 +174,13 @@ def score_matrix(queries_BD: Tensor, items: ItemMatrix) -> Tensor:
 def _top_k(scan: Scan, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids and float64 scores `[B, k]` of the best items that are not struck."""
     floor = _Floor(len(scan.queries))
-    found = _Candidates.joined(scan.share_out(lambda blocks: _top_some(scan, blocks, k, floor)))
-    place = found.sort(by_id=True)
-    found, place = found[place < k], place[place < k]
+    parts = scan.share_out(lambda blocks: _top_some(scan, blocks, k, floor))
+    found = _Candidates.joined(parts)
+    if len(parts) > 1:
+        found = found[np.argsort(found.ids, kind="stable")]
+    order, place = found.order()
+    order, place = order[place < k], place[place < k]
+    found = found[order]
     ids_BK = np.full((len(scan.queries), k), -1, dtype=np.int64)
     scores_BK = np.full(ids_BK.shape, -np.inf)
     ids_BK[found.queries, place], scores_BK[found.queries, place] = found.ids, found.low
@@ -205,23 +209,26 @@ def _top_some(scan: Scan, blocks: Iterator[Block], k: int, floor: _Floor) -> _Ca
     def bar(tile: Tile) -> tuple[np.ndarray]:
         some = tile.queries_B
         above = np.nextafter(tile.thresholds(own_B[some] - tile.margins_B), np.float32(np.inf))
+        if np.array_equal(own_B, floor_B):
+            return (above,)
         return (np.maximum(above, tile.thresholds(floor_B[some] - tile.margins_B)),)
 
     def thinned(*, exact: bool) -> _Candidates:
-        """What may still be among the k best (`exact`: scored, and at most k of each query)."""
+        """What may still be among the k best (`exact`: scored, and at most k of each query), in order of id."""
         nonlocal own_B, floor_B
         left = _Candidates.joined(waiting)
-        own_B = left.raised(own_B, left.sort() == k - 1)
+        order, place = left.order()
+        own_B = left.raised(own_B, order[place == k - 1])
         floor_B = floor.raised(own_B)
         left = left[left.high >= floor_B[left.queries]]
         if exact or len(left) > max(_NEAR_PAIRS, 2 * k * len(own_B)):
             unsure = left.low < left.high
             left.low[unsure] = exact_scores(scan.queries, scan.items, left.queries[unsure], left.ids[unsure])
             left.high[unsure] = left.low[unsure]
-            place = left.sort(by_id=True)
-            own_B = left.raised(own_B, place == k - 1)
+            order, place = left.order()
+            own_B = left.raised(own_B, order[place == k - 1])
             floor_B = floor.raised(own_B)
-            left = left[place < k]
+            left = left[np.sort(order[place < k])]
         return left
 
     bars = Bars(bar)
@@ -272,19 +279,20 @@ class _Candidates:
     def __getitem__(self, chosen: np.ndarray) -> _Candidates:
         return _Candidates(self.queries[chosen], self.ids[chosen], self.low[chosen], self.high[chosen])
 
-    def sort(self, *, by_id: bool = False) -> np.ndarray:
-        """By query, then best first (then lower id); gives each its place among its query's, from 0."""
-        if by_id:
-            order = np.lexsort((self.ids, -self.low, self.queries))
-        else:
-            order = np.argsort(-self.low)
-            order = order[np.argsort(self.queries[order], kind="stable")]
-        for f in fields(self):
-            setattr(self, f.name, getattr(self, f.name)[order])
-        return np.arange(len(self)) - np.searchsorted(self.queries, self.queries)
+    def order(self) -> tuple[np.ndarray, np.ndarray]:
+        """By query, then best first, equal ones as they stand; and the place of each among its query's, from 0."""
+        order = np.argsort(-self.low, kind="stable")
+        queries = self.queries[order]
+        # Numbers of 16 bits are sorted by radix.
+        narrow = queries.astype(np.int16) if len(queries) and self.queries.max() < 1 << 15 else queries
+        by_query = np.argsort(narrow, kind="stable")
+        order, queries = order[by_query], queries[by_query]
+        first = np.flatnonzero(np.diff(queries, prepend=-1))
+        counts = np.diff(first, append=len(queries))
+        return order, np.arange(len(queries)) - np.repeat(first, counts)
 
     def raised(self, bar_B: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """`bar_B`, or the lower bound of the query's k-th best candidate where that is higher; `last` marks these."""
+        """`bar_B`, or the lower bound of the query's k-th best candidate (`last`) where that is higher."""
         raised_B = bar_B.copy()
         raised_B[self.queries[last]] = np.maximum(bar_B[self.queries[last]], self.low[last])
         return raised_B
