@@ -24,7 +24,9 @@ def plan(
         list[str] | None, typer.Option(metavar="GB", help="A GPU of so many GB instead of what is here. Repeatable.")
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="A preset, a folder, `tiny` …")] = None,
-    dataset: Annotated[str | None, typer.Option(metavar="PATH", help="Dataset folder.")] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="Dataset folder. Repeat for several together.")
+    ] = None,
     algorithm: Annotated[
         str | None, typer.Option(metavar="NAME", help="grpo, ppo, rloo, reinforce or sft; grpo by default.")
     ] = None,
@@ -38,7 +40,7 @@ def plan(
     from rl4rec_cli.errors import ConfigError
     from rl4rec_cli.layering import load_config
 
-    flags = {"policy.model": model, "data.path": dataset}
+    flags = {"policy.model": model, "data.path": dataset or None}
     config = load_config(
         algorithm=None,
         recipes=recipe or [],
