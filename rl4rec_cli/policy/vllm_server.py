@@ -10,7 +10,7 @@ computes together differs from one time to the next, and with it the last bits.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -48,7 +48,8 @@ class VllmServer:
         Raises:
             EngineError: the server is gone or refuses.
         """
-        return {"adapter": self._take, "write": self._write}[name](*arguments, doing)
+        methods: dict[str, Callable[..., Any]] = {"adapter": self._take, "write": self._write}
+        return methods[name](*arguments, doing)
 
     def close(self) -> None:
         """Take our adapter from the server."""
