@@ -138,7 +138,7 @@ def tell(
         facts = read_facts("the policy", base.config.to_dict())
     except PolicyError:
         return _told_without_figures(message, config, alone, during, is_warm_start=is_warm_start)
-    machine = _machine()
+    machine = _machine(str(policy.device))
     around = surroundings(machine, config, retrieval_facts(config))
     there = _failed(alone, facts, around, during)
     lasting = there.lasting - (there.parts.get("optimizer", 0) if is_first else 0)
@@ -229,12 +229,17 @@ def _phase(result: Estimate, during: str) -> Phase:
     return phases.get(during) or phases["learning"].without_passing(during)
 
 
-def _machine() -> Machine:
-    """This machine, with GPUs as torch sees them."""
+def _machine(device: str) -> Machine:
+    """This machine, with GPUs as torch sees them; of others than the policy's only the size is looked up.
+
+    To ask another GPU for its free memory would take some of it.
+    """
     gpus = []
     for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        gpus.append(Gpu(index, torch.cuda.get_device_name(index), total, free))
+        known = torch.cuda.get_device_properties(index)
+        own = device.startswith("cuda") and index == (torch.device(device).index or 0)
+        free = torch.cuda.mem_get_info(index)[0] if own else known.total_memory
+        gpus.append(Gpu(index, known.name, known.total_memory, free))
     return Machine(tuple(gpus), len(os.sched_getaffinity(0)), *ram())
 
 

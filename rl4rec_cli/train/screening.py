@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.runs import write_json
+from rl4rec_cli.runs import write_text
 
 if TYPE_CHECKING:
     from rl4rec_cli.config_trainer import RlSection
@@ -84,5 +84,5 @@ def _by_policy(retriever: VectorRetriever, examples: Sequence[Example], write: W
         part = examples[start : start + _PART]
         targets, histories = [e.target for e in part], [e.history for e in part]
         ranks += retriever.target_ranks(texts[start : start + _PART], targets, histories).ranks.tolist()
-    write_json(kept_in, {"ranks": ranks})
+    write_text(kept_in, json.dumps({"ranks": ranks}) + "\n")
     return ranks

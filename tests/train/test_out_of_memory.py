@@ -197,5 +197,59 @@ def test_a_model_that_the_plan_does_not_know() -> None:
     assert tell(MemoryError(), least, policy, when="", during="learning").flags == ""
 
 
+QWEN = {
+    **{"model_type": "qwen2", "hidden_size": 1536, "num_attention_heads": 12, "num_hidden_layers": 28},
+    **{"num_key_value_heads": 2, "intermediate_size": 8960, "vocab_size": 151_936, "tie_word_embeddings": True},
+}
+
+
+def loaded(device: str) -> Any:
+    """A policy that an adapter was put on, of which only the shape is known."""
+    base = SimpleNamespace(config=SimpleNamespace(to_dict=lambda: QWEN))
+    return SimpleNamespace(model=SimpleNamespace(peft_config={}, get_base_model=lambda: base), device=device)
+
+
+def test_a_gpu_beside_another_and_beside_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, asked = {0: 80 * GB, 1: 24 * GB}, []
+
+    def mem_get_info(index: int) -> tuple[int, int]:
+        asked.append(index)
+        return 3 * GB, sizes[index]
+
+    known = {index: SimpleNamespace(name=f"GPU {index}", total_memory=size) for index, size in sizes.items()}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: known[index])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: 12 * GB)
+    given = ("trainer.warm_start=null", "trainer.gradient_checkpointing=false", "policy.device=cuda:1")
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nIf reserved")
+    error = tell(full, load(*given), loaded("cuda:1"), when="at step 2 of grpo", during="learning")
+    assert asked == [1]
+    assert error.message == (
+        "out of memory at step 2 of grpo, while learning: CUDA out of memory. Tried to allocate 2 GiB."
+    )
+    # Free, held by torch, and the context: of 24 GB others hold 8.1; 92 % of the rest can be used.
+    assert "where 14.7 GB can be used (GPU 1 with 24.0 GB, 8.1 GB held by others)" in str(error.hint)
+    around = Surroundings(True, 100_000, 335_141_888, 1024, retrieval_on_device=False)  # on the first GPU
+    after = load(*given, *sets_in(error.flags))
+    assert max(p.total for p in estimate(after, FACTS, around).phases) <= 14.7 * GB
+
+
+def test_a_computers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load("trainer.warm_start=null", "policy.device=cpu", "policy.dtype=fp32", "retrieval.embedder=lsa")
+    machine_ram = "rl4rec_cli.train.out_of_memory.ram"
+    monkeypatch.setattr(machine_ram, lambda: (32 * GB, 10 * GB))
+    later = tell(MemoryError(), config, loaded("cpu"), when="", during="learning")
+    around = Surroundings(False, 100_000, 0, config.retrieval.lsa_dim)
+    learning = next(p for p in estimate(config, FACTS, around).phases if p.name == "learning")
+    room = learning.lasting + 0.92 * 10 * GB
+    assert f"needs {human(learning.total)}, where {human(room)} can be used (10.0 GB of memory are free now)" in str(
+        later.hint
+    )
+    assert later.message == "out of memory while learning"
+    first = tell(MemoryError(), config, loaded("cpu"), when="", during="learning", is_first=True)
+    assert f"where {human(room - learning.parts['optimizer'])} can be used" in str(first.hint)
+
+
 def test_what_is_in_use() -> None:
     assert 0.01 < used_gib("cpu") < 64
