@@ -331,6 +331,17 @@ def test_a_changed_recipe_is_refused_by_its_keys(stopped: Path, capfd: pytest.Ca
         go_on(stopped, "data.synthetic.users=30")
 
 
+def test_texts_that_are_too_long_now_are_written_anew(tmp_path: Path, kill: Callable[..., None]) -> None:
+    """Killed between two updates from one batch, and gone on with where texts are to be shorter."""
+    algorithm, sets = VARIANTS["grpo, two updates from a batch"]
+    kill(5)
+    with pytest.raises(Killed):
+        train(recipe(tmp_path, algorithm, *sets), (3,))
+    go_on(tmp_path / "run", "generation.max_completion_length=2", allow_partial=True)
+    # Texts are written for every second step, and again for the sixth.
+    assert {r["step"] for r in lines(tmp_path / "run" / "rollouts.jsonl")} == {1, 3, 5, 6, 7}
+
+
 def test_a_finished_run_says_so(stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
     go_on(stopped)
     capfd.readouterr()
