@@ -232,6 +232,9 @@ class PolicySection(Section):
 
 
 class VllmSection(Section):
+    handover: Literal["auto", "adapter", "merged"] = "auto"
+    """What brings vLLM to an adapter's weights: the adapter itself, or all weights with it merged into them. `auto`:
+    merged on the CPU in fp32, where vLLM is slow with adapters, else the adapter."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type it computes in; `auto`: that of the policy's weights."""
     memory_share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None

@@ -32,6 +32,10 @@ _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
+    # Each step allocates and frees tensors of megabytes; given back to the system every time, each costs page faults,
+    # and texts with an adapter took twice as long.
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
 }
 
 
@@ -113,8 +117,9 @@ class VllmProcess:
         return self._process.pid
 
     @property
-    def is_alive(self) -> bool:
-        return self._end.alive and self._process.poll() is None
+    def is_open(self) -> bool:
+        """Whether it was not closed yet. One that died by itself is told at the next question."""
+        return self._end.alive
 
     def ask(self, name: str, *arguments: Any, doing: str = "") -> Any:
         """One answer of the worker's method `name`.

@@ -7,10 +7,11 @@ Hides: vLLM's classes. What is asked, and how, is in `vllm_process.py`.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -28,6 +29,7 @@ class Worker:
     def __init__(self, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
         self._llm = make(**options)
         self._adapter: Any = None
+        self._number = 0
 
     def adapter(self, number: int, folder: str) -> None:
         """Take the adapter of a folder in place of the one before; its number is none that was used before."""
@@ -42,16 +44,17 @@ class Worker:
             raise ValueError(f"vLLM did not take adapter {number}")
         self._adapter = request
 
-    def weights(self) -> None:
-        """Read all weights anew, from the folder that the model was loaded from."""
+    def weights(self, number: int) -> None:
+        """Read all weights anew, from the folder that the model was loaded from; `write` names them by this number."""
         self._llm.collective_rpc("reload_weights")
         if not self._llm.reset_prefix_cache():  # it holds what the old weights made of prompts
             raise RuntimeError("vLLM did not empty its cache of prompts")
+        self._number = number
 
     def write(
         self, prompts: Sequence[Sequence[int]], settings: Mapping[str, Any], seeds: Sequence[int | None]
     ) -> list[tuple[list[int], list[float], int]]:
-        """For each prompt: tokens, their log-probabilities, and the number of the adapter that wrote them (or 0)."""
+        """For each prompt: tokens, their log-probabilities, and the number of the weights or adapter they are of."""
         from vllm import SamplingParams
 
         given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
@@ -61,7 +64,7 @@ class Worker:
             (
                 list(text.token_ids),
                 [step[token].logprob for step, token in zip(text.logprobs, text.token_ids, strict=True)],
-                one.lora_request.lora_int_id if one.lora_request is not None else 0,
+                one.lora_request.lora_int_id if one.lora_request is not None else self._number,
             )
             for one in written
             for text in one.outputs
@@ -110,11 +113,17 @@ def serve(connection: Connection, make: Callable[..., Any]) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """End when the parent does, however it ends: it may be killed while this process computes."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it was gone before
-        sys.exit(1)
+    """End when the parent does, however it ends: it may be killed while this process computes.
+
+    Linux could do so (PR_SET_PDEATHSIG), but would end this process with the thread that started it.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main() -> None:

@@ -74,10 +74,10 @@ def is_there(pid: int) -> bool:
 def test_it_answers_until_it_is_closed(start: Callable[..., VllmProcess], tmp_path: Path) -> None:
     process = start()
     assert process.ask("write", [1, 2], {"a": 3}) == ["write", [1, 2], {"a": 3}]
-    assert process.is_alive
+    assert process.is_open
     process.close()
     process.close()
-    assert not process.is_alive
+    assert not process.is_open
     assert not is_there(process.pid)
     assert (tmp_path / "log").read_text() == "asked to open\nasked to write\n"
 
@@ -98,7 +98,7 @@ def test_how_it_ends_is_told(what: str, said: str, start: Callable[..., VllmProc
     assert caught.value.exit_code == 1
     assert "generation.engine=transformers" in str(caught.value.hint)
     assert ("generation.batch_size" in str(caught.value.hint)) == (what == "memory")
-    assert not process.is_alive
+    assert not process.is_open
     assert not is_there(process.pid)
     with pytest.raises(EngineError):
         process.ask("write")
@@ -241,7 +241,8 @@ def test_an_adapter_takes_the_place_of_the_one_before(stand_in: None) -> None:
     with pytest.raises(ValueError, match="vLLM did not take adapter 13"):
         worker.adapter(13, "bad")
     assert worker.write([[1]], settings, [7]) == [([7], [-1.0], 0)]  # told from 2, which is what is asked for
-    worker.weights()
+    worker.weights(5)
+    assert worker.write([[1]], settings, [7]) == [([7], [-1.0], 5)]
     worker.sleep()
     worker.wake()
     expected = [("add", 1), ("remove", 1), ("add", 2), ("remove", 2), ("add", 13)]

@@ -1,10 +1,11 @@
 """Texts written by vLLM, with the weights that the policy has at that moment.
 
-Decides: what is handed over before texts are written: the adapter alone, where there is one, else all weights; only
-where they changed; through files in memory, which cost a copy and need no help from vLLM, whatever holds the base.
+Decides: what is handed over before texts are written: the adapter alone, or all weights (the adapter merged into them,
+where vLLM is slow with one, as on the CPU); only where they changed; through files in memory, which cost a copy and
+need no help from vLLM, whatever holds the base.
 Hides: vLLM's names, its numbers for adapters, the process it runs in (`vllm_process.py`).
 
-Every text says which adapter wrote it, and one that another wrote ends the run.
+Every text says with which weights it was written, and one that has others than the policy's ends the run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,7 @@ class VllmEngine:
         self._log = log
         self._process: VllmProcess | VllmServer | None = None
         self._folder: Path | None = None
+        self._remove: weakref.finalize[..., Any] | None = None
         self._held = ""
         """Digest of the weights that vLLM has."""
         self._number = 0
@@ -114,6 +117,7 @@ class VllmEngine:
             "top_k": (sampling.top_k or -1) if is_drawn else -1,
             "repetition_penalty": sampling.repetition_penalty,
             "stop_token_ids": list(ends),
+            "ignore_eos": True,  # what ends a text is said here
         }
         given = [list(prompt) for prompt in prompts]
         written = process.ask("write", given, settings, seeds, doing=f"writing {len(prompts):,} texts")
@@ -126,14 +130,10 @@ class VllmEngine:
         """End vLLM and remove its files. It starts again where another text is asked for."""
         if self._process is not None:
             self._process.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._process = self._folder = None
-        self._held, self._sleeps = "", False
-
-    def __del__(self) -> None:
-        if getattr(self, "_folder", None) is not None:
-            shutil.rmtree(str(self._folder), ignore_errors=True)
+        if self._remove is not None:
+            self._remove()
+        self._process = self._folder = self._remove = None
+        self._held, self._sleeps, self._number = "", False, 0
 
     def take_handovers(self) -> list[Handover]:
         """What changes of weights took since the last call."""
@@ -143,11 +143,12 @@ class VllmEngine:
     # Starting
 
     def _started(self, policy: Policy) -> VllmProcess | VllmServer:
-        if self._process is not None and self._process.is_alive:
+        if self._process is not None and self._process.is_open:
             return self._process
         self.close()
         check_fits(policy, self._policy_section, self._section)
-        self._folder = Path(tempfile.mkdtemp(prefix="rl4rec-vllm-", dir=_memory_backed()))
+        self._folder = _make_folder()
+        self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         if self._section.vllm.server is not None:
             self._process = self._server(policy, self._section.vllm.server)
             return self._process
@@ -203,7 +204,7 @@ class VllmEngine:
             options["enable_chunked_prefill"] = False
             options["max_num_batched_tokens"] = max(self._max_length, 8192)
             options["kv_cache_memory_bytes"] = max(256 << 20, cache_bytes(model, self._max_length) * texts)
-        if is_peft(model):
+        if self._swaps(policy):
             adapter = model.peft_config["default"]
             options |= {
                 "model": str(adapter.base_model_name_or_path),
@@ -227,36 +228,47 @@ class VllmEngine:
         started = time.perf_counter()
         folder = self._folder
         assert folder is not None
-        if is_peft(policy.model):
-            tensors = _adapter_tensors(policy.model)
-            if (digest := _digest(tensors)) == self._held:
-                return
-            self._number += 1
+        trained = _trained_tensors(policy.model)
+        if (digest := _digest(trained)) == self._held:
+            return
+        self._number += 1
+        if self._swaps(policy):
             given = folder / f"adapter-{self._number}"
             given.mkdir()
-            size = _save(tensors, given / "adapter_model.safetensors")
+            size = _save(trained, given / "adapter_model.safetensors")
             policy.model.peft_config["default"].save_pretrained(str(given))
             process.ask("adapter", self._number, str(given), doing="taking the adapter")
             shutil.rmtree(given)
         else:
-            tensors = _all_tensors(policy.model)
-            if (digest := _digest(tensors)) == self._held:
-                return
-            size = _save(tensors, folder / "model.safetensors")
-            process.ask("weights", doing="taking the weights")
+            size = _save(_whole_tensors(policy.model), folder / "model.safetensors")
+            process.ask("weights", self._number, doing="taking the weights")
         self._held = digest
         self.handovers.append(Handover(time.perf_counter() - started, size))
 
     def _write_weights(self, policy: Policy) -> str:
         """Make the engine's folder a model that can be loaded, and say which weights it has."""
-        tensors, folder = _all_tensors(policy.model), self._folder
+        folder = self._folder
         assert folder is not None
         config = json.loads(policy.model.config.to_json_string())
         # Tied weights are two for vLLM when it reads them anew, and it would leave the second as it was.
         config["tie_word_embeddings"] = False
         (folder / "config.json").write_text(json.dumps(config))
-        _save(tensors, folder / "model.safetensors")
-        return _digest(tensors)
+        _save(_whole_tensors(policy.model), folder / "model.safetensors")
+        return _digest(_trained_tensors(policy.model))
+
+    def _swaps(self, policy: Policy) -> bool:
+        """Whether the adapter alone is handed over."""
+        if not is_peft(policy.model):
+            return False
+        how, model = self._section.vllm.handover, policy.model
+        is_plain = policy_quantization(model) == "none"
+        if how == "merged" and not is_plain:
+            raise ConfigError(
+                "generation.vllm.handover=merged: nothing is merged into quantised weights", hint="use adapter or auto"
+            )
+        # Rounding in half precision would make the merged weights another policy than the adapter is.
+        suits = is_plain and policy.device.type == "cpu" and model.dtype == torch.float32
+        return self._section.vllm.server is not None or how == "adapter" or (how == "auto" and not suits)
 
     def _checked(self, written: Sequence[Any], expected: int) -> tuple[list[list[int]], list[list[float]]]:
         if len(written) != expected:
@@ -266,7 +278,7 @@ class VllmEngine:
         if wrong:
             self.close()
             raise EngineError(
-                f"vLLM wrote with adapter {min(wrong)}, but the policy's is {self._number}",
+                f"vLLM wrote with the weights of hand-over {min(wrong)}, but the policy's are those of {self._number}",
                 hint="this is a defect: please report it; generation.engine=transformers writes without vLLM",
             )
         logps = [logps for _, logps, _ in written]
@@ -351,21 +363,43 @@ def memory_share(policy: Policy, tokens: int, texts: int) -> float:
     return round(need / total, 3)
 
 
-def _memory_backed() -> str | None:
-    """Where files cost no disk; None for the system's folder of temporary files."""
+_FOLDER = "rl4rec-vllm-"
+
+
+def _make_folder() -> Path:
+    """A new folder where files cost no disk, or else among the system's temporary files.
+
+    Those of processes that were killed are removed: what lies in memory-backed storage takes memory until then.
+    """
     shared = Path("/dev/shm")
-    return str(shared) if shared.is_dir() and os.access(shared, os.W_OK) else None
+    place = shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+    for left in place.glob(f"{_FOLDER}[0-9]*-*"):
+        owner = left.name.removeprefix(_FOLDER).partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and left.owner() == Path("/proc/self").owner():
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=place))
 
 
-def _adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
+def _trained_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """The adapter's, or all where there is none."""
+    if not is_peft(model):
+        return _on_cpu(model.state_dict())
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    return _on_cpu(get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False))
+
+
+@torch.no_grad()
+def _whole_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """All weights by the names they have without an adapter, which is merged into them."""
+    if not is_peft(model):
+        return _on_cpu(model.state_dict())
+    plain = model.get_base_model()
+    state = {n.replace(".base_layer.", "."): w for n, w in plain.state_dict().items() if "lora_" not in n}
+    for name, module in plain.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            state[f"{name}.weight"] = state[f"{name}.weight"] + module.get_delta_weight("default")
     return _on_cpu(state)
-
-
-def _all_tensors(model: Any) -> dict[str, torch.Tensor]:
-    return _on_cpu(model.state_dict())
 
 
 def _on_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -389,14 +423,18 @@ def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> int:
         EngineError: no room.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     try:
-        # Tied weights share memory, which `save_file` refuses.
-        data = save({name: tensor.clone() for name, tensor in tensors.items()}, metadata={"format": "pt"})
-        path.write_bytes(data)
+        places: set[int] = set()
+        apart = {}
+        for name, tensor in tensors.items():  # tied weights share memory, which `save_file` refuses
+            apart[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+            places.add(tensor.data_ptr())
+        path.unlink(missing_ok=True)  # a new file: vLLM may still look at the one before
+        save_file(apart, path, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise EngineError(
             f"{path}: cannot hand the weights to vLLM: {error}", hint="make room in memory-backed storage (/dev/shm)"
         ) from error
-    return len(data)
+    return path.stat().st_size

@@ -39,7 +39,7 @@ class VllmServer:
         self._client = httpx.Client(timeout=timeout, limits=limits)
         self._pool = ThreadPoolExecutor(_AT_ONCE)
         self._adapter: str | None = None
-        self.is_alive = True
+        self.is_open = True
         self._call("GET", "/health", doing="asking for it")
 
     def ask(self, name: str, *arguments: Any, doing: str = "") -> Any:
@@ -53,13 +53,13 @@ class VllmServer:
 
     def close(self) -> None:
         """Take our adapter from the server."""
-        if self.is_alive and self._adapter is not None:
-            self.is_alive = False
+        if self.is_open and self._adapter is not None:
+            self.is_open = False
             try:
                 self._call("POST", "/v1/unload_lora_adapter", {"lora_name": self._adapter}, doing="leaving")
             except EngineError:  # it is gone itself, and the adapter with it
                 self._adapter = None
-        self.is_alive = False
+        self.is_open = False
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
@@ -101,7 +101,7 @@ class VllmServer:
         try:
             answer = self._client.request(method, self._url + path, json=body)
         except (httpx.HTTPError, httpx.InvalidURL, RuntimeError) as error:
-            self.is_alive = False
+            self.is_open = False
             raise EngineError(
                 f"generation.vllm.server={self._url} does not answer while {doing}: {error or type(error).__name__}",
                 hint=hint,
