@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, EngineError, PolicyError
 from rl4rec_cli.memory import ENGINE_TEXTS, engine_need
 from rl4rec_cli.policy.backend import check_head
@@ -153,6 +154,7 @@ class VllmEngine:
             self._process = self._server(policy, self._section.vllm.server)
             return self._process
         options, environment = self._options(policy)
+        console.log("Starting vLLM" + (f"; what it prints is in {self._log}" if self._log is not None else ""))
         self._process = VllmProcess(
             "generation.engine=vllm",
             options,
