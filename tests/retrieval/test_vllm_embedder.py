@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from rl4rec_cli.config import RetrievalSection
+from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.retrieval.embedding import SentenceTransformerEmbedder, load_embeddings
+from rl4rec_cli.retrieval.retriever import open_retriever
 from rl4rec_cli.retrieval.vllm_embedder import VllmEmbedder
 
 pytestmark = [
@@ -80,3 +85,39 @@ def test_a_run_embeds_items_and_rewards_by_it(minilm: str, tmp_path: Path) -> No
     stored = load_embeddings(file, dataset=dataset, emb_type="text", model=minilm)
     plain = SentenceTransformerEmbedder(minilm, device="cpu", batch_size=8).embed(dataset.texts("text"))
     assert (stored * plain).sum(1).min() > 0.9999
+
+
+@pytest.mark.ray
+def test_a_service_embeds_by_it_and_takes_it_along_when_it_ends(
+    cluster: tuple[Any, str, Path],
+    start: Callable[..., Any],
+    catalogue: tuple[Path, Dataset],
+    minilm: str,
+    embedder: VllmEmbedder,
+) -> None:
+    folder, dataset = catalogue
+    ray = cluster[0]
+    section, actors = start("by-vllm", [folder], embedder="vllm", model=minilm)
+    (pid,) = _engines_of(ray.get(actors[0].health.remote())["pid"])
+    texts, targets = ["worda", dataset.texts("text")[7]], [3, 7]
+    ours = open_retriever(section, dataset).target_ranks(texts, targets, [[], []])
+    vectors = embedder.embed(dataset.texts("text"))
+    plain = VllmEmbedder.embed(embedder, texts)
+    assert ours.ranks.tolist() == [
+        int((vectors @ q >= vectors[t] @ q - 1e-6).sum()) for q, t in zip(plain, targets, strict=True)
+    ]
+    ray.kill(actors[0])
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def _engines_of(parent: int) -> set[int]:
+    found = set()
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it ended meanwhile
+            words = process.read_bytes().split(b"\0")
+            if b"rl4rec_cli.vllm_worker" in words and str(parent).encode() in words:
+                found.add(int(process.parent.name))
+    return found
