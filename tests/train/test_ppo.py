@@ -180,13 +180,14 @@ def test_texts_are_written_by_the_generation_that_evaluation_uses(
     algorithm: str, do: Do, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    write = rollouts.generate_ids
+    write = rollouts.write_ids
 
-    def record(model: Any, tokenizer: Any, prompts: Any, sampling: Any) -> Any:
+    def record(policy: Policy, model: Any, prompts: Any, sampling: Any) -> Any:
         asked.extend(map(tuple, prompts))
-        return [[*row[:1], tokenizer.eos_token_id] for row in write(model, tokenizer, prompts, sampling)]
+        rows, logps = write(policy, model, prompts, sampling)
+        return [[*row[:1], policy.tokenizer.eos_token_id] for row in rows], logps
 
-    monkeypatch.setattr(rollouts, "generate_ids", record)
+    monkeypatch.setattr(rollouts, "write_ids", record)
     done = do(algorithm, "trainer.max_steps=1")
     config = configure(done.rollouts.parent, algorithm)
     builder = PromptBuilder(config.prompt, dataset, done.policy.tokenizer)
