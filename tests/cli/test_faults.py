@@ -449,6 +449,26 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert refused.stdout == ""
 
 
+def test_a_disk_that_became_read_only(small_disk: Callable[[int], Path]) -> None:
+    """As one does whose controller fails: what is on it stays as it is."""
+    folder = small_disk(50 << 20)
+    (folder / "signal").write_text(str(int(signal.SIGTERM)))
+    args = command(folder, reward="signalled_in_4", sets_=("trainer.max_steps=8",))
+    assert run(args, folder).returncode == 143
+    before = {path: path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()}
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    another = ["train", "grpo", "--quick-test", *sets(*SMALL, "run.name=new")]
+    refused, new = run(resume(folder, reward="signalled_in_4"), folder), run(another, folder)
+    subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+    for ended in (refused, new):
+        assert ended.returncode == 1, ended.stderr
+        assert "Read-only file system" in ended.stderr
+        assert "Traceback" not in ended.stderr
+    assert {path: path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()} == before
+    assert run(resume(folder, reward="signalled_in_4"), folder).returncode == 0
+    assert steps(folder) == list(range(1, 9))
+
+
 @pytest.mark.parametrize(
     ("reward", "said"),
     [
