@@ -143,9 +143,10 @@ class VllmProcess:
             how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with status {code}"
             said = self._said()
             self.close()
+            memory = "often for want of memory: lower generation.batch_size; " if code == -signal.SIGKILL else ""
             raise EngineError(
                 f"vLLM ({self._what}) {how} while {doing}{said}",
-                hint="killed by SIGKILL: often for want of memory; see its log, or use generation.engine=transformers",
+                hint=f"{memory}see its log, or use generation.engine=transformers",
             ) from error
         except BaseException:  # an answer nobody waits for would be taken for the next one
             self.close()
@@ -175,6 +176,8 @@ def _first_line(text: str) -> str:
 
 
 def _hint(kind: str, said: str) -> str:
+    if "increasing `gpu_memory_utilization`" in said or "No available memory for the cache" in said:
+        return "raise generation.vllm.memory_share, or use generation.engine=transformers"
     if kind == "memory" or "memory" in said:
         return "lower generation.batch_size or generation.vllm.memory_share, or use generation.engine=transformers"
     return "see its log; generation.engine=transformers writes without vLLM"

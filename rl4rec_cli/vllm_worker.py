@@ -131,9 +131,13 @@ def main() -> None:
     _die_with(parent)
     # Ctrl-C in a terminal goes to all of its processes; the one that asked decides what ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(Connection(descriptor), _make)
+
+
+def _make(**options: Any) -> Any:
     from vllm import LLM
 
-    serve(Connection(descriptor), LLM)
+    return LLM(**options)
 
 
 if __name__ == "__main__":

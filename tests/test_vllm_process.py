@@ -97,7 +97,7 @@ def test_how_it_ends_is_told(what: str, said: str, start: Callable[..., VllmProc
         process.ask(what, doing="writing 3 texts")
     assert caught.value.exit_code == 1
     assert "generation.engine=transformers" in str(caught.value.hint)
-    assert ("generation.batch_size" in str(caught.value.hint)) == (what == "memory")
+    assert ("generation.batch_size" in str(caught.value.hint)) == (what in ("memory", "die"))
     assert not process.is_open
     assert not is_there(process.pid)
     with pytest.raises(EngineError):

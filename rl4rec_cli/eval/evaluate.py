@@ -230,7 +230,11 @@ def evaluate_run(
     task = open_task(config, data, retriever, evaluation.examples)
     evaluation.methods.extend(measure_baselines(config, task, evaluation.split))
     if checkpoint is not None:
-        _measure_policies(evaluation, run, checkpoint, config, task)
+        models = Models(config, task)
+        try:
+            _measure_policies(evaluation, run, checkpoint, config, task, models)
+        finally:
+            models.close()
     if not evaluation.methods:
         raise ConfigError("nothing to measure", hint="name a run or a model, or baselines with --baselines")
     finish(evaluation, data)
@@ -282,11 +286,12 @@ def _note_openings(evaluation: Evaluation, run: Run | None) -> None:
         evaluation.about["test_openings_line"] = openings.line()
 
 
-def _measure_policies(evaluation: Evaluation, run: Run | None, checkpoint: str, config: RunConfig, task: Task) -> None:
+def _measure_policies(
+    evaluation: Evaluation, run: Run | None, checkpoint: str, config: RunConfig, task: Task, models: Models
+) -> None:
     from rl4rec_cli.eval.baselines import measure_fusion
     from rl4rec_cli.eval.sweep import best_zero_shot
 
-    models = Models(config, task)
     ours = TUNED if run is not None else checkpoint
     start = untrained(run, config)
     if start is not None and "untrained" in config.eval.baselines:

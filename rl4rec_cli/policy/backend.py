@@ -148,6 +148,11 @@ def check_engine(config: RunConfig) -> None:
         return
     if generation.vllm.server is None:
         check_installed("generation.engine=vllm")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "generation.engine=vllm writes for one process, but several were started",
+            hint="start one, or use generation.engine=transformers",
+        )
     if policy.fast_inference:
         raise ConfigError(
             "generation.engine=vllm and policy.fast_inference are two engines", hint="leave policy.fast_inference out"
@@ -167,6 +172,11 @@ def check_engine(config: RunConfig) -> None:
             f"generation.engine=vllm cannot hold the weights in {policy.quantization}"
             + ("" if is_cuda else " without a GPU"),
             hint="use policy.quantization=none, or generation.engine=transformers",
+        )
+    if policy.quantization == "4bit" and find_spec("vllm_bnb_plugin") is None:
+        raise ConfigError(
+            "generation.engine=vllm with policy.quantization=4bit: vllm-bnb-plugin is not installed",
+            hint="pip install vllm-bnb-plugin; or use policy.quantization=none, or generation.engine=transformers",
         )
     if policy.model == "tiny" and not is_cuda:
         check_head(policy.tiny.head_width, "policy.tiny.head_dim")

@@ -200,6 +200,8 @@ def _load_by_transformers(
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
             model = PeftModel.from_pretrained(model, str(source.adapter), is_trainable=trainable)
+        # Where it was found: of a run that was moved it recorded another place.
+        model.peft_config["default"].base_model_name_or_path = source.model
     return model if section.quantization != "none" else model.to(device)
 
 

@@ -10,6 +10,7 @@ Every text says with which weights it was written, and one that has others than 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +68,7 @@ class VllmEngine:
         self._log = log
         self._process: VllmProcess | VllmServer | None = None
         self._folder: Path | None = None
-        self._remove: weakref.finalize[..., Any] | None = None
+        self._remove: Any = None
         self._held = ""
         """Digest of the weights that vLLM has."""
         self._number = 0
@@ -106,6 +108,7 @@ class VllmEngine:
             )
         process = self._started(policy)
         if self._sleeps:
+            _make_room(policy)
             process.ask("wake", doing="waking")
             self._sleeps = False
         self._hand_over(policy, process)
@@ -148,8 +151,8 @@ class VllmEngine:
             return self._process
         self.close()
         check_fits(policy, self._policy_section, self._section)
-        self._folder = _make_folder()
-        self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._folder, self._remove = _make_folder(self, _handed_bytes(policy, swaps=self._swaps(policy)))
+        _make_room(policy)
         if self._section.vllm.server is not None:
             self._process = self._server(policy, self._section.vllm.server)
             return self._process
@@ -165,19 +168,22 @@ class VllmEngine:
         return self._process
 
     def _server(self, policy: Policy, url: str) -> VllmServer:
-        if not is_peft(policy.model):
+        is_adapted = is_peft(policy.model)
+        if not is_adapted and not _is_frozen(policy.model):
             raise ConfigError(
                 "generation.vllm.server takes adapters, but all weights are trained",
                 hint="set policy.lora.r, or leave generation.vllm.server out",
             )
-        adapter = policy.model.peft_config["default"]
+        adapter = policy.model.peft_config["default"] if is_adapted else None
+        base = str(adapter.base_model_name_or_path if adapter is not None else policy.model.config._name_or_path)
+        rank = adapter.r if adapter is not None else self._policy_section.lora.r if self._policy_section.lora else 16
         command = (
-            f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve {adapter.base_model_name_or_path} --enable-lora "
-            f"--max-lora-rank {_room_for(adapter.r)} --logprobs-mode processed_logprobs "
+            f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve {base} --enable-lora "
+            f"--max-lora-rank {_room_for(rank)} --logprobs-mode processed_logprobs "
             f"--generation-config vllm --dtype {str(policy.model.dtype).removeprefix('torch.')} "
             f"--max-model-len {self._max_length}"
         )
-        return VllmServer(url, command=command, timeout=self._section.vllm.timeout)
+        return VllmServer(url, base=base, command=command, timeout=self._section.vllm.timeout)
 
     def _options(self, policy: Policy) -> tuple[dict[str, Any], dict[str, str]]:
         """What vLLM's `LLM` is made with, and the variables of its process."""
@@ -218,6 +224,8 @@ class VllmEngine:
             }
             if policy_quantization(model) == "4bit":
                 options["quantization"] = "bitsandbytes"
+        elif _is_frozen(model):
+            options |= {"model": model.config._name_or_path, "revision": self._policy_section.revision}
         else:
             options["model"] = str(self._folder)
             self._held = self._write_weights(policy)
@@ -230,6 +238,8 @@ class VllmEngine:
         started = time.perf_counter()
         folder = self._folder
         assert folder is not None
+        if _is_frozen(policy.model):
+            return
         trained = _trained_tensors(policy.model)
         if (digest := _digest(trained)) == self._held:
             return
@@ -240,7 +250,8 @@ class VllmEngine:
             size = _save(trained, given / "adapter_model.safetensors")
             policy.model.peft_config["default"].save_pretrained(str(given))
             process.ask("adapter", self._number, str(given), doing="taking the adapter")
-            shutil.rmtree(given)
+            # A server may have to read the last one again, where others' adapters took its place.
+            shutil.rmtree(folder / f"adapter-{self._number - 1}", ignore_errors=True)
         else:
             size = _save(_whole_tensors(policy.model), folder / "model.safetensors")
             process.ask("weights", self._number, doing="taking the weights")
@@ -368,18 +379,59 @@ def memory_share(policy: Policy, tokens: int, texts: int) -> float:
 _FOLDER = "rl4rec-vllm-"
 
 
-def _make_folder() -> Path:
-    """A new folder where files cost no disk, or else among the system's temporary files.
+def _make_folder(owner: Any, size: int) -> tuple[Path, Any]:
+    """A new folder for files of so many bytes, in memory where there is room; and what removes it, at the latest when
+    its owner is gone.
 
     Those of processes that were killed are removed: what lies in memory-backed storage takes memory until then.
     """
     shared = Path("/dev/shm")
-    place = shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
-    for left in place.glob(f"{_FOLDER}[0-9]*-*"):
-        owner = left.name.removeprefix(_FOLDER).partition("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and left.owner() == Path("/proc/self").owner():
-            shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=place))
+    has_room = shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > 1.1 * size
+    place = shared if has_room else Path(tempfile.gettempdir())
+    for left in place.glob(f"{_FOLDER}*"):
+        with suppress(OSError):  # another one's, or another process removes it too
+            if left.is_dir() and left.stat().st_uid == os.getuid() and (lock := _locked(left)) is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=place))
+    return folder, weakref.finalize(owner, _remove, folder, _locked(folder))
+
+
+def _locked(folder: Path) -> int | None:
+    """A lock on a folder, held until it is closed or the process ends; None where another process has it."""
+    descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove(folder: Path, lock: int | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if lock is not None:
+        os.close(lock)
+
+
+def _handed_bytes(policy: Policy, *, swaps: bool) -> int:
+    """Bytes of what is handed over at once, with the one before."""
+    if _is_frozen(policy.model):
+        return 0
+    handed = [p for name, p in policy.model.named_parameters() if ("lora_" in name or not swaps)]
+    return 2 * sum(p.numel() * p.element_size() for p in handed)
+
+
+def _make_room(policy: Policy) -> None:
+    """Give back what torch keeps of the GPU for later: vLLM takes its share of what is free."""
+    if policy.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _is_frozen(model: Any) -> bool:
+    """Whether a model is as it was loaded, and will stay so: vLLM can load it by itself."""
+    name = str(getattr(model.config, "_name_or_path", ""))
+    return bool(name) and not is_peft(model) and not any(p.requires_grad for p in model.parameters())
 
 
 def _trained_tensors(model: Any) -> dict[str, torch.Tensor]:

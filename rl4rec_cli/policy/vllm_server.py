@@ -9,9 +9,11 @@ computes together differs from one time to the next, and with it the last bits.
 
 from __future__ import annotations
 
-import os
+import uuid
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from rl4rec_cli.errors import EngineError
@@ -24,14 +26,15 @@ class VllmServer:
 
     Args:
         url: as `http://127.0.0.1:8000`.
+        base: the model it must serve, as it was started with.
         command: what starts a fitting one, for messages.
         timeout: seconds an answer may take.
 
     Raises:
-        EngineError: nothing answers there.
+        EngineError: nothing answers there, or something that serves another model.
     """
 
-    def __init__(self, url: str, *, command: str, timeout: float) -> None:
+    def __init__(self, url: str, *, base: str, command: str, timeout: float) -> None:
         import httpx
 
         self._url, self._command = url.rstrip("/"), command
@@ -40,7 +43,25 @@ class VllmServer:
         self._pool = ThreadPoolExecutor(_AT_ONCE)
         self._adapter: str | None = None
         self.is_open = True
-        self._call("GET", "/health", doing="asking for it")
+        self._number = 0
+        self._taken: list[str] = []
+        self._end = weakref.finalize(self, _leave, self._client, self._url, self._taken)
+        self._base = self._find_base(base)
+
+    def _find_base(self, wanted: str) -> str:
+        """The name that the server gives the base.
+
+        Raises:
+            EngineError: it serves another one.
+        """
+        models = self._call("GET", "/v1/models", doing="asking for its model")["data"]
+        own = next((model for model in models if model.get("parent") is None), {})
+        if own.get("root") != wanted:
+            raise EngineError(
+                f"generation.vllm.server={self._url} serves {own.get('root')}, but the policy's base is {wanted}",
+                hint=f"start one: {self._command}",
+            )
+        return str(own["id"])
 
     def ask(self, name: str, *arguments: Any, doing: str = "") -> Any:
         """The answer to `adapter` or `write`, as `Worker`'s methods of these names give it.
@@ -52,24 +73,21 @@ class VllmServer:
         return methods[name](*arguments, doing)
 
     def close(self) -> None:
-        """Take our adapter from the server."""
-        if self.is_open and self._adapter is not None:
-            self.is_open = False
-            try:
-                self._call("POST", "/v1/unload_lora_adapter", {"lora_name": self._adapter}, doing="leaving")
-            except EngineError:  # it is gone itself, and the adapter with it
-                self._adapter = None
+        """Take our adapter from the server, which is done at the latest when the program ends."""
         self.is_open = False
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._client.close()
+        self._end()
 
     def _take(self, number: int, folder: str, doing: str) -> None:
         if self._adapter is not None:
             self._call("POST", "/v1/unload_lora_adapter", {"lora_name": self._adapter}, doing=doing)
             self._adapter = None
-        name = f"rl4rec-{os.getpid()}-{number}"
+            self._taken.clear()
+        # A name that never was: the server keeps what it computed of prompts by the adapter's name, for good.
+        name = f"rl4rec-{uuid.uuid4().hex}"
         self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder}, doing=doing)
         self._adapter, self._number = name, number
+        self._taken.append(name)
 
     def _write(
         self,
@@ -81,7 +99,7 @@ class VllmServer:
         def one(prompt: Sequence[int], seed: int | None) -> tuple[list[int], list[float], int]:
             body = {
                 **settings,
-                "model": self._adapter,
+                "model": self._adapter or self._base,
                 "prompt": list(prompt),
                 "seed": seed,
                 "logprobs": 1,
@@ -89,7 +107,7 @@ class VllmServer:
             }
             answer = self._call("POST", "/v1/completions", body, doing=doing)
             text = answer["choices"][0]
-            number = self._number if answer["model"] == self._adapter else -1
+            number = self._number if answer["model"] == body["model"] else -1
             return list(text["token_ids"]), [float(p) for p in text["logprobs"]["token_logprobs"]], number
 
         return list(self._pool.map(one, prompts, seeds))
@@ -112,3 +130,13 @@ class VllmServer:
                 f"generation.vllm.server={self._url} refused ({answer.status_code}) while {doing}: {said}", hint=hint
             )
         return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
+
+
+def _leave(client: Any, url: str, taken: list[str]) -> None:
+    import httpx
+
+    for name in taken:
+        with suppress(httpx.HTTPError):  # the server is gone itself, and the adapter with it
+            client.post(f"{url}/v1/unload_lora_adapter", json={"lora_name": name}, timeout=10)
+    taken.clear()
+    client.close()

@@ -76,7 +76,9 @@ def weigh_texts(
     if settings.correction == "none":
         return
     old_B = output["old_logps"]
+    lengths_B = output["completion_mask"].sum(1)  # 0: a text that is left out, as one that was cut can be
     gaps_B = old_B - torch.tensor([sum(logps) for logps in sampled]).to(old_B)
+    gaps_B = torch.where(lengths_B > 0, gaps_B, 0.0)
     ratio_B = gaps_B.exp()
     if settings.correction == "sequence_mask":
         ratio_B = ratio_B.masked_fill(ratio_B > settings.correction_max, 0.0)
@@ -84,7 +86,7 @@ def weigh_texts(
         ratio_B = ratio_B.clamp(max=settings.correction_max)
     output["advantages"] = output["advantages"] * ratio_B
     output[_RATIO] = ratio_B[:, None]
-    each_B = gaps_B.abs() / output["completion_mask"].sum(1).clamp(min=1)
+    each_B = gaps_B.abs() / lengths_B.clamp(min=1)
     metrics["sampling/sampling_logp_difference/mean"].append(float(each_B.mean()))
     metrics["sampling/sampling_logp_difference/max"].append(float(each_B.max()))
     metrics["sampling/importance_sampling_ratio/mean"].append(float(ratio_B.mean()))

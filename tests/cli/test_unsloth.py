@@ -102,6 +102,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for algorithm, sets in TRAININGS.items():
         given = [part for text in (*SMALL, *sets, f"run.name={algorithm}") for part in ("--set", text)]
         commands[algorithm] = ["train", algorithm, "--quick-test", *given]
+    more = (*GROUPS, "policy.quantization=none", "run.name=sixteen")
+    commands["sixteen"] = ["train", "grpo", "--quick-test", *(p for text in (*SMALL, *more) for p in ("--set", text))]
+    base = "policy.model=runs/grpo/checkpoints/checkpoint_base"
+    more = (*GROUPS, base, "policy.lora=null", "policy.quantization=none", "run.name=whole")
+    kept = [text for text in (*SMALL, *more) if text not in ("policy.lora.r=8", WARM)]
+    commands["whole"] = ["train", "grpo", "--quick-test", *(p for text in kept for p in ("--set", text))]
     left = ["checkpoints/checkpoint_final", "checkpoints/checkpoint_best", "eval"]
     commands["copy"] = ["copy", "runs/grpo", "runs/resumed", *left]
     commands["resume"] = ["train", "grpo", "--resume", "runs/resumed"]
@@ -146,6 +152,22 @@ def test_every_trainer_moves_the_adapter_and_leaves_the_4bit_base(algorithm: str
     assert problems(checkpoints / "checkpoint_base") == []  # its files are what was written before the training
     steps = [line["step"] for line in log_of(place, algorithm) if line["phase"] == algorithm]
     assert steps == [1, 2, 3, 4]
+
+
+def test_an_adapter_over_whole_weights_is_trained(place: Path) -> None:
+    assert "Backend unsloth, quantization none: policy.backend says so" in said(place, "sixteen")["err"]
+    before, after = adapter(place, "sixteen", "start"), adapter(place, "sixteen")
+    assert len(after) == 28
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+
+
+def test_all_weights_are_trained_where_there_is_no_adapter(place: Path) -> None:
+    said(place, "whole")
+    checkpoints = place / "runs" / "whole" / "checkpoints"
+    assert not (checkpoints / "checkpoint_final" / "adapter_config.json").exists()
+    before = load_file(place / "runs/grpo/checkpoints/checkpoint_base/model.safetensors")
+    after = load_file(checkpoints / "checkpoint_final" / "model.safetensors")
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
 
 
 def test_it_was_unsloth_in_4_bits(place: Path) -> None:

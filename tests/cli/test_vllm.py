@@ -37,7 +37,14 @@ SINGLE = (WARM, "trainer.batch_size=16")
 ADAPTER = "policy.lora.r=8"
 SWAPPED = (ADAPTER, "generation.vllm.handover=adapter")
 TRAININGS = {
-    "grpo": (*GROUPS, *SWAPPED, "trainer.beta=0.05", "logging.save_steps=2", "trainer.num_iterations=2"),
+    "grpo": (
+        *GROUPS,
+        *SWAPPED,
+        "trainer.beta=0.05",
+        "logging.save_steps=3",
+        "trainer.num_iterations=2",
+        "trainer.max_steps=6",
+    ),
     "rloo": (*GROUPS, ADAPTER, "trainer.zero_variance=refill"),
     "ppo": (*SINGLE, "trainer.mini_batch_size=8", "trainer.ppo_epochs=2"),
     # Weights of two bytes in vLLM and of four in the trainer: their probabilities differ.
@@ -106,7 +113,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for algorithm, sets in TRAININGS.items():
         given = [part for text in (*SMALL, *sets, f"run.name={algorithm}") for part in ("--set", text)]
         commands[algorithm] = ["train", algorithm, "--quick-test", *given]
-    left = ["checkpoints/checkpoint_final", "checkpoints/checkpoint_best", "eval"]
+    left = [f"checkpoints/checkpoint_{name}" for name in ("final", "best", "step_6")] + ["eval"]
     commands["copy"] = ["copy", "runs/grpo", "runs/resumed", *left]
     commands["resume"] = ["train", "grpo", "--resume", "runs/resumed"]
     commands["eval"] = ["eval", "runs/grpo", "--baselines", "none", "--json"]
@@ -142,15 +149,15 @@ def steps_of(place: Path, algorithm: str) -> list[dict[str, Any]]:
 def test_every_trainer_learns_from_the_policy_s_own_texts(algorithm: str, place: Path) -> None:
     said(place, algorithm)
     steps = steps_of(place, algorithm)
-    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert [line["step"] for line in steps] == list(range(1, 7 if algorithm == "grpo" else 5))
     handed = [line.get("handover_bytes", 0) for line in steps]
     # Before each batch of texts but the first, whose weights vLLM starts with where all are trained. grpo makes two
     # updates of a batch, ppo four, the others one.
-    batches = {"grpo": [True, False, True, False], "ppo": [False] * 4}
+    batches = {"grpo": [True, False] * 3, "ppo": [False] * 4}
     assert [size > 0 for size in handed] == batches.get(algorithm, [False, True, True, True])
     if algorithm != "reinforce":  # float32 on both sides
         measured = [line for line in steps if "logp_difference" in line]
-        assert len(measured) == {"grpo": 2, "ppo": 1, "rloo": 4}[algorithm]
+        assert len(measured) == {"grpo": 3, "ppo": 1, "rloo": 4}[algorithm]
         assert all(line["logp_difference_max"] < 1e-4 and line["masked_share"] == 0 for line in measured)
     final = place / "runs" / algorithm / "checkpoints" / "checkpoint_final"
     start = place / "runs" / algorithm / "checkpoints" / "checkpoint_start"
@@ -173,7 +180,8 @@ def test_what_vllm_prints_is_kept_with_the_run(place: Path) -> None:
 
 
 def test_going_on_is_the_same_curve_and_the_same_weights(place: Path) -> None:
-    assert "going on after step 2" in said(place, "resume")["err"]
+    """From the midst of a batch of texts, with two more to be written."""
+    assert "going on after step 3" in said(place, "resume")["err"]
 
     def without_handover(name: str) -> list[dict[str, Any]]:  # a new engine starts with the base alone
         return [{k: v for k, v in line.items() if k != "handover_bytes"} for line in log_of(place, name)]

@@ -91,10 +91,15 @@ def write(policy: Policy, sampling: Sampling = SAMPLED, *, seed: int = 0) -> tup
 
 
 @torch.no_grad()
-def furthest(policy: Policy, written: tuple[list[list[int]], list[list[float]]], temperature: float) -> float:
+def furthest(
+    policy: Policy,
+    written: tuple[list[list[int]], list[list[float]]],
+    temperature: float,
+    prompts: list[list[int]] | None = None,
+) -> float:
     """The largest distance of any token's log-probability from the model's own."""
     found = 0.0
-    for prompt, ids, logps in zip(prompts_of(policy), *written, strict=True):
+    for prompt, ids, logps in zip(prompts or prompts_of(policy), *written, strict=True):
         logits = policy.model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / temperature
         own = torch.log_softmax(logits.float(), -1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
         found = max(found, float((own - torch.tensor(logps)).abs().max()))
@@ -143,6 +148,29 @@ def test_a_change_of_weights_is_what_the_next_texts_are_written_with(policy: Pol
     assert furthest(policy, after, SAMPLED.temperature) < 1e-4
     assert furthest(policy, before, SAMPLED.temperature) > 0.01
     assert after[0] != before[0]
+
+
+def test_what_it_kept_of_prompts_is_that_of_the_weights_it_has(policy: Policy) -> None:
+    """Prompts longer than the 128 tokens that vLLM keeps at once here, alike in them: kept, and given up in time."""
+    assert policy.engine is not None
+    ids = [policy.tokenizer(text)["input_ids"] for text in TEXTS]
+    start = [token for text in ids[:4] for token in text * 12][:300]
+    prompts = [start + text for text in ids]
+    ends = ending_ids(policy.model, policy.tokenizer)
+
+    def written() -> tuple[list[list[int]], list[list[float]]]:
+        torch.manual_seed(3)
+        assert policy.engine is not None
+        return policy.engine.write(policy, prompts, SAMPLED, ends)
+
+    first = written()
+    assert written()[0] == first[0]  # from what was kept
+    for seed in (4, 5):
+        assert furthest(policy, written(), SAMPLED.temperature, prompts) < 1e-4
+        step(policy, seed)
+    after = written()
+    assert furthest(policy, after, SAMPLED.temperature, prompts) < 1e-4
+    assert after[0] != first[0]
 
 
 def test_without_handing_over_it_would_be_noticed(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,8 +253,8 @@ def test_what_is_written_with_other_weights_ends_the_run(policy: Policy, monkeyp
 
 def test_a_longer_text_than_it_was_started_for_is_refused(policy: Policy) -> None:
     assert policy.engine is not None
-    with pytest.raises(EngineError, match="may have 97 tokens, but vLLM was started for 80"):
-        policy.engine.write(policy, [[5] * 85], GREEDY, [2])
+    with pytest.raises(EngineError, match="may have 432 tokens, but vLLM was started for 416"):
+        policy.engine.write(policy, [[5] * 420], GREEDY, [2])
 
 
 def test_a_policy_that_diverged_is_told(policy: Policy) -> None:
@@ -279,21 +307,6 @@ def test_an_adapter_that_vllm_refuses_ends_with_its_reason(base: Path, monkeypat
     assert policy.engine._process is not None
     assert not policy.engine._process.is_open
     policy.close()
-
-
-def test_folders_of_processes_that_were_killed_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rl4rec_cli.policy.vllm_engine import _make_folder
-
-    mine = _make_folder()
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    left = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{gone.pid}-"))
-    left.mkdir()
-    (left / "model.safetensors").touch()
-    other = _make_folder()
-    assert (left.exists(), mine.exists(), other.exists()) == (False, True, True)
-    mine.rmdir()
-    other.rmdir()
 
 
 def test_what_it_cannot_hold_is_refused_before_it_starts(base: Path, make_dataset: Callable[..., Dataset]) -> None:
