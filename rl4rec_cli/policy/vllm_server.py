@@ -55,7 +55,7 @@ class VllmServer:
             EngineError: it serves another one.
         """
         models = self._call("GET", "/v1/models", doing="asking for its model")["data"]
-        own = next((model for model in models if model.get("parent") is None), {})
+        own: dict[str, Any] = next((model for model in models if model.get("parent") is None), {})
         if own.get("root") != wanted:
             raise EngineError(
                 f"generation.vllm.server={self._url} serves {own.get('root')}, but the policy's base is {wanted}",

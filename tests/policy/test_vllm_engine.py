@@ -41,7 +41,7 @@ TEXTS = ("rose hand cream\n", "mint", "lavender bath salt and cedar beard oil\n"
 def config(**generation: Any) -> RunConfig:
     return RunConfig.model_validate(
         {
-            "prompt": {"max_prompt_length": 64},
+            "prompt": {"max_prompt_length": 400},
             "generation": {"engine": "vllm", "max_completion_length": 16, **generation},
         }
     )
