@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -164,6 +165,8 @@ class _Wandb:
     def __init__(self, run: Run, done: int) -> None:
         import wandb
 
+        # Else it speaks of another product of theirs, in spite of `silent`, wherever vLLM has brought the package openai.
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         settings = wandb.Settings(
             silent=True,
             console="off",  # it would take the terminal's streams, and the log with whatever stands in it

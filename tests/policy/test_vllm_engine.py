@@ -106,8 +106,8 @@ def furthest(
     return found
 
 
-def step(policy: Policy, seed: int, size: float = 0.3) -> None:
-    """A change of what is trained, as an optimiser makes it."""
+def step(policy: Policy, seed: int, size: float = 0.05) -> None:
+    """A change of what is trained; small, as rounding grows with what several of them add up to."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.model.parameters():
