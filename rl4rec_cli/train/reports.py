@@ -165,7 +165,7 @@ class _Wandb:
     def __init__(self, run: Run, done: int) -> None:
         import wandb
 
-        # Else it speaks of another product of theirs, in spite of `silent`, wherever vLLM has brought the package openai.
+        # Else it speaks of another product of theirs, in spite of `silent`, where vLLM has brought the package openai.
         os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         settings = wandb.Settings(
             silent=True,
