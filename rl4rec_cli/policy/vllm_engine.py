@@ -376,7 +376,7 @@ def memory_share(policy: Policy, tokens: int, texts: int) -> float:
     return round(need / total, 3)
 
 
-_FOLDER = "rl4rec-vllm-"
+_FOLDER, _LOCK = "rl4rec-vllm-", ".lock"
 
 
 def _make_folder(owner: Any, size: int) -> tuple[Path, Any]:
@@ -390,16 +390,19 @@ def _make_folder(owner: Any, size: int) -> tuple[Path, Any]:
     place = shared if has_room else Path(tempfile.gettempdir())
     for left in place.glob(f"{_FOLDER}*"):
         with suppress(OSError):  # another one's, or another process removes it too
-            if left.is_dir() and left.stat().st_uid == os.getuid() and (lock := _locked(left)) is not None:
+            # One without a lock is being made at this moment.
+            if (left / _LOCK).stat().st_uid == os.getuid() and (lock := _locked(left / _LOCK)) is not None:
                 shutil.rmtree(left, ignore_errors=True)
                 os.close(lock)
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=place))
-    return folder, weakref.finalize(owner, _remove, folder, _locked(folder))
+    lock = _locked(folder / "new")
+    (folder / "new").rename(folder / _LOCK)  # seen by others only once it is held
+    return folder, weakref.finalize(owner, _remove, folder, lock)
 
 
-def _locked(folder: Path) -> int | None:
-    """A lock on a folder, held until it is closed or the process ends; None where another process has it."""
-    descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+def _locked(path: Path) -> int | None:
+    """A lock, held until it is closed or the process ends; None where another process has it."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
