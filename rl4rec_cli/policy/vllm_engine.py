@@ -10,16 +10,11 @@ Every text says with which weights it was written, and one that has others than 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
 import shutil
-import tempfile
 import time
-import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +25,7 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, EngineError, PolicyError
 from rl4rec_cli.memory import ENGINE_TEXTS, engine_need
 from rl4rec_cli.policy.backend import check_head
+from rl4rec_cli.policy.handover import digest_of, make_folder, save_tensors, trained_tensors, whole_tensors
 from rl4rec_cli.policy.pretrained import is_peft
 from rl4rec_cli.policy.vllm_server import VllmServer
 from rl4rec_cli.vllm_process import VllmProcess, same_gpu
@@ -151,7 +147,7 @@ class VllmEngine:
             return self._process
         self.close()
         check_fits(policy, self._policy_section, self._section)
-        self._folder, self._remove = _make_folder(self, _handed_bytes(policy, swaps=self._swaps(policy)))
+        self._folder, self._remove = make_folder(self, _handed_bytes(policy, swaps=self._swaps(policy)))
         _make_room(policy)
         if self._section.vllm.server is not None:
             self._process = self._server(policy, self._section.vllm.server)
@@ -240,20 +236,20 @@ class VllmEngine:
         assert folder is not None
         if _is_frozen(policy.model):
             return
-        trained = _trained_tensors(policy.model)
-        if (digest := _digest(trained)) == self._held:
+        trained = trained_tensors(policy.model)
+        if (digest := digest_of(trained)) == self._held:
             return
         self._number += 1
         if self._swaps(policy):
             given = folder / f"adapter-{self._number}"
             given.mkdir()
-            size = _save(trained, given / "adapter_model.safetensors")
+            size = save_tensors(trained, given / "adapter_model.safetensors")
             policy.model.peft_config["default"].save_pretrained(str(given))
             process.ask("adapter", self._number, str(given), doing="taking the adapter")
             # A server may have to read the last one again, where others' adapters took its place.
             shutil.rmtree(folder / f"adapter-{self._number - 1}", ignore_errors=True)
         else:
-            size = _save(_whole_tensors(policy.model), folder / "model.safetensors")
+            size = save_tensors(whole_tensors(policy.model), folder / "model.safetensors")
             process.ask("weights", self._number, doing="taking the weights")
         self._held = digest
         self.handovers.append(Handover(time.perf_counter() - started, size))
@@ -266,8 +262,8 @@ class VllmEngine:
         # Tied weights are two for vLLM when it reads them anew, and it would leave the second as it was.
         config["tie_word_embeddings"] = False
         (folder / "config.json").write_text(json.dumps(config))
-        _save(_whole_tensors(policy.model), folder / "model.safetensors")
-        return _digest(_trained_tensors(policy.model))
+        save_tensors(whole_tensors(policy.model), folder / "model.safetensors")
+        return digest_of(trained_tensors(policy.model))
 
     def _swaps(self, policy: Policy) -> bool:
         """Whether the adapter alone is handed over."""
@@ -376,47 +372,6 @@ def memory_share(policy: Policy, tokens: int, texts: int) -> float:
     return round(need / total, 3)
 
 
-_FOLDER, _LOCK = "rl4rec-vllm-", ".lock"
-
-
-def _make_folder(owner: Any, size: int) -> tuple[Path, Any]:
-    """A new folder for files of so many bytes, in memory where there is room; and what removes it, at the latest when
-    its owner is gone.
-
-    Those of processes that were killed are removed: what lies in memory-backed storage takes memory until then.
-    """
-    shared = Path("/dev/shm")
-    has_room = shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > 1.1 * size
-    place = shared if has_room else Path(tempfile.gettempdir())
-    for left in place.glob(f"{_FOLDER}*"):
-        with suppress(OSError):  # another one's, or another process removes it too
-            # One without a lock is being made at this moment.
-            if (left / _LOCK).stat().st_uid == os.getuid() and (lock := _locked(left / _LOCK)) is not None:
-                shutil.rmtree(left, ignore_errors=True)
-                os.close(lock)
-    folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=place))
-    lock = _locked(folder / "new")
-    (folder / "new").rename(folder / _LOCK)  # seen by others only once it is held
-    return folder, weakref.finalize(owner, _remove, folder, lock)
-
-
-def _locked(path: Path) -> int | None:
-    """A lock, held until it is closed or the process ends; None where another process has it."""
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _remove(folder: Path, lock: int | None) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    if lock is not None:
-        os.close(lock)
-
-
 def _handed_bytes(policy: Policy, *, swaps: bool) -> int:
     """Bytes of what is handed over at once, with the one before."""
     if _is_frozen(policy.model):
@@ -435,63 +390,3 @@ def _is_frozen(model: Any) -> bool:
     """Whether a model is as it was loaded, and will stay so: vLLM can load it by itself."""
     name = str(getattr(model.config, "_name_or_path", ""))
     return bool(name) and not is_peft(model) and not any(p.requires_grad for p in model.parameters())
-
-
-def _trained_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """The adapter's, or all where there is none."""
-    if not is_peft(model):
-        return _on_cpu(model.state_dict())
-    from peft import get_peft_model_state_dict
-
-    return _on_cpu(get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False))
-
-
-@torch.no_grad()
-def _whole_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """All weights by the names they have without an adapter, which is merged into them."""
-    if not is_peft(model):
-        return _on_cpu(model.state_dict())
-    plain = model.get_base_model()
-    state = {n.replace(".base_layer.", "."): w for n, w in plain.state_dict().items() if "lora_" not in n}
-    for name, module in plain.named_modules():
-        if hasattr(module, "get_delta_weight"):
-            state[f"{name}.weight"] = state[f"{name}.weight"] + module.get_delta_weight("default")
-    return _on_cpu(state)
-
-
-def _on_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    import xxhash
-
-    hasher = xxhash.xxh3_128()
-    for name in sorted(tensors):
-        hasher.update(name.encode())
-        hasher.update(tensors[name].view(-1).view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
-
-
-def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> int:
-    """Write tensors; returns the file's bytes.
-
-    Raises:
-        EngineError: no room.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        places: set[int] = set()
-        apart = {}
-        for name, tensor in tensors.items():  # tied weights share memory, which `save_file` refuses
-            apart[name] = tensor.clone() if tensor.data_ptr() in places else tensor
-            places.add(tensor.data_ptr())
-        path.unlink(missing_ok=True)  # a new file: vLLM may still look at the one before
-        save_file(apart, path, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as error:
-        raise EngineError(
-            f"{path}: cannot hand the weights to vLLM: {error}", hint="make room in memory-backed storage (/dev/shm)"
-        ) from error
-    return path.stat().st_size

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import DRIVER, log_of, said
 from safetensors.torch import load_file
 
 pytestmark = [
@@ -50,22 +51,6 @@ TRAININGS = {
     # Weights of two bytes in vLLM and of four in the trainer: their probabilities differ.
     "reinforce": (*SINGLE, "generation.vllm.dtype=bf16", "generation.vllm.correction_max=1.0001", "health.window=3"),
 }
-DRIVER = """
-import contextlib, io, json, os, shutil, sys
-from pathlib import Path
-from rl4rec_cli.cli.main import main
-commands = json.loads(Path(sys.argv[1]).read_text())
-for name, command in commands.items():
-    if command[0] == "copy":
-        shutil.copytree(command[1], command[2])
-        for left in command[3:]:
-            shutil.rmtree(Path(command[2]) / left)
-        continue
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(command)
-    Path(f"said_{name}.json").write_text(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue()}))
-"""
 # What plain vLLM writes for token sequences, most likely tokens only.
 READER = """
 import contextlib, json, sys
@@ -126,19 +111,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run([sys.executable, "-c", DRIVER, "commands.json"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
-
-
-def said(place: Path, name: str) -> dict[str, Any]:
-    found = json.loads((place / f"said_{name}.json").read_text())
-    assert found["code"] == 0, found["err"][-3000:]
-    return found
-
-
-def log_of(place: Path, name: str) -> list[dict[str, Any]]:
-    lines = (place / "runs" / name / "training_log.jsonl").read_text().splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if "second" not in k and k != "memory_gib"} for line in lines
-    ]  # what a step took differs from one time to the next
 
 
 def steps_of(place: Path, algorithm: str) -> list[dict[str, Any]]:

@@ -296,12 +296,12 @@ def test_an_adapter_that_vllm_refuses_ends_with_its_reason(base: Path, monkeypat
 
     policy = adapted(base)
     policy.engine = VllmEngine(config(vllm={"handover": "adapter"}))
-    real = vllm_engine._trained_tensors
+    real = vllm_engine.trained_tensors
 
     def other(model: Any) -> dict[str, torch.Tensor]:
         return {name.replace("q_proj", "no_such_module"): tensor for name, tensor in real(model).items()}
 
-    monkeypatch.setattr(vllm_engine, "_trained_tensors", other)
+    monkeypatch.setattr(vllm_engine, "trained_tensors", other)
     with pytest.raises(EngineError, match=r"failed while taking the adapter: .*no_such_module"):
         write(policy)
     assert policy.engine._process is not None

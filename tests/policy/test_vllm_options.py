@@ -17,8 +17,9 @@ from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.policy import vllm_engine
 from rl4rec_cli.policy.generation import Sampling
+from rl4rec_cli.policy.handover import make_folder
 from rl4rec_cli.policy.loading import Policy, load_policy
-from rl4rec_cli.policy.vllm_engine import VllmEngine, _make_folder
+from rl4rec_cli.policy.vllm_engine import VllmEngine
 
 
 class StandIn:
@@ -136,10 +137,10 @@ def test_a_model_that_stays_as_it_is_is_read_by_its_name(
 def test_folders_of_processes_that_were_killed_are_removed(tmp_path: Path) -> None:
     code = (
         "import os, sys, signal\n"
-        "from rl4rec_cli.policy.vllm_engine import _make_folder\n"
+        "from rl4rec_cli.policy.handover import make_folder\n"
         "class Owner: pass\n"
         "owner = Owner()\n"
-        "folder, _ = _make_folder(owner, 0)\n"
+        "folder, _ = make_folder(owner, 0)\n"
         "(folder / 'model.safetensors').write_text('x')\n"
         "print(folder, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -148,13 +149,13 @@ def test_folders_of_processes_that_were_killed_are_removed(tmp_path: Path) -> No
     assert killed.returncode == -signal.SIGKILL
     left = Path(killed.stdout.strip())
     assert (left / "model.safetensors").exists()
-    short, _ = _make_folder(_Owner(), 0)
+    short, _ = make_folder(_Owner(), 0)
     assert not left.exists()
     assert not short.exists()  # its owner was gone at once
     own = _Owner()
-    folder, remove = _make_folder(own, 0)
+    folder, remove = make_folder(own, 0)
     third = _Owner()
-    another, remove_other = _make_folder(third, 0)
+    another, remove_other = make_folder(third, 0)
     assert folder.exists()  # its owner lives
     assert (folder.stat().st_mode & 0o777) == 0o700
     remove()
@@ -169,6 +170,6 @@ class _Owner:
 
 def test_where_memory_has_no_room_the_disk_is_taken() -> None:
     owner = _Owner()
-    folder, remove = _make_folder(owner, 1 << 60)
+    folder, remove = make_folder(owner, 1 << 60)
     assert not folder.is_relative_to("/dev/shm")
     remove()

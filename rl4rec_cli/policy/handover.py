@@ -1,0 +1,123 @@
+"""The weights that are handed to vLLM: which tensors, by which names, and the files they lie in for that while.
+
+Decides: files lie in memory where there is room, are this user's alone, and are removed with the one that made them, or
+by the next one where that was killed.
+Hides: PEFT's names for an adapter's tensors, and how it is merged.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl4rec_cli.errors import EngineError
+from rl4rec_cli.policy.pretrained import is_peft
+
+_FOLDER, _LOCK = "rl4rec-vllm-", ".lock"
+
+
+def make_folder(owner: Any, size: int) -> tuple[Path, Any]:
+    """A new folder for files of so many bytes, in memory where there is room; and what removes it, at the latest when
+    its owner is gone.
+
+    Those of processes that were killed are removed: what lies in memory-backed storage takes memory until then.
+    """
+    shared = Path("/dev/shm")
+    has_room = shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > 1.1 * size
+    place = shared if has_room else Path(tempfile.gettempdir())
+    for left in place.glob(f"{_FOLDER}*"):
+        with suppress(OSError):  # another one's, or another process removes it too
+            # One without a lock is being made at this moment.
+            if (left / _LOCK).stat().st_uid == os.getuid() and (lock := _locked(left / _LOCK)) is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=place))
+    lock = _locked(folder / "new")
+    (folder / "new").rename(folder / _LOCK)  # seen by others only once it is held
+    return folder, weakref.finalize(owner, _remove, folder, lock)
+
+
+def _locked(path: Path) -> int | None:
+    """A lock, held until it is closed or the process ends; None where another process has it."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove(folder: Path, lock: int | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if lock is not None:
+        os.close(lock)
+
+
+def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """The adapter's, or all where there is none."""
+    if not is_peft(model):
+        return _on_cpu(model.state_dict())
+    from peft import get_peft_model_state_dict
+
+    return _on_cpu(get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False))
+
+
+@torch.no_grad()
+def whole_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """All weights by the names they have without an adapter, which is merged into them."""
+    if not is_peft(model):
+        return _on_cpu(model.state_dict())
+    plain = model.get_base_model()
+    state = {n.replace(".base_layer.", "."): w for n, w in plain.state_dict().items() if "lora_" not in n}
+    for name, module in plain.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            state[f"{name}.weight"] = state[f"{name}.weight"] + module.get_delta_weight("default")
+    return _on_cpu(state)
+
+
+def _on_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """BLAKE2b (hex) over names and bytes: whether weights changed."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        hasher.update(name.encode())
+        hasher.update(tensors[name].view(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> int:
+    """Write tensors; returns the file's bytes.
+
+    Raises:
+        EngineError: no room.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        places: set[int] = set()
+        apart = {}
+        for name, tensor in tensors.items():  # tied weights share memory, which `save_file` refuses
+            apart[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+            places.add(tensor.data_ptr())
+        path.unlink(missing_ok=True)  # a new file: vLLM may still look at the one before
+        save_file(apart, path, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise EngineError(
+            f"{path}: cannot hand the weights to vLLM: {error}", hint="make room in memory-backed storage (/dev/shm)"
+        ) from error
+    return path.stat().st_size
