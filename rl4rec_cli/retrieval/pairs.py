@@ -34,27 +34,31 @@ class Queries:
         if not queries_BD.is_floating_point():
             raise EmbeddingError(f"queries must be floating point, got {queries_BD.dtype}")
         count = len(queries_BD)
-        self.vectors_BD = torch.zeros(count + -count % WORD, items.dim, device=items.device)
+        self.vectors_BD = torch.empty(count + -count % WORD, items.dim, device=items.device)
+        self.vectors_BD[count:] = 0
         self.exponents_B = np.zeros(count, dtype=np.int32)
         self.norms_B = np.zeros(count)
         for first in range(0, count, QUERIES):
             self._take(queries_BD[first : first + QUERIES].detach().to(items.device), first)
 
-    def _take(self, some_BD: Tensor, first: int) -> None:
-        wide_BD = some_BD.float().double()
+    def _take(self, given_BD: Tensor, first: int) -> None:
+        some_BD = given_BD.float()
         # float64 holds every norm of float32 values: one that is not finite has a value that is not.
-        norms_B = torch.linalg.vector_norm(wide_BD, dim=1)
-        finite_B = torch.isfinite(norms_B).cpu()
-        if not finite_B.all():
-            row = int((~finite_B).nonzero()[0])
-            problem = "does not fit float32" if torch.isfinite(some_BD[row]).all() else "is not finite"
+        norms_B = torch.linalg.vector_norm(some_BD, dim=1, dtype=torch.float64).cpu().numpy()
+        if not np.isfinite(norms_B).all():
+            row = int(np.flatnonzero(~np.isfinite(norms_B))[0])
+            problem = "does not fit float32" if torch.isfinite(given_BD[row]).all() else "is not finite"
             raise EmbeddingError(f"embedding of text {first + row} {problem}", hint="check the embedder's output")
-        exponents_B = torch.frexp(norms_B)[1]
+        exponents_B = np.frexp(norms_B)[1]
         last = first + len(some_BD)
-        self.vectors_BD[first:last] = torch.ldexp(wide_BD, -exponents_B[:, None])
-        self.exponents_B[first:last] = exponents_B.cpu().numpy()
+        # In two steps: 2 to the power of 149 is no float32.
+        half_B = exponents_B // 2
+        powers_2B = np.ldexp(np.float32(1), np.stack([-half_B, half_B - exponents_B]))
+        once_B1, again_B1 = torch.from_numpy(powers_2B).to(some_BD.device)[:, :, None]
+        torch.mul(some_BD, once_B1, out=self.vectors_BD[first:last]).mul_(again_B1)
+        self.exponents_B[first:last] = exponents_B
         # A little more than the norm, for the rounding of the norm itself.
-        self.norms_B[first:last] = np.ldexp(norms_B.cpu().numpy(), -self.exponents_B[first:last]) * (1 + 1e-6)
+        self.norms_B[first:last] = np.ldexp(norms_B, -exponents_B) * (1 + 1e-6)
 
     def __len__(self) -> int:
         return len(self.norms_B)

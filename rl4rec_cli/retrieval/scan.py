@@ -24,7 +24,7 @@ from rl4rec_cli.retrieval.tiles import WORD, int8_product, long_row, product
 _TILE_SCORES = 1 << 18
 _GPU_TILE_SCORES = 1 << 23
 _TILE_ROWS = 1 << 10
-_BLOCK_ELEMENTS = 1 << 21
+_BLOCK_ELEMENTS = 1 << 22
 # Multiplications; fewer are over in about a millisecond, threads take a tenth of one to start. To read an item costs
 # about as much as to multiply it with so many queries.
 _SHARED_WORK = 1 << 27

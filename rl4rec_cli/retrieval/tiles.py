@@ -101,11 +101,12 @@ class Flags:
         """Rows and columns of the flags set here and not in `but` (whose flags are all set here too)."""
         words = self._words if but is None else self._words ^ but._words
         if isinstance(words, np.ndarray) or words.device.type == "cpu":
+            words = np.asarray(words).reshape(-1)
             # numpy skips zeros of a bool array many at a time, those of other types one by one.
-            place = np.flatnonzero(np.asarray(words).reshape(-1).view(np.bool_))
+            found = np.flatnonzero(words != 0)
+            hits = words[found]
         else:
-            nonzero = words.reshape(-1).nonzero()[:, 0]
-            found, hits = nonzero.cpu().numpy(), words.reshape(-1)[nonzero].cpu().numpy()
-            word, byte = np.nonzero(hits.view(np.uint8).reshape(-1, WORD))
-            place = found[word] * WORD + byte
-        return np.divmod(place, self._width)
+            nonzero = words.view(-1).nonzero()[:, 0]
+            found, hits = nonzero.cpu().numpy(), words.view(-1)[nonzero].cpu().numpy()
+        word, byte = np.nonzero(hits.view(np.bool_).reshape(-1, WORD))
+        return np.divmod(found[word] * WORD + byte, self._width)

@@ -213,8 +213,18 @@ def test_sign_and_scale_of_scores_do_not_matter() -> None:
         scaled = ItemMatrix.from_tensor(vectors * scale)
         assert torch.equal(target_ranks(queries, scaled, targets), ranks)
         assert torch.equal(search(queries, scaled, 5)[0], search(queries, items, 5)[0])
+
     flipped = ItemMatrix.from_tensor(-vectors)
     assert torch.equal(target_ranks(queries, flipped, targets), 201 - ranks)
+
+
+def test_a_query_of_the_smallest_or_largest_numbers_is_the_same_direction() -> None:
+    signs = torch.tensor([[1.0, -1.0, 0.0, 1.0], [0.0, 1.0, 1.0, -1.0]])
+    items, targets = ItemMatrix.from_tensor(torch.randn(50, 4)), torch.tensor([3, 40])
+    ranks = target_ranks(signs, items, targets)
+    for power in (-149, -148, -127, -126, 126, 127):
+        scaled = torch.ldexp(signs.double(), torch.tensor(power)).float()
+        assert torch.equal(target_ranks(scaled, items, targets), ranks)
 
 
 def test_ties_count_against_the_target() -> None:
