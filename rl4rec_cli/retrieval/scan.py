@@ -161,6 +161,7 @@ class Scan:
                 tile = Tile(start, stop, scores_NB, *chunk)
                 self.struck.strike(tile)
                 yield tile
+            block_ND = None  # a copy where the storage is none of fp32; the next would be made beside it
 
     def sharper(self, start: int, stop: int, chosen: np.ndarray) -> Tile:
         """Items `start` to `stop` for the queries `chosen`, by the vectors given."""
