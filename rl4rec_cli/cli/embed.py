@@ -20,7 +20,9 @@ def add_to(app: typer.Typer) -> None:
 
 def embed(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset folder.")],
-    embedder: Annotated[str | None, typer.Option(metavar="NAME", help="`sentence-transformers` or `lsa`.")] = None,
+    embedder: Annotated[
+        str | None, typer.Option(metavar="NAME", help="`sentence-transformers`, `vllm` or `lsa`.")
+    ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="sentence-transformers model or folder.")] = None,
     emb_type: Annotated[str | None, typer.Option(metavar="FIELD", help="Field of the items that is embedded.")] = None,
     out: Annotated[str | None, typer.Option(metavar="FILE", help="File to write, .safetensors or .pt.")] = None,

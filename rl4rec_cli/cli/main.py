@@ -25,6 +25,7 @@ from rl4rec_cli.cli import (
     eval,
     export,
     plan,
+    prompts,
     recipes,
     recommend,
     report,
@@ -45,6 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
+prompts.add_to(app)
 embed.add_to(app)
 serve_retrieval.add_to(app)
 app.add_typer(train.app, name="train")

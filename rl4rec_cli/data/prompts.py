@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import ConfigError
@@ -29,6 +29,10 @@ class Prompt:
     """What the model reads, chat template applied."""
     ids: tuple[int, ...]
     """Its tokens, at most `max_prompt_length`."""
+    items: int = 0
+    """History items it shows; none where `prompts.json` wrote it."""
+    is_cut: bool = False
+    """Whether an item, or the text of `prompts.json`, was cut to fit."""
 
 
 def item_renderer(template: str, dataset: Dataset, *, setting: str) -> list[str]:
@@ -128,13 +132,13 @@ class PromptBuilder:
             if best is not None and not fits:
                 break
             if fits:
-                best, keep = prompt, keep + 1
+                best, keep = replace(prompt, items=keep), keep + 1
             else:
                 keep -= 1
         if best is not None:
             return best
         # Not even the last item fits: it is cut, not dropped.
-        return self._cut_to_fit(self._items[shown[-1]] if shown else "", self._framed)
+        return replace(self._cut_to_fit(self._items[shown[-1]] if shown else "", self._framed), items=len(shown[-1:]))
 
     def _fill(self, items: Sequence[int]) -> str:
         ordered = items if self.section.order == "oldest_first" else list(reversed(items))
@@ -161,10 +165,11 @@ class PromptBuilder:
 
     def _cut_to_fit(self, text: str, frame: Callable[[str], str]) -> Prompt:
         """As many words from the start of `text` as fit, found by halving; of a word too long, its first letters."""
-        text, limit = text[: self._most_characters], self.section.max_prompt_length
+        whole, limit = text, self.section.max_prompt_length
+        text = whole[: self._most_characters]
         prompt = self._prompt(frame(text))
         if len(prompt.ids) <= limit:
-            return prompt
+            return replace(prompt, is_cut=len(text) < len(whole))
         words = [word.end() for word in re.finditer(r"\S+", text)]
         for ends in (words, range(1, words[0] if words else 1)):
             low, best = 0, None
@@ -173,9 +178,9 @@ class PromptBuilder:
                 middle = (low + high + 1) // 2
                 prompt = self._prompt(frame(text[: ends[middle - 1]]))
                 if len(prompt.ids) <= limit:
-                    low, best = middle, prompt
+                    low, best = middle, replace(prompt, is_cut=True)
                 else:
                     high = middle - 1
             if best is not None:
                 return best
-        return self._prompt(frame(""))
+        return replace(self._prompt(frame("")), is_cut=True)

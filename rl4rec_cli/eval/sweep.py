@@ -6,6 +6,7 @@ Hides: trying them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -38,28 +39,47 @@ def best_zero_shot(models: Models, model: str, config: RunConfig, task: Task) ->
     Raises:
         ConfigError: no prompt fits `prompt.max_prompt_length`.
     """
-    from rl4rec_cli.eval.evaluate import Models
-
     chooser = replace(task, examples=choose_examples(task.dataset, "validation", USERS))
-    sweep = Models(config, chooser, share=models)
     metric = f"ndcg@{min(config.eval.ks, key=lambda k: abs(k - 10))}"
-    tried: dict[str, float] = {}
     config = config.model_copy(update={"prompt": config.prompt.of(task.dataset.name)})
-    for template in dict.fromkeys([config.prompt.template, *TEMPLATES]):
-        try:
-            measured = sweep.measure("zero-shot", model, config=_with(config, template), what="zero-shot")
-        except ConfigError as error:  # longer than this run's prompts may be
-            console.log(f"Prompt left out: {error.message}")
-            continue
-        tried[template] = means(measured.ranking, config.eval.ks)[metric]
-        console.log(f"Prompt {template!r}: {metric} {tried[template]:.4f} on {len(chooser.examples)} validation users")
-    if not tried:
-        raise ConfigError("none of the prompts fits", hint="raise prompt.max_prompt_length")
+    measured_by = try_templates(models, model, config, chooser, [config.prompt.template, *TEMPLATES])
+    tried = {template: means(m.ranking, config.eval.ks)[metric] for template, m in measured_by.items()}
+    for template, value in tried.items():
+        console.log(f"Prompt {template!r}: {metric} {value:.4f} on {len(chooser.examples)} validation users")
     best = max(tried, key=tried.__getitem__)
-    measured = models.measure("zero-shot, best prompt", model, config=_with(config, best), what="zero-shot")
+    measured = models.measure("zero-shot, best prompt", model, config=with_template(config, best), what="zero-shot")
     measured.notes.update(prompt=best, tried=tried)
     return measured
 
 
-def _with(config: RunConfig, template: str) -> RunConfig:
+def try_templates(
+    models: Models, model: str, config: RunConfig, task: Task, templates: Sequence[str]
+) -> dict[str, Measured]:
+    """What a model's texts are worth with each of some prompt templates; those that do not fit are said and left out.
+
+    Args:
+        config: its prompt section is one dataset's own (`PromptSection.of`).
+        task: on whom.
+
+    Raises:
+        ConfigError: none fits `prompt.max_prompt_length`.
+    """
+    from rl4rec_cli.eval.evaluate import Models
+
+    sweep = Models(config, task, share=models)
+    found: dict[str, Measured] = {}
+    for template in dict.fromkeys(templates):
+        try:
+            found[template] = sweep.measure(
+                "zero-shot", model, config=with_template(config, template), what="zero-shot"
+            )
+        except ConfigError as error:  # longer than this run's prompts may be
+            console.log(f"Prompt left out: {error.message}")
+    if not found:
+        raise ConfigError("none of the prompts fits", hint="raise prompt.max_prompt_length")
+    return found
+
+
+def with_template(config: RunConfig, template: str) -> RunConfig:
+    """The configuration with another prompt template."""
     return config.model_copy(update={"prompt": config.prompt.model_copy(update={"template": template})})

@@ -16,8 +16,8 @@ import torch
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, PolicyError
-from rl4rec_cli.policy.backend import TINY, check_policy, prepare_backend
-from rl4rec_cli.policy.pretrained import find_device, find_dtype, is_peft, load_pretrained
+from rl4rec_cli.policy.backend import TINY, check_policy, choose_backend, prepare_backend
+from rl4rec_cli.policy.pretrained import find_device, find_dtype, is_peft, load_pretrained, read_tokenizer
 from rl4rec_cli.whole_folders import write_folder
 
 if TYPE_CHECKING:
@@ -105,30 +105,29 @@ def load_policy(
     return policy
 
 
+def load_tokenizer_alone(section: PolicySection, dataset: Dataset) -> Any:
+    """The tokenizer of the policy that a configuration names, as `load_policy` has it, without the weights.
+
+    Args:
+        dataset: catalogue that the `tiny` policy's is trained on.
+
+    Raises:
+        PolicyError: not found, damaged.
+    """
+    console.quiet_libraries()
+    if section.model == TINY:
+        return _tiny_tokenizer(section.tiny, [dataset])
+    return read_tokenizer(section, choose_backend(section).name)
+
+
 def build_tiny(section: TinySection, datasets: Sequence[Dataset]) -> tuple[Any, Any]:
     """A small Llama with random weights and a byte-level BPE trained on the catalogues.
 
     Weights are drawn from torch's global generator; `load_policy` seeds it.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<bos>", "<eos>"]
-    bpe.train_from_iterator(
-        [text for dataset in datasets for text in _tokenizer_texts(dataset)],
-        trainers.BpeTrainer(
-            vocab_size=section.vocab_size,
-            special_tokens=special,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
-    )
+    tokenizer = _tiny_tokenizer(section, datasets)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -146,6 +145,28 @@ def build_tiny(section: TinySection, datasets: Sequence[Dataset]) -> tuple[Any, 
         )
     )
     return model, tokenizer
+
+
+def _tiny_tokenizer(section: TinySection, datasets: Sequence[Dataset]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<bos>", "<eos>"]
+    bpe.train_from_iterator(
+        [text for dataset in datasets for text in _tokenizer_texts(dataset)],
+        trainers.BpeTrainer(
+            vocab_size=section.vocab_size,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
+    )
 
 
 def _tokenizer_texts(dataset: Dataset) -> list[str]:

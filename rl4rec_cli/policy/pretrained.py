@@ -72,8 +72,7 @@ def load_pretrained(
     except (PolicyError, ConfigError):
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are libraries that read it
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PolicyError(f"cannot load the policy {name!r}: {reason}", hint=MODEL_TRIES) from error
+        raise _cannot_load(f"the policy {name!r}", error) from error
     if tokenizer.eos_token_id is None:
         raise PolicyError(f"the tokenizer of {name!r} has no end-of-sequence token", hint="texts could never end")
     _check_held(model, section)
@@ -96,6 +95,25 @@ def load_pretrained(
                 hint="`all-linear` adapts every linear layer but the head",
             ) from error
     return model, tokenizer
+
+
+def _cannot_load(what: str, error: Exception) -> PolicyError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return PolicyError(f"cannot load {what}: {reason}", hint=MODEL_TRIES)
+
+
+def read_tokenizer(section: PolicySection, backend: str) -> Any:
+    """The tokenizer of what a section names.
+
+    Raises:
+        PolicyError: not found, damaged.
+    """
+    try:
+        return load_tokenizer(find_source(section, backend))
+    except PolicyError:
+        raise
+    except Exception as error:
+        raise _cannot_load(f"the tokenizer of {section.model!r}", error) from error
 
 
 def find_source(section: PolicySection, backend: str) -> Source:

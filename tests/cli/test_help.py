@@ -18,7 +18,7 @@ HEAVY = {
 }
 GROUPS = [[], ["data"], ["train"], ["recipes"]]
 COMMANDS = [
-    *(["data", "synth"], ["data", "stats"], ["data", "audit"], ["embed"], ["eval"], ["compare"]),
+    *(["data", "synth"], ["data", "stats"], ["data", "audit"], ["prompts"], ["embed"], ["eval"], ["compare"]),
     *(["recommend"], ["export"], ["report"], ["plan"], ["serve-retrieval"], ["doctor"]),
     *(["train", name] for name in ("grpo", "ppo", "rloo", "reinforce", "sft")),
     *(["recipes", "list"], ["recipes", "show"], ["recipes", "copy"]),

@@ -107,6 +107,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands["merged"] = ["export", "runs/grpo", "--to", "merged", "--output", "merged"]
     commands["adapter"] = ["export", "runs/grpo", "--to", "adapter", "--output", "adapter"]
     commands["recommend"] = ["recommend", "runs/rloo", "--user", "u1", "--json"]
+    commands["data"] = ["data", "synth", "toy", "--users", "40", "--items", "24"]
+    for name, sets in {"prompts": ["--set", "generation.engine=vllm"], "prompts_plain": plain}.items():
+        asked = ["--template", "{history}\n", "--set", "prompt.max_prompt_length=96"]
+        commands[name] = ["prompts", "toy", "--model", "runs/grpo", "--summaries", f"{name}.json", *asked, *sets]
     (folder / "commands.json").write_text(json.dumps(commands))
     done = subprocess.run([sys.executable, "-c", DRIVER, "commands.json"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -144,6 +148,13 @@ def test_probabilities_that_differ_are_corrected_and_warned_of(place: Path) -> N
     assert all(line["masked_share"] > 0.2 for line in steps)
     assert all(line["importance_ratio"] < 1 for line in steps)
     assert "the share left out or cut by importance sampling" in said(place, "reinforce")["err"]
+
+
+def test_prompts_are_written_as_transformers_writes_them(place: Path) -> None:
+    said(place, "prompts"), said(place, "prompts_plain")
+    written, plain = (json.loads((place / f"{name}.json").read_text()) for name in ("prompts", "prompts_plain"))
+    assert len(set(written.values())) > 1
+    assert written == plain
 
 
 def test_what_vllm_prints_is_kept_with_the_run(place: Path) -> None:

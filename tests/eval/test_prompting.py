@@ -1,0 +1,275 @@
+"""`rl4rec prompts`: what is shown is what is read, templates are measured fairly, summaries know no target."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rl4rec_cli.data.audit import audit_dataset
+from rl4rec_cli.data.dataset import build_examples, load_dataset, save_dataset
+from rl4rec_cli.data.prompts import PromptBuilder
+from rl4rec_cli.data.synthetic import synthesize
+from rl4rec_cli.errors import ConfigError, DataError, RunError
+from rl4rec_cli.eval import prompting, summaries
+from rl4rec_cli.eval.evaluate import measure_policy
+from rl4rec_cli.eval.metrics import means
+from rl4rec_cli.layering import load_config
+from rl4rec_cli.policy.generation import Sampling, generate_texts
+from rl4rec_cli.policy.loading import load_policy
+
+Options = dict[str, Any]
+REQUEST = "Bought:\n{history}\nLikes:"
+ASKED: Options = {"split": "train", "users": None, "templates": [REQUEST]}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    save_dataset(synthesize(60, 30, 3), tmp_path / "toy")
+    return tmp_path / "toy"
+
+
+@pytest.fixture
+def config(data: Path, tiny_folder: Path) -> Any:
+    return configured(data, tiny_folder)
+
+
+def configured(data: Path, model: Path | str, **flags: Any) -> Any:
+    given = {
+        "data.path": str(data),
+        "policy.model": str(model),
+        "eval.cache_dir": None,
+        "eval.batch_size": 4,
+        "generation.max_completion_length": 5,
+        "retrieval.embedder": "lsa",
+        "prompt.max_prompt_length": 200,
+    }
+    return load_config(algorithm="grpo", flags={**given, **flags})
+
+
+def test_what_is_shown_is_what_is_read(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = {"prompt.template": "{history}\nNext:", "prompt.max_prompt_length": 20, "prompt.max_history": 3}
+    config = configured(data, "tiny", **short)
+    prompting.show_prompts(config, split="test", users=None, user=None, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    dataset = load_dataset(data)
+    policy = load_policy(config.policy, dataset=dataset)
+    builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
+    examples = build_examples(dataset, "test")
+    read = [builder.build(e.user, e.history) for e in examples]
+    assert [p["text"] for p in found["prompts"]] == [p.text for p in read]
+    assert [p["tokens"] for p in found["prompts"]] == [len(p.ids) for p in read]
+    titles = [str(item["title"]) for item in dataset.items]
+    shown = [sum(titles[i] in p.text.split("\n") for i in e.history[-3:]) for e, p in zip(examples, read, strict=True)]
+    assert [p["items"] for p in found["prompts"]] == shown
+    tokens = sorted(len(p.ids) for p in read)
+    assert found["figures"]["tokens"]["most"] == tokens[-1] <= 20
+    assert found["figures"]["tokens"]["median"] == int(np.median(tokens))
+    left_out = sum(n < min(3, len(e.history)) for n, e in zip(shown, examples, strict=True))
+    assert found["figures"]["older items left out for length"] == left_out > 0
+
+
+def test_one_user_and_texts_of_prompts_json(data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (data / "prompts.json").write_text(json.dumps({"u1": "loves red " + "scarves " * 200}))
+    config = configured(data, "tiny", **{"prompt.max_prompt_length": 128})
+    prompting.show_prompts(config, split="validation", users=None, user="u1", as_json=False)
+    out = capsys.readouterr().out
+    assert out.startswith("# validation, user u1: 12")
+    assert "from prompts.json, cut to fit" in out.splitlines()[0]
+    assert out.splitlines()[1].startswith("loves red scarves")
+    prompting.show_prompts(config, split="validation", users=20, user=None, as_json=False)
+    assert "prompts                          20" in capsys.readouterr().out
+    with pytest.raises(DataError, match="no user 'u0'"):
+        prompting.show_prompts(config, split="validation", users=None, user="u0", as_json=False)
+
+
+def test_templates_are_measured_as_eval_measures_them(
+    config: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import rl4rec_cli.policy.generation as generation
+    from rl4rec_cli.eval.examples import choose_examples
+    from rl4rec_cli.retrieval.retriever import open_retriever
+
+    def second_line(policy: Any, prompts: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> list[str]:
+        return [policy.tokenizer.decode(ids).split("\n")[1] for ids in prompts]
+
+    monkeypatch.setattr(generation, "generate_texts", second_line)
+    own, other = config.prompt.template, "Bought:\nNo idea\n{history}"
+    prompting.sweep_templates(config, split="validation", users=30, templates=[other, own, other], as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["templates"] == {"own prompt": own, "prompt 1": other}
+    assert list(found["differences"]) == ["prompt 1"]
+    dataset = load_dataset(config.data.path)
+    examples = choose_examples(dataset, "validation", 30)
+    retriever, policy = open_retriever(config.retrieval, dataset), load_policy(config.policy, dataset=dataset)
+    for name, template in found["templates"].items():
+        changed = config.model_copy(update={"prompt": config.prompt.model_copy(update={"template": template})})
+        measured = measure_policy("x", policy, changed, dataset, retriever, examples)
+        assert found["methods"][name] == means(measured.ranking, config.eval.ks)
+    assert found["methods"]["prompt 1"] != found["methods"]["own prompt"]
+    gain = found["methods"]["prompt 1"]["ndcg@10"] - found["methods"]["own prompt"]["ndcg@10"]
+    assert found["differences"]["prompt 1"]["mean"] == pytest.approx(gain)
+    prompting.sweep_templates(config, split="validation", users=30, templates=[other], as_json=False)
+    assert "Best here: " in capsys.readouterr().out
+
+
+def test_a_sweep_that_would_mislead_is_refused(config: Any, data: Path) -> None:
+    asked: Options = {"users": 10, "templates": ["all"], "as_json": True}
+    with pytest.raises(ConfigError, match="chosen on validation users"):
+        prompting.sweep_templates(config, split="test", **asked)
+    with pytest.raises(ConfigError, match="learned nothing"):
+        prompting.sweep_templates(configured(data, "tiny"), split="validation", **asked)
+    with pytest.raises(ConfigError, match=r"must contain \{history\}"):
+        prompting.sweep_templates(config, split="validation", **{**asked, "templates": ["hello"]})
+    (data / "prompts.json").write_text('{"u1": "x"}')
+    with pytest.raises(ConfigError, match=r"has prompts\.json"):
+        prompting.sweep_templates(config, split="validation", **asked)
+
+
+def test_a_template_goes_into_a_shell_and_comes_back() -> None:
+    import subprocess
+
+    for text in ("{history}\nNext:", "it's \\ {history}\t\n'quoted'", "plain {history}", "naïve {history} “x”"):
+        said = subprocess.run(["bash", "-c", f"printf %s {prompting._quoted(text)}"], capture_output=True, check=True)
+        assert said.stdout.decode() == text
+
+
+def test_summaries_are_what_the_model_writes_of_the_past(config: Any, tmp_path: Path) -> None:
+    file = tmp_path / "out" / "p.json"
+    frame = "Likes {summary}? Name one more."
+    summaries.write_summaries(config, str(file), **{**ASKED, "templates": [frame, REQUEST]}, as_json=False)
+    dataset = load_dataset(config.data.path)
+    policy = load_policy(config.policy, dataset=dataset)
+    section = config.prompt.model_copy(update={"template": REQUEST})
+    builder = PromptBuilder(section, dataset, policy.tokenizer)
+    expected = {}
+    for user, sequence in zip(dataset.users, dataset.sequences, strict=True):
+        if len(sequence) > 3:
+            ids = builder.build(None, sequence[:-3]).ids
+            text = generate_texts(policy, [ids], Sampling(5, 0.0), batch_size=1)[0]
+            if " ".join(text.split()):
+                expected[user] = f"Likes {' '.join(text.split())}? Name one more."
+    assert json.loads(file.read_text()) == expected
+    assert list(file.parent.iterdir()) == [file]
+
+
+def echo(monkeypatch: pytest.MonkeyPatch, *, fail_at: int | None = None) -> list[int]:
+    """A model that says what it was asked, and is ended at some call; gives the sizes of the calls."""
+    import rl4rec_cli.policy.generation as generation
+
+    calls: list[int] = []
+
+    def write(policy: Any, prompts: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> list[str]:
+        import torch
+
+        if fail_at is not None and len(calls) == fail_at:
+            raise KeyboardInterrupt
+        calls.append(len(prompts))
+        return [f"{policy.tokenizer.decode(ids)} {torch.randint(10**6, (1,)).item()}" for ids in prompts]
+
+    monkeypatch.setattr(generation, "generate_texts", write)
+    monkeypatch.setitem(summaries._CHUNKS, "transformers", 8)
+    return calls
+
+
+def test_no_summary_knows_a_target(
+    config: Any, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    echo(monkeypatch)
+    summaries.write_summaries(config, str(data / "prompts.json"), **ASKED, as_json=True)
+    said = json.loads(capsys.readouterr().out)
+    dataset = load_dataset(data)
+    assert said["users"] == len(dataset.prompts) == sum(len(s) > 3 for s in dataset.sequences)
+    titles = [str(item["title"]) for item in dataset.items]
+    assert len(set(titles)) == len(titles)
+    for user, sequence in zip(dataset.users, dataset.sequences, strict=True):
+        for item in set(sequence[-3:]) - set(sequence[:-3]):
+            assert titles[item] not in dataset.prompts.get(user, "")
+    assert audit_dataset(dataset).leaks == 0
+    # And with the test split's histories the audit sees it.
+    (data / "prompts.json").unlink()
+    summaries.write_summaries(config, str(data / "prompts.json"), **{**ASKED, "split": "test"}, as_json=True)
+    assert "training target" in str(audit_dataset(load_dataset(data)).findings)
+
+
+def test_a_job_that_was_ended_goes_on_to_the_same_texts(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, file, part = tmp_path / "whole.json", tmp_path / "p.json", tmp_path / "p.json.part"
+    calls = echo(monkeypatch)
+    summaries.write_summaries(config, str(whole), **ASKED, as_json=True)
+    sizes = list(calls)
+    assert len(sizes) > 4
+    calls = echo(monkeypatch, fail_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        summaries.write_summaries(config, str(file), **ASKED, as_json=True)
+    assert not file.exists()
+    with part.open("a") as torn:
+        torn.write('{"summaries": ["half a li')
+    calls = echo(monkeypatch)
+    summaries.write_summaries(config, str(file), **ASKED, as_json=True)
+    assert calls == sizes[3:]
+    assert file.read_bytes() == whole.read_bytes()
+    assert not part.exists()
+    assert "24 of " in capsys.readouterr().err
+
+
+def test_nothing_is_overwritten_or_mixed(
+    config: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, part = tmp_path / "p.json", tmp_path / "p.json.part"
+    echo(monkeypatch, fail_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        summaries.write_summaries(config, str(file), **ASKED, as_json=True)
+    kept = part.read_bytes()
+
+    def refused(error: type[Exception], said: str, **other: Any) -> None:
+        with pytest.raises(error, match=said):
+            summaries.write_summaries(config, str(file), **{**ASKED, **other}, as_json=True)
+        assert part.read_bytes() == kept
+
+    refused(ConfigError, "another dataset, model or settings", templates=["{history}\n"])
+    refused(ConfigError, "another dataset, model or settings", split="test")
+    for wrong in ("hello", "{history} {summary}"):
+        refused(ConfigError, r"must contain \{history\} .* or \{summary\}", templates=[wrong])
+    with part.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        refused(RunError, "another process writes to it")
+    part.write_text('{"settings"')  # a line that was never finished is no record, and none is a new start
+    echo(monkeypatch, fail_at=0)
+    with pytest.raises(KeyboardInterrupt):
+        summaries.write_summaries(config, str(file), **ASKED, as_json=True)
+    file.write_text("mine")
+    with pytest.raises(ConfigError, match="exists"):
+        summaries.write_summaries(config, str(file), **ASKED, as_json=True)
+    assert file.read_text() == "mine"
+    with pytest.raises(ConfigError, match="learned nothing"):
+        summaries.write_summaries(configured(data, "tiny"), str(file), **ASKED, as_json=True)
+
+
+def test_a_model_that_writes_nothing_leaves_no_file(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import rl4rec_cli.policy.generation as generation
+
+    monkeypatch.setattr(generation, "generate_texts", lambda policy, prompts, *args, **kwargs: [" \n"] * len(prompts))
+    with pytest.raises(RunError, match="wrote nothing of any user"):
+        summaries.write_summaries(config, str(tmp_path / "p.json"), **ASKED, as_json=True)
+    with pytest.raises(ConfigError, match="what is asked alone has"):
+        summaries.write_summaries(
+            config, str(tmp_path / "p.json"), **{**ASKED, "templates": ["{history}" + " word" * 200]}, as_json=True
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_the_command_refuses_options_that_do_not_go_together(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rl4rec_cli.cli.main import main
+
+    for args in (("--template", "all"), ("--summaries", "x.json")):
+        assert main(["prompts", str(data), "--user", "u1", *args]) == 2
+        assert "leave out --template and --summaries" in capsys.readouterr().err
