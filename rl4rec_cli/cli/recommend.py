@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rl4rec_cli.cli.options import Json, epilog, parse_titles
+from rl4rec_cli.cli.options import Json, Sets, epilog, parse_titles
 from rl4rec_cli.errors import ConfigError
 
 
@@ -28,6 +28,7 @@ def recommend(
         str | None, typer.Option(metavar="NAME", help="Which of the run's datasets, where it has several.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, metavar="K", help="Items to show.")] = 10,
+    sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Recommend items for one history.
@@ -48,4 +49,13 @@ def recommend(
     history = parse_titles(titles or [])
     from rl4rec_cli.eval.recommend import recommend as answer
 
-    answer(run, user=user, titles=history, dataset=dataset, k=k, as_json=as_json, interactive=interactive)
+    answer(
+        run,
+        user=user,
+        titles=history,
+        dataset=dataset,
+        k=k,
+        sets=sets or [],
+        as_json=as_json,
+        interactive=interactive,
+    )

@@ -16,6 +16,7 @@ from rl4rec_cli.data.dataset import Dataset, find_path, open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import ConfigError, DataError, Rl4RecError, RunError
 from rl4rec_cli.eval.evaluate import find_run
+from rl4rec_cli.layering import load_config
 
 if TYPE_CHECKING:
     from rl4rec_cli.policy.generation import Sampling
@@ -79,21 +80,26 @@ class Recommender:
         return {"item_id": item, "title": self.dataset.items[item]["title"]}
 
 
-def open_recommender(target: str, *, user: str | None = None, dataset: str | None = None) -> Recommender:
+def open_recommender(
+    target: str, *, user: str | None = None, dataset: str | None = None, sets: Sequence[str] = ()
+) -> Recommender:
     """The recommender of a run folder or one of its checkpoints.
 
     Args:
         dataset: which of a run's several datasets, by name or folder.
         user: whom it is for; one who is unknown is found out before anything is loaded.
+        sets: settings other than the run's, as `KEY=VALUE`.
 
     Raises:
-        RunError: not a run. DataError: no such user. ConfigError: several datasets, and none is chosen.
+        RunError: not a run. DataError: no such user. ConfigError: several datasets, and none is chosen; a setting that
+            is none.
     """
     found = find_run(target)
     if found is None:
         raise RunError(f"{target}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
     run, checkpoint = found
-    config = run.config
+    own = str(run.folder / "config.yaml")
+    config = load_config(algorithm=None, recipes=[own], sets=sets, allow_custom_rewards=True)
     path = config.data.path if dataset is None else find_path(config.data, dataset)
     if path != config.data.path and path not in config.data.paths:
         raise ConfigError(
@@ -132,6 +138,7 @@ def recommend(
     titles: Sequence[str],
     dataset: str | None,
     k: int,
+    sets: Sequence[str],
     as_json: bool,
     interactive: bool,
 ) -> None:
@@ -139,7 +146,7 @@ def recommend(
 
     A user's history is the whole sequence: what is recommended comes after everything that is known.
     """
-    recommender = open_recommender(run, user=user, dataset=dataset)
+    recommender = open_recommender(run, user=user, dataset=dataset, sets=sets)
     if interactive:
         console.log("Titles chosen so far, oldest first, separated by semicolons. An empty line ends.")
         for line in _lines():

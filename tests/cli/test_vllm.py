@@ -107,6 +107,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands["merged"] = ["export", "runs/grpo", "--to", "merged", "--output", "merged"]
     commands["adapter"] = ["export", "runs/grpo", "--to", "adapter", "--output", "adapter"]
     commands["recommend"] = ["recommend", "runs/rloo", "--user", "u1", "--json"]
+    commands["recommend_plain"] = [*commands["recommend"], *plain]
     commands["data"] = ["data", "synth", "toy", "--users", "40", "--items", "24"]
     for name, sets in {"prompts": ["--set", "generation.engine=vllm"], "prompts_plain": plain}.items():
         asked = ["--template", "{history}\n", "--set", "prompt.max_prompt_length=96"]
@@ -180,7 +181,8 @@ def test_evaluation_and_recommendations_write_what_transformers_does(place: Path
     assert by_vllm["methods"]["tuned policy"] == plain["methods"]["tuned policy"]
     own = json.loads((place / "runs" / "grpo" / "eval" / "validation.json").read_text())
     assert by_vllm["methods"]["tuned policy"] == own["methods"]["tuned policy"]
-    assert json.loads(said(place, "recommend")["out"])["text"]
+    texts = [json.loads(said(place, name)["out"])["text"] for name in ("recommend", "recommend_plain")]
+    assert texts[0] == texts[1] != ""
 
 
 def by_plain_vllm(models: dict[str, list[str]], prompts: list[list[int]], cwd: Path) -> dict[str, list[list[int]]]:
