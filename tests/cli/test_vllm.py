@@ -110,8 +110,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands["recommend_plain"] = [*commands["recommend"], *plain]
     commands["data"] = ["data", "synth", "toy", "--users", "40", "--items", "24"]
     for name, sets in {"prompts": ["--set", "generation.engine=vllm"], "prompts_plain": plain}.items():
-        asked = ["--template", "{history}\n", "--set", "prompt.max_prompt_length=96"]
-        commands[name] = ["prompts", "toy", "--model", "runs/grpo", "--summaries", f"{name}.json", *asked, *sets]
+        asked = ["--template", "{history}\n", "--set", "prompt.max_prompt_length=96", "--summaries", f"{name}.json"]
+        commands[name] = ["prompts", "toy", "--model", "runs/grpo/checkpoints/checkpoint_start", *asked, *sets]
     (folder / "commands.json").write_text(json.dumps(commands))
     done = subprocess.run([sys.executable, "-c", DRIVER, "commands.json"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
