@@ -111,6 +111,8 @@ def run_all(checks: Sequence[Check], folder: Path) -> bool:
         if text and (check.is_table or check.name == "doctor" or outcome.startswith("FAILED")):
             tail = "\n".join(text.splitlines()[-200:])
             tables.append(f"## {check.name}\n\n```\n{tail}\n```\n")
+        else:
+            tables += [f"{check.name}: {line}\n" for line in text.splitlines() if line.startswith("Verdict: ")]
         head = ["# On a GPU", "", f"{machine()}", "", "| check | outcome | seconds |", "| --- | --- | --- |"]
         (folder / "report.md").write_text("\n".join([*head, *rows, "", *tables]))
     return passed

@@ -48,6 +48,7 @@ def test_outcomes_are_told_as_they_are(
     hang = "import subprocess, time; p = subprocess.Popen(['sleep', '99']); print(p.pid, flush=True); time.sleep(99)"
     checks = [
         script.Check("good", (sys.executable, "-c", "print('a table')"), is_table=True),
+        script.Check("training", (sys.executable, "-c", "print('much\\nVerdict: better')")),
         script.Check("bad", (sys.executable, "-c", "print('why'); raise SystemExit(3)")),
         script.Check("absent", ("false",), ("no_such_package",)),
         script.Check("slow", (sys.executable, "-c", hang)),
@@ -61,6 +62,7 @@ def test_outcomes_are_told_as_they_are(
         "| absent | left out (no_such_package not installed) |",
         "| slow | FAILED (more than 2 s) |",
         "## good\n\n```\na table\n```",
+        "\ntraining: Verdict: better\n",
         "## bad\n\n```\nwhy\n```",
     ):
         assert line in report
