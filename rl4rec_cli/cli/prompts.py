@@ -47,8 +47,8 @@ def prompts(
     as_json: Json = False,
 ) -> None:
     """Show prompts as the model reads them, measure templates, or let a model write summaries of users' tastes."""
-    if user is not None and (template or summaries is not None):
-        raise ConfigError("--user shows a prompt: leave out --template and --summaries")
+    if user is not None and (template or users is not None or summaries is not None):
+        raise ConfigError("--user shows one prompt: leave out --users, --template and --summaries")
     from rl4rec_cli.eval.evaluate import resolve_target
 
     _, checkpoint, config = resolve_target(model, None, None, "none", sets or [], recipe or [], dataset)

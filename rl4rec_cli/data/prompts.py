@@ -23,6 +23,10 @@ LONGEST_TOKEN = 32
 """Characters; a text is cut as if no token stood for more."""
 
 
+class TemplateTooLongError(ConfigError):
+    """A template leaves no room for items."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     text: str
@@ -102,7 +106,7 @@ class PromptBuilder:
         self._item_tokens = [len(ids) for ids in tokenizer(self._items, add_special_tokens=False)["input_ids"]]
         self._frame_tokens = len(self._prompt(self._framed("")).ids)
         if self._frame_tokens >= section.max_prompt_length:
-            raise ConfigError(
+            raise TemplateTooLongError(
                 f"prompt.template alone has {self._frame_tokens} tokens, no room for items in "
                 f"prompt.max_prompt_length={section.max_prompt_length}",
                 hint="shorten the template or raise prompt.max_prompt_length",

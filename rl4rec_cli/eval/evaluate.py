@@ -148,7 +148,12 @@ class Models:
         if model not in self._loaded:
             self.close()  # before the next one is loaded: two may not fit
             section = self._config.policy.model_copy(update={"model": model})
-            loaded = load_policy(section, dataset=self._task.dataset, seed=self._config.run.seed)
+            loaded = load_policy(
+                section,
+                dataset=self._task.dataset,
+                seed=self._config.run.seed,
+                max_length=self._config.prompt.max_prompt_length + self._config.generation.max_completion_length,
+            )
             loaded.engine = make_engine(self._config)
             self._loaded[model] = loaded
         return self._loaded[model]

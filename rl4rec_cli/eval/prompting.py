@@ -6,6 +6,7 @@ Hides: nothing of how prompts are made: that is `data/prompts.py`, here as in tr
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,10 +44,19 @@ def show_prompts(config: RunConfig, *, split: Any, users: int | None, user: str 
     builder = PromptBuilder(config.prompt, dataset, load_tokenizer_alone(config.policy, dataset))
     made = _made(builder, examples)
     figures = _figures(builder, dataset, examples, made)
+    figures = {"model": config.policy.model, **figures}
     if as_json:
         shown = [
-            {"user": e.user, "text": p.text, "tokens": len(p.ids), "items": p.items, "history": len(e.history)}
-            for e, p in zip(examples, made, strict=True)
+            {
+                "user": example.user,
+                "text": prompt.text,
+                "tokens": len(prompt.ids),
+                "history": len(example.history),
+                "items": prompt.items,
+                "from_prompts_json": example.user in dataset.prompts,
+                "cut_to_fit": prompt.is_cut,
+            }
+            for example, prompt in zip(examples, made, strict=True)
         ]
         console.print_json({"dataset": dataset.name, "split": split, "figures": figures, "prompts": shown})
         return
@@ -58,7 +68,7 @@ def show_prompts(config: RunConfig, *, split: Any, users: int | None, user: str 
         )
         cut = ", cut to fit" if prompt.is_cut else ""
         console.result(f"# {split}, user {console.clean(example.user)}: {len(prompt.ids)} tokens, {source}{cut}")
-        console.result(console.clean(prompt.text, keep="\n\t") + "\n\n")
+        console.result(console.clean(prompt.text, keep="\n\t").removesuffix("\n") + "\n\n")
     if user is None:
         console.figures(figures)
 
@@ -94,14 +104,14 @@ def _figures(
         "prompts": len(made),
         "tokens": {
             "median": int(np.median(tokens)),
-            "95 %": int(np.quantile(tokens, 0.95, method="higher")),
+            "p95": int(np.quantile(tokens, 0.95, method="higher")),
             "most": int(tokens.max()),
             "allowed": section.max_prompt_length,
         },
-        "chat template": "yes" if builder.chat else "no",
-        "from prompts.json": len(made) - len(by_template),
-        "older items left out for length": sum(prompt.items < most for most, prompt in by_template),
-        "cut to fit": sum(prompt.is_cut for prompt in made),
+        "chat_template": "yes" if builder.chat else "no",
+        "from_prompts_json": len(made) - len(by_template),
+        "older_items_left_out": sum(prompt.items < most for most, prompt in by_template),
+        "cut_to_fit": sum(prompt.is_cut for prompt in made),
     }
 
 
@@ -128,6 +138,7 @@ def sweep_templates(
         raise ConfigError(
             f"dataset {dataset.name} has prompts.json, whose texts no template changes", hint="move it away meanwhile"
         )
+    own_key = "templates." + dataset.name if dataset.name in config.prompt.templates else "template"
     config = config.model_copy(update={"prompt": config.prompt.of(dataset.name)})
 
     from rl4rec_cli.eval.evaluate import Models, open_task
@@ -179,20 +190,16 @@ def sweep_templates(
     )
     if differences:
         console.result("")
-        console.table(f"… minus {OWN}, {evaluation.headline}", *difference_table(differences))
+        columns, rows = difference_table(differences)
+        console.table(f"… minus {OWN}, {evaluation.headline}", ["prompt", *columns[1:]], rows)
     best = max(names, key=lambda name: answer["methods"][name][evaluation.headline])
     console.result(
         f"\nBest here: {best}. It was chosen on the users it is measured on, so its figure is a little too good."
     )
     if best != OWN:
-        console.log(f"use it: --set prompt.template={_quoted(names[best])}")
-
-
-def _quoted(text: str) -> str:
-    """As bash and zsh take it, on one line."""
-    if text.isprintable():
-        return shlex.quote(text)
-    return "$'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\t", "\\t") + "'"
+        # Twice quoted: for YAML, as which values are read, and for the shell.
+        value = json.dumps(names[best], ensure_ascii=False)
+        console.log(f"use it: --set {shlex.quote(f'prompt.{own_key}={value}')}")
 
 
 def check_model(config: RunConfig, what: str) -> None:

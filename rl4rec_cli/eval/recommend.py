@@ -100,6 +100,10 @@ def open_recommender(
     run, checkpoint = found
     own = str(run.folder / "config.yaml")
     config = load_config(algorithm=None, recipes=[own], sets=sets, allow_custom_rewards=True)
+    if config.data != run.config.data or config.policy.model != run.config.policy.model:
+        raise ConfigError(
+            "--set: recommend uses the run's own model and items", hint="leave out data.* and policy.model"
+        )
     path = config.data.path if dataset is None else find_path(config.data, dataset)
     if path != config.data.path and path not in config.data.paths:
         raise ConfigError(
@@ -120,7 +124,8 @@ def open_recommender(
 
     retriever = open_retriever(config.retrieval, data, config.data.paths)
     section = config.policy.model_copy(update={"model": checkpoint})
-    policy = load_policy(section, dataset=data, seed=config.run.seed)
+    longest = config.prompt.max_prompt_length + config.generation.max_completion_length
+    policy = load_policy(section, dataset=data, seed=config.run.seed, max_length=longest)
     policy.engine = make_engine(config)
     return Recommender(
         policy=policy,

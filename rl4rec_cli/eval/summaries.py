@@ -2,7 +2,7 @@
 
 Decides: what is read (by default only what comes before the training target, so that a text gives no target away), how
 the answer becomes a prompt, and that a job that was ended goes on where it stood.
-Hides: the texts written so far, in `FILE.part`.
+Hides: `FILE.part`, which holds the texts written so far.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,17 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
+from rl4rec_cli.data.audit import audit_dataset
 from rl4rec_cli.data.dataset import open_dataset
 from rl4rec_cli.data.parsing import text_flaw
-from rl4rec_cli.data.prompts import PromptBuilder
+from rl4rec_cli.data.prompts import PromptBuilder, TemplateTooLongError
 from rl4rec_cli.errors import ConfigError, RunError
-from rl4rec_cli.eval.evaluate import audit_line
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.prompting import check_model
 from rl4rec_cli.runs import JsonLines, check_writable, write_json
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.config import PromptSection, RunConfig
+    from rl4rec_cli.data.audit import Finding
     from rl4rec_cli.data.dataset import Dataset, Example
 
 REQUEST = (
@@ -36,108 +38,161 @@ REQUEST = (
 )
 FRAME = "Describe in a few words the product that a customer will choose next. What is known of the customer: {summary}"
 """What matters comes first: a prompt that is too long is cut at its end."""
-_CHUNKS = {"transformers": 256, "vllm": 4096}
-"""Texts between two savings: an engine is kept busy by many."""
+_ENGINE_CHUNK = 1024
+"""Texts between two savings where an engine writes, which is kept busy by many."""
+_ABOUT_PROMPTS = ("prompts.json", "shared prompts")
+"""What the names of the audit's checks of prompts hold."""
 
 
 def write_summaries(
-    config: RunConfig,
-    file: str,
-    *,
-    split: Any,
-    users: int | None,
-    templates: Sequence[str],
-    as_json: bool,
+    config: RunConfig, file: str, *, split: Any, users: int | None, templates: Sequence[str], as_json: bool
 ) -> None:
     """Write `{user: prompt}`; a user of whom nothing was written is left out, and so gets the template.
 
     Args:
         file: to write. `FILE.part` holds what is done; the same command goes on from it.
-        split: whose targets no text may know: each is written from what comes before this split's target.
+        split: each is written from what comes before this split's target.
+        users: those whom `eval.users` of this number measures, as far as they have an example in this split.
         templates: what the model is asked, with `{history}` (else `REQUEST`), and the prompt that is made of the
             answer, with `{summary}` (else `FRAME`).
 
     Raises:
-        ConfigError: FILE exists, or FILE.part is of other settings; a template that is neither; an untrained model.
+        ConfigError: FILE exists, or FILE.part is damaged or of other settings; a template that is neither, or does not
+            fit; an untrained model.
         DataError, PolicyError, EngineError: as in evaluation; what was written until then is kept.
     """
     request, frame = _request_and_frame(templates)
     check_model(config, "--summaries")
     path = Path(file)
     check_writable(path)
-    if path.exists():
-        raise ConfigError(f"{path} exists", hint="move it away, or name another file")
+    _refuse_existing(path)
     whole = open_dataset(config.data)
     dataset = replace(whole, prompts={})  # the model is asked, whatever prompts there are
-    examples = choose_examples(dataset, split, users)
+    examples = _examples(dataset, split, users)
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
-    from rl4rec_cli.retrieval.embedding import model_identity
+    from rl4rec_cli.policy.loading import load_tokenizer_alone
 
     check_engine(config)
     prepare_backend(config.policy)
+    tokenizer = load_tokenizer_alone(config.policy, dataset)
     section = config.prompt.of(dataset.name).model_copy(update={"template": request})
-    about = {
-        "dataset": dataset.digest,
-        "model": model_identity(config.policy.model),
-        "load": config.policy.model_dump(mode="json"),
-        "prompt": section.model_dump(mode="json"),
-        "generation": config.generation.model_dump(mode="json"),
-        "temperature": config.eval.temperature,
-        "seed": config.run.seed,
-        "split": split,
-        "users": users,
-    }
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    try:
+        builder = PromptBuilder(section, dataset, tokenizer)
+    except TemplateTooLongError as error:
+        raise ConfigError(
+            error.message.replace("prompt.template", "what is asked"),
+            hint="shorten it (--template), or raise prompt.max_prompt_length",
+        ) from error
     part = path.with_name(path.name + ".part")
     with _held(part):
-        done = _read_part(part, digest)
-        if done:
-            console.log(f"{part}: {len(done):,} of {len(examples):,} are written already")
-        _write_rest(config, dataset, examples[len(done) :], section, part, digest, done)
+        _refuse_existing(path)  # another job may have ended meanwhile
+        done = _read_part(part, _digest(config, dataset, section, split, users), len(examples))
+        asked = [builder.build(None, example.history) for example in examples]
+        try:
+            _write_rest(config, dataset, [prompt.ids for prompt in asked], part, done)
+        except BaseException:
+            console.log(
+                f"{part} keeps {len(done):,} of {len(examples):,} summaries: the same command goes on from there"
+            )
+            raise
         prompts = {
             example.user: frame.replace("{summary}", summary)
             for example, summary in zip(examples, done, strict=True)
-            if text_flaw(summary) is None
+            if text_flaw(summary) is None and text_flaw(frame.replace("{summary}", summary)) is None
         }
         if not prompts:
             part.unlink()
             raise RunError(
                 f"{config.policy.model} wrote nothing of any user", hint="another model, or ask otherwise (--template)"
             )
+        _refuse_existing(path)
         write_json(path, prompts)
         part.unlink()
-    short = len(dataset.users) - len(examples) if users is None else 0
-    left_out = {"too_short_a_history": short, "nothing_written": len(examples) - len(prompts)}
-    line = audit_line(config, replace(whole, prompts=prompts), None)
+    limit = config.generation.max_completion_length
+    told = {
+        "file": str(path),
+        "users": len(prompts),
+        "sequence_too_short": len(dataset.users) - len(examples) if users is None else 0,
+        "nothing_written": len(examples) - len(prompts),
+        "older_items_left_out": sum(
+            p.items < min(len(e.history), section.max_history) for e, p in zip(examples, asked, strict=True)
+        ),
+        "as_long_as_allowed": sum(len(ids) >= limit for ids in tokenizer(done, add_special_tokens=False)["input_ids"]),
+    }
+    found = _findings(config, replace(whole, prompts=prompts))
     if as_json:
-        console.print_json({"file": str(path), "users": len(prompts), "left_out": left_out, "audit": line})
+        console.print_json({**told, "findings": [finding.headline for finding in found]})
         return
-    console.result(str(path))
-    console.log(
-        f"prompts of {len(prompts):,} users; left out: {short:,} whose sequence is too short for the {split} split, "
-        f"{left_out['nothing_written']:,} of whom nothing was written"
-    )
-    if split != "train":
-        console.log(
-            f"warning: they are written with the targets before the {split} split's in sight: use them for it alone"
-        )
+    console.figures(told)
     live = Path(next(iter(config.data.paths))) / "prompts.json"
-    if path.absolute() != live.absolute():
-        console.log(f"to use them: copy {path} to {live}")
+    for finding in found:
+        console.log(f"\n{finding}")
+    if split != "train":
+        known = "training target" if split == "validation" else "training and validation targets"
+        console.log(f"warning: these texts know the {known}: they are for evaluation on the {split} split alone")
+    elif path.resolve() == live.resolve():
+        console.log("they take the template's place from now on" + (": think about the above" if found else ""))
+    else:
+        first = "think about the above; then, " if found else ""
+        console.log(f"{first}to use them: copy {path} to {live}")
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise ConfigError(f"{path} exists", hint="move it away, or name another file")
+
+
+def _examples(dataset: Dataset, split: Any, users: int | None) -> list[Example]:
+    """The split's examples, of the users that an evaluation of so many users measures."""
+    if users is None:
+        return choose_examples(dataset, split, None)
+    chosen = {example.user for example in choose_examples(dataset, "validation", users)}
+    return [example for example in choose_examples(dataset, split, None) if example.user in chosen]
+
+
+def _digest(config: RunConfig, dataset: Dataset, section: PromptSection, split: str, users: int | None) -> str:
+    """Of all that the texts depend on."""
+    from rl4rec_cli.retrieval.embedding import model_identity
+
+    about = {
+        "dataset": dataset.digest,
+        "model": model_identity(config.policy.model),
+        "load": config.policy.model_dump(mode="json"),
+        "prompt": section.model_dump(mode="json"),
+        "generation": config.generation.model_dump(mode="json"),
+        "eval": [config.eval.temperature, config.eval.batch_size],
+        "seed": config.run.seed,
+        "split": split,
+        "users": users,
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _findings(config: RunConfig, dataset: Dataset) -> list[Finding]:
+    """What the audit has to say of the prompts."""
+    audit = audit_dataset(
+        dataset,
+        prompt=config.prompt,
+        train_targets=config.data.train_targets,
+        emb_type=config.retrieval.emb_type,
+    )
+    return [finding for finding in audit.findings if any(name in finding.check for name in _ABOUT_PROMPTS)]
 
 
 def _request_and_frame(templates: Sequence[str]) -> tuple[str, str]:
-    given = {"{history}": REQUEST, "{summary}": FRAME}
+    given: dict[str, str] = {}
     for template in templates:
-        fields = [field for field in given if field in template]
+        fields = [field for field in ("{history}", "{summary}") if field in template]
         if len(fields) != 1:
             raise ConfigError(
                 f"--template {template!r}: must contain {{history}} (what is asked) or {{summary}} (the prompt made of "
                 "the answer), and not both"
             )
+        if fields[0] in given:
+            raise ConfigError(f"--template: two with {fields[0]}", hint="with --summaries give one of each at most")
         given[fields[0]] = template
-    return given["{history}"], given["{summary}"]
+    return given.get("{history}", REQUEST), given.get("{summary}", FRAME)
 
 
 @contextmanager
@@ -167,39 +222,49 @@ def _held(part: Path) -> Iterator[None]:
                 part.unlink()
 
 
-def _read_part(part: Path, digest: str) -> list[str]:
-    """The summaries written so far, in the order of the examples.
+def _read_part(part: Path, digest: str, total: int) -> list[str]:
+    """The summaries written so far, in the order of the examples; the file is made ready for the next.
 
     Raises:
-        ConfigError: they were written with other settings.
+        ConfigError: they were written with other settings, or the file is damaged.
     """
-    lines = part.read_text(encoding="utf-8").split("\n")
-    whole, cut = lines[:-1], lines[-1]
+    raw = part.read_bytes()
+    lines = raw.split(b"\n")[:-1]
     try:
-        records = [json.loads(line) for line in whole]
-        if records and records[0]["settings"] != digest:
-            raise ConfigError(
-                f"{part} was written with another dataset, model or settings", hint="delete it, or name another file"
-            )
-        done = [summary for record in records[1:] for summary in record["summaries"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{part} is damaged: {error}", hint="delete it") from error
-    if cut:  # what was being written when the job was ended
-        part.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
+        records = [json.loads(line.decode("utf-8")) for line in lines]
+        done: list[str] = []
+        for record in records[1:]:
+            texts = record["summaries"]
+            whole = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+            if not whole or record["start"] != len(done):
+                raise ValueError(f"what follows summary {len(done)} does not belong there")
+            done += texts
+        if len(done) > total:
+            raise ValueError(f"it holds {len(done):,} summaries of {total:,} users")
+        settings = records[0]["settings"] if records else digest
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{part} is damaged: {error}", hint="delete it to begin anew") from error
+    if settings != digest and done:
+        raise ConfigError(
+            f"{part} was written with another dataset, model or settings",
+            hint="delete it to begin anew, or name another file",
+        )
+    if done:
+        console.log(f"{part}: {len(done):,} of {total:,} summaries are there already")
+    # What was being written when the job was ended goes; so do other settings without a summary.
+    os.truncate(part, sum(len(line) + 1 for line in lines) if settings == digest else 0)
+    if settings != digest or not records:
+        log = JsonLines(part)
+        log.write({"settings": digest})
+        log.close()
     return done
 
 
 def _write_rest(
-    config: RunConfig,
-    dataset: Dataset,
-    examples: Sequence[Example],
-    section: Any,
-    part: Path,
-    digest: str,
-    done: list[str],
+    config: RunConfig, dataset: Dataset, prompts: Sequence[tuple[int, ...]], part: Path, done: list[str]
 ) -> None:
-    """Append the summaries of `examples` to `done` and to the file, some at a time."""
-    if not examples:
+    """Append the summaries that are missing to `done` and to the file, some at a time."""
+    if len(done) == len(prompts):
         return
     from transformers import set_seed
 
@@ -207,31 +272,23 @@ def _write_rest(
     from rl4rec_cli.policy.loading import load_policy
     from rl4rec_cli.policy.vllm_engine import make_engine
 
-    policy = load_policy(config.policy, dataset=dataset, seed=config.run.seed)
+    longest = config.prompt.max_prompt_length + config.generation.max_completion_length
+    policy = load_policy(config.policy, dataset=dataset, seed=config.run.seed, max_length=longest)
     policy.engine = make_engine(config)
-    log = None
+    log = JsonLines(part)
     try:
-        try:
-            builder = PromptBuilder(section, dataset, policy.tokenizer)
-        except ConfigError as error:  # the request takes the template's place
-            said = [text and text.replace("prompt.template", "what is asked") for text in (error.message, error.hint)]
-            raise ConfigError(said[0] or "", hint=said[1]) from error
         sampling = Sampling.from_section(config.generation, temperature=config.eval.temperature)
-        log = JsonLines(part)
-        if not part.stat().st_size:
-            log.write({"settings": digest})
-        size = _CHUNKS[config.generation.engine]
-        with console.progress(len(examples), "Writing summaries") as advance:
-            for start in range(0, len(examples), size):
-                some = examples[start : start + size]
-                prompts = [builder.build(example.user, example.history).ids for example in some]
-                set_seed(config.run.seed + len(done))  # the same texts, wherever an earlier job was ended
-                texts = generate_texts(policy, prompts, sampling, batch_size=config.eval.batch_size, progress=advance)
+        batch = config.eval.batch_size
+        size = batch if policy.engine is None else _ENGINE_CHUNK
+        with console.progress(len(prompts) - len(done), "Writing summaries") as advance:
+            for start in range(len(done), len(prompts), size):
+                set_seed(config.run.seed + start)  # the same texts, wherever an earlier job was ended
+                some = prompts[start : start + size]
+                texts = generate_texts(policy, some, sampling, batch_size=batch, progress=advance)
                 # One line, whatever the model's paragraphs: it stands inside another text.
                 summaries = [" ".join(text.split()) for text in texts]
-                log.write({"summaries": summaries})
+                log.write({"start": start, "summaries": summaries})
                 done += summaries
     finally:
-        if log is not None:
-            log.close()
+        log.close()
         policy.close()

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
+from rl4rec_cli.data.prompts import TemplateTooLongError
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.metrics import means
@@ -40,12 +41,9 @@ def best_zero_shot(models: Models, model: str, config: RunConfig, task: Task) ->
         ConfigError: no prompt fits `prompt.max_prompt_length`.
     """
     chooser = replace(task, examples=choose_examples(task.dataset, "validation", USERS))
-    metric = f"ndcg@{min(config.eval.ks, key=lambda k: abs(k - 10))}"
     config = config.model_copy(update={"prompt": config.prompt.of(task.dataset.name)})
     measured_by = try_templates(models, model, config, chooser, [config.prompt.template, *TEMPLATES])
-    tried = {template: means(m.ranking, config.eval.ks)[metric] for template, m in measured_by.items()}
-    for template, value in tried.items():
-        console.log(f"Prompt {template!r}: {metric} {value:.4f} on {len(chooser.examples)} validation users")
+    tried = {template: means(m.ranking, config.eval.ks)[metric_of(config)] for template, m in measured_by.items()}
     best = max(tried, key=tried.__getitem__)
     measured = models.measure("zero-shot, best prompt", model, config=with_template(config, best), what="zero-shot")
     measured.notes.update(prompt=best, tried=tried)
@@ -55,7 +53,7 @@ def best_zero_shot(models: Models, model: str, config: RunConfig, task: Task) ->
 def try_templates(
     models: Models, model: str, config: RunConfig, task: Task, templates: Sequence[str]
 ) -> dict[str, Measured]:
-    """What a model's texts are worth with each of some prompt templates; those that do not fit are said and left out.
+    """What a model's texts are worth with each of some prompt templates; those too long are said and left out.
 
     Args:
         config: its prompt section is one dataset's own (`PromptSection.of`).
@@ -70,14 +68,21 @@ def try_templates(
     found: dict[str, Measured] = {}
     for template in dict.fromkeys(templates):
         try:
-            found[template] = sweep.measure(
-                "zero-shot", model, config=with_template(config, template), what="zero-shot"
-            )
-        except ConfigError as error:  # longer than this run's prompts may be
-            console.log(f"Prompt left out: {error.message}")
+            measured = sweep.measure("zero-shot", model, config=with_template(config, template), what="zero-shot")
+        except TemplateTooLongError as error:
+            console.log(f"Prompt {template!r} left out: {error.message}")
+            continue
+        found[template] = measured
+        value = means(measured.ranking, config.eval.ks)[metric_of(config)]
+        console.log(f"Prompt {template!r}: {metric_of(config)} {value:.4f} on {len(task.examples)} validation users")
     if not found:
         raise ConfigError("none of the prompts fits", hint="raise prompt.max_prompt_length")
     return found
+
+
+def metric_of(config: RunConfig) -> str:
+    """NDCG at the cut-off nearest to 10."""
+    return f"ndcg@{min(config.eval.ks, key=lambda k: abs(k - 10))}"
 
 
 def with_template(config: RunConfig, template: str) -> RunConfig:

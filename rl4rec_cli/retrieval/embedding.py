@@ -34,7 +34,7 @@ FORMAT = "rl4rec-embeddings-1"
 # Vectors this near to unit length are left as they are: dividing again would move their last bits.
 _UNIT = 1e-6
 # What a model computes with; not its README.
-_MODEL_FILES = (".json", ".txt", ".safetensors", ".bin", ".model", ".onnx")
+_MODEL_FILES = (".json", ".txt", ".safetensors", ".bin", ".model", ".onnx", ".jinja")
 
 
 class Embedder(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,10 @@ def test_what_is_shown_is_what_is_read(data: Path, capsys: pytest.CaptureFixture
     tokens = sorted(len(p.ids) for p in read)
     assert found["figures"]["tokens"]["most"] == tokens[-1] <= 20
     assert found["figures"]["tokens"]["median"] == int(np.median(tokens))
+    assert found["figures"]["tokens"]["p95"] == tokens[math.ceil(0.95 * (len(tokens) - 1))]
+    assert (found["figures"]["from_prompts_json"], found["figures"]["cut_to_fit"]) == (0, 0)
     left_out = sum(n < min(3, len(e.history)) for n, e in zip(shown, examples, strict=True))
-    assert found["figures"]["older items left out for length"] == left_out > 0
+    assert found["figures"]["older_items_left_out"] == left_out > 0
 
 
 def test_one_user_and_texts_of_prompts_json(data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -82,8 +85,14 @@ def test_one_user_and_texts_of_prompts_json(data: Path, capsys: pytest.CaptureFi
     assert out.startswith("# validation, user u1: 12")
     assert "from prompts.json, cut to fit" in out.splitlines()[0]
     assert out.splitlines()[1].startswith("loves red scarves")
-    prompting.show_prompts(config, split="validation", users=20, user=None, as_json=False)
-    assert "prompts                          20" in capsys.readouterr().out
+    prompting.show_prompts(config, split="validation", users=None, user=None, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert {"prompts": 60, "from_prompts_json": 1, "cut_to_fit": 1, "model": "tiny"}.items() <= found["figures"].items()
+    prompting.show_prompts(configured(data, "tiny"), split="validation", users=None, user=None, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    tokens = sorted(p["tokens"] for p in found["prompts"])
+    assert np.median(tokens) < tokens[math.ceil(0.95 * 59)] == found["figures"]["tokens"]["p95"]
+    assert [p["user"] for p in found["prompts"] if p["from_prompts_json"] or p["cut_to_fit"]] == ["u1"]
     with pytest.raises(DataError, match="no user 'u0'"):
         prompting.show_prompts(config, split="validation", users=None, user="u0", as_json=False)
 
@@ -131,12 +140,38 @@ def test_a_sweep_that_would_mislead_is_refused(config: Any, data: Path) -> None:
         prompting.sweep_templates(config, split="validation", **asked)
 
 
-def test_a_template_goes_into_a_shell_and_comes_back() -> None:
+@pytest.mark.parametrize("template", ["it's \\ {history}\t\n'quoted' # b", "[{history}]", "- a:\n{history} “x”\n"])
+def test_the_best_template_goes_into_a_shell_and_comes_back(
+    template: str, config: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import subprocess
 
-    for text in ("{history}\nNext:", "it's \\ {history}\t\n'quoted'", "plain {history}", "naïve {history} “x”"):
-        said = subprocess.run(["bash", "-c", f"printf %s {prompting._quoted(text)}"], capture_output=True, check=True)
-        assert said.stdout.decode() == text
+    import rl4rec_cli.policy.generation as generation
+
+    asked: list[int] = []
+
+    def one_title(policy: Any, prompts: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> list[str]:
+        asked.append(len(prompts))
+        return ["Veltra"] * len(prompts) if len(asked) > 1 else ["of nothing"] * len(prompts)
+
+    monkeypatch.setattr(generation, "generate_texts", one_title)
+    prompting.sweep_templates(config, split="validation", users=30, templates=[template], as_json=False)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("use it: --set ")
+    said = subprocess.run(["bash", "-c", f"printf %s {line[14:]}"], capture_output=True, check=True)
+    again = load_config(algorithm="grpo", sets=[said.stdout.decode()])
+    assert again.prompt.template == template
+
+
+def test_only_a_template_that_is_too_long_is_left_out(config: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "{history}" + " word" * 300
+    prompting.sweep_templates(config, split="validation", users=10, templates=[long, "{history}"], as_json=True)
+    said = capsys.readouterr()
+    assert list(json.loads(said.out)["templates"].values()) == [config.prompt.template, "{history}"]
+    assert f"Prompt {long!r} left out" in said.err
+    wrong = config.model_copy(update={"prompt": config.prompt.model_copy(update={"item_template": "{nothing}"})})
+    with pytest.raises(ConfigError, match="has a field 'nothing'"):
+        prompting.sweep_templates(wrong, split="validation", users=10, templates=["all"], as_json=True)
 
 
 def test_summaries_are_what_the_model_writes_of_the_past(config: Any, tmp_path: Path) -> None:
@@ -173,7 +208,6 @@ def echo(monkeypatch: pytest.MonkeyPatch, *, fail_at: int | None = None) -> list
         return [f"{policy.tokenizer.decode(ids)} {torch.randint(10**6, (1,)).item()}" for ids in prompts]
 
     monkeypatch.setattr(generation, "generate_texts", write)
-    monkeypatch.setitem(summaries._CHUNKS, "transformers", 8)
     return calls
 
 
@@ -191,10 +225,42 @@ def test_no_summary_knows_a_target(
         for item in set(sequence[-3:]) - set(sequence[:-3]):
             assert titles[item] not in dataset.prompts.get(user, "")
     assert audit_dataset(dataset).leaks == 0
+    assert said["findings"] == []
     # And with the test split's histories the audit sees it.
     (data / "prompts.json").unlink()
     summaries.write_summaries(config, str(data / "prompts.json"), **{**ASKED, "split": "test"}, as_json=True)
+    assert any("training target's title" in found for found in json.loads(capsys.readouterr().out)["findings"])
     assert "training target" in str(audit_dataset(load_dataset(data)).findings)
+
+
+def test_what_the_audit_finds_is_said_before_they_are_used(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    echo(monkeypatch)
+    summaries.write_summaries(config, str(tmp_path / "a.json"), **ASKED, as_json=False)
+    assert [line[:17] for line in capsys.readouterr().err.splitlines()] == ["to use them: copy"]
+    every = config.model_copy(update={"data": config.data.model_copy(update={"train_targets": "all"})})
+    summaries.write_summaries(every, str(tmp_path / "b.json"), **ASKED, as_json=False)
+    err = capsys.readouterr().err
+    assert "warning: training target's title in" in err
+    assert "think about the above; then, to use them: copy" in err
+    summaries.write_summaries(config, str(tmp_path / "c.json"), **{**ASKED, "split": "validation"}, as_json=False)
+    err = capsys.readouterr().err
+    assert "these texts know the training target: they are for evaluation on the validation split alone" in err
+    assert "to use them" not in err
+
+
+def test_users_are_those_that_an_evaluation_measures(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rl4rec_cli.eval.examples import choose_examples
+
+    echo(monkeypatch)
+    summaries.write_summaries(config, str(tmp_path / "p.json"), **{**ASKED, "users": 20}, as_json=True)
+    dataset = load_dataset(config.data.path)
+    measured = {e.user for e in choose_examples(dataset, "validation", 20)}
+    with_past = {u for u, s in zip(dataset.users, dataset.sequences, strict=True) if len(s) > 3}
+    assert json.loads((tmp_path / "p.json").read_text()).keys() == measured & with_past
 
 
 def test_a_job_that_was_ended_goes_on_to_the_same_texts(
@@ -210,13 +276,14 @@ def test_a_job_that_was_ended_goes_on_to_the_same_texts(
         summaries.write_summaries(config, str(file), **ASKED, as_json=True)
     assert not file.exists()
     with part.open("a") as torn:
-        torn.write('{"summaries": ["half a li')
+        torn.flush()
+        torn.buffer.write('{"start": 12, "summaries": ["torn in the middle of é'.encode()[:-1])
     calls = echo(monkeypatch)
     summaries.write_summaries(config, str(file), **ASKED, as_json=True)
     assert calls == sizes[3:]
     assert file.read_bytes() == whole.read_bytes()
     assert not part.exists()
-    assert "24 of " in capsys.readouterr().err
+    assert "12 of " in capsys.readouterr().err
 
 
 def test_nothing_is_overwritten_or_mixed(
@@ -240,16 +307,77 @@ def test_nothing_is_overwritten_or_mixed(
     with part.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         refused(RunError, "another process writes to it")
-    part.write_text('{"settings"')  # a line that was never finished is no record, and none is a new start
-    echo(monkeypatch, fail_at=0)
-    with pytest.raises(KeyboardInterrupt):
-        summaries.write_summaries(config, str(file), **ASKED, as_json=True)
     file.write_text("mine")
-    with pytest.raises(ConfigError, match="exists"):
-        summaries.write_summaries(config, str(file), **ASKED, as_json=True)
+    refused(ConfigError, r"p\.json exists")
     assert file.read_text() == "mine"
+    file.unlink()
     with pytest.raises(ConfigError, match="learned nothing"):
         summaries.write_summaries(configured(data, "tiny"), str(file), **ASKED, as_json=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b'{"start": 4, "summaries": "abcd"}',
+        b'{"start": 4, "summaries": [1, null]}',
+        b'{"start": 8, "summaries": ["a"]}',
+        b'{"start": 4, "summaries": %s}' % json.dumps(["a"] * 60).encode(),
+        b'{"start": 4}',
+        b"[" * 100_000,
+        b'{"start": 4, "summaries": ["\xc3"]}',
+    ],
+)
+def test_a_damaged_file_of_what_is_done_is_refused(
+    damage: bytes, config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = tmp_path / "p.json.part"
+    echo(monkeypatch, fail_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        summaries.write_summaries(config, str(tmp_path / "p.json"), **ASKED, as_json=True)
+    with part.open("ab") as file:
+        file.write(damage + b"\n")
+    kept = part.read_bytes()
+    with pytest.raises(ConfigError, match=r"p\.json\.part is damaged"):
+        summaries.write_summaries(config, str(tmp_path / "p.json"), **ASKED, as_json=True)
+    assert part.read_bytes() == kept
+
+
+def test_what_was_begun_without_a_summary_is_no_obstacle(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, part = tmp_path / "p.json", tmp_path / "p.json.part"
+    for torn in ("", '{"settings"', '{"settings": "of another job"}\n{"start": 0, "summ'):
+        part.write_text(torn)
+        echo(monkeypatch, fail_at=1)
+        with pytest.raises(KeyboardInterrupt):
+            summaries.write_summaries(config, str(file), **ASKED, as_json=True)
+        assert [list(json.loads(line)) for line in part.read_text().splitlines()] == [
+            ["settings"],
+            ["start", "summaries"],
+        ]
+        part.unlink()
+
+
+def test_a_file_made_meanwhile_is_not_overwritten(config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rl4rec_cli.policy.generation as generation
+
+    file = tmp_path / "p.json"
+
+    def write(policy: Any, prompts: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> list[str]:
+        file.write_text("mine")
+        return ["text"] * len(prompts)
+
+    monkeypatch.setattr(generation, "generate_texts", write)
+    with pytest.raises(ConfigError, match=r"p\.json exists"):
+        summaries.write_summaries(config, str(file), **ASKED, as_json=True)
+    assert file.read_text() == "mine"
+    assert (tmp_path / "p.json.part").exists()
+
+
+def test_texts_longer_than_the_model_reads_are_refused(config: Any, tmp_path: Path) -> None:
+    long = {"prompt": config.prompt.model_copy(update={"max_prompt_length": 2048})}
+    with pytest.raises(ConfigError, match="reads 2,048 at most"):
+        summaries.write_summaries(config.model_copy(update=long), str(tmp_path / "p.json"), **ASKED, as_json=True)
 
 
 def test_a_model_that_writes_nothing_leaves_no_file(
@@ -270,6 +398,32 @@ def test_a_model_that_writes_nothing_leaves_no_file(
 def test_the_command_refuses_options_that_do_not_go_together(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rl4rec_cli.cli.main import main
 
-    for args in (("--template", "all"), ("--summaries", "x.json")):
+    for args in (("--template", "all"), ("--summaries", "x.json"), ("--users", "3")):
         assert main(["prompts", str(data), "--user", "u1", *args]) == 2
-        assert "leave out --template and --summaries" in capsys.readouterr().err
+        assert "leave out --users, --template and --summaries" in capsys.readouterr().err
+
+
+def test_the_command_hands_on_what_it_is_given(
+    data: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rl4rec_cli.cli.main import main
+
+    echo(monkeypatch)
+    sets = ("prompt.max_prompt_length=400", "retrieval.embedder=lsa", "eval.cache_dir=null")
+    given = ["prompts", str(data), "--json", *(part for text in sets for part in ("--set", text))]
+    model = ["--model", str(tiny_folder)]
+    assert main([*given, "--users", "7"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["split"], len(found["prompts"]), found["figures"]["model"]) == ("validation", 7, "tiny")
+    assert main([*given, *model, "--template", "{history}", "--users", "9"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["users"], found["templates"]["prompt 1"], found["model"]) == (9, "{history}", str(tiny_folder))
+    assert main([*given, *model, "--summaries", str(data / "p.json"), "--template", "{summary}?"]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"] == []
+    dataset, written = load_dataset(data), json.loads((data / "p.json").read_text())
+    titles = [str(item["title"]) for item in dataset.items]
+    for user, sequence in zip(dataset.users, dataset.sequences, strict=True):
+        if len(sequence) > 3:
+            assert titles[sequence[-4]] in written[user]
+            assert written[user].endswith("?")
+            assert all(titles[i] not in written[user] for i in set(sequence[-3:]) - set(sequence[:-3]))
