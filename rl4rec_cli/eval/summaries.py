@@ -1,7 +1,7 @@
 """What a model makes of each user's history, as prompts for `prompts.json`.
 
-Decides: what is read (by default only what comes before the training target, so that a text gives no target away), how
-the answer becomes a prompt, and that a job that was ended goes on where it stood.
+Decides: what is read (by default only what comes before the training target, so that no target is among it), how the
+answer becomes a prompt, what is said before the texts are used, and that a job that was ended goes on where it stood.
 Hides: `FILE.part`, which holds the texts written so far.
 """
 
@@ -92,9 +92,11 @@ def write_summaries(
         try:
             _write_rest(config, dataset, [prompt.ids for prompt in asked], part, done)
         except BaseException:
-            console.log(
-                f"{part} keeps {len(done):,} of {len(examples):,} summaries: the same command goes on from there"
-            )
+            if done:
+                kept = f"{len(done):,} of {len(examples):,} summaries"
+                console.log(f"{part} keeps {kept}: the same command goes on from there")
+            else:
+                part.unlink(missing_ok=True)
             raise
         prompts = {
             example.user: frame.replace("{summary}", summary)
@@ -125,7 +127,11 @@ def write_summaries(
         console.print_json({**told, "findings": [finding.headline for finding in found]})
         return
     console.figures(told)
-    live = Path(next(iter(config.data.paths))) / "prompts.json"
+    _say_use(path, Path(next(iter(config.data.paths))) / "prompts.json", split, found)
+
+
+def _say_use(path: Path, live: Path, split: str, found: Sequence[Finding]) -> None:
+    """What the audit found, and how the texts are used."""
     for finding in found:
         console.log(f"\n{finding}")
     if split != "train":

@@ -378,6 +378,7 @@ def test_texts_longer_than_the_model_reads_are_refused(config: Any, tmp_path: Pa
     long = {"prompt": config.prompt.model_copy(update={"max_prompt_length": 2048})}
     with pytest.raises(ConfigError, match="reads 2,048 at most"):
         summaries.write_summaries(config.model_copy(update=long), str(tmp_path / "p.json"), **ASKED, as_json=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 
 
 def test_a_model_that_writes_nothing_leaves_no_file(
