@@ -403,8 +403,12 @@ def resolve_target(
     layers: dict[str, Any] = {"flags": flags, "sets": sets, "allow_custom_rewards": True}
     if found is not None:
         run, checkpoint = found
-        own = str(run.folder / "config.yaml")
-        return run, checkpoint, load_config(algorithm=None, recipes=[own, *recipes], **layers)
+        config = load_config(algorithm=None, recipes=[str(run.folder / "config.yaml"), *recipes], **layers)
+        if config.policy.model != run.config.policy.model:  # what it was trained from is measured too, by that name
+            console.log(f"policy.model={config.policy.model} is left out: a run is measured with the model it trained")
+            kept = config.policy.model_copy(update={"model": run.config.policy.model})
+            config = config.model_copy(update={"policy": kept})
+        return run, checkpoint, config
     if target is not None:
         flags["policy"] = {"model": target}
     config = load_config(algorithm="grpo", recipes=recipes, **layers)
