@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,18 @@ def said(place: Path, name: str) -> dict[str, Any]:
     found = json.loads((place / f"said_{name}.json").read_text())
     assert found["code"] == 0, found["err"][-3000:]
     return found
+
+
+def ends(pid: int, seconds: float = 20) -> bool:
+    """Whether a process that may be nobody's child here ends within so many seconds."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], seconds)[0])
+    finally:
+        os.close(descriptor)
 
 
 def log_of(place: Path, name: str) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import ends
 
 from rl4rec_cli.config import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
@@ -107,10 +107,7 @@ def test_a_service_embeds_by_it_and_takes_it_along_when_it_ends(
         int((vectors @ q >= vectors[t] @ q - 1e-6).sum()) for q, t in zip(plain, targets, strict=True)
     ]
     ray.kill(actors[0])
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{pid}").exists()
+    assert ends(pid)
 
 
 def _engines_of(parent: int) -> set[int]:
