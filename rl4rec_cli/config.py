@@ -427,6 +427,11 @@ class RunConfig(Section):
     logging: LoggingSection = LoggingSection()
     health: HealthSection = HealthSection()
 
+    @property
+    def max_length(self) -> int:
+        """Longest prompt and text together, in tokens."""
+        return self.prompt.max_prompt_length + self.generation.max_completion_length
+
     @model_validator(mode="after")
     def _engine_fits(self) -> RunConfig:
         tiny, engine = self.policy.tiny, self.generation.engine

@@ -315,7 +315,7 @@ def engine_bytes(config: RunConfig, facts: ModelFacts, around: Surroundings) -> 
     if config.generation.engine != "vllm" or config.generation.vllm.server is not None:
         return 0
     types = _types(config.policy, config.trainer.precision, on_gpu=around.on_gpu)
-    tokens = config.prompt.max_prompt_length + config.generation.max_completion_length
+    tokens = config.max_length
     cache = kv_cache_bytes(facts, config.generation.batch_size or ENGINE_TEXTS, tokens, types)
     return engine_need(weight_bytes(facts, types), cache, on_gpu=around.on_gpu)
 

@@ -74,16 +74,11 @@ def audit(
         sets=sets or [],
         allow_custom_rewards=True,
     )
-    from rl4rec_cli.data.audit import audit_dataset
+    from rl4rec_cli.data.audit import audit_as_configured
     from rl4rec_cli.data.dataset import load_dataset
     from rl4rec_cli.errors import Rl4RecError
 
-    found = audit_dataset(
-        load_dataset(dataset),
-        prompt=config.prompt,
-        train_targets=config.data.train_targets,
-        emb_type=config.retrieval.emb_type,
-    )
+    found = audit_as_configured(load_dataset(dataset), config)
     if as_json:
         console.print_json(found.as_json())
     else:

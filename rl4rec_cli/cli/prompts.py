@@ -49,9 +49,9 @@ def prompts(
     """Show prompts as the model reads them, measure templates, or let a model write summaries of users' tastes."""
     if user is not None and (template or users is not None or summaries is not None):
         raise ConfigError("--user shows one prompt: leave out --users, --template and --summaries")
-    from rl4rec_cli.eval.evaluate import resolve_target
+    from rl4rec_cli.eval.targets import resolve_target
 
-    _, checkpoint, config = resolve_target(model, None, None, "none", sets or [], recipe or [], dataset)
+    _, checkpoint, config = resolve_target(model, None, None, None, sets or [], recipe or [], dataset)
     if checkpoint is not None:
         config = config.model_copy(update={"policy": config.policy.model_copy(update={"model": checkpoint})})
     if summaries is not None:

@@ -15,10 +15,20 @@ from typing import TYPE_CHECKING, Literal
 from rl4rec_cli.data.audit_findings import Audit, Check, Example, Finding
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import PromptSection
+    from rl4rec_cli.config import PromptSection, RunConfig
     from rl4rec_cli.data.dataset import Dataset
 
-__all__ = ["Audit", "Check", "Example", "Finding", "audit_dataset"]
+__all__ = ["Audit", "Check", "Example", "Finding", "audit_as_configured", "audit_dataset"]
+
+
+def audit_as_configured(dataset: Dataset, config: RunConfig) -> Audit:
+    """The audit of a dataset that is used as a run's configuration says; see `audit_dataset`."""
+    return audit_dataset(
+        dataset,
+        prompt=config.prompt,
+        train_targets=config.data.train_targets,
+        emb_type=config.retrieval.emb_type,
+    )
 
 
 def audit_dataset(

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from rl4rec_cli.config import Baseline
 from rl4rec_cli.data.dataset import Dataset, open_dataset, open_datasets
 from rl4rec_cli.errors import ConfigError, DataError, RunError
-from rl4rec_cli.eval.evaluate import NEEDS_POLICY, find_run, resolve_target
+from rl4rec_cli.eval.evaluate import NEEDS_POLICY
+from rl4rec_cli.eval.targets import find_run, resolve_target
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RetrievalSection, RunConfig

@@ -10,16 +10,17 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
-from rl4rec_cli.data.dataset import Split, find_path, open_dataset
+from rl4rec_cli.data.dataset import Split, open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
-from rl4rec_cli.errors import ConfigError, RunError
+from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.eval.evaluation import Evaluation, print_evaluation, save_evaluation
 from rl4rec_cli.eval.examples import choose_examples
+from rl4rec_cli.eval.targets import resolve_target, untrained
 from rl4rec_cli.layering import dump_config
-from rl4rec_cli.runs import Run, open_run, strict, write_text
+from rl4rec_cli.runs import Run, strict, write_text
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
 if TYPE_CHECKING:
@@ -142,20 +143,11 @@ class Models:
 
     def policy(self, model: str) -> Policy:
         """The policy of a folder or Hub name; the last one is kept."""
-        from rl4rec_cli.policy.loading import load_policy
-        from rl4rec_cli.policy.vllm_engine import make_engine
+        from rl4rec_cli.policy.loading import open_policy
 
         if model not in self._loaded:
             self.close()  # before the next one is loaded: two may not fit
-            section = self._config.policy.model_copy(update={"model": model})
-            loaded = load_policy(
-                section,
-                dataset=self._task.dataset,
-                seed=self._config.run.seed,
-                max_length=self._config.prompt.max_prompt_length + self._config.generation.max_completion_length,
-            )
-            loaded.engine = make_engine(self._config)
-            self._loaded[model] = loaded
+            self._loaded[model] = open_policy(self._config, self._task.dataset, model=model)
         return self._loaded[model]
 
     def close(self) -> None:
@@ -264,12 +256,9 @@ def audit_line(config: RunConfig, dataset: Dataset, path: str | None) -> str:
     Args:
         path: the dataset's folder, where there is one.
     """
-    from rl4rec_cli.data.audit import audit_dataset
+    from rl4rec_cli.data.audit import audit_as_configured
 
-    audit = audit_dataset(
-        dataset, prompt=config.prompt, train_targets=config.data.train_targets, emb_type=config.retrieval.emb_type
-    )
-    line = audit.one_line(path or "PATH")
+    line = audit_as_configured(dataset, config).one_line(path or "PATH")
     console.log(line)
     return line
 
@@ -349,79 +338,3 @@ def _result_folder(run: Run, checkpoint: str, config: RunConfig, dataset: str) -
     if as_run != run.config:
         name = f"{name or 'variant'}-{hashlib.sha256(dump_config(config).encode()).hexdigest()[:8]}"
     return folder / name, not name
-
-
-def find_run(target: str) -> tuple[Run, str] | None:
-    """The run that a path names, and the checkpoint meant: a run folder, or one of its checkpoints; else None.
-
-    Raises:
-        RunError: a run without a checkpoint, or without this one.
-    """
-    path = Path(target)
-    if (path / "config.yaml").is_file():
-        run = open_run(path)
-        return run, str(run.newest_checkpoint())
-    whole = path.resolve()  # also from inside `checkpoints`, where the path says nothing of the run
-    if whole.parent.name != "checkpoints" or not (whole.parent.parent / "config.yaml").is_file():
-        return None
-    if not path.is_dir():
-        there = ", ".join(sorted(p.name for p in whole.parent.glob("checkpoint_*"))) or "none"
-        raise RunError(f"{path}: no such checkpoint", hint=f"there: {there}")
-    return open_run(whole.parent.parent if path.parent.name != "checkpoints" else path.parent.parent), str(path)
-
-
-def baseline_names(text: str) -> list[str]:
-    """`--baselines`: `default`, `all`, `none`, or names with commas."""
-    from rl4rec_cli.config import Baseline, EvalSection
-
-    named = {"none": [], "default": list(EvalSection().baselines), "all": list(get_args(Baseline))}
-    return named[text] if text in named else [name.strip() for name in text.split(",")]
-
-
-def resolve_target(
-    target: str | None,
-    split: str | None,
-    users: int | None,
-    baselines: str | None,
-    sets: Sequence[str],
-    recipes: Sequence[str],
-    dataset: str | None,
-) -> tuple[Run | None, str | None, RunConfig]:
-    from rl4rec_cli.layering import load_config
-
-    flags: dict[str, Any] = {"eval": {}}
-    if split is not None:
-        flags["eval"]["split"] = split
-    if users is not None:
-        flags["eval"]["users"] = users
-    if baselines is not None:
-        flags["eval"]["baselines"] = baseline_names(baselines)
-    found = find_run(target) if target is not None else None
-    if dataset is not None:
-        path = find_path(found[0].config.data, dataset) if found is not None else dataset
-        flags["data"] = {"path": path, "synthetic": None}
-    layers: dict[str, Any] = {"flags": flags, "sets": sets, "allow_custom_rewards": True}
-    if found is not None:
-        run, checkpoint = found
-        config = load_config(algorithm=None, recipes=[str(run.folder / "config.yaml"), *recipes], **layers)
-        if config.policy.model != run.config.policy.model:  # what it was trained from is measured too, by that name
-            console.log(f"policy.model={config.policy.model} is left out: a run is measured with the model it trained")
-            kept = config.policy.model_copy(update={"model": run.config.policy.model})
-            config = config.model_copy(update={"policy": kept})
-        return run, checkpoint, config
-    if target is not None:
-        flags["policy"] = {"model": target}
-    config = load_config(algorithm="grpo", recipes=recipes, **layers)
-    if target is not None and config.data.path is None and config.data.synthetic is None:
-        raise RunError(
-            f"{target}: not a run folder or a checkpoint of one, and a model needs a dataset to be measured on",
-            hint=f"rl4rec eval {target} --dataset PATH",
-        )
-    return None, target, config
-
-
-def untrained(run: Run | None, config: RunConfig) -> str | None:
-    """The policy before reinforcement learning; None for a plain model, which is its own."""
-    if run is None:
-        return None
-    return str(run.start) if run.start.is_dir() else config.policy.model

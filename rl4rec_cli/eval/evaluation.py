@@ -16,7 +16,7 @@ import numpy as np
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import DataError
-from rl4rec_cli.eval.metrics import means, per_user
+from rl4rec_cli.eval.metrics import headline, means, per_user
 from rl4rec_cli.eval.statistics import Difference, holm, paired_difference, reads, seeds_difference
 from rl4rec_cli.runs import write_json, write_jsonl
 
@@ -69,8 +69,8 @@ class Evaluation:
 
     @property
     def headline(self) -> str:
-        """The metric that is compared: `ndcg@10`, or the cut-off nearest to 10."""
-        return f"ndcg@{min(self.ks, key=lambda k: abs(k - 10))}"
+        """The metric that is compared, see `metrics.headline`."""
+        return headline(self.ks)
 
     def difference(self, ours: str, theirs: str) -> Difference:
         """Paired difference of two methods in the headline metric."""

@@ -15,8 +15,8 @@ from typing import Any
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, PolicyError, RunError
-from rl4rec_cli.eval.evaluate import find_run
 from rl4rec_cli.eval.model_card import model_card
+from rl4rec_cli.eval.targets import find_run
 from rl4rec_cli.runs import Run
 from rl4rec_cli.whole_folders import write_folder
 

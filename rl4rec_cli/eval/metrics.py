@@ -24,6 +24,11 @@ def metric_names(ks: Sequence[int]) -> list[str]:
     return [f"{name}@{k}" for name in RANK_FUNCTIONS for k in ks]
 
 
+def headline(ks: Sequence[int]) -> str:
+    """The metric that is compared: `ndcg@10`, or the cut-off nearest to 10."""
+    return f"ndcg@{min(ks, key=lambda k: abs(k - 10))}"
+
+
 def per_user(ranking: Ranking, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
     """Every metric of every user, `[B]` each; 0 where the text says nothing."""
     return {

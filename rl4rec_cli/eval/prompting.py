@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from rl4rec_cli.eval.examples import choose_examples
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.eval.evaluation import Evaluation
 
 USERS = 1_000
 """Users whose prompts are made, unless more are asked for."""
@@ -42,9 +43,8 @@ def show_prompts(config: RunConfig, *, split: Any, users: int | None, user: str 
     from rl4rec_cli.policy.loading import load_tokenizer_alone
 
     builder = PromptBuilder(config.prompt, dataset, load_tokenizer_alone(config.policy, dataset))
-    made = _made(builder, examples)
-    figures = _figures(builder, dataset, examples, made)
-    figures = {"model": config.policy.model, **figures}
+    made = make_prompts(builder, examples)
+    figures = {"model": config.policy.model, **_figures(builder, dataset, examples, made)}
     if as_json:
         shown = [
             {
@@ -81,7 +81,8 @@ def _of_user(dataset: Dataset, split: Any, user: str) -> list[Example]:
     return found
 
 
-def _made(builder: PromptBuilder, examples: Sequence[Example]) -> list[Prompt]:
+def make_prompts(builder: PromptBuilder, examples: Sequence[Example]) -> list[Prompt]:
+    """The prompt of every example, with progress on the terminal."""
     made = []
     with console.progress(len(examples), "Making prompts") as advance:
         for example in examples:
@@ -95,11 +96,7 @@ def _figures(
 ) -> dict[str, Any]:
     section = builder.section
     tokens = np.array([len(prompt.ids) for prompt in made])
-    by_template = [
-        (min(len(e.history), section.max_history), p)
-        for e, p in zip(examples, made, strict=True)
-        if e.user not in dataset.prompts
-    ]
+    by_template = [(e, p) for e, p in zip(examples, made, strict=True) if e.user not in dataset.prompts]
     return {
         "prompts": len(made),
         "tokens": {
@@ -110,9 +107,14 @@ def _figures(
         },
         "chat_template": "yes" if builder.chat else "no",
         "from_prompts_json": len(made) - len(by_template),
-        "older_items_left_out": sum(prompt.items < most for most, prompt in by_template),
+        "older_items_left_out": sum(lost_items(builder, e, p) for e, p in by_template),
         "cut_to_fit": sum(prompt.is_cut for prompt in made),
     }
+
+
+def lost_items(builder: PromptBuilder, example: Example, prompt: Prompt) -> bool:
+    """Whether items were left out for length that `prompt.max_history` would show."""
+    return prompt.items < min(len(example.history), builder.section.max_history)
 
 
 def sweep_templates(
@@ -142,7 +144,7 @@ def sweep_templates(
     config = config.model_copy(update={"prompt": config.prompt.of(dataset.name)})
 
     from rl4rec_cli.eval.evaluate import Models, open_task
-    from rl4rec_cli.eval.evaluation import Evaluation, compare_all, difference_table, metric_table
+    from rl4rec_cli.eval.evaluation import Evaluation, compare_all
     from rl4rec_cli.eval.sweep import TEMPLATES, try_templates
     from rl4rec_cli.eval.sweep import USERS as CHOSEN_ON
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
@@ -159,14 +161,13 @@ def sweep_templates(
         found = try_templates(models, config.policy.model, config, task, [config.prompt.template, *tried])
     finally:
         models.close()
-    evaluation = Evaluation("validation", examples, config.eval.ks)
+    evaluation = Evaluation("validation", examples, config.eval.ks, about={"dataset": dataset.name})
     names: dict[str, str] = {}
     for template, measured in found.items():
         name = OWN if template == config.prompt.template else f"prompt {len(names) + (OWN not in names)}"
         names[name] = template
         evaluation.methods.append(replace(measured, name=name))
     others = [name for name in names if name != OWN and OWN in names]
-    answer = evaluation.as_json()
     differences = compare_all({name: evaluation.difference(name, OWN) for name in others})
     if as_json:
         console.print_json(
@@ -176,23 +177,36 @@ def sweep_templates(
                 "users": len(examples),
                 "templates": names,
                 "metric": evaluation.headline,
-                "methods": answer["methods"],
+                "methods": evaluation.as_json()["methods"],
                 "differences": differences,
             }
         )
         return
+    _show_sweep(config, evaluation, names, differences, own_key)
+
+
+def _show_sweep(
+    config: RunConfig,
+    evaluation: Evaluation,
+    names: Mapping[str, str],
+    differences: Mapping[str, Mapping[str, Any]],
+    own_key: str,
+) -> None:
+    from rl4rec_cli.eval.evaluation import difference_table, metric_table
+
+    found = evaluation.as_json()
     for name, template in names.items():
         console.result(f"{name}: {template!r}")
     console.result("")
     console.table(
-        f"{config.policy.model} on {dataset.name}, {len(examples):,} validation users",
-        *metric_table(answer["methods"], {}, "prompt"),
+        f"{config.policy.model} on {evaluation.about['dataset']}, {len(evaluation.examples):,} validation users",
+        *metric_table(found["methods"], {}, "prompt"),
     )
     if differences:
         console.result("")
         columns, rows = difference_table(differences)
         console.table(f"… minus {OWN}, {evaluation.headline}", ["prompt", *columns[1:]], rows)
-    best = max(names, key=lambda name: answer["methods"][name][evaluation.headline])
+    best = max(names, key=lambda name: found["methods"][name][evaluation.headline])
     console.result(
         f"\nBest here: {best}. It was chosen on the users it is measured on, so its figure is a little too good."
     )

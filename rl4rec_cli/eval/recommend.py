@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
-from rl4rec_cli.data.dataset import Dataset, find_path, open_dataset
+from rl4rec_cli.data.dataset import Dataset, open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import ConfigError, DataError, Rl4RecError, RunError
-from rl4rec_cli.eval.evaluate import find_run
-from rl4rec_cli.layering import load_config
+from rl4rec_cli.eval.targets import find_run, resolve_target
 
 if TYPE_CHECKING:
     from rl4rec_cli.policy.generation import Sampling
@@ -98,35 +97,25 @@ def open_recommender(
     if found is None:
         raise RunError(f"{target}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
     run, checkpoint = found
-    own = str(run.folder / "config.yaml")
-    config = load_config(algorithm=None, recipes=[own], sets=sets, allow_custom_rewards=True)
-    if config.data != run.config.data or config.policy.model != run.config.policy.model:
-        raise ConfigError(
-            "--set: recommend uses the run's own model and items", hint="leave out data.* and policy.model"
-        )
-    path = config.data.path if dataset is None else find_path(config.data, dataset)
-    if path != config.data.path and path not in config.data.paths:
-        raise ConfigError(
-            f"--dataset {dataset}: the run was not trained on it", hint="recommend knows a run's own items"
-        )
-    data = open_dataset(config.data.model_copy(update={"path": path}))
+    _, _, config = resolve_target(target, None, None, None, sets, [], dataset)
+    own = set(config.data.paths) <= set(run.config.data.paths) if config.data.paths else config.data == run.config.data
+    if not own:
+        asked = ", ".join(config.data.paths) or "other synthetic data"
+        raise ConfigError(f"{asked}: the run was not trained on it", hint="recommend knows a run's own items")
+    data = open_dataset(config.data)
     if user is not None:
         data.user_index(user)
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
-    from rl4rec_cli.policy.vllm_engine import make_engine
 
     check_engine(config)
     prepare_backend(config.policy)
     from rl4rec_cli.policy.generation import Sampling
-    from rl4rec_cli.policy.loading import load_policy
+    from rl4rec_cli.policy.loading import open_policy
     from rl4rec_cli.retrieval.retriever import open_retriever
 
     retriever = open_retriever(config.retrieval, data, config.data.paths)
-    section = config.policy.model_copy(update={"model": checkpoint})
-    longest = config.prompt.max_prompt_length + config.generation.max_completion_length
-    policy = load_policy(section, dataset=data, seed=config.run.seed, max_length=longest)
-    policy.engine = make_engine(config)
+    policy = open_policy(config, data, model=checkpoint)
     return Recommender(
         policy=policy,
         builder=PromptBuilder(config.prompt, data, policy.tokenizer),

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
-from rl4rec_cli.data.audit import audit_dataset
+from rl4rec_cli.data.audit import audit_as_configured
 from rl4rec_cli.data.dataset import open_dataset
 from rl4rec_cli.data.parsing import text_flaw
 from rl4rec_cli.data.prompts import PromptBuilder, TemplateTooLongError
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.eval.examples import choose_examples
-from rl4rec_cli.eval.prompting import check_model
+from rl4rec_cli.eval.prompting import check_model, lost_items, make_prompts
 from rl4rec_cli.runs import JsonLines, check_writable, write_json
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def write_summaries(
     with _held(part):
         _refuse_existing(path)  # another job may have ended meanwhile
         done = _read_part(part, _digest(config, dataset, section, split, users), len(examples))
-        asked = [builder.build(None, example.history) for example in examples]
+        asked = make_prompts(builder, examples)
         try:
             _write_rest(config, dataset, [prompt.ids for prompt in asked], part, done)
         except BaseException:
@@ -117,9 +117,7 @@ def write_summaries(
         "users": len(prompts),
         "sequence_too_short": len(dataset.users) - len(examples) if users is None else 0,
         "nothing_written": len(examples) - len(prompts),
-        "older_items_left_out": sum(
-            p.items < min(len(e.history), section.max_history) for e, p in zip(examples, asked, strict=True)
-        ),
+        "older_items_left_out": sum(lost_items(builder, e, p) for e, p in zip(examples, asked, strict=True)),
         "as_long_as_allowed": sum(len(ids) >= limit for ids in tokenizer(done, add_special_tokens=False)["input_ids"]),
     }
     found = _findings(config, replace(whole, prompts=prompts))
@@ -177,13 +175,8 @@ def _digest(config: RunConfig, dataset: Dataset, section: PromptSection, split: 
 
 def _findings(config: RunConfig, dataset: Dataset) -> list[Finding]:
     """What the audit has to say of the prompts."""
-    audit = audit_dataset(
-        dataset,
-        prompt=config.prompt,
-        train_targets=config.data.train_targets,
-        emb_type=config.retrieval.emb_type,
-    )
-    return [finding for finding in audit.findings if any(name in finding.check for name in _ABOUT_PROMPTS)]
+    found = audit_as_configured(dataset, config).findings
+    return [finding for finding in found if any(name in finding.check for name in _ABOUT_PROMPTS)]
 
 
 def _request_and_frame(templates: Sequence[str]) -> tuple[str, str]:
@@ -275,12 +268,9 @@ def _write_rest(
     from transformers import set_seed
 
     from rl4rec_cli.policy.generation import Sampling, generate_texts
-    from rl4rec_cli.policy.loading import load_policy
-    from rl4rec_cli.policy.vllm_engine import make_engine
+    from rl4rec_cli.policy.loading import open_policy
 
-    longest = config.prompt.max_prompt_length + config.generation.max_completion_length
-    policy = load_policy(config.policy, dataset=dataset, seed=config.run.seed, max_length=longest)
-    policy.engine = make_engine(config)
+    policy = open_policy(config, dataset)
     log = JsonLines(part)
     try:
         sampling = Sampling.from_section(config.generation, temperature=config.eval.temperature)

@@ -14,7 +14,7 @@ from rl4rec_cli import console
 from rl4rec_cli.data.prompts import TemplateTooLongError
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.eval.examples import choose_examples
-from rl4rec_cli.eval.metrics import means
+from rl4rec_cli.eval.metrics import headline, means
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
@@ -43,7 +43,9 @@ def best_zero_shot(models: Models, model: str, config: RunConfig, task: Task) ->
     chooser = replace(task, examples=choose_examples(task.dataset, "validation", USERS))
     config = config.model_copy(update={"prompt": config.prompt.of(task.dataset.name)})
     measured_by = try_templates(models, model, config, chooser, [config.prompt.template, *TEMPLATES])
-    tried = {template: means(m.ranking, config.eval.ks)[metric_of(config)] for template, m in measured_by.items()}
+    tried = {
+        template: means(m.ranking, config.eval.ks)[headline(config.eval.ks)] for template, m in measured_by.items()
+    }
     best = max(tried, key=tried.__getitem__)
     measured = models.measure("zero-shot, best prompt", model, config=with_template(config, best), what="zero-shot")
     measured.notes.update(prompt=best, tried=tried)
@@ -73,16 +75,13 @@ def try_templates(
             console.log(f"Prompt {template!r} left out: {error.message}")
             continue
         found[template] = measured
-        value = means(measured.ranking, config.eval.ks)[metric_of(config)]
-        console.log(f"Prompt {template!r}: {metric_of(config)} {value:.4f} on {len(task.examples)} validation users")
+        value = means(measured.ranking, config.eval.ks)[headline(config.eval.ks)]
+        console.log(
+            f"Prompt {template!r}: {headline(config.eval.ks)} {value:.4f} on {len(task.examples)} validation users"
+        )
     if not found:
         raise ConfigError("none of the prompts fits", hint="raise prompt.max_prompt_length")
     return found
-
-
-def metric_of(config: RunConfig) -> str:
-    """NDCG at the cut-off nearest to 10."""
-    return f"ndcg@{min(config.eval.ks, key=lambda k: abs(k - 10))}"
 
 
 def with_template(config: RunConfig, template: str) -> RunConfig:

@@ -21,7 +21,7 @@ from rl4rec_cli.policy.pretrained import find_device, find_dtype, is_peft, load_
 from rl4rec_cli.whole_folders import write_folder
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import PolicySection, TinySection
+    from rl4rec_cli.config import PolicySection, RunConfig, TinySection
     from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.policy.vllm_engine import VllmEngine
 
@@ -102,6 +102,25 @@ def load_policy(
         policy = Policy(model, tokenizer, section.model, backend)
     _own_generation_config(policy.model, tokenizer)
     policy.model.eval()
+    return policy
+
+
+def open_policy(config: RunConfig, dataset: Dataset, *, model: str | None = None, trainable: bool = False) -> Policy:
+    """The policy that a run configuration names, ready to write by the engine that it names.
+
+    Args:
+        model: another one instead, such as a checkpoint.
+
+    Raises:
+        PolicyError, ConfigError: as `load_policy` says.
+    """
+    from rl4rec_cli.policy.vllm_engine import make_engine
+
+    section = config.policy if model is None else config.policy.model_copy(update={"model": model})
+    policy = load_policy(
+        section, dataset=dataset, seed=config.run.seed, trainable=trainable, max_length=config.max_length
+    )
+    policy.engine = make_engine(config)
     return policy
 
 

@@ -59,7 +59,7 @@ class VllmEngine:
     def __init__(self, config: RunConfig, *, log: Path | None = None) -> None:
         self._section: GenerationSection = config.generation
         self._policy_section: PolicySection = config.policy
-        self._max_length = config.prompt.max_prompt_length + config.generation.max_completion_length
+        self._max_length = config.max_length
         self._seed = config.run.seed
         self._log = log
         self._process: VllmProcess | VllmServer | None = None

@@ -26,8 +26,7 @@ from torch import Tensor
 from rl4rec_cli.data.prompts import Prompt, PromptBuilder
 from rl4rec_cli.errors import RewardError
 from rl4rec_cli.policy.generation import Sampling, decode_texts, write_ids, writing
-from rl4rec_cli.policy.loading import load_policy
-from rl4rec_cli.policy.vllm_engine import make_engine
+from rl4rec_cli.policy.loading import open_policy
 from rl4rec_cli.train.advantages import clipped_policy_loss, discounted_returns, token_rewards, whiten
 
 if TYPE_CHECKING:
@@ -72,10 +71,9 @@ class RecPolicy:
         """The policy that a configuration names, with its prompts, sampling and learning rate.
 
         Raises:
-            PolicyError, ConfigError: as `load_policy` says.
+            PolicyError, ConfigError: as `open_policy` says.
         """
-        policy = load_policy(config.policy, dataset=dataset, seed=config.run.seed, trainable=True)
-        policy.engine = make_engine(config)
+        policy = open_policy(config, dataset, trainable=True)
         return cls(
             policy,
             PromptBuilder(config.prompt, dataset, policy.tokenizer),

@@ -235,6 +235,7 @@ def _said(record: Mapping[str, Any]) -> str:
 def plots_of(logged: Logged) -> list[tuple[str, str, list[Figure]]]:
     """Name, words and figures of each phase, the last phase first."""
     from rl4rec_cli.eval import plots
+    from rl4rec_cli.eval.metrics import headline
     from rl4rec_cli.train import panels
 
     config = logged.run.config
@@ -246,7 +247,7 @@ def plots_of(logged: Logged) -> list[tuple[str, str, list[Figure]]]:
             records, phase, k=config.reward.k, limit=config.generation.max_completion_length, marks=marks
         )
         if phase == logged.algorithm:
-            metric = f"ndcg@{min(config.eval.ks, key=lambda k: abs(k - 10))}"
+            metric = headline(config.eval.ks)
             drawn[1:1] = panels.validation_figure(logged.validation, metric)
         signs = {sign for _, sign in marks}
         words = [

@@ -276,7 +276,7 @@ def _load(config: RunConfig, section: PolicySection, datasets: Sequence[Dataset]
         dataset=datasets,
         seed=config.run.seed,
         trainable=True,
-        max_length=config.prompt.max_prompt_length + config.generation.max_completion_length,
+        max_length=config.max_length,
         gradient_checkpointing=config.trainer.gradient_checkpointing if is_unsloth else False,
     )
 

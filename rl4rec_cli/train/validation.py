@@ -15,7 +15,7 @@ import numpy as np
 from rl4rec_cli import console
 from rl4rec_cli.eval.evaluate import measure_policy
 from rl4rec_cli.eval.examples import choose_examples
-from rl4rec_cli.eval.metrics import means
+from rl4rec_cli.eval.metrics import headline, means
 from rl4rec_cli.runs import JsonLines, write_json
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Validation:
         self._every = config.eval.steps
         self._examples = [choose_examples(one.dataset, "validation", config.eval.step_users) for one in domains]
         self._users = sum(map(len, self._examples))
-        self.metric = f"ndcg@{min(config.eval.ks, key=lambda k: abs(k - 10))}"
+        self.metric = headline(config.eval.ks)
         self.values: list[tuple[int, float]] = []
         """Step and metric, in order."""
         self._own: dict[str, float] = {}

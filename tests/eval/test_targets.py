@@ -1,4 +1,4 @@
-"""What an evaluation measures, before anything is loaded."""
+"""What the words of a command line name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rl4rec_cli.eval.evaluate import resolve_target, untrained
+from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.eval.recommend import open_recommender
+from rl4rec_cli.eval.targets import resolve_target, untrained
 from rl4rec_cli.layering import dump_config, load_config
 
 
@@ -40,3 +42,11 @@ def test_a_model_is_measured_as_the_one_named(tmp_path: Path) -> None:
     assert (found, checkpoint, config.policy.model) == (None, "gpt2", "gpt2")
     assert config.eval.baselines == ("popularity", "bm25")
     assert untrained(None, config) is None
+
+
+def test_only_a_run_s_own_items_are_recommended(run: Path) -> None:
+    for changed in ("data.synthetic.users=9", "data.path=data/other"):
+        with pytest.raises(ConfigError, match="the run was not trained on it"):
+            open_recommender(str(run), sets=[changed])
+    with pytest.raises(ConfigError, match="data/other: the run was not trained on it"):
+        open_recommender(str(run), dataset="data/other")
