@@ -39,6 +39,6 @@ def embed(
     from rl4rec_cli.data.dataset import load_dataset
 
     read = load_dataset(dataset)  # its errors are told before torch is imported
-    from rl4rec_cli.retrieval.embedding import embed_dataset
+    from rl4rec_cli.retrieval.embedding_files import embed_dataset
 
     console.result(str(embed_dataset(read, section, out)))

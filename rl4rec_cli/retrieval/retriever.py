@@ -24,15 +24,8 @@ import torch
 from rl4rec_cli import console
 from rl4rec_cli.errors import DataError, EmbeddingError, Rl4RecError
 from rl4rec_cli.retrieval import ranking, ray_cluster
-from rl4rec_cli.retrieval.embedding import (
-    Embedder,
-    embed_items,
-    embedding_path,
-    open_embedder,
-    resolve_device,
-    save_embeddings,
-    stored_embeddings,
-)
+from rl4rec_cli.retrieval.embedding import Embedder, embed_items, open_embedder, resolve_device
+from rl4rec_cli.retrieval.embedding_files import embedding_path, save_embeddings, stored_embeddings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

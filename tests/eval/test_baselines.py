@@ -18,7 +18,7 @@ from rl4rec_cli.data.dataset import Dataset, Example, build_examples, load_datas
 from rl4rec_cli.eval.baselines import BASELINES, bm25_scores, label, measure_baseline
 from rl4rec_cli.eval.methods import Measured, SparseScores, Task, measure
 from rl4rec_cli.eval.metrics import means
-from rl4rec_cli.retrieval.embedding import embedding_path, load_embeddings
+from rl4rec_cli.retrieval.embedding_files import embedding_path, load_embeddings
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking, open_retriever
 
 ROOT = Path(__file__).parents[2]

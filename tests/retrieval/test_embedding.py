@@ -19,17 +19,19 @@ from safetensors.torch import safe_open, save_file
 from rl4rec_cli.config import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset, save_dataset
 from rl4rec_cli.errors import DataError, EmbeddingError
-from rl4rec_cli.retrieval import embedding
+from rl4rec_cli.retrieval import embedding_files
 from rl4rec_cli.retrieval.embedding import (
     LsaEmbedder,
     SentenceTransformerEmbedder,
-    embed_dataset,
     embed_items,
-    embedding_path,
     is_blank,
-    load_embeddings,
     model_identity,
     resolve_device,
+)
+from rl4rec_cli.retrieval.embedding_files import (
+    embed_dataset,
+    embedding_path,
+    load_embeddings,
     save_embeddings,
     stored_embeddings,
 )
@@ -98,7 +100,7 @@ def test_rows_are_brought_to_length_one(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_float_types_are_read(tmp_path: Path, make_dataset: Make, vectors: torch.Tensor, dtype: Any) -> None:
     path = tmp_path / "a.safetensors"
-    save_file({"embeddings": vectors.to(dtype)}, path, metadata={"sha256": embedding._digest(vectors.to(dtype))})
+    save_file({"embeddings": vectors.to(dtype)}, path, metadata={"sha256": embedding_files._digest(vectors.to(dtype))})
     loaded = load_embeddings(path, dataset=make_dataset(), emb_type="text")
     assert loaded.dtype == torch.float32
     assert torch.allclose(loaded, vectors, atol=1e-2)
@@ -451,7 +453,7 @@ def test_no_assert_guards_input(tmp_path: Path, make_dataset: Make) -> None:
     code = f"""
 from rl4rec_cli.data.dataset import load_dataset
 from rl4rec_cli.errors import EmbeddingError
-from rl4rec_cli.retrieval.embedding import load_embeddings
+from rl4rec_cli.retrieval.embedding_files import load_embeddings
 from pathlib import Path
 try:
     load_embeddings(Path({str(tmp_path / "a.pt")!r}), dataset=load_dataset({str(tmp_path / "shop")!r}), emb_type="text")

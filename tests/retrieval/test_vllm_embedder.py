@@ -17,7 +17,8 @@ from commands import ends
 from rl4rec_cli.config import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import EmbeddingError
-from rl4rec_cli.retrieval.embedding import SentenceTransformerEmbedder, load_embeddings
+from rl4rec_cli.retrieval.embedding import SentenceTransformerEmbedder
+from rl4rec_cli.retrieval.embedding_files import load_embeddings
 from rl4rec_cli.retrieval.retriever import open_retriever
 from rl4rec_cli.retrieval.vllm_embedder import VllmEmbedder
 

@@ -1,0 +1,224 @@
+"""The files that item vectors are kept in.
+
+Decides: how they are named, what stands in them, and which are refused: of other items, another model, or damaged.
+Hides: safetensors, torch's own format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rl4rec_cli.errors import EmbeddingError
+from rl4rec_cli.retrieval.embedding import embed_items, is_blank, model_identity, normalised, open_embedder, reason_of
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import RetrievalSection
+    from rl4rec_cli.data.dataset import Dataset
+
+FORMAT = "rl4rec-embeddings-1"
+
+
+def embedding_path(section: RetrievalSection, dataset: Dataset) -> Path:
+    """`{emb_dir}/{dataset}_{emb_type}_{model}.safetensors`."""
+    model = f"lsa-{section.lsa_dim}" if section.embedder == "lsa" else section.model
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip("-") or "model"
+    name, field = (re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in (dataset.name, section.emb_type))
+    return Path(section.emb_dir) / f"{name}_{field}_{slug}.safetensors"
+
+
+def _digest(vectors_ND: Tensor) -> str:
+    return hashlib.sha256(vectors_ND.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def save_embeddings(path: Path, vectors_ND: Tensor, *, model: str, emb_type: str, dataset: Dataset) -> None:
+    """Write item vectors; `.safetensors` with metadata or `.pt` (a bare tensor). Written aside, then renamed.
+
+    Raises:
+        EmbeddingError: the file cannot be written; one that was there before is untouched.
+    """
+    if path.suffix not in (".safetensors", ".pt"):
+        raise EmbeddingError(
+            f"{path}: embeddings are written as .safetensors or .pt, not {path.suffix or 'without an ending'!r}",
+            hint=f"name it {path.stem}.safetensors",
+        )
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    vectors_ND = vectors_ND.to("cpu", torch.float32).contiguous()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".pt":
+            torch.save(vectors_ND, temporary)
+        else:
+            metadata = {
+                "format": FORMAT,
+                "model": model,
+                "emb_type": emb_type,
+                "dataset": dataset.name,
+                "items_digest": dataset.items_digest(emb_type),
+                "num_items": str(vectors_ND.shape[0]),
+                "dim": str(vectors_ND.shape[1]),
+                "sha256": _digest(vectors_ND),
+            }
+            save_file({"embeddings": vectors_ND}, temporary, metadata=metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors each have their own for a full disk
+        reason = (isinstance(error, OSError) and error.strerror) or reason_of(error)
+        raise EmbeddingError(
+            f"{path}: cannot write {vectors_ND.numel() * 4:,} bytes of embeddings: {reason}"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def load_embeddings(path: Path, *, dataset: Dataset, emb_type: str, model: str | None = None) -> Tensor:
+    """Item vectors `[num_items, dim]` float32, checked against the dataset.
+
+    Args:
+        path: `.safetensors` written by `save_embeddings`, or `.pt` holding one tensor.
+        model: the embedder's name; when given, a file that says it comes from another model is refused.
+
+    Raises:
+        EmbeddingError: the file is unreadable, truncated, of the wrong type or shape, holds a non-finite or zero
+            row where the item has text, or was made from other items or by another model.
+    """
+    if not path.is_file():
+        raise EmbeddingError(f"{path}: no such embedding file", hint="make it with `rl4rec embed DATASET`")
+    vectors, metadata = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
+    vectors = vectors.detach()
+    source = f" --model {model}" if model is not None else ""
+    remake = f"make it again: rl4rec embed DATASET --emb-type {emb_type}{source} --out {path}"
+    if vectors.ndim != 2 or vectors.shape[1] < 1:
+        raise EmbeddingError(f"{path}: shape {list(vectors.shape)}, expected [num_items, dim]", hint=remake)
+    if not vectors.dtype.is_floating_point or vectors.layout != torch.strided or vectors.is_meta:
+        kind = vectors.dtype if vectors.layout == torch.strided and not vectors.is_meta else "without dense values"
+        raise EmbeddingError(f"{path}: type {kind}, expected floating point", hint=remake)
+    if vectors.shape[0] != dataset.num_items:
+        raise EmbeddingError(
+            f"{path}: {vectors.shape[0]} rows, but dataset {dataset.name} has {dataset.num_items} items", hint=remake
+        )
+    digest = metadata.get("items_digest")
+    if digest is not None and digest != dataset.items_digest(emb_type):
+        raise EmbeddingError(
+            f"{path}: made from other items: its digest {digest[:12]}… is not that of field {emb_type!r} "
+            f"of dataset {dataset.name}",
+            hint=remake,
+        )
+    wanted = model_identity(model) if model is not None else None
+    if wanted is not None and metadata.get("model", wanted) != wanted:
+        raise EmbeddingError(
+            f"{path}: made by {metadata['model']!r}, but texts will be embedded by {wanted!r}",
+            hint="texts and items must share one model: set retrieval.model, or make the file again",
+        )
+    # safetensors does not notice a flipped byte, and most flipped bytes leave a finite, wrong number.
+    if "sha256" in metadata and metadata["sha256"] != _digest(vectors):
+        raise EmbeddingError(f"{path}: damaged: its content does not match its checksum", hint=remake)
+    vectors = vectors.to(torch.float32)
+    bad_N = ~torch.isfinite(vectors).all(dim=1)
+    if bad_N.any():
+        rows = bad_N.nonzero().flatten().tolist()
+        raise EmbeddingError(
+            f"{path}: {len(rows)} rows are not finite, first row {rows[0]} (item {rows[0]})", hint=remake
+        )
+    zero_N = vectors.eq(0).all(dim=1)
+    if bool(zero_N.all()):
+        raise EmbeddingError(f"{path}: every row is zero", hint=remake)
+    rows = [
+        row for row in zero_N.nonzero().flatten().tolist() if not is_blank(str(dataset.items[row].get(emb_type, "")))
+    ]
+    if rows:
+        raise EmbeddingError(
+            f"{path}: {len(rows)} rows are zero although the item has text, first row {rows[0]} (item {rows[0]})",
+            hint=remake,
+        )
+    return normalised(vectors)
+
+
+def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if "embeddings" not in names and len(names) != 1:
+                raise EmbeddingError(f"{path}: holds tensors {names}, expected one named 'embeddings'")
+            name = "embeddings" if "embeddings" in names else names[0]
+            return file.get_tensor(name), dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise EmbeddingError(
+            f"{path}: not a whole .safetensors file: {error}", hint="make it again with `rl4rec embed DATASET`"
+        ) from error
+
+
+def _read_pt(path: Path) -> tuple[Tensor, dict[str, str]]:
+    try:
+        # weights_only: a pickle can run code, a tensor cannot.
+        with warnings.catch_warnings(action="ignore"):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle stops its reader in any way there is
+        raise EmbeddingError(
+            f"{path}: not a whole .pt file with one tensor: {reason_of(error)}",
+            hint="save a bare tensor: torch.save(embeddings, path)",
+        ) from error
+    if not isinstance(loaded, Tensor):
+        raise EmbeddingError(f"{path}: holds a {type(loaded).__name__}, expected one tensor [num_items, dim]")
+    return loaded, {}
+
+
+def stored_embeddings(section: RetrievalSection, dataset: Dataset) -> Tensor | None:
+    """Item vectors from the file the configuration names, or from the cache; None where they must be made.
+
+    `lsa` is fitted anew in every process and so are its vectors: those of another fit may be rotated.
+    """
+    if section.embedder == "lsa":
+        if section.file is not None:
+            raise EmbeddingError("retrieval.file cannot be used with embedder lsa, which is fitted anew each time")
+        return None
+    path = embedding_path(section, dataset) if section.file is None else Path(section.file)
+    if section.file is None and not path.is_file():
+        return None
+    return load_embeddings(path, dataset=dataset, emb_type=section.emb_type, model=section.model)
+
+
+def embed_dataset(dataset: Dataset, section: RetrievalSection, out: str | None) -> Path:
+    """Embed a dataset's items and write the file; returns its path.
+
+    Raises:
+        DataError: the items have no such field. EmbeddingError: the model cannot be loaded or the file not written.
+    """
+    path = Path(out) if out is not None else embedding_path(section, dataset)
+    if path.suffix not in (".safetensors", ".pt"):
+        raise EmbeddingError(f"{path}: embeddings are written as .safetensors or .pt", hint="change the ending")
+    dataset.texts(section.emb_type)  # a missing field should not cost the loading of a model
+    _check_writable(path)
+    embedder = open_embedder(section, dataset)
+    vectors = embed_items(dataset, embedder, section.emb_type)
+    save_embeddings(path, vectors, model=embedder.name, emb_type=section.emb_type, dataset=dataset)
+    return path
+
+
+def _check_writable(path: Path) -> None:
+    """Found out before the minutes that embedding takes."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EmbeddingError(f"{path}: cannot be written: {error.strerror or error}") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise EmbeddingError(f"{path}: cannot be written", hint="give another file with --out")
