@@ -140,6 +140,7 @@ class Models:
     def __init__(self, config: RunConfig, task: Task, *, share: Models | None = None) -> None:
         self._config, self._task = config, task
         self._loaded: dict[str, Policy] = {} if share is None else share._loaded
+        self._identities: dict[str, str] = {} if share is None else share._identities  # gigabytes are read for one
 
     def policy(self, model: str) -> Policy:
         """The policy of a folder or Hub name; the last one is kept."""
@@ -161,12 +162,15 @@ class Models:
     ) -> Measured:
         """As `measure_policy`, kept in the cache under the model's files and all settings its texts depend on."""
         from rl4rec_cli.eval.cache import cached
+        from rl4rec_cli.policy.pretrained import policy_identity
         from rl4rec_cli.retrieval.embedding import model_identity
 
         config, task = config or self._config, self._task
+        if model not in self._identities:
+            self._identities[model] = policy_identity(model)
         embedder = model_identity(config.retrieval.model) if config.retrieval.embedder != "lsa" else "lsa"
         key = {
-            "policy": model_identity(model),
+            "policy": self._identities[model],
             "name": name,
             "reads": what,
             "sections": [getattr(config, s).model_dump(mode="json") for s in ("prompt", "generation")],

@@ -157,11 +157,11 @@ def _examples(dataset: Dataset, split: Any, users: int | None) -> list[Example]:
 
 def _digest(config: RunConfig, dataset: Dataset, section: PromptSection, split: str, users: int | None) -> str:
     """Of all that the texts depend on."""
-    from rl4rec_cli.retrieval.embedding import model_identity
+    from rl4rec_cli.policy.pretrained import policy_identity
 
     about = {
         "dataset": dataset.digest,
-        "model": model_identity(config.policy.model),
+        "model": policy_identity(config.policy.model),
         "load": config.policy.model_dump(mode="json"),
         "prompt": section.model_dump(mode="json"),
         "generation": config.generation.model_dump(mode="json"),

@@ -18,6 +18,7 @@ import torch
 
 from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.policy.presets import PRESETS, find_preset, repository_of
+from rl4rec_cli.retrieval.embedding import model_identity
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import LoraSection, PolicySection
@@ -144,6 +145,22 @@ def find_base(adapter: Path, recorded: str) -> str:
     """The base of an adapter: as it recorded it, or of that name beside it, where its run was moved."""
     beside = adapter.resolve().parent / Path(recorded).name
     return str(beside) if Path(recorded).is_absolute() and not Path(recorded).exists() and beside.is_dir() else recorded
+
+
+def policy_identity(model: str) -> str:
+    """By whom texts were written: as `model_identity`, with an adapter's base.
+
+    An adapter's own files name its base, but stay the same where that is trained anew in its place.
+    """
+    folder = Path(model).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        return model_identity(model)
+    try:
+        saved = json.loads((folder / "adapter_config.json").read_text())
+        base = find_base(folder, saved["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError):  # it cannot be loaded, which says why
+        return model_identity(model)
+    return f"{model_identity(model)} on {model_identity(base)}"
 
 
 def load_tokenizer(source: Source) -> Any:

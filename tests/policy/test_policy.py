@@ -21,7 +21,7 @@ from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.policy.generation import Sampling, decode_texts, generate_ids, generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
-from rl4rec_cli.policy.pretrained import is_peft
+from rl4rec_cli.policy.pretrained import is_peft, policy_identity
 
 Make = Callable[..., Dataset]
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
@@ -319,6 +319,23 @@ def test_an_adapter_without_a_tokenizer_uses_its_bases(tiny_folder: Path, tmp_pa
     assert generate_texts(again, prompts_of(again), GREEDY, batch_size=4) == generate_texts(
         policy, prompts_of(policy), GREEDY, batch_size=4
     )
+
+
+def test_an_adapter_on_another_base_writes_other_texts(tiny_folder: Path, tmp_path: Path) -> None:
+    """By this name what it wrote is kept: a base that was trained anew in its place must change it."""
+    base, adapter = copy_of(tiny_folder, tmp_path / "base"), tmp_path / "adapter"
+    save_policy(tuned(base), adapter)
+    before = policy_identity(str(adapter))
+    assert before == policy_identity(str(adapter))
+    shutil.copytree(adapter, tmp_path / "other" / "adapter")
+    assert policy_identity(str(tmp_path / "other" / "adapter")) == before
+    with (base / "model.safetensors").open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"here")
+    assert policy_identity(str(adapter)) != before
+    assert policy_identity("gpt2") == "gpt2"
+    (adapter / "adapter_config.json").write_text("{")
+    policy_identity(str(adapter))  # loading it says what is wrong
 
 
 def test_a_damaged_adapter(tiny_folder: Path, tmp_path: Path) -> None:
