@@ -144,14 +144,13 @@ SMALL = (
     *("eval.users=6", "eval.baselines=[]", "eval.cache_dir=null", "eval.step_users=9", "logging.steps=1"),
     *("run.name=run", "health.window=3"),
 )
-REWARDS = '''
-def short(texts, targets, histories, **kwargs):
-    return [-len(t) / 10 for t in texts]
+REWARDS = """
+def long(texts, targets, histories, **kwargs):
+    return [len(t) / 10 for t in texts]
 
-def letters(texts, targets, histories, **kwargs):
-    """Of the alphabet's first half: nothing to do with what is wanted."""
-    return [sum(c < "m" for c in t) / 20 for t in texts]
-'''
+def backwards(texts, targets, histories, ranks, **kwargs):
+    return [rank / 10 for rank in ranks]
+"""
 
 
 def trained(
@@ -169,18 +168,29 @@ def trained(
     return [r for r in records if "health" not in r], [r for r in records if "health" in r]
 
 
+# Each goes wrong by far, whatever the seed: rounding differs between processors, and soon so does the whole run.
+WARM = (
+    'trainer.warm_start={"batch_size": 8, "max_steps": 200, "num_train_epochs": 99, "learning_rate": 0.01, '
+    '"target": "last"}'
+)
 RUNS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     # Sampling this cold is all but greedy, and TRL takes the entropy of what is sampled from.
-    "entropy": (None, ("generation.temperature=0.02",)),
-    "length": ("short", ("trainer.learning_rate=0.05", "trainer.max_steps=16", "generation.max_completion_length=12")),
-    "truncated": (None, ()),  # a random policy does not end its texts
+    "entropy": (None, ("generation.temperature=0.001",)),
+    "length": (
+        "long",
+        (
+            *("trainer.learning_rate=0.02", "trainer.max_steps=12", "generation.max_completion_length=40"),
+            *("health.length_share_above=1.5", WARM),
+        ),
+    ),
+    "truncated": (None, ("health.truncated_above=0.7",)),  # a random policy does not end its texts
     "kl": (None, ("trainer.beta=1e-6", "trainer.learning_rate=0.2", "health.window=2")),
     "zero_variance": (None, ("reward.rank_shaping=0", "reward.k=1", "health.zero_variance_above=0.7")),
     "overfit": (
-        "letters",
+        "backwards",
         (
-            *("eval.steps=1", "health.overfit_checks=2", "trainer.learning_rate=0.1", "trainer.max_steps=6"),
-            'trainer.warm_start={"batch_size": 8, "max_steps": 60, "learning_rate": 0.01, "target": "last"}',
+            *("eval.steps=1", "eval.step_users=24", "health.overfit_checks=2"),
+            *("trainer.learning_rate=0.02", "trainer.max_steps=16", WARM),
         ),
     ),
 }
