@@ -362,7 +362,7 @@ def test_killed_at_any_moment(seed: int, tmp_path: Path, uninterrupted: Callable
         for _ in range(draw.randrange(200_000)):
             pass
         process.kill()
-        assert process.end().returncode == -9
+        assert process.end().returncode in (-9, 0)  # 0: it was done before the signal came
         args = resume(tmp_path, reward="length")
     done = run(args, tmp_path)
     assert done.returncode == 0, done.stderr

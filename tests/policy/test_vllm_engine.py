@@ -341,11 +341,13 @@ def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
             **{"stdout": out, "stderr": subprocess.STDOUT, "env": given, "start_new_session": True},
         )
     try:
-        for _ in range(1200):
+        for _ in range(6000):
             with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
                 break
             assert process.poll() is None, log.read_text()[-3000:]
             time.sleep(0.1)
+        else:
+            pytest.fail(f"the server did not start: {log.read_text()[-3000:]}")
         yield f"http://127.0.0.1:{port}"
     finally:
         with suppress(ProcessLookupError):

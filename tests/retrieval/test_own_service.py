@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import ends
 
 from rl4rec_cli.config import RetrievalSection
 from rl4rec_cli.data.dataset import save_dataset
@@ -104,7 +105,7 @@ def test_with_two_gpus_the_run_has_a_service_of_its_own_and_the_same_rewards(tmp
         assert not service.is_running() or service.status() == psutil.STATUS_ZOMBIE
         rest = run.stdout.read()
     assert run.returncode == 0, rest
-    assert not psutil.wait_procs(everybody, timeout=60)[1]
+    assert all(ends(process.pid, 60) for process in everybody)
     assert curve(tmp_path, "auto") == curve(tmp_path, "in-process")
     assert len(curve(tmp_path, "auto")) == 4
     texts = [(tmp_path / "runs" / name / "rollouts.jsonl").read_text() for name in ("auto", "in-process")]
@@ -123,7 +124,7 @@ def test_the_service_ends_with_a_run_that_is_told_to_end(tmp_path: Path, shop: P
         run.send_signal(signal.SIGTERM)
         rest = run.stdout.read()
     assert run.returncode == 143, rest
-    assert not psutil.wait_procs(everybody, timeout=60)[1]
+    assert all(ends(process.pid, 60) for process in everybody)
     assert list((tmp_path / "runs" / "auto" / "checkpoints").glob("checkpoint_step_*"))
     assert "To go on with it: rl4rec train grpo --resume" in rest
 
@@ -154,7 +155,7 @@ def test_the_kernel_ends_the_service_of_a_run_that_is_killed() -> None:
         child = psutil.Process(int(parent.stdout.readline().split()[0]))
         assert child.is_running()
         parent.kill()
-    assert not psutil.wait_procs([child], timeout=30)[1]
+    assert ends(child.pid, 60)
     late = subprocess.run([sys.executable, "-c", CHILD, "1"], capture_output=True, text=True, check=False)
     assert (late.returncode, late.stdout) == (1, "")  # the run was gone before it was asked for
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import ends
 
 from rl4rec_cli.config import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
@@ -45,9 +46,9 @@ def expected(catalogue: tuple[Path, Dataset]) -> Any:
 
 
 def many(dataset: Dataset, count: int) -> tuple[list[str], list[int], list[list[int]]]:
-    """Distinct texts enough to keep the service busy for a while."""
+    """Distinct texts, long enough to keep the service busy for seconds."""
     titles = [str(item["title"]) for item in dataset.items]
-    texts = [f"{titles[i % len(titles)]} {titles[i * 7 % len(titles)]} {i}" for i in range(count)]
+    texts = [f"{' '.join([titles[i % len(titles)]] * 12)} {titles[i * 7 % len(titles)]} {i}" for i in range(count)]
     return texts, [i % len(titles) for i in range(count)], [[]] * count
 
 
@@ -496,7 +497,7 @@ def test_the_command_serves_until_it_is_told_to_stop(catalogue: Any, tmp_path: P
     _, errors = serve.communicate(timeout=120)
     assert serve.returncode == 0, errors
     assert "Stopping" in errors
-    assert not psutil.wait_procs(family, timeout=60)[1]
+    assert all(ends(process.pid, 60) for process in family)
     done = subprocess.run(
         [*COMMAND, "serve-retrieval", "--status"], env=env, capture_output=True, text=True, check=False
     )
