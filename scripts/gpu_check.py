@@ -6,7 +6,7 @@
 
 Each check is a command of its own. What it prints is kept in the folder, and `report.md` there has the outcome of all,
 what the machine is, and the benchmarks' tables. A check whose packages are not installed is left out, and says so.
-Exit status: 0 all passed, 1 one failed, 2 no GPU.
+Exit status: 0 all passed or were left out, 1 one failed, 2 no GPU, or nothing of this name.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def run_all(checks: Sequence[Check], folder: Path) -> bool:
         print(f"{outcome}, {seconds:.0f} s", flush=True)
         passed &= not outcome.startswith("FAILED")
         rows.append(f"| {check.name} | {outcome} | {seconds:.0f} |")
-        text = (folder / f"{check.name}.log").read_text() if (folder / f"{check.name}.log").is_file() else ""
+        log = folder / f"{check.name}.log"
+        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
         if text and (check.is_table or check.name == "doctor" or outcome.startswith("FAILED")):
             tail = "\n".join(text.splitlines()[-200:])
             tables.append(f"## {check.name}\n\n```\n{tail}\n```\n")
@@ -132,6 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name the checks and their commands")
     given = parser.parse_args(arguments)
     chosen = [check for check in CHECKS if given.only in check.name]
+    if not chosen:
+        print(f"error: no check's name holds {given.only!r}\nhint: --list names them", file=sys.stderr)
+        return 2
     if given.list:
         for check in chosen:
             print(f"{check.name}: {' '.join(check.command)}")

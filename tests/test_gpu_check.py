@@ -65,6 +65,19 @@ def test_outcomes_are_told_as_they_are(
     assert "bad … FAILED (3)" in capsys.readouterr().out
 
 
+def test_output_that_is_no_text_ends_nothing(script: ModuleType, tmp_path: Path) -> None:
+    noise = script.Check("noise", ("printf", "a\\377\\376b"), is_table=True)
+    assert script.run_all([noise, script.Check("after", ("true",))], tmp_path)
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "a\ufffd\ufffdb" in report
+    assert "| after | passed |" in report
+
+
+def test_a_name_that_no_check_holds_is_no_success(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main(["--only", "nosuch"]) == 2
+    assert "error: no check's name holds 'nosuch'" in capsys.readouterr().err
+
+
 def test_what_hangs_is_ended_with_all_that_it_started(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
