@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
@@ -18,6 +19,7 @@ from rl4rec_cli.errors import ConfigError, DataError, Rl4RecError, RunError
 from rl4rec_cli.eval.targets import find_run, resolve_target
 
 if TYPE_CHECKING:
+    from rl4rec_cli.config import DataSection
     from rl4rec_cli.policy.generation import Sampling
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
@@ -79,6 +81,14 @@ class Recommender:
         return {"item_id": item, "title": self.dataset.items[item]["title"]}
 
 
+def _is_own(asked: DataSection, trained: DataSection) -> bool:
+    """Whether a run was trained on these items, however their folders are spelled."""
+    if not asked.paths:
+        return not trained.paths and asked.synthetic == trained.synthetic
+    asked_folders, own = ({Path(path).expanduser().resolve() for path in data.paths} for data in (asked, trained))
+    return asked_folders <= own
+
+
 def open_recommender(
     target: str, *, user: str | None = None, dataset: str | None = None, sets: Sequence[str] = ()
 ) -> Recommender:
@@ -98,8 +108,7 @@ def open_recommender(
         raise RunError(f"{target}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
     run, checkpoint = found
     _, _, config = resolve_target(target, None, None, None, sets, [], dataset)
-    own = set(config.data.paths) <= set(run.config.data.paths) if config.data.paths else config.data == run.config.data
-    if not own:
+    if not _is_own(config.data, run.config.data):
         asked = ", ".join(config.data.paths) or "other synthetic data"
         raise ConfigError(f"{asked}: the run was not trained on it", hint="recommend knows a run's own items")
     data = open_dataset(config.data)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.data.dataset import save_dataset
+from rl4rec_cli.data.synthetic import synthesize
+from rl4rec_cli.errors import ConfigError, DataError
 from rl4rec_cli.eval.recommend import open_recommender
 from rl4rec_cli.eval.targets import resolve_target, untrained
 from rl4rec_cli.layering import dump_config, load_config
@@ -50,3 +52,20 @@ def test_only_a_run_s_own_items_are_recommended(run: Path) -> None:
             open_recommender(str(run), sets=[changed])
     with pytest.raises(ConfigError, match="data/other: the run was not trained on it"):
         open_recommender(str(run), dataset="data/other")
+
+
+def test_a_run_s_own_items_are_known_however_they_are_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user is looked for, which comes after: nobody is there of this name."""
+    with pytest.raises(DataError, match="no user 'nobody'"):
+        open_recommender(str(run), user="nobody", sets=["data.train_targets=last"])
+    save_dataset(synthesize(20, 20, 0), tmp_path / "shop")
+    monkeypatch.chdir(tmp_path)
+    trained = ["policy.model=gpt2", "data.synthetic=null", "data.path=shop"]
+    (run / "config.yaml").write_text(dump_config(load_config(algorithm="grpo", recipes=["quick-test"], sets=trained)))
+    for spelled in ("shop", "./shop", str(tmp_path / "shop")):
+        with pytest.raises(DataError, match="no user 'nobody'"):
+            open_recommender(str(run), user="nobody", dataset=spelled)
+    with pytest.raises(ConfigError, match="other synthetic data: the run was not trained on it"):
+        open_recommender(str(run), sets=["data.path=null", "data.synthetic.users=20"])
