@@ -105,6 +105,8 @@ def load_embeddings(path: Path, *, dataset: Dataset, emb_type: str, model: str |
     vectors = vectors.detach()
     source = f" --model {model}" if model is not None else ""
     remake = f"make it again: rl4rec embed DATASET --emb-type {emb_type}{source} --out {path}"
+    if vectors.is_nested:  # which has no shape to tell
+        raise EmbeddingError(f"{path}: a nested tensor, expected [num_items, dim]", hint=remake)
     if vectors.ndim != 2 or vectors.shape[1] < 1:
         raise EmbeddingError(f"{path}: shape {list(vectors.shape)}, expected [num_items, dim]", hint=remake)
     if not vectors.dtype.is_floating_point or vectors.layout != torch.strided or vectors.is_meta:

@@ -141,6 +141,12 @@ def test_wrong_shape_type_or_content(tmp_path: Path, make_dataset: Make, value: 
     assert words in refusal(save_pt(tmp_path / "a.pt", value), make_dataset())
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor(tmp_path: Path, make_dataset: Make) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(DIM), torch.ones(2)])
+    assert "a nested tensor" in refusal(save_pt(tmp_path / "a.pt", nested), make_dataset())
+
+
 def test_parameters_are_read_without_their_gradient(tmp_path: Path, make_dataset: Make, vectors: torch.Tensor) -> None:
     path = save_pt(tmp_path / "a.pt", torch.nn.Parameter(vectors))
     assert not load_embeddings(path, dataset=make_dataset(), emb_type="text").requires_grad
