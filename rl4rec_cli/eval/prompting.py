@@ -211,8 +211,12 @@ def _show_sweep(
         f"\nBest here: {best}. It was chosen on the users it is measured on, so its figure is a little too good."
     )
     if best != OWN:
-        # Twice quoted: for YAML, as which values are read, and for the shell.
-        value = json.dumps(names[best], ensure_ascii=False)
+        # Twice quoted: for YAML, as which values are read, and for the shell. A terminal shows nothing of some
+        # characters, and YAML takes others for the end of a line.
+        value = "".join(
+            c if c.isprintable() else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}"
+            for c in json.dumps(names[best], ensure_ascii=False)
+        )
         console.log(f"use it: --set {shlex.quote(f'prompt.{own_key}={value}')}")
 
 

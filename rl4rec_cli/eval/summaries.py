@@ -22,7 +22,7 @@ from rl4rec_cli.data.audit import audit_as_configured
 from rl4rec_cli.data.dataset import open_dataset
 from rl4rec_cli.data.parsing import text_flaw
 from rl4rec_cli.data.prompts import PromptBuilder, TemplateTooLongError
-from rl4rec_cli.errors import ConfigError, RunError
+from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.prompting import check_model, lost_items, make_prompts
 from rl4rec_cli.runs import JsonLines, check_writable, write_json
@@ -40,6 +40,8 @@ FRAME = "Describe in a few words the product that a customer will choose next. W
 """What matters comes first: a prompt that is too long is cut at its end."""
 _ENGINE_CHUNK = 1024
 """Texts between two savings where an engine writes, which is kept busy by many."""
+_BEGIN = b'{"settings": "'
+"""Of `FILE.part`."""
 _ABOUT_PROMPTS = ("prompts.json", "shared prompts")
 """What the names of the audit's checks of prompts hold."""
 
@@ -59,7 +61,8 @@ def write_summaries(
     Raises:
         ConfigError: FILE exists, or FILE.part is damaged or of other settings; a template that is neither, or does not
             fit; an untrained model.
-        DataError, PolicyError, EngineError: as in evaluation; what was written until then is kept.
+        DataError: as in evaluation, or nobody has an example in this split.
+        PolicyError, EngineError: as in evaluation; what was written until then is kept.
     """
     request, frame = _request_and_frame(templates)
     check_model(config, "--summaries")
@@ -68,7 +71,7 @@ def write_summaries(
     _refuse_existing(path)
     whole = open_dataset(config.data)
     dataset = replace(whole, prompts={})  # the model is asked, whatever prompts there are
-    examples = _examples(dataset, split, users)
+    examples, too_short = _examples(dataset, split, users)
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
     from rl4rec_cli.policy.loading import load_tokenizer_alone
@@ -84,13 +87,14 @@ def write_summaries(
             error.message.replace("prompt.template", "what is asked"),
             hint="shorten it (--template), or raise prompt.max_prompt_length",
         ) from error
+    _check_room(config, dataset, tokenizer, frame)
     part = path.with_name(path.name + ".part")
     with _held(part):
         _refuse_existing(path)  # another job may have ended meanwhile
-        done = _read_part(part, _digest(config, dataset, section, split, users), len(examples))
+        done, cut = _read_part(part, _digest(config, dataset, section, split, users), len(examples))
         asked = make_prompts(builder, examples)
         try:
-            _write_rest(config, dataset, [prompt.ids for prompt in asked], part, done)
+            cut += _write_rest(config, dataset, [prompt.ids for prompt in asked], part, done)
         except BaseException:
             if done:
                 kept = f"{len(done):,} of {len(examples):,} summaries"
@@ -111,31 +115,34 @@ def write_summaries(
         _refuse_existing(path)
         write_json(path, prompts)
         part.unlink()
-    limit = config.generation.max_completion_length
+    with_prompts = replace(whole, prompts=prompts)
+    reader = PromptBuilder(config.prompt, with_prompts, tokenizer)
+    read = make_prompts(reader, [example for example in examples if example.user in prompts])
     told = {
         "file": str(path),
         "users": len(prompts),
-        "sequence_too_short": len(dataset.users) - len(examples) if users is None else 0,
+        "sequence_too_short": too_short,
         "nothing_written": len(examples) - len(prompts),
         "older_items_left_out": sum(lost_items(builder, e, p) for e, p in zip(examples, asked, strict=True)),
-        "as_long_as_allowed": sum(len(ids) >= limit for ids in tokenizer(done, add_special_tokens=False)["input_ids"]),
+        "as_long_as_allowed": cut,
+        "cut_to_fit": sum(prompt.is_cut for prompt in read),
     }
-    found = _findings(config, replace(whole, prompts=prompts))
+    found = _findings(config, with_prompts)
+    if split != "train":
+        known = "training target" if split == "validation" else "training and validation targets"
+        console.log(f"warning: these texts know the {known}: they are for evaluation on the {split} split alone")
     if as_json:
         console.print_json({**told, "findings": [finding.headline for finding in found]})
         return
     console.figures(told)
-    _say_use(path, Path(next(iter(config.data.paths))) / "prompts.json", split, found)
-
-
-def _say_use(path: Path, live: Path, split: str, found: Sequence[Finding]) -> None:
-    """What the audit found, and how the texts are used."""
     for finding in found:
         console.log(f"\n{finding}")
-    if split != "train":
-        known = "training target" if split == "validation" else "training and validation targets"
-        console.log(f"warning: these texts know the {known}: they are for evaluation on the {split} split alone")
-    elif path.resolve() == live.resolve():
+    if split == "train" and config.data.paths:
+        _say_use(path, Path(config.data.paths[0]) / "prompts.json", found)
+
+
+def _say_use(path: Path, live: Path, found: Sequence[Finding]) -> None:
+    if path.resolve() == live.resolve():
         console.log("they take the template's place from now on" + (": think about the above" if found else ""))
     else:
         first = "think about the above; then, " if found else ""
@@ -147,12 +154,34 @@ def _refuse_existing(path: Path) -> None:
         raise ConfigError(f"{path} exists", hint="move it away, or name another file")
 
 
-def _examples(dataset: Dataset, split: Any, users: int | None) -> list[Example]:
-    """The split's examples, of the users that an evaluation of so many users measures."""
-    if users is None:
-        return choose_examples(dataset, split, None)
-    chosen = {example.user for example in choose_examples(dataset, "validation", users)}
-    return [example for example in choose_examples(dataset, split, None) if example.user in chosen]
+def _examples(dataset: Dataset, split: Any, users: int | None) -> tuple[list[Example], int]:
+    """The split's examples, of the users that an evaluation of so many users measures; and how many have none."""
+    chosen = set(dataset.users)
+    if users is not None:
+        chosen = {example.user for example in choose_examples(dataset, "validation", users)}
+    found = [example for example in choose_examples(dataset, split, None) if example.user in chosen]
+    if not found:
+        raise DataError(
+            f"none of {len(chosen):,} users has a {split} example: the sequences are too short",
+            hint="more --users, or --split validation",
+        )
+    return found, len(chosen) - len(found)
+
+
+def _check_room(config: RunConfig, dataset: Dataset, tokenizer: Any, frame: str) -> None:
+    """Refuse a prompt that would be cut before what was written of the user.
+
+    Raises:
+        ConfigError: it is so long.
+    """
+    user, summary = dataset.users[0], frame.partition("{summary}")[0] + "{summary}"
+    builder = PromptBuilder(config.prompt, replace(dataset, prompts={user: summary}), tokenizer)
+    if builder.build(user, ()).is_cut:
+        raise ConfigError(
+            "the prompt made of the answer has no room for it in "
+            f"prompt.max_prompt_length={config.prompt.max_prompt_length}: {frame[:200]!r}",
+            hint="shorten it (--template), or raise prompt.max_prompt_length",
+        )
 
 
 def _digest(config: RunConfig, dataset: Dataset, section: PromptSection, split: str, users: int | None) -> str:
@@ -221,23 +250,30 @@ def _held(part: Path) -> Iterator[None]:
                 part.unlink()
 
 
-def _read_part(part: Path, digest: str, total: int) -> list[str]:
-    """The summaries written so far, in the order of the examples; the file is made ready for the next.
+def _read_part(part: Path, digest: str, total: int) -> tuple[list[str], int]:
+    """The summaries written so far, in the order of the examples, and how many of them were cut at the limit.
+
+    The file is made ready for the next.
 
     Raises:
-        ConfigError: they were written with other settings, or the file is damaged.
+        ConfigError: they were written with other settings, or the file is damaged, or none of ours.
     """
     raw = part.read_bytes()
     lines = raw.split(b"\n")[:-1]
+    done: list[str] = []
+    cut = 0
     try:
+        if not (raw.startswith(_BEGIN) or _BEGIN.startswith(raw)):
+            raise ValueError("it does not begin as such a file does")
         records = [json.loads(line.decode("utf-8")) for line in lines]
-        done: list[str] = []
         for record in records[1:]:
             texts = record["summaries"]
             whole = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
             if not whole or record["start"] != len(done):
                 raise ValueError(f"what follows summary {len(done)} does not belong there")
+            "".join(texts).encode()  # no lone surrogates, which JSON can hold and no file can
             done += texts
+            cut += int(record["cut"])
         if len(done) > total:
             raise ValueError(f"it holds {len(done):,} summaries of {total:,} users")
         settings = records[0]["settings"] if records else digest
@@ -256,35 +292,38 @@ def _read_part(part: Path, digest: str, total: int) -> list[str]:
         log = JsonLines(part)
         log.write({"settings": digest})
         log.close()
-    return done
+    return done, cut
 
 
 def _write_rest(
     config: RunConfig, dataset: Dataset, prompts: Sequence[tuple[int, ...]], part: Path, done: list[str]
-) -> None:
-    """Append the summaries that are missing to `done` and to the file, some at a time."""
+) -> int:
+    """Append the summaries that are missing to `done` and to the file, some at a time; how many did not end."""
     if len(done) == len(prompts):
-        return
+        return 0
     from transformers import set_seed
 
-    from rl4rec_cli.policy.generation import Sampling, generate_texts
+    from rl4rec_cli.policy.generation import Sampling, decode_texts, ending_ids, generate_completions
     from rl4rec_cli.policy.loading import open_policy
 
     policy = open_policy(config, dataset)
     log = JsonLines(part)
     try:
         sampling = Sampling.from_section(config.generation, temperature=config.eval.temperature)
-        batch = config.eval.batch_size
+        batch, ends, all_cut = config.eval.batch_size, set(ending_ids(policy.model, policy.tokenizer)), 0
         size = batch if policy.engine is None else _ENGINE_CHUNK
         with console.progress(len(prompts) - len(done), "Writing summaries") as advance:
             for start in range(len(done), len(prompts), size):
                 set_seed(config.run.seed + start)  # the same texts, wherever an earlier job was ended
                 some = prompts[start : start + size]
-                texts = generate_texts(policy, some, sampling, batch_size=batch, progress=advance)
+                written = generate_completions(policy, some, sampling, batch_size=batch, progress=advance)
+                cut = sum(not ends.intersection(ids[-1:]) for ids in written)
                 # One line, whatever the model's paragraphs: it stands inside another text.
-                summaries = [" ".join(text.split()) for text in texts]
-                log.write({"start": start, "summaries": summaries})
+                summaries = [" ".join(text.split()) for text in decode_texts(policy.tokenizer, written)]
+                log.write({"start": start, "summaries": summaries, "cut": cut})
                 done += summaries
+                all_cut += cut
+        return all_cut
     finally:
         log.close()
         policy.close()

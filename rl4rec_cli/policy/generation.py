@@ -162,6 +162,8 @@ def ending_ids(model: Any, tokenizer: Any) -> list[int]:
 
 def decode_texts(tokenizer: Any, completions: Sequence[Sequence[int]]) -> list[str]:
     """Tokens to the texts that are embedded: special tokens and outer blanks removed."""
+    if not completions:  # which transformers takes for one text without tokens
+        return []
     return [text.strip() for text in tokenizer.batch_decode([list(c) for c in completions], skip_special_tokens=True)]
 
 
@@ -174,17 +176,30 @@ def generate_texts(
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
     """A text for each prompt, special tokens removed; written by the policy's engine where it has one."""
+    written = generate_completions(policy, prompts, sampling, batch_size=batch_size, progress=progress)
+    return decode_texts(policy.tokenizer, written)
+
+
+def generate_completions(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[int]]:
+    """The tokens of a text for each prompt, as `generate_ids` gives them; see `generate_texts`."""
     if policy.engine is not None:
         batch_size = _ENGINE_BATCH
     # Prompts of like length share a batch, so that little is spent on padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    texts = [""] * len(prompts)
+    written: list[list[int]] = [[]] * len(prompts)
     with writing(policy.model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             ids, _ = write_ids(policy, policy.model, [prompts[i] for i in rows], sampling)
-            for row, text in zip(rows, decode_texts(policy.tokenizer, ids), strict=True):
-                texts[row] = text
+            for row, tokens in zip(rows, ids, strict=True):
+                written[row] = tokens
             if progress is not None:
                 progress(len(rows))
-    return texts
+    return written

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,13 @@ def test_a_sweep_that_would_mislead_is_refused(config: Any, data: Path) -> None:
         prompting.sweep_templates(config, split="validation", **asked)
 
 
-@pytest.mark.parametrize("template", ["it's \\ {history}\t\n'quoted' # b", "[{history}]", "- a:\n{history} “x”\n"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        *("it's \\ {history}\t\n'quoted' # b", "[{history}]", "- a:\n{history} “x”\n"),
+        "\u2028{history}\u0085\u200b\u200d\ufeff\x7f\x9b\xa0\u3000😀\U000e0041\\u2028",
+    ],
+)
 def test_the_best_template_goes_into_a_shell_and_comes_back(
     template: str, config: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,13 +200,22 @@ def test_summaries_are_what_the_model_writes_of_the_past(config: Any, tmp_path: 
     assert list(file.parent.iterdir()) == [file]
 
 
-def echo(monkeypatch: pytest.MonkeyPatch, *, fail_at: int | None = None) -> list[int]:
-    """A model that says what it was asked, and is ended at some call; gives the sizes of the calls."""
+def writes(monkeypatch: pytest.MonkeyPatch, write: Callable[[Any, Sequence[Sequence[int]]], list[str]]) -> None:
+    """A model that writes these texts, and ends each."""
     import rl4rec_cli.policy.generation as generation
 
+    def completions(policy: Any, prompts: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> list[list[int]]:
+        end = policy.tokenizer.eos_token_id
+        return [[*policy.tokenizer(text)["input_ids"], end] for text in write(policy, prompts)]
+
+    monkeypatch.setattr(generation, "generate_completions", completions)
+
+
+def echo(monkeypatch: pytest.MonkeyPatch, *, fail_at: int | None = None) -> list[int]:
+    """A model that says what it was asked, and is ended at some call; gives the sizes of the calls."""
     calls: list[int] = []
 
-    def write(policy: Any, prompts: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> list[str]:
+    def write(policy: Any, prompts: Sequence[Sequence[int]]) -> list[str]:
         import torch
 
         if fail_at is not None and len(calls) == fail_at:
@@ -207,7 +223,7 @@ def echo(monkeypatch: pytest.MonkeyPatch, *, fail_at: int | None = None) -> list
         calls.append(len(prompts))
         return [f"{policy.tokenizer.decode(ids)} {torch.randint(10**6, (1,)).item()}" for ids in prompts]
 
-    monkeypatch.setattr(generation, "generate_texts", write)
+    writes(monkeypatch, write)
     return calls
 
 
@@ -248,19 +264,32 @@ def test_what_the_audit_finds_is_said_before_they_are_used(
     err = capsys.readouterr().err
     assert "these texts know the training target: they are for evaluation on the validation split alone" in err
     assert "to use them" not in err
+    summaries.write_summaries(config, str(tmp_path / "d.json"), **{**ASKED, "split": "test"}, as_json=True)
+    assert "these texts know the training and validation targets" in capsys.readouterr().err
 
 
 def test_users_are_those_that_an_evaluation_measures(
-    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from rl4rec_cli.eval.examples import choose_examples
 
     echo(monkeypatch)
+    whole = load_dataset(data)
+    dataset = replace(whole, sequences=tuple(s[-3:] if i % 2 else s for i, s in enumerate(whole.sequences)))
+    save_dataset(dataset, tmp_path / "cut")
+    config = configured(tmp_path / "cut", tiny_folder)
     summaries.write_summaries(config, str(tmp_path / "p.json"), **{**ASKED, "users": 20}, as_json=True)
-    dataset = load_dataset(config.data.path)
     measured = {e.user for e in choose_examples(dataset, "validation", 20)}
     with_past = {u for u, s in zip(dataset.users, dataset.sequences, strict=True) if len(s) > 3}
     assert json.loads((tmp_path / "p.json").read_text()).keys() == measured & with_past
+    assert json.loads(capsys.readouterr().out)["sequence_too_short"] == len(measured - with_past) > 0
+    [chosen] = (e.user for e in choose_examples(whole, "validation", 1))
+    short = tuple(s[-3:] if user == chosen else s for user, s in zip(whole.users, whole.sequences, strict=True))
+    save_dataset(replace(whole, sequences=short), tmp_path / "short")
+    config = configured(tmp_path / "short", tiny_folder)
+    with pytest.raises(DataError, match="none of 1 users has a train example: the sequences are too short"):
+        summaries.write_summaries(config, str(tmp_path / "q.json"), **{**ASKED, "users": 1}, as_json=True)
+    assert not list(tmp_path.glob("q.json*"))
 
 
 def test_a_job_that_was_ended_goes_on_to_the_same_texts(
@@ -318,13 +347,15 @@ def test_nothing_is_overwritten_or_mixed(
 @pytest.mark.parametrize(
     "damage",
     [
-        b'{"start": 4, "summaries": "abcd"}',
-        b'{"start": 4, "summaries": [1, null]}',
-        b'{"start": 8, "summaries": ["a"]}',
-        b'{"start": 4, "summaries": %s}' % json.dumps(["a"] * 60).encode(),
+        b'{"start": 4, "summaries": "abcd", "cut": 0}',
+        b'{"start": 4, "summaries": [1, null], "cut": 0}',
+        b'{"start": 8, "summaries": ["a"], "cut": 0}',
+        b'{"start": 4, "summaries": %s, "cut": 0}' % json.dumps(["a"] * 60).encode(),
         b'{"start": 4}',
+        b'{"start": 4, "summaries": ["a"]}',
         b"[" * 100_000,
-        b'{"start": 4, "summaries": ["\xc3"]}',
+        b'{"start": 4, "summaries": ["\xc3"], "cut": 0}',
+        b'{"start": 4, "summaries": ["\\ud800"], "cut": 0}',
     ],
 )
 def test_a_damaged_file_of_what_is_done_is_refused(
@@ -353,21 +384,26 @@ def test_what_was_begun_without_a_summary_is_no_obstacle(
             summaries.write_summaries(config, str(file), **ASKED, as_json=True)
         assert [list(json.loads(line)) for line in part.read_text().splitlines()] == [
             ["settings"],
-            ["start", "summaries"],
+            ["start", "summaries", "cut"],
         ]
         part.unlink()
+    for other in (b'{"my": "data, without a newline"}', b"{", b"\n"):
+        part.write_bytes(other)
+        if other == b"{":
+            continue  # so may ours begin
+        with pytest.raises(ConfigError, match=r"p\.json\.part is damaged: it does not begin as such a file does"):
+            summaries.write_summaries(config, str(file), **ASKED, as_json=True)
+        assert part.read_bytes() == other
 
 
 def test_a_file_made_meanwhile_is_not_overwritten(config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import rl4rec_cli.policy.generation as generation
-
     file = tmp_path / "p.json"
 
-    def write(policy: Any, prompts: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> list[str]:
+    def write(policy: Any, prompts: Sequence[Sequence[int]]) -> list[str]:
         file.write_text("mine")
         return ["text"] * len(prompts)
 
-    monkeypatch.setattr(generation, "generate_texts", write)
+    writes(monkeypatch, write)
     with pytest.raises(ConfigError, match=r"p\.json exists"):
         summaries.write_summaries(config, str(file), **ASKED, as_json=True)
     assert file.read_text() == "mine"
@@ -384,9 +420,7 @@ def test_texts_longer_than_the_model_reads_are_refused(config: Any, tmp_path: Pa
 def test_a_model_that_writes_nothing_leaves_no_file(
     config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import rl4rec_cli.policy.generation as generation
-
-    monkeypatch.setattr(generation, "generate_texts", lambda policy, prompts, *args, **kwargs: [" \n"] * len(prompts))
+    writes(monkeypatch, lambda policy, prompts: [" \n"] * len(prompts))
     with pytest.raises(RunError, match="wrote nothing of any user"):
         summaries.write_summaries(config, str(tmp_path / "p.json"), **ASKED, as_json=True)
     with pytest.raises(ConfigError, match="what is asked alone has"):
@@ -394,6 +428,64 @@ def test_a_model_that_writes_nothing_leaves_no_file(
             config, str(tmp_path / "p.json"), **{**ASKED, "templates": ["{history}" + " word" * 200]}, as_json=True
         )
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_what_ran_against_a_limit_is_told(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A text is cut where the model did not end it, however few words it is; a prompt where it is not read whole."""
+    import rl4rec_cli.policy.generation as generation
+
+    done: list[int] = []
+
+    def completions(policy: Any, prompts: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> list[list[int]]:
+        text, end = policy.tokenizer("Hats.\n\nWool.")["input_ids"], [policy.tokenizer.eos_token_id]
+        made = [[*text, *(end if (len(done) + i) % 3 else [])] for i in range(len(prompts))]
+        done.extend([0] * len(prompts))
+        return made
+
+    monkeypatch.setattr(generation, "generate_completions", completions)
+    summaries.write_summaries(config, str(tmp_path / "p.json"), **ASKED, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["as_long_as_allowed"] == math.ceil(len(done) / 3) > 5
+    assert told["cut_to_fit"] == 0
+
+    def some(policy: Any, prompts: Sequence[Sequence[int]]) -> list[str]:
+        return ["wool " * (300 if i % 2 else 1) for i in range(len(prompts))]
+
+    writes(monkeypatch, some)
+    summaries.write_summaries(config, str(tmp_path / "q.json"), **ASKED, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["as_long_as_allowed"] == 0
+    long = sum(text.count("wool") > 1 for text in json.loads((tmp_path / "q.json").read_text()).values())
+    assert told["cut_to_fit"] == long > 5
+    # And one that has no room for any summary is refused before any is written.
+    for frame in (" word" * 300 + "{summary}", None):
+        brief = {"prompt": config.prompt.model_copy(update={"max_prompt_length": 200 if frame else 64})}
+        templates = [REQUEST, *([frame] if frame else [])]
+        brief["prompt"] = brief["prompt"].model_copy(update={"template": "{history}"})
+        with pytest.raises(ConfigError, match="the prompt made of the answer has no room for it"):
+            summaries.write_summaries(
+                config.model_copy(update=brief),
+                str(tmp_path / "r.json"),
+                **{**ASKED, "templates": templates},
+                as_json=True,
+            )
+    assert not (tmp_path / "r.json.part").exists()
+
+
+def test_made_up_data_has_no_folder_to_copy_to(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    echo(monkeypatch)
+    made_up = load_config(
+        algorithm="grpo", flags={"data.synthetic.users": 60, "data.synthetic.items": 30, "data.synthetic.seed": 3}
+    ).data
+    summaries.write_summaries(
+        config.model_copy(update={"data": made_up}), str(tmp_path / "p.json"), **ASKED, as_json=False
+    )
+    assert "to use them" not in capsys.readouterr().err
+    assert (tmp_path / "p.json").is_file()
 
 
 def test_the_command_refuses_options_that_do_not_go_together(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
