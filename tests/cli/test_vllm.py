@@ -251,10 +251,10 @@ def test_the_quick_test_learns(tmp_path: Path) -> None:
     done = subprocess.run([*command, *given], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "runs" / "q" / "eval" / "validation.json").read_text())
-    assert result["differences"]["before RL"]["low"] > 0
+    assert result["differences"]["before RL"]["mean"] > 0.01  # .03 is usual; the interval of one seed is .02 wide
     lines = [json.loads(line) for line in (tmp_path / "runs" / "q" / "training_log.jsonl").read_text().splitlines()]
     written = [line for line in lines if line["phase"] == "grpo"]
-    assert len(written) == 7
+    assert len(written) == 10
     assert all(line["logp_difference_max"] < 1e-4 for line in written)
     assert all(line["handover_bytes"] > 0 for line in written[1:])  # it starts with the first step's weights
 
