@@ -264,7 +264,7 @@ def _read_part(part: Path, digest: str, total: int) -> tuple[list[str], int]:
     cut = 0
     try:
         if not (raw.startswith(_BEGIN) or _BEGIN.startswith(raw)):
-            raise ValueError("it does not begin as such a file does")
+            raise ValueError("it does not begin as a file of summaries does")
         records = [json.loads(line.decode("utf-8")) for line in lines]
         for record in records[1:]:
             texts = record["summaries"]
@@ -278,7 +278,7 @@ def _read_part(part: Path, digest: str, total: int) -> tuple[list[str], int]:
             raise ValueError(f"it holds {len(done):,} summaries of {total:,} users")
         settings = records[0]["settings"] if records else digest
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{part} is damaged: {error}", hint="delete it to begin anew") from error
+        raise ConfigError(f"{part} is damaged: {error}", hint="move it away to begin anew") from error
     if settings != digest and done:
         raise ConfigError(
             f"{part} was written with another dataset, model or settings",

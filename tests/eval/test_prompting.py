@@ -391,7 +391,9 @@ def test_what_was_begun_without_a_summary_is_no_obstacle(
         part.write_bytes(other)
         if other == b"{":
             continue  # so may ours begin
-        with pytest.raises(ConfigError, match=r"p\.json\.part is damaged: it does not begin as such a file does"):
+        with pytest.raises(
+            ConfigError, match=r"p\.json\.part is damaged: it does not begin as a file of summaries does"
+        ):
             summaries.write_summaries(config, str(file), **ASKED, as_json=True)
         assert part.read_bytes() == other
 
