@@ -143,7 +143,7 @@ class ItemMatrix:
         return self._given_ND[start:stop].to(self.device).float()
 
     def codes(self, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
-        """int8 codes of items `start` to `stop` and the scale of each, if int8 products pay on `device`."""
+        """int8 codes of items `start` to `stop` and the scale of each, where there are some that can be multiplied."""
         # Trap: `torch._int_mm` of one dimension takes strides (1, 1) for another layout and reads beyond its input.
         if self._scale_N is None or self.device.type != "cpu" or self.dim < 8:
             return None

@@ -19,7 +19,7 @@ from torch import Tensor
 from rl4rec_cli.retrieval.cores import one_core, share_out
 from rl4rec_cli.retrieval.item_matrix import GRANULE, ItemMatrix
 from rl4rec_cli.retrieval.pairs import QUERIES, Queries
-from rl4rec_cli.retrieval.tiles import WORD, int8_product, long_row, product
+from rl4rec_cli.retrieval.tiles import WORD, int8_pays, int8_product, long_row, product
 
 _TILE_SCORES = 1 << 18
 _GPU_TILE_SCORES = 1 << 23
@@ -127,7 +127,7 @@ class Scan:
     def __init__(self, queries: Queries, items: ItemMatrix, struck: Struck, cores: int) -> None:
         self.queries, self.items, self.struck, self._cores = queries, items, struck, cores
         self._codes_DB, self._scales_B, self._gaps_B = None, np.ones(len(queries)), np.zeros(len(queries))
-        if len(queries) and items.codes(0, 1) is not None:
+        if len(queries) and items.codes(0, 1) is not None and int8_pays():
             self._codes_DB, self._scales_B, self._gaps_B = queries.int8()
 
     def share_out(self, work: Callable[[Iterator[Block]], Result]) -> list[Result]:
@@ -150,7 +150,7 @@ class Scan:
                 columns = [
                     (np.arange(*c), margins_B[slice(*c)], self._scales_B[slice(*c)]) for c in self.queries.chunks()
                 ]
-            coded = items.codes(start, stop)
+            coded = items.codes(start, stop) if codes_DB is not None else None
             block_ND = items.block(start, stop) if coded is None else None
             for chunk in columns:
                 first = int(chunk[0][0])

@@ -40,6 +40,19 @@ def product(block_ND: Tensor, queries_BD: Tensor) -> Tensor:
     return block_ND @ queries_BD.T
 
 
+@cache
+def int8_pays() -> bool:
+    """Whether products of int8 codes are quick on this processor, and exact.
+
+    Without VNNI torch multiplies number by number (pytorch/pytorch#136942). Where oneDNN is held to older instructions
+    (`ONEDNN_MAX_CPU_ISA`), which torch does not notice, it adds in 16 bits, and large sums are cut.
+    """
+    if not torch.cpu._is_vnni_supported():
+        return False
+    largest_ND = torch.full((64, 64), 127, dtype=torch.int8)
+    return bool(torch._int_mm(largest_ND, largest_ND).eq(64 * 127 * 127).all())
+
+
 def int8_product(codes_ND: Tensor, scale_N: Tensor, codes_DB: Tensor) -> Tensor:
     """Products of int8 codes, exact in int32, times `scale_N`: float32 `[N, B]`."""
     return torch._int_mm(codes_ND, codes_DB).float().mul_(scale_N[:, None])

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from itertools import chain
@@ -187,6 +191,39 @@ def test_block_batch_and_order_never_change_a_rank(storage: Any) -> None:
     shuffled = ItemMatrix.from_tensor(vectors[order], storage=storage)
     moved = [place[torch.tensor(mask)].tolist() for mask in masks]
     assert torch.equal(target_ranks(queries, shuffled, place[targets], moved), ranks)
+
+
+def test_int8_where_products_of_codes_are_wrong() -> None:
+    """oneDNN held to instructions that add in 16 bits, as processors without VNNI do: codes are not multiplied then."""
+    code = (
+        "import torch\n"
+        "from rl4rec_cli.retrieval import tiles\n"
+        "from rl4rec_cli.retrieval.ranking import ItemMatrix, search, target_ranks\n"
+        "vectors = torch.rand(300, 48, generator=torch.Generator().manual_seed(1))\n"  # of one sign: large sums
+        "queries, targets = vectors[:40] + 0.01, torch.arange(40, 80)\n"
+        "exact, coded = (ItemMatrix.from_tensor(vectors, storage=s) for s in ('fp32', 'int8'))\n"
+        "assert torch.equal(target_ranks(queries, coded, targets), target_ranks(queries, exact, targets))\n"
+        "assert torch.equal(search(queries, coded, 9)[0], search(queries, exact, 9)[0])\n"
+        "print(tiles.int8_pays())\n"
+    )
+    env = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if platform.machine() == "x86_64":
+        assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_int8_is_exact_however_it_is_multiplied(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if pays and not tiles.int8_pays():
+        pytest.skip("needs a processor with VNNI")
+    monkeypatch.setattr(scan, "int8_pays", lambda: pays)
+    rng = np.random.default_rng(7)
+    values, denominator = exact_catalogue(rng, 300, 48, "near")
+    queries, targets = rng.integers(-(2**18), 2**18, (24, 48)), rng.integers(0, 300, 24)
+    items = ItemMatrix.from_tensor(floats(values, denominator), storage="int8")
+    ranks = target_ranks(floats(queries, 2**18), items, torch.from_numpy(targets))
+    np.testing.assert_array_equal(ranks.numpy(), brute_ranks(queries, values, targets, None))
 
 
 def test_shards_add_up() -> None:
