@@ -119,7 +119,7 @@ class PromptBuilder:
         """
         override = self._overrides.get(user) if user is not None else None
         if override is not None:
-            return self._cut_to_fit(override, lambda text: text)
+            return self.build_written(override)
         shown = list(history[-self.section.max_history :])
         limit = self.section.max_prompt_length
         # Start from token counts that are almost right, then let the real count decide.
@@ -143,6 +143,10 @@ class PromptBuilder:
             return best
         # Not even the last item fits: it is cut, not dropped.
         return replace(self._cut_to_fit(self._items[shown[-1]] if shown else "", self._framed), items=len(shown[-1:]))
+
+    def build_written(self, text: str) -> Prompt:
+        """The prompt that a text of `prompts.json` is."""
+        return self._cut_to_fit(text, lambda text: text)
 
     def _fill(self, items: Sequence[int]) -> str:
         ordered = items if self.section.order == "oldest_first" else list(reversed(items))

@@ -87,7 +87,7 @@ def write_summaries(
             error.message.replace("prompt.template", "what is asked"),
             hint="shorten it (--template), or raise prompt.max_prompt_length",
         ) from error
-    _check_room(config, dataset, tokenizer, frame)
+    _check_room(builder, frame)
     part = path.with_name(path.name + ".part")
     with _held(part):
         _refuse_existing(path)  # another job may have ended meanwhile
@@ -115,9 +115,6 @@ def write_summaries(
         _refuse_existing(path)
         write_json(path, prompts)
         part.unlink()
-    with_prompts = replace(whole, prompts=prompts)
-    reader = PromptBuilder(config.prompt, with_prompts, tokenizer)
-    read = make_prompts(reader, [example for example in examples if example.user in prompts])
     told = {
         "file": str(path),
         "users": len(prompts),
@@ -125,9 +122,9 @@ def write_summaries(
         "nothing_written": len(examples) - len(prompts),
         "older_items_left_out": sum(lost_items(builder, e, p) for e, p in zip(examples, asked, strict=True)),
         "as_long_as_allowed": cut,
-        "cut_to_fit": sum(prompt.is_cut for prompt in read),
+        "cut_to_fit": sum(builder.build_written(prompt).is_cut for prompt in prompts.values()),
     }
-    found = _findings(config, with_prompts)
+    found = _findings(config, replace(whole, prompts=prompts))
     if split != "train":
         known = "training target" if split == "validation" else "training and validation targets"
         console.log(f"warning: these texts know the {known}: they are for evaluation on the {split} split alone")
@@ -168,18 +165,16 @@ def _examples(dataset: Dataset, split: Any, users: int | None) -> tuple[list[Exa
     return found, len(chosen) - len(found)
 
 
-def _check_room(config: RunConfig, dataset: Dataset, tokenizer: Any, frame: str) -> None:
+def _check_room(builder: PromptBuilder, frame: str) -> None:
     """Refuse a prompt that would be cut before what was written of the user.
 
     Raises:
         ConfigError: it is so long.
     """
-    user, summary = dataset.users[0], frame.partition("{summary}")[0] + "{summary}"
-    builder = PromptBuilder(config.prompt, replace(dataset, prompts={user: summary}), tokenizer)
-    if builder.build(user, ()).is_cut:
+    if builder.build_written(frame.partition("{summary}")[0] + "{summary}").is_cut:
         raise ConfigError(
             "the prompt made of the answer has no room for it in "
-            f"prompt.max_prompt_length={config.prompt.max_prompt_length}: {frame[:200]!r}",
+            f"prompt.max_prompt_length={builder.section.max_prompt_length}: {frame[:200]!r}",
             hint="shorten it (--template), or raise prompt.max_prompt_length",
         )
 

@@ -354,7 +354,7 @@ def test_killed_at_any_moment(seed: int, tmp_path: Path, uninterrupted: Callable
     args = command(tmp_path, reward="length", sets_=("trainer.max_steps=8",))
     for _ in range(2):
         process = start(args, tmp_path)
-        left = draw.randrange(1, 6)
+        left = draw.randrange(1, 4)  # twice so many leave steps to be killed in, however late the signal comes
         for line in process.err:
             left -= line.startswith(("Step ", "Run "))
             if not left:
@@ -362,7 +362,7 @@ def test_killed_at_any_moment(seed: int, tmp_path: Path, uninterrupted: Callable
         for _ in range(draw.randrange(200_000)):
             pass
         process.kill()
-        assert process.end().returncode in (-9, 0)  # 0: it was done before the signal came
+        assert process.end().returncode == -9
         args = resume(tmp_path, reward="length")
     done = run(args, tmp_path)
     assert done.returncode == 0, done.stderr

@@ -335,7 +335,7 @@ def test_an_adapter_on_another_base_writes_other_texts(tiny_folder: Path, tmp_pa
     assert policy_identity(str(adapter)) != before
     assert policy_identity("gpt2") == "gpt2"
     (adapter / "adapter_config.json").write_text("{")
-    policy_identity(str(adapter))  # loading it says what is wrong
+    assert policy_identity(str(adapter)) != before  # loading it says what is wrong
 
 
 def test_a_damaged_adapter(tiny_folder: Path, tmp_path: Path) -> None:
