@@ -278,20 +278,20 @@ def final(folder: Path) -> dict[str, Any]:
     return {name: w.tolist() for name, w in weights.items()}
 
 
-whole: dict[str, Any] = {}
+whole: dict[tuple[str, int], Any] = {}
 
 
 @pytest.fixture
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """The final weights of eight steps with a reward, undisturbed."""
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """The final weights of so many steps with a reward, undisturbed."""
 
-    def make(reward: str) -> dict[str, Any]:
-        if reward not in whole:
+    def make(reward: str, steps: int = 8) -> dict[str, Any]:
+        if (reward, steps) not in whole:
             folder = tmp_path_factory.mktemp("whole")
-            done = run(command(folder, reward=reward, sets_=("trainer.max_steps=8",)), folder)
+            done = run(command(folder, reward=reward, sets_=(f"trainer.max_steps={steps}",)), folder)
             assert done.returncode == 0, done.stderr
-            whole[reward] = final(folder)
-        return whole[reward]
+            whole[reward, steps] = final(folder)
+        return whole[reward, steps]
 
     return make
 
@@ -348,13 +348,16 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_at_any_moment(seed: int, tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]) -> None:
-    """SIGKILL after a random number of lines, wherever the process is by then, and once more while it goes on."""
+def test_killed_at_any_moment(seed: int, tmp_path: Path, uninterrupted: Callable[..., dict[str, Any]]) -> None:
+    """SIGKILL after a random number of lines, wherever the process is by then, and once more while it goes on.
+
+    So many steps that some are left to be killed in, however late the signal comes.
+    """
     draw = random.Random(seed)
-    args = command(tmp_path, reward="length", sets_=("trainer.max_steps=8",))
+    args = command(tmp_path, reward="length", sets_=("trainer.max_steps=60",))
     for _ in range(2):
         process = start(args, tmp_path)
-        left = draw.randrange(1, 4)  # twice so many leave steps to be killed in, however late the signal comes
+        left = draw.randrange(1, 6)
         for line in process.err:
             left -= line.startswith(("Step ", "Run "))
             if not left:
@@ -366,8 +369,8 @@ def test_killed_at_any_moment(seed: int, tmp_path: Path, uninterrupted: Callable
         args = resume(tmp_path, reward="length")
     done = run(args, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert steps(tmp_path) == list(range(1, 9))
-    assert final(tmp_path) == uninterrupted("length")
+    assert steps(tmp_path) == list(range(1, 61))
+    assert final(tmp_path) == uninterrupted("length", 60)
 
 
 def test_a_file_size_limit(tmp_path: Path) -> None:

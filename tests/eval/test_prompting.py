@@ -387,6 +387,7 @@ def test_what_was_begun_without_a_summary_is_no_obstacle(
             ["start", "summaries", "cut"],
         ]
         part.unlink()
+    echo(monkeypatch)
     for other in (b'{"my": "data, without a newline"}', b"\n"):
         part.write_bytes(other)
         with pytest.raises(
