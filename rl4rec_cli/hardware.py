@@ -31,6 +31,7 @@ from rl4rec_cli.memory import (
     plain_weights,
 )
 from rl4rec_cli.savings import Room, Saving, savings
+from rl4rec_cli.variables import check_one_process
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
@@ -60,8 +61,6 @@ class Machine:
     ram_free: int
     has_ray: bool = True
     """Whether Ray is installed."""
-    processes: int = 1
-    """Processes that train together (`accelerate launch`)."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +105,12 @@ def find_machine() -> Machine:
     """This machine, without importing torch.
 
     Raises:
+        ConfigError: the environment says that several processes were started.
         Rl4RecError: there is an NVIDIA GPU and `nvidia-smi` fails.
     """
+    check_one_process()
     has_ray = importlib.util.find_spec("ray") is not None
-    return Machine(_gpus(), len(os.sched_getaffinity(0)), *ram(), has_ray, int(os.environ.get("WORLD_SIZE", 1)))
+    return Machine(_gpus(), len(os.sched_getaffinity(0)), *ram(), has_ray)
 
 
 def parse_gpu(text: str, index: int = 0) -> Gpu:
@@ -301,8 +302,6 @@ def _against_a_service(machine: Machine, config: RunConfig) -> str | None:
     """Why a run does not start a retrieval service of its own where there are GPUs enough; None: it does."""
     if config.retrieval.backend == "in-process":
         return "retrieval.backend says so (--set retrieval.device=cuda:1 for another GPU)"
-    if machine.processes > 1:
-        return f"{machine.processes} processes train on these GPUs"
     if config.data.synthetic is not None:
         return "synthetic data lies in no folder that a service could read"
     if not machine.has_ray:

@@ -6,7 +6,7 @@ Hides: file names, JSON lines, atomic writes.
 ```
 runs/NAME/
     config.yaml             the resolved configuration, itself a recipe
-    env.json                versions, command, time
+    env.json                versions, command, time, environment variables that can change a run
     training_log.jsonl      one line per logged step
     rollouts.jsonl          some texts of every step, with ranks and rewards
     checkpoints/            checkpoint_start, checkpoint_step_N, checkpoint_best, checkpoint_final; checkpoint_base,
@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import ConfigError, RunError
+from rl4rec_cli.variables import recorded_variables
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
@@ -380,4 +381,5 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "versions": versions,
+        **recorded_variables(),
     }

@@ -195,7 +195,6 @@ def test_retrieval_goes_where_the_gpus_are() -> None:
     for on, sets, why in (
         (machine(80, 80), ["retrieval.backend=in-process"], "retrieval.backend says so"),
         (replace(machine(80, 80), has_ray=False), [], "needs Ray (pip install 'rl4rec[ray]')"),
-        (replace(machine(80, 80), processes=2), [], "2 processes train"),
         (machine(80, 80), ["data.synthetic.users=9"], "lies in no folder"),
         (machine(80, 80), ["policy.device=cpu"], "a GPU that the policy does not use"),
     ):

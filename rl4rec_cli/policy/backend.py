@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, PolicyError
+from rl4rec_cli.variables import check_one_process
 from rl4rec_cli.vllm_process import check_installed
 
 if TYPE_CHECKING:
@@ -148,11 +149,7 @@ def check_engine(config: RunConfig) -> None:
         return
     if generation.vllm.server is None:
         check_installed("generation.engine=vllm")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "generation.engine=vllm writes for one process, but several were started",
-            hint="start one, or use generation.engine=transformers",
-        )
+    check_one_process()
     if policy.fast_inference:
         raise ConfigError(
             "generation.engine=vllm and policy.fast_inference are two engines", hint="leave policy.fast_inference out"

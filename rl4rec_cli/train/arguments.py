@@ -106,7 +106,7 @@ def one_gpu(arguments: Any) -> Any:
     """Training arguments of a process that trains on one GPU, however many it sees.
 
     transformers would spread each batch over all of them (`nn.DataParallel`) and make it larger by their number.
-    Several GPUs train through `accelerate launch`, one process each.
+    Several processes are refused before (variables.py).
     """
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import Rl4RecError
+from rl4rec_cli.variables import settings_win
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
@@ -74,6 +75,7 @@ def measure_peaks(config: RunConfig) -> list[Peak]:
         return [Peak(**one) for one in json.loads(answer.read_text(encoding="utf-8"))]
 
 
+@settings_win()
 def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     """In the process of its own."""
     from rl4rec_cli import console

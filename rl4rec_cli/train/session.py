@@ -25,6 +25,7 @@ from rl4rec_cli.train.checkpoints import Place, cut_logs, find_place, keep_recip
 from rl4rec_cli.train.domains import check_datasets, open_domains, screen_domains
 from rl4rec_cli.train.examples import number_of_training_examples
 from rl4rec_cli.train.reports import Reports, check_installed, open_reports
+from rl4rec_cli.variables import settings_win
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import PolicySection, RunConfig, SftSection
@@ -57,6 +58,7 @@ class Trained:
     seconds: float
 
 
+@settings_win()
 def train(
     config: RunConfig, seeds: tuple[int, ...], *, resume: Path | None = None, allow_partial: bool = False
 ) -> list[Trained]:
@@ -67,6 +69,7 @@ def train(
         allow_partial: go on with a changed recipe, or without the optimiser's or the random state.
 
     Raises:
+        ConfigError: the environment says that several processes were started.
         Rl4RecError: as the parts say. What was trained before an error stays in the run folder.
     """
     from rl4rec_cli.eval import evaluate

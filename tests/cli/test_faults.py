@@ -139,6 +139,7 @@ def not_finite_in_4():
 def child(order):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(order["cwd"])
+    os.environ.update(order["env"])
     for descriptor, path in enumerate(["/dev/null", order["out"], order["err"]]):
         new = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(new, descriptor)
@@ -200,7 +201,7 @@ class Process:
         self._out, fifo = folder.parent / f"{name}.out", folder.parent / f"{name}.err"
         os.mkfifo(fifo)
         order = {"args": args, "cwd": str(folder), "out": str(self._out), "err": str(fifo), "limit": 0, "signals": []}
-        order |= {"memory": [], "nan": False}
+        order |= {"memory": [], "nan": False, "env": {}}
         self.pid = ask({**order, **options})
         self.err = fifo.open()
 
@@ -618,6 +619,43 @@ def test_a_health_rule_that_stops(tmp_path: Path, uninterrupted: Callable[[str],
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr.replace("Warning (health.zero", "")
     assert final(tmp_path) == uninterrupted("length")
+
+
+def test_settings_win_over_the_environment(tmp_path: Path, uninterrupted: Callable[..., dict[str, Any]]) -> None:
+    """Also variables of a launcher that starts one process only."""
+    env = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2", "HF_TOKEN": "hf_x"}
+    env |= {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "WANDB_API_KEY": "x", "HF_ENDPOINT": "http://u:p@hub"}
+    args = command(tmp_path, reward="length", sets_=("trainer.max_steps=2",))
+    done = run(args, tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "Left out of the environment, as the run's settings decide: ACCELERATE_GRADIENT_ACCUMULATION_STEPS, "
+        "ACCELERATE_MIXED_PRECISION" in done.stderr
+    )
+    assert final(tmp_path) == uninterrupted("length", 2)
+    record = json.loads((tmp_path / "runs/r/env.json").read_text())
+    assert record["variables"]["OMP_NUM_THREADS"] == os.environ["OMP_NUM_THREADS"]
+    assert record["variables_left_out"]["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    assert record["variables_left_out"]["LOCAL_RANK"] == "0"
+    assert not {"HF_TOKEN", "WANDB_API_KEY", "HF_ENDPOINT"} & record["variables"].keys()
+
+
+def test_one_process_of_several_is_refused(tmp_path: Path) -> None:
+    for env, shown in (
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2"),
+        ({"LOCAL_RANK": "1", "MASTER_ADDR": "localhost"}, "LOCAL_RANK=1"),
+        ({"RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE=4"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
+    ):
+        refused = run(command(tmp_path), tmp_path, env=env)
+        assert refused.returncode == 2, refused.stderr
+        error, hint = refused.stderr.splitlines()
+        assert error.startswith(f"error: the environment's {shown} ")
+        unset = hint.partition("a leftover: env ")[2]
+        assert {name for name in unset.split() if name.isupper()} == env.keys()
+        planned = run(["train", "grpo", "--dry-run", "--quick-test"], tmp_path, env=env)
+        assert f"the environment's {shown} " in planned.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_two_processes_on_one_folder(tmp_path: Path) -> None:

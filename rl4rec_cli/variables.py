@@ -1,0 +1,95 @@
+"""Environment variables that change a run.
+
+Decides: settings win over the environment; several processes are refused; a run records the variables that remain.
+Hides: the names that accelerate, transformers, TRL and launchers read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rl4rec_cli import console
+from rl4rec_cli.errors import ConfigError
+
+OVERRIDING = ("ACCELERATE_",)
+"""Prefixes of variables that take a setting's place: accelerate and transformers read them where they were told
+nothing, as `ACCELERATE_MIXED_PRECISION` where neither bf16 nor fp16 is asked for."""
+_COUNTS = (
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "PMI_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "MPI_LOCALNRANKS",
+)
+_RANKS = (
+    *("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "MPI_LOCALRANKID"),
+    *("OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+)
+_ADDRESSES = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+RECORDED = (
+    *(*OVERRIDING, "TORCH_", "PYTORCH_", "CUDA_", "CUBLAS_", "NVIDIA_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_"),
+    *("ONEDNN_", "ATEN_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "TRL_", "VLLM_", "UNSLOTH_", "WANDB_"),
+)
+"""Prefixes of variables that can change a run's numbers, speed or place."""
+_SECRET = re.compile(r"(KEYS?|TOKENS?|SECRETS?|PASSWORD|PASSWD|PASS|CREDENTIALS?|AUTH|COOKIE|HEADERS?)(_|$)", re.I)
+_LOGIN = re.compile(r"://[^/\s]*@")
+
+_overruled: dict[str, str] = {}
+"""Taken out of the environment by `settings_win`, while it lasts."""
+
+
+def check_one_process() -> None:
+    """Refuse an environment that says this is one process of several, before anything is made.
+
+    Raises:
+        ConfigError: it says so, or cannot be understood.
+    """
+    named = {name: os.environ[name].strip() for name in (*_COUNTS, *_RANKS) if os.environ.get(name, "").strip()}
+    odd = [name for name, value in named.items() if not re.fullmatch(r"-?[0-9]{1,9}", value)]
+    several = [name for name in named if name not in odd and int(named[name]) > (1 if name in _COUNTS else 0)]
+    if not odd and not several:
+        return
+    unset = " ".join(f"-u {name}" for name in [*named, *(name for name in _ADDRESSES if name in os.environ)])
+    shown = ", ".join(f"{name}={named[name]}" for name in odd or several)
+    what = "is not a number" if odd else "says that this is one of several processes, but a run trains in one"
+    raise ConfigError(
+        f"the environment's {shown} {what}",
+        hint=f"start it without torchrun, `accelerate launch` or mpirun; where none is used, the variables are a "
+        f"leftover: env {unset} rl4rec …",
+    )
+
+
+@contextmanager
+def settings_win() -> Iterator[None]:
+    """No variable takes a setting's place, and none of a launcher's starts a group of one process.
+
+    Raises:
+        ConfigError: the environment says that this is one process of several.
+    """
+    check_one_process()
+    names = [n for n in os.environ if n.startswith(OVERRIDING) or n in (*_COUNTS, *_RANKS)]
+    before = {name: os.environ.pop(name) for name in names}
+    if overriding := sorted(name for name in before if name.startswith(OVERRIDING)):
+        console.log(f"Left out of the environment, as the run's settings decide: {', '.join(overriding)}")
+    _overruled.update(before)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.setdefault(name, value)
+            _overruled.pop(name, None)
+
+
+def recorded_variables() -> dict[str, dict[str, str]]:
+    """The variables that could change a run, and those that `settings_win` keeps from it. Never a secret."""
+    known = (*_COUNTS, *_RANKS, *_ADDRESSES, "PYTHONHASHSEED")
+    used = {name: value for name, value in os.environ.items() if name.startswith(RECORDED) or name in known}
+    return {"variables": _without_secrets(used), "variables_left_out": _without_secrets(_overruled)}
+
+
+def _without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
+    return {n: v for n, v in sorted(variables.items()) if not _SECRET.search(n) and not _LOGIN.search(v)}
