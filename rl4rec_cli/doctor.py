@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import platform
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import Rl4RecError
+from rl4rec_cli.file_kinds import ZIP, recognise_file
 from rl4rec_cli.hardware import Machine, find_machine
 from rl4rec_cli.memory import human
 
@@ -37,13 +39,16 @@ class Check:
     """The way out."""
 
 
-def doctor(*, as_json: bool = False) -> None:
+def doctor(paths: Sequence[str] = (), *, as_json: bool = False) -> None:
     """Print what is there and what is wrong.
+
+    Args:
+        paths: dataset folders, models' folders and files to look at, too.
 
     Raises:
         Rl4RecError: something required is broken; all of it is named.
     """
-    checks = list(_checks())
+    checks = [*_checks(), *(look_at(Path(path)) for path in paths)]
     broken = [check for check in checks if check.state == "broken"]
     if as_json:
         console.print_json({"ok": not broken, "checks": [asdict(check) for check in checks]})
@@ -215,6 +220,38 @@ def _reach(address: str) -> str:
         return ""
     except (OSError, ValueError) as error:
         return str(getattr(error, "reason", error)) or type(error).__name__
+
+
+def look_at(path: Path) -> Check:
+    """A dataset, a model or a file: can it be read?"""
+    name, folder = str(path), path.expanduser()
+    try:
+        if (folder / "items.jsonl").exists() or (folder / "sequential_data.txt").exists():
+            from rl4rec_cli.data.dataset import load_dataset
+
+            dataset = load_dataset(folder)
+            return Check(name, "ok", f"a dataset of {len(dataset.users):,} users and {dataset.num_items:,} items")
+        if (folder / "modules.json").exists():
+            from rl4rec_cli.retrieval.embedding import check_files
+
+            check_files(str(folder))
+            return Check(name, "ok", "an embedding model")
+        if (folder / "config.json").exists() or (folder / "adapter_config.json").exists():
+            from rl4rec_cli.config import PolicySection
+            from rl4rec_cli.policy.loading import check_tokenizer
+
+            check_tokenizer(PolicySection(model=str(folder), backend="hf"))
+            return Check(name, "ok", "a model whose tokenizer fits it")
+        expected = (ZIP,) if folder.suffix in (".pt", ".zip") else ()
+        if folder.is_file() and (odd := recognise_file(folder, expected=expected)) is not None:
+            return Check(name, "broken", f"is {odd.what}", odd.way_out(folder))
+    except Rl4RecError as error:
+        return Check(name, "broken", error.message, error.hint or "")
+    except OSError as error:
+        return Check(name, "broken", f"cannot be read: {error.strerror or error}")
+    if not folder.is_file():
+        return Check(name, "broken", "neither a dataset nor a model" if folder.exists() else "no such file or folder")
+    return Check(name, "ok", "a file that is no pointer and not compressed")
 
 
 def within(call: Callable[[], str], seconds: float) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rl4rec_cli import schema
 from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.file_kinds import recognise
 from rl4rec_cli.strict_yaml import MAX_BYTES, YamlError, load_yaml
 
 
@@ -113,6 +114,8 @@ def read_recipe(name: str) -> dict[str, Any]:
 def _read_text(path: Path) -> str:
     with path.expanduser().open("rb") as file:
         data = file.read(MAX_BYTES + 1)
+    if (odd := recognise(data)) is not None:
+        raise ConfigError(f"recipe {path} is {odd.what}", hint=odd.way_out(path))
     if len(data) > MAX_BYTES:
         raise YamlError(f"larger than {MAX_BYTES:,} bytes")
     return data.decode("utf-8-sig")

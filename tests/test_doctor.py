@@ -43,6 +43,20 @@ def test_all_is_well_offline_and_nothing_is_imported_in_vain() -> None:
     assert {"transformers", "trl", "peft", "datasets", "sklearn"}.isdisjoint(json.loads(done.stderr.splitlines()[-1]))
 
 
+def test_what_is_named_is_looked_at(tmp_path: Path) -> None:
+    assert (doctor.look_at(tmp_path / "none").state, doctor.look_at(tmp_path).state) == ("broken", "broken")
+    (tmp_path / "vectors.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "notes.txt").write_text("text")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "items.jsonl").write_text('{"item_id": 0, "title": "t", "text": "t"}\n')
+    pointer, text, data = (doctor.look_at(tmp_path / name) for name in ("vectors.pt", "notes.txt", "data"))
+    assert (pointer.state, pointer.found) == ("broken", "is a Git LFS pointer, not the file itself")
+    assert "git lfs pull" in pointer.hint
+    assert (text.state, text.found) == ("ok", "a file that is no pointer and not compressed")
+    assert data.state == "broken"
+    assert "sequential_data.txt: the file is missing" in data.found
+
+
 def test_a_wrong_version_is_broken_and_the_way_out_is_told(tmp_path: Path) -> None:
     for name, version in (("trl", "9.9"), ("typer", "0.1")):  # what stands first on the path is what is found
         (tmp_path / f"{name}-{version}.dist-info").mkdir()

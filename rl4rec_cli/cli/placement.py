@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
@@ -25,13 +26,18 @@ def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
     """The placement on this machine, or on one with these GPUs (`24`, in gigabytes).
 
     Raises:
-        PolicyError: the model's shape cannot be found out. ConfigError: no such GPU.
+        PolicyError: the model's shape cannot be found out, or its tokenizer does not fit it. ConfigError: no such GPU.
     """
     from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
 
+    facts = policy_facts(config.policy)
+    if Path(config.policy.model).is_dir():
+        from rl4rec_cli.policy.loading import check_tokenizer
+
+        check_tokenizer(config.policy)
     asked = tuple(parse_gpu(text, index) for index, text in enumerate(gpus))
     machine = find_machine() if not asked else _with(asked)
-    return plan_placement(machine, config, policy_facts(config.policy), retrieval_facts(config))
+    return plan_placement(machine, config, facts, retrieval_facts(config))
 
 
 def _with(gpus: tuple[Any, ...]) -> Machine:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rl4rec_cli.errors import DataError
+from rl4rec_cli.file_kinds import recognise
 
 MAX_TEXT_BYTES = 1 << 20
 """Longest title, text or prompt in UTF-8 bytes. Exactly 1 MiB is accepted."""
@@ -55,13 +56,35 @@ def read_bytes(path: Path, problems: Problems, hint: str) -> bytes | None:
     except OSError as error:
         problems.add(path.name, f"cannot be read: {error.strerror or error}")
         return None
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        problems.add(path.name, "the file is UTF-16, not UTF-8", hint="save the file as UTF-8")
+    if (odd := recognise(raw)) is not None:
+        problems.add(path.name, f"the file is {odd.what}", hint=odd.way_out(path))
         return None
     if not without_mark(raw).strip():
         problems.add(path.name, "the file is empty", hint=hint)
         return None
     return raw
+
+
+def json_document(raw: bytes) -> str | None:
+    """What a file is that holds one JSON array or one object over several lines, instead of lines of JSON; else None.
+
+    The whole file is read only where its first line is no JSON: files have gigabytes.
+    """
+    text = without_mark(raw).lstrip()
+    first = text.partition(b"\n")[0]
+    if not first.startswith((b"[", b"{")):
+        return None
+    try:
+        value: Any = json.loads(first)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return "one JSON array" if isinstance(value, list) and any(isinstance(one, dict) for one in value) else None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return "one JSON array" if isinstance(value, list) else "one JSON object over several lines"
 
 
 def read_lines(name: str, raw: bytes, problems: Problems) -> Iterator[tuple[int, str | None]]:

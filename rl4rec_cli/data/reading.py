@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from rl4rec_cli.data.parsing import (
     Problems,
     StrictJson,
+    json_document,
     json_flaw,
     kind,
     read_bytes,
@@ -44,6 +45,10 @@ _NAME = re.compile(r"\w[\w .+()-]{0,119}")
 _ITEM_TOKENS = re.compile(r"[0-9]{1,18}(?:\s+[0-9]{1,18})*")
 
 _ITEMS_HINT = f'{ITEMS} has one JSON object per line: {{"item_id": 0, "title": "…", "text": "…"}}, ids 0, 1, 2 …'
+_LINES_HINT = (
+    f"write each object on a line of its own: jq -c '.[]' {ITEMS} > NEW, or in Python "
+    f'open("NEW", "w").writelines(json.dumps(item) + "\\n" for item in json.load(open("{ITEMS}")))'
+)
 _SEQUENCES_HINT = f"{SEQUENCES} has one user per line: user_id item1 item2 item3 …, oldest first, split by spaces"
 _PROMPTS_HINT = f'{PROMPTS} is one JSON object: {{"user_id": "prompt text", …}}'
 _META_HINT = f'{META} is one JSON object, e.g. {{"name": "beauty", "mask_history": true}}'
@@ -82,6 +87,9 @@ def _read_items(path: Path, problems: Problems) -> tuple[tuple[dict[str, Any], .
     """Items by id, and the ids that sequences may name (None: unknown, because the file cannot be read)."""
     raw = read_bytes(path, problems, _ITEMS_HINT)
     if raw is None:
+        return (), None
+    if document := json_document(raw):
+        problems.add(path.name, f"the file is {document}, not one object per line", hint=_LINES_HINT)
         return (), None
     reader = StrictJson()
     rows: dict[int, dict[str, Any]] = {}

@@ -222,11 +222,13 @@ def evaluate_run(
     _note_openings(evaluation, run)
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
+    from rl4rec_cli.policy.loading import check_tokenizer
     from rl4rec_cli.retrieval.retriever import open_retriever
 
     if checkpoint is not None:
         check_engine(config)
         prepare_backend(config.policy)
+        check_tokenizer(config.policy.model_copy(update={"model": checkpoint}))  # before the minutes of embedding
     retriever = open_retriever(config.retrieval, data, config.data.paths)
     task = open_task(config, data, retriever, evaluation.examples)
     evaluation.methods.extend(measure_baselines(config, task, evaluation.split))

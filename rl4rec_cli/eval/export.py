@@ -85,12 +85,9 @@ def _check_words(form: str, dtype: str, push_to: str | None, *, public: bool) ->
 
 
 def _base(checkpoint: Path) -> str:
-    import json
+    from rl4rec_cli.policy.sources import read_base
 
-    from rl4rec_cli.policy.pretrained import find_base
-
-    saved = json.loads((checkpoint / ADAPTER).read_text(encoding="utf-8"))
-    return find_base(checkpoint, str(saved["base_model_name_or_path"]))
+    return read_base(checkpoint)[0]
 
 
 def _write(run: Run, checkpoint: Path, folder: Path, *, form: str, dtype: str, base: str) -> None:

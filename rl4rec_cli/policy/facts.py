@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.model_facts import PRESET_FACTS, ModelFacts, RetrievalFacts, read_facts
 from rl4rec_cli.policy.presets import find_preset
+from rl4rec_cli.policy.sources import ADAPTER, check_files, read_base
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import PolicySection, RunConfig, TinySection
@@ -39,9 +40,9 @@ def policy_facts(section: PolicySection) -> ModelFacts:
     if preset is not None:
         return PRESET_FACTS[preset.name]
     folder = Path(section.model).expanduser()
-    if (folder / "adapter_config.json").is_file():
-        base = _read(folder / "adapter_config.json").get("base_model_name_or_path")
-        return policy_facts(section.model_copy(update={"model": str(base)}))
+    check_files(folder)
+    if (folder / ADAPTER).is_file():
+        return policy_facts(section.model_copy(update={"model": read_base(folder)[0]}))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise PolicyError(f"{section.model}: a folder without config.json", hint=_tries())

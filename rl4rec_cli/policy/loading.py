@@ -139,6 +139,17 @@ def load_tokenizer_alone(section: PolicySection, dataset: Dataset) -> Any:
     return read_tokenizer(section, choose_backend(section).name)
 
 
+def check_tokenizer(section: PolicySection) -> None:
+    """Read the tokenizer of a policy that is not built here, and let it go.
+
+    Raises:
+        PolicyError: not found, damaged, or with tokens that the model has no rows for.
+    """
+    if section.model != TINY:
+        console.quiet_libraries()
+        read_tokenizer(section, choose_backend(section).name)
+
+
 def build_tiny(section: TinySection, datasets: Sequence[Dataset]) -> tuple[Any, Any]:
     """A small Llama with random weights and a byte-level BPE trained on the catalogues.
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.policy.loading import Policy, load_policy
-from rl4rec_cli.policy.pretrained import find_device, find_dtype, find_source, load_tokenizer
+from rl4rec_cli.policy.pretrained import find_device, find_dtype, load_tokenizer
+from rl4rec_cli.policy.sources import find_source
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import PolicySection
@@ -40,7 +41,7 @@ def load_merged(section: PolicySection, folder: Path, *, dtype: str = "auto") ->
         base = {"model": source.model, "revision": source.options["revision"]}
         policy = load_policy(plain.model_copy(update={**base, "lora": None}))
         model = _merge(policy.model, source.adapter, is_quantised=section.quantization != "none")
-        policy.tokenizer = load_tokenizer(source)
+        policy.tokenizer, _ = load_tokenizer(source)
     return Policy(model.to(kept).eval(), policy.tokenizer, policy.name)
 
 

@@ -7,39 +7,21 @@ Hides: transformers, PEFT and bitsandbytes; unsloth_loading.py hides Unsloth.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rl4rec_cli.errors import ConfigError, PolicyError
-from rl4rec_cli.policy.presets import PRESETS, find_preset, repository_of
+from rl4rec_cli.policy.presets import find_preset
+from rl4rec_cli.policy.sources import ADAPTER, MODEL_TRIES, Source, cannot_load, find_source, read_base
 from rl4rec_cli.retrieval.embedding import model_identity
+from rl4rec_cli.vocabulary import RESIZE, describe_extra, extra_tokens, pad_within
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import LoraSection, PolicySection
-
-MODEL_TRIES = (
-    "give a Hugging Face causal language model by name or folder, a run's checkpoint, `tiny`, or one of "
-    + ", ".join(PRESETS)
-)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a policy's parts are read."""
-
-    model: str
-    """The base's weights: a folder or a Hub name."""
-    options: dict[str, Any]
-    """Revision and trust of the base."""
-    adapter: Path | None
-    tokenizer: str
-    tokenizer_options: dict[str, Any]
 
 
 def load_pretrained(
@@ -55,10 +37,9 @@ def load_pretrained(
     """Model (with its adapter) and tokenizer; see `load_policy`."""
     dtype = find_dtype(section.dtype, device)
     name = section.model
+    source = find_source(section, backend)
     try:
-        source = find_source(section, backend)
-        tokenizer = load_tokenizer(source)
-        config = _read_config(source)
+        tokenizer, config = load_tokenizer(source)
         _check_room(config, name, max_length)
         _check_stored(config, section)
         if backend == "unsloth":
@@ -73,7 +54,7 @@ def load_pretrained(
     except (PolicyError, ConfigError):
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are libraries that read it
-        raise _cannot_load(f"the policy {name!r}", error) from error
+        raise cannot_load(f"the policy {name!r}", error, names=source.remote) from error
     if tokenizer.eos_token_id is None:
         raise PolicyError(f"the tokenizer of {name!r} has no end-of-sequence token", hint="texts could never end")
     _check_held(model, section)
@@ -98,53 +79,19 @@ def load_pretrained(
     return model, tokenizer
 
 
-def _cannot_load(what: str, error: Exception) -> PolicyError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return PolicyError(f"cannot load {what}: {reason}", hint=MODEL_TRIES)
-
-
 def read_tokenizer(section: PolicySection, backend: str) -> Any:
     """The tokenizer of what a section names.
 
     Raises:
-        PolicyError: not found, damaged.
+        PolicyError: not found, damaged, or with tokens that the model has no rows for.
     """
+    source = find_source(section, backend)
     try:
-        return load_tokenizer(find_source(section, backend))
+        return load_tokenizer(source)[0]
     except PolicyError:
         raise
     except Exception as error:
-        raise _cannot_load(f"the tokenizer of {section.model!r}", error) from error
-
-
-def find_source(section: PolicySection, backend: str) -> Source:
-    """Where to read what a section names.
-
-    Raises:
-        PolicyError: a folder that is no model, or is not there.
-    """
-    name = repository_of(section.model, backend=backend, quantization=section.quantization)
-    options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
-    folder = Path(name)
-    has_adapter = (folder / "adapter_config.json").is_file()
-    if folder.is_dir() and not has_adapter and not (folder / "config.json").is_file():
-        raise PolicyError(f"{name}: a folder without config.json or adapter_config.json", hint=MODEL_TRIES)
-    if not folder.exists() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
-        raise PolicyError(f"{name}: no such folder", hint=MODEL_TRIES)
-    if not has_adapter:
-        return Source(name, options, None, name, options)
-    saved = json.loads((folder / "adapter_config.json").read_text())
-    base = find_base(folder, saved["base_model_name_or_path"])
-    base_options = {**options, "revision": saved.get("revision") or "main"}
-    # Adapters are often published without the tokenizer, which is then the base's.
-    own = (folder / "tokenizer_config.json").is_file()
-    return Source(base, base_options, folder, name if own else base, options if own else base_options)
-
-
-def find_base(adapter: Path, recorded: str) -> str:
-    """The base of an adapter: as it recorded it, or of that name beside it, where its run was moved."""
-    beside = adapter.resolve().parent / Path(recorded).name
-    return str(beside) if Path(recorded).is_absolute() and not Path(recorded).exists() and beside.is_dir() else recorded
+        raise cannot_load(f"the tokenizer of {section.model!r}", error, names=source.remote) from error
 
 
 def policy_identity(model: str) -> str:
@@ -153,30 +100,31 @@ def policy_identity(model: str) -> str:
     An adapter's own files name its base, but stay the same where that is trained anew in its place.
     """
     folder = Path(model).expanduser()
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / ADAPTER).is_file():
         return model_identity(model)
     try:
-        saved = json.loads((folder / "adapter_config.json").read_text())
-        base = find_base(folder, saved["base_model_name_or_path"])
-    except (ValueError, KeyError, TypeError):  # it cannot be loaded, which says why
+        base, _ = read_base(folder)
+    except PolicyError:  # it cannot be loaded, which says why
         return model_identity(model)
     return f"{model_identity(model)} on {model_identity(base)}"
 
 
-def load_tokenizer(source: Source) -> Any:
-    """The tokenizer, with a token to pad with."""
-    from transformers import AutoTokenizer
+def load_tokenizer(source: Source) -> tuple[Any, Any]:
+    """The tokenizer, with a token to pad with, and the model's configuration.
+
+    Raises:
+        PolicyError: it has tokens that the model has no rows for.
+    """
+    from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, padding_side="left", **source.tokenizer_options)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _read_config(source: Source) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(source.model, **source.options)
+    config = AutoConfig.from_pretrained(source.model, **source.options)
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    rows = rows if isinstance(rows, int) else len(tokenizer)
+    if extra := extra_tokens(tokenizer, rows):
+        raise PolicyError(f"{source.model}: {describe_extra(tokenizer, rows, extra)}", hint=RESIZE)
+    pad_within(tokenizer, rows)
+    return tokenizer, config
 
 
 def _check_room(config: Any, name: str, max_length: int | None) -> None:

@@ -20,7 +20,7 @@ from rl4rec_cli.policy.backend import import_unsloth
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import PolicySection
-    from rl4rec_cli.policy.pretrained import Source
+    from rl4rec_cli.policy.sources import Source
 
 
 def load_by_unsloth(

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl4rec_cli import console
+from rl4rec_cli import console, hub
 from rl4rec_cli.errors import EmbeddingError
+from rl4rec_cli.file_kinds import odd_file
+from rl4rec_cli.vocabulary import RESIZE, describe_extra, extra_tokens
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RetrievalSection
@@ -92,14 +94,13 @@ class SentenceTransformerEmbedder:
         self.name = model_identity(model)
         self.query_prompt = query_prompt
         self._batch_size = batch_size
+        check_files(model)
         try:
             self._model = SentenceTransformer(model, device=device)
         except Exception as error:
             # Each broken file of a model folder gives an error class of its own, some of them Rust's.
-            raise EmbeddingError(
-                f"cannot load the embedding model {model!r}: {reason_of(error)}",
-                hint="give a sentence-transformers model name or folder, or set retrieval.embedder=lsa (no download)",
-            ) from error
+            raise cannot_load(model, error) from error
+        _check_tokens(self._model, model)
 
     def embed(
         self, texts: Sequence[str], *, query: bool = False, progress: Callable[[int], None] | None = None
@@ -116,6 +117,59 @@ class SentenceTransformerEmbedder:
             )
 
         return each_once(texts, embed, self.name, batch_size=self._batch_size, progress=progress)
+
+
+def check_files(model: str) -> None:
+    """Refuse an embedding model's folder in which a file is not what its name says.
+
+    Raises:
+        EmbeddingError: so it is.
+    """
+    try:
+        odd = odd_file(Path(model).expanduser())
+    except OSError as error:
+        raise EmbeddingError(f"{error.filename or model}: cannot be read: {error.strerror or error}") from error
+    if odd is not None:
+        path, what, way_out = odd
+        raise EmbeddingError(f"{path} is {what}", hint=way_out)
+
+
+def cannot_load(model: str, error: Exception) -> EmbeddingError:
+    """The error of a library that reads embedding models, in one line."""
+    if (told := hub.explain(error, model)) is not None:
+        message, hint = told
+        return EmbeddingError(
+            f"cannot load the embedding model: {message}", hint=f"{hint}; retrieval.embedder=lsa needs none"
+        )
+    return EmbeddingError(
+        f"cannot load the embedding model {model!r}: {reason_of(error)}",
+        hint="give a sentence-transformers model name or folder, or set retrieval.embedder=lsa (no download)",
+    )
+
+
+def _check_tokens(model: Any, name: str) -> None:
+    """Refuse a model that could not pad texts to one length, or has no row for a token that it would read.
+
+    Raises:
+        EmbeddingError: so it is.
+    """
+    tokenizer = getattr(model[0], "tokenizer", None)
+    network: Any = getattr(model[0], "auto_model", None) or getattr(model[0], "model", None)
+    if tokenizer is None or not hasattr(network, "get_input_embeddings"):  # as one of static vectors
+        return
+    if tokenizer.pad_token_id is None:
+        raise EmbeddingError(
+            f"the embedding model {name!r} cannot be used: its tokenizer has no padding token",
+            hint="give it one and save it there: tokenizer.pad_token = tokenizer.eos_token; "
+            "tokenizer.save_pretrained(…); or name a model that was made to embed",
+        )
+    rows = network.get_input_embeddings().weight.shape[0]
+    extra = extra_tokens(tokenizer, rows)
+    extra += [tokenizer.pad_token] if tokenizer.pad_token_id >= rows else []
+    if extra:
+        raise EmbeddingError(
+            f"the embedding model {name!r} cannot be used: {describe_extra(tokenizer, rows, extra)}", hint=RESIZE
+        )
 
 
 def each_once(

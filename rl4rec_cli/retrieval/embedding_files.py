@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rl4rec_cli.errors import EmbeddingError
+from rl4rec_cli.file_kinds import ZIP, recognise_file
 from rl4rec_cli.retrieval.embedding import embed_items, is_blank, model_identity, normalised, open_embedder, reason_of
 
 if TYPE_CHECKING:
@@ -101,6 +102,13 @@ def load_embeddings(path: Path, *, dataset: Dataset, emb_type: str, model: str |
     """
     if not path.is_file():
         raise EmbeddingError(f"{path}: no such embedding file", hint="make it with `rl4rec embed DATASET`")
+    try:
+        odd = recognise_file(path, expected=(ZIP,) if path.suffix == ".pt" else ())  # torch.save writes a zip archive
+    except OSError as error:
+        raise EmbeddingError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if odd is not None:
+        hint = "what torch.save wrote is named .pt" if odd == ZIP else odd.way_out(path)
+        raise EmbeddingError(f"{path} is {odd.what}", hint=hint)
     vectors, metadata = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
     vectors = vectors.detach()
     source = f" --model {model}" if model is not None else ""

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl4rec_cli.errors import EmbeddingError
-from rl4rec_cli.retrieval.embedding import each_once, model_identity
+from rl4rec_cli.retrieval.embedding import cannot_load, check_files, each_once, model_identity
 from rl4rec_cli.vllm_process import VllmProcess, same_gpu
 
 TIMEOUT = 1800.0
@@ -44,14 +43,12 @@ class VllmEmbedder:
         self.name = model_identity(model)
         self.query_prompt = query_prompt
         self._batch_size = batch_size
+        check_files(model)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(model)
             self._longest = _longest(model, self._tokenizer)
         except (OSError, ValueError, KeyError) as error:
-            raise EmbeddingError(
-                f"cannot load the embedding model {model!r}: {str(error).splitlines()[0]}",
-                hint="give a sentence-transformers model name or folder, or set retrieval.embedder=lsa (no download)",
-            ) from error
+            raise cannot_load(model, error) from error
         options: dict[str, Any] = {
             "model": model,
             "runner": "pooling",

@@ -94,9 +94,11 @@ def train(
 
     from rl4rec_cli.eval.evaluation import print_seeds
     from rl4rec_cli.policy.backend import prepare_backend
+    from rl4rec_cli.policy.loading import check_tokenizer
 
     prepare_backend(config.policy)
     console.quiet_libraries()
+    check_tokenizer(config.policy)  # before the minutes that embedding takes
     with _opened(config, datasets, audits) as data:
         results = [_train_one(own, data) for own in configs]
     for name in audits if len(results) > 1 else ():
@@ -182,15 +184,18 @@ def _check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> N
 
     Raises:
         RunError: the run is there already. ConfigError: too few examples, no such reward file, or a tracker that is
-            not installed.
+            not installed. PolicyError: the policy's folder is no model, or a file of it not what its name says.
     """
     from rl4rec_cli.policy.backend import check_engine, check_policy
+    from rl4rec_cli.policy.sources import find_source
 
     if is_new:
         check_new(config)
     check_engine(config)
     checkpointing = next((p.gradient_checkpointing for p in _phases(config) if p.gradient_checkpointing), False)
-    check_policy(config.policy, trainable=True, gradient_checkpointing=checkpointing)
+    backend = check_policy(config.policy, trainable=True, gradient_checkpointing=checkpointing)
+    if config.policy.model != "tiny":
+        find_source(config.policy, backend.name)
     check_installed(config.logging.report_to)
     for phase in _phases(config):
         number_of_steps(phase, sum(number_of_training_examples(config, dataset) for dataset in datasets))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import os
 from collections import Counter
@@ -152,6 +153,23 @@ ITEM_FAULTS: dict[str, tuple[list[str] | bytes, str]] = {
     "empty": (b"", "items.jsonl: the file is empty"),
     "blank": (b"\xef\xbb\xbf \r\n\n", "items.jsonl: the file is empty"),
     "utf-16": ("\ufeff{}".encode("utf-16-le"), "items.jsonl: the file is UTF-16, not UTF-8"),
+    "lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+        "items.jsonl: the file is a Git LFS pointer, not the file itself",
+    ),
+    "gzip": (gzip.compress(b"{}"), "items.jsonl: the file is compressed by gzip"),
+    "array": (
+        f"[{', '.join(GOOD_ITEMS)}]".encode(),
+        "items.jsonl: the file is one JSON array, not one object per line",
+    ),
+    "array-in-lines": (
+        ("[\n" + ",\n".join(GOOD_ITEMS) + "\n]\n").encode(),
+        "items.jsonl: the file is one JSON array, not one object per line",
+    ),
+    "object-in-lines": (
+        json.dumps({"items": []}, indent=1).encode(),
+        "items.jsonl: the file is one JSON object over several lines, not one object per line",
+    ),
     "not-utf-8": (
         NOT_UTF8,
         f"items.jsonl:3: not valid UTF-8: byte 0xe9 at offset 28 of the line, {BEFORE + 28} of the file",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -216,6 +218,16 @@ def test_garbage_is_refused(tmp_path: Path, make_dataset: Make) -> None:
             refusal(path, make_dataset())
 
 
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_a_file_that_is_something_else(name: str, tmp_path: Path, make_dataset: Make, vectors: torch.Tensor) -> None:
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    assert refusal(path, make_dataset()) == f"{path} is a Git LFS pointer, not the file itself"
+    save_pt(path, vectors)
+    if name == "a.safetensors":
+        assert refusal(path, make_dataset()) == f"{path} is a zip archive"
+
+
 def test_a_missing_file_says_how_to_make_it(tmp_path: Path, make_dataset: Make) -> None:
     assert "no such embedding file" in refusal(tmp_path / "nothing.safetensors", make_dataset())
 
@@ -382,6 +394,34 @@ def test_a_model_that_cannot_be_loaded(name: str) -> None:
         SentenceTransformerEmbedder(name, device="cpu", batch_size=8)
     assert "\n" not in caught.value.message
     assert "lsa" in str(caught.value.hint)
+
+
+def test_an_embedder_that_cannot_take_its_own_tokens(tiny_folder: Path, tmp_path: Path) -> None:
+    """What it cannot do is said before anything is embedded."""
+    folder = tmp_path / "no-pad"
+    shutil.copytree(tiny_folder, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    pad = settings.pop("pad_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(EmbeddingError, match="its tokenizer has no padding token") as caught:
+        SentenceTransformerEmbedder(str(folder), device="cpu", batch_size=8)
+    assert "tokenizer.pad_token = tokenizer.eos_token" in str(caught.value.hint)
+    settings["pad_token"] = "[PAD]"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(EmbeddingError, match=r"rows: none for '\[PAD\]'") as caught:
+        SentenceTransformerEmbedder(str(folder), device="cpu", batch_size=8)
+    settings["pad_token"] = pad
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert SentenceTransformerEmbedder(str(folder), device="cpu", batch_size=8).embed(["rose", "mint gel"]).ndim == 2
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(EmbeddingError, match="is a Git LFS pointer"):
+        SentenceTransformerEmbedder(str(folder), device="cpu", batch_size=8)
+
+
+def test_an_embedder_of_the_hub_without_the_hub() -> None:
+    with pytest.raises(EmbeddingError, match="the Hub is switched off by HF_HUB_OFFLINE") as caught:
+        SentenceTransformerEmbedder("nobody/no-such-model", device="cpu", batch_size=8)
+    assert "`hf download nobody/no-such-model`" in str(caught.value.hint)
 
 
 def test_a_path_that_is_no_model(tmp_path: Path, minilm: str) -> None:

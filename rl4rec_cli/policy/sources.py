@@ -1,0 +1,148 @@
+"""Where a policy's parts are read: a folder or a name of the Hub, and for an adapter its base.
+
+Decides: which folders are models, where an adapter's base is looked for, and how what cannot be found is told.
+Hides: `adapter_config.json`.
+
+Nothing here imports torch: what is wrong with a folder is said before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli import hub
+from rl4rec_cli.errors import PolicyError
+from rl4rec_cli.file_kinds import odd_file
+from rl4rec_cli.policy.presets import PRESETS, repository_of
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import PolicySection
+
+ADAPTER = "adapter_config.json"
+_BASE = "base_model_name_or_path"
+MODEL_TRIES = (
+    "give a Hugging Face causal language model by name or folder, a run's checkpoint, `tiny`, or one of "
+    + ", ".join(PRESETS)
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a policy's parts are read."""
+
+    model: str
+    """The base's weights: a folder or a Hub name."""
+    options: dict[str, Any]
+    """Revision and trust of the base."""
+    adapter: Path | None
+    tokenizer: str
+    tokenizer_options: dict[str, Any]
+
+    @property
+    def remote(self) -> str:
+        """What is looked for on the Hub where something is not found."""
+        return self.model if Path(self.tokenizer).is_dir() else self.tokenizer
+
+
+def find_source(section: PolicySection, backend: str) -> Source:
+    """Where to read what a section names.
+
+    Raises:
+        PolicyError: a folder that is no model, is not there, holds something else than its names say, or an adapter
+            without its base.
+    """
+    name = repository_of(section.model, backend=backend, quantization=section.quantization)
+    options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+    folder = Path(name)
+    has_adapter = (folder / ADAPTER).is_file()
+    if folder.is_dir() and not has_adapter and not (folder / "config.json").is_file():
+        raise PolicyError(f"{name}: a folder without config.json or {ADAPTER}", hint=MODEL_TRIES)
+    if not folder.exists() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise PolicyError(f"{name}: no such folder", hint=MODEL_TRIES)
+    check_files(folder)
+    if not has_adapter:
+        return Source(name, options, None, name, options)
+    base, revision = read_base(folder)
+    check_files(Path(base))
+    base_options = {**options, "revision": revision or "main"}
+    # Adapters are often published without the tokenizer, which is then the base's.
+    own = (folder / "tokenizer_config.json").is_file()
+    return Source(base, base_options, folder, name if own else base, options if own else base_options)
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a model's folder in which a file is not what its name says.
+
+    Raises:
+        PolicyError: so it is.
+    """
+    try:
+        odd = odd_file(folder)
+    except OSError as error:
+        raise PolicyError(f"{error.filename or folder}: cannot be read: {error.strerror or error}") from error
+    if odd is not None:
+        path, what, way_out = odd
+        raise PolicyError(f"{path} is {what}", hint=way_out)
+
+
+def read_base(adapter: Path) -> tuple[str, str | None]:
+    """The base of an adapter, as a folder that is there or a Hub name, and its revision there.
+
+    Raises:
+        PolicyError: it names none, or one of another machine.
+    """
+    file = adapter / ADAPTER
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PolicyError(
+            f"{file}: cannot be read: {error}", hint="save the adapter again, or copy it again"
+        ) from error
+    recorded = saved.get(_BASE) if isinstance(saved, dict) else None
+    if not isinstance(recorded, str) or not recorded.strip():
+        lacks = f"has no {_BASE}" if not isinstance(saved, dict) or _BASE not in saved else f"has {_BASE}={recorded!r}"
+        raise PolicyError(
+            f"{file} {lacks}: nothing says which model this adapter belongs on",
+            hint=f'write it there: "{_BASE}": the folder or the Hub\'s name of the model it was trained on',
+        )
+    base = find_base(adapter, recorded)
+    if _is_path(base) and not Path(base).is_dir():
+        raise PolicyError(
+            f"{adapter}: its base model {recorded} is not on this machine",
+            hint=f"put the base's folder beside it, as {adapter.resolve().parent / _last(recorded)}, or write where it "
+            f"is into {_BASE} of {file}",
+        )
+    revision = saved.get("revision")
+    return base, revision if isinstance(revision, str) else None
+
+
+def find_base(adapter: Path, recorded: str) -> str:
+    """The base of an adapter: as it recorded it, or of that name beside it, where its run was moved."""
+    beside = adapter.resolve().parent / _last(recorded)
+    return str(beside) if _is_path(recorded) and not Path(recorded).exists() and beside.is_dir() else recorded
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be a folder's, of this or another system: the Hub's have one `/` at most."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or name[1:2] == ":"
+
+
+def _last(name: str) -> str:
+    return PureWindowsPath(name).name if "\\" in name else Path(name).name
+
+
+def cannot_load(what: str, error: Exception, *, names: str) -> PolicyError:
+    """The error of a library that reads models, in one line.
+
+    Args:
+        what: could not be loaded.
+        names: what was read, as the Hub would know it.
+    """
+    if (told := hub.explain(error, names)) is not None:
+        message, hint = told
+        return PolicyError(f"cannot load {what}: {message}", hint=hint)
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return PolicyError(f"cannot load {what}: {reason}", hint=MODEL_TRIES)

@@ -1,0 +1,153 @@
+"""Where a policy is read, and what is said where it cannot be: before a run folder is made, in one line each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl4rec_cli.cli.main import main
+from rl4rec_cli.config import LoraSection, PolicySection
+from rl4rec_cli.data.dataset import Dataset, save_dataset
+from rl4rec_cli.errors import PolicyError
+from rl4rec_cli.policy.loading import check_tokenizer, load_policy, save_policy
+from rl4rec_cli.policy.sources import find_source
+from rl4rec_cli.vocabulary import RESIZE
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 2471645608\n"
+
+
+def section(model: Path | str) -> PolicySection:
+    return PolicySection(model=str(model), device="cpu", dtype="fp32")
+
+
+def refusal(model: Path | str) -> PolicyError:
+    with pytest.raises(PolicyError) as caught:
+        check_tokenizer(section(model))
+    assert "\n" not in caught.value.message
+    return caught.value
+
+
+def with_tokens(base: Path, folder: Path, *tokens: str, special: bool = False, **named: str) -> Path:
+    """A copy of a model whose tokenizer has tokens that the embedding has no rows for."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(base, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(list(tokens), special_tokens=special)
+    tokenizer.add_special_tokens(named)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
+    loaded = section(tiny_folder).model_copy(update={"lora": LoraSection(r=2)})
+    save_policy(load_policy(loaded, trainable=True), folder)
+    return folder
+
+
+def test_words_that_the_model_has_no_rows_for(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = json.loads((tiny_folder / "config.json").read_text())["vocab_size"]
+    error = refusal(with_tokens(tiny_folder, tmp_path / "words", "zyx", "wvu"))
+    assert error.message.endswith(
+        f"its tokenizer has {rows + 2:,} tokens, but its embedding has {rows:,} rows: none for 'zyx', 'wvu'"
+    )
+    assert error.hint == RESIZE
+    assert "model.resize_token_embeddings" in RESIZE
+    end = with_tokens(tiny_folder, tmp_path / "end", eos_token="<end>")
+    assert "none for '<end>'" in refusal(end).message
+    template = with_tokens(tiny_folder, tmp_path / "template", "<turn>", special=True)
+    (template / "chat_template.jinja").write_text("{% for m in messages %}<turn>{{ m['content'] }}{% endfor %}")
+    assert "none for '<turn>'" in refusal(template).message
+
+
+def test_padding_and_special_tokens_that_no_text_becomes_do_no_harm(tiny_folder: Path, tmp_path: Path) -> None:
+    """As the token for pictures of a model that reads text alone."""
+    folder = with_tokens(tiny_folder, tmp_path / "pad", "<picture>", special=True, pad_token="[PAD]")
+    tokenizer = load_policy(section(folder)).tokenizer
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_pointer_of_git_lfs(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    (tmp_path / "model" / name).write_text(POINTER)
+    error = refusal(tmp_path / "model")
+    assert error.message == f"{tmp_path / 'model' / name} is a Git LFS pointer, not the file itself"
+    assert "git lfs pull" in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "way_out"),
+    [
+        ({"base_model_name_or_path": None}, "has base_model_name_or_path=None: nothing says which", "write it there"),
+        ({}, "has no base_model_name_or_path: nothing says which model", "write it there"),
+        ({"base_model_name_or_path": "/home/ann/base-7b"}, "/home/ann/base-7b is not on this machine", "beside it"),
+        ({"base_model_name_or_path": "C:\\models\\base-7b"}, "base-7b is not on this machine", "beside it"),
+        ({"base_model_name_or_path": "../nowhere/base-7b"}, "base-7b is not on this machine", "beside it"),
+        (
+            {"base_model_name_or_path": "some/base"},
+            "some/base is not on this machine (neither",
+            "hf download some/base",
+        ),
+    ],
+)
+def test_an_adapter_whose_base_is_not_there(
+    change: dict[str, Any], words: str, way_out: str, adapter: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(adapter, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    saved = json.loads(file.read_text())
+    del saved["base_model_name_or_path"]
+    file.write_text(json.dumps({**saved, **change}))
+    error = refusal(tmp_path / "adapter")
+    assert words in error.message
+    assert way_out in str(error.hint)
+
+
+def test_a_base_of_another_machine_is_taken_from_beside_the_adapter(
+    adapter: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(adapter, tmp_path / "adapter")
+    shutil.copytree(tiny_folder, tmp_path / "base-7b")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    saved = json.loads(file.read_text())
+    for recorded in ("/home/ann/base-7b", "D:\\models\\base-7b", "../models/base-7b"):
+        file.write_text(json.dumps({**saved, "base_model_name_or_path": recorded}))
+        assert find_source(section(tmp_path / "adapter"), "hf").model == str(tmp_path / "base-7b")
+
+
+def test_a_name_of_the_hub_without_the_hub() -> None:
+    error = refusal("gpt2")
+    assert "openai-community/gpt2 is not on this machine" in error.message
+    assert "the Hub is switched off by HF_HUB_OFFLINE" in error.message
+    assert "unset HF_HUB_OFFLINE" in str(error.hint)
+    assert "`hf download openai-community/gpt2`" in str(error.hint)
+    assert "a local folder" in str(error.hint)
+
+
+def test_every_command_says_it_before_it_makes_anything(
+    tiny_folder: Path, tmp_path: Path, make_dataset: Callable[..., Dataset], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The embedder does not exist: whoever asked for it first would say that."""
+    save_dataset(make_dataset(sequences=[[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]]), tmp_path / "data")
+    words = str(with_tokens(tiny_folder, tmp_path / "words", "zyx"))
+    data, embedder = str(tmp_path / "data"), ["--set", "retrieval.model=nobody/none"]
+    few = ["--set", "trainer.batch_size=2", "--set", "trainer.gradient_accumulation_steps=1"]
+    few += ["--set", f"run.output_dir={tmp_path / 'runs'}"]
+    for command in (
+        ["train", "grpo", "--dataset", data, "--model", words, *embedder, *few],
+        ["eval", words, "--dataset", data, *embedder],
+        ["plan", "--dataset", data, "--model", words, *embedder],
+        ["prompts", data, "--model", words],
+        ["doctor", data, words],
+    ):
+        assert main(command) == 1
+        assert "rows: none for 'zyx'" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "runs").exists()
