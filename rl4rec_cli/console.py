@@ -226,6 +226,8 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    # Such an adapter is merged into weights of its own; PEFT's own merge would not do so.
+    warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True` and a tied layer is part")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import re
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, PolicyError, RunError
@@ -19,6 +19,9 @@ from rl4rec_cli.eval.model_card import model_card
 from rl4rec_cli.eval.targets import find_run
 from rl4rec_cli.runs import Run
 from rl4rec_cli.whole_folders import write_folder
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config import PolicySection
 
 FORMS = ("merged", "adapter")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
@@ -91,12 +94,14 @@ def _base(checkpoint: Path) -> str:
 
 
 def _write(run: Run, checkpoint: Path, folder: Path, *, form: str, dtype: str, base: str) -> None:
-    policy: Any = None
+    section = run.config.policy.model_copy(update={"backend": "hf", "fast_inference": False})
     size = sum(file.stat().st_size for file in checkpoint.glob("adapter_*"))
+    trained = _Trained(section, checkpoint, run.config.prompt.template)
+    policy: Any = None
     if form == "merged":
         from rl4rec_cli.policy.merging import load_merged
 
-        policy = load_merged(run.config.policy, checkpoint, dtype=dtype)
+        policy = load_merged(section, checkpoint, dtype=dtype)
         size = sum(p.numel() * p.element_size() for p in policy.model.parameters())
     weights = "" if policy is None else str(policy.model.dtype).removeprefix("torch.")
     card = model_card(run, checkpoint, form=form, base=base, weights=weights)
@@ -105,6 +110,7 @@ def _write(run: Run, checkpoint: Path, folder: Path, *, form: str, dtype: str, b
         if policy is not None:
             policy.model.save_pretrained(temporary)
             policy.tokenizer.save_pretrained(temporary)
+            trained.check_merged(temporary, policy.model)
         else:
             for file in sorted(checkpoint.iterdir()):
                 if file.is_file() and any(fnmatch(file.name, pattern) for pattern in _FILES):
@@ -116,6 +122,50 @@ def _write(run: Run, checkpoint: Path, folder: Path, *, form: str, dtype: str, b
     except OSError as error:
         reason = error.strerror or str(error)
         raise PolicyError(f"{folder}: cannot write the export of about {size:,} bytes: {reason}") from error
+
+
+class _Trained:
+    """What a checkpoint computes, to which an export is held.
+
+    Args:
+        section: what it was trained with.
+        template: the run's prompt, of which the first tokens are read.
+    """
+
+    def __init__(self, section: PolicySection, checkpoint: Path, template: str) -> None:
+        from rl4rec_cli.policy.agreement import logits_of, probe_sequences
+        from rl4rec_cli.policy.loading import load_policy
+
+        policy = load_policy(section.model_copy(update={"model": str(checkpoint)}))
+        rows = policy.model.get_input_embeddings().weight.shape[0]
+        self._sequences = probe_sequences(policy.tokenizer, template, vocabulary=min(rows, len(policy.tokenizer)))
+        self._logits = logits_of(policy.model, self._sequences)
+        self._dtype = policy.model.dtype
+        self._is_quantised = section.quantization != "none"
+
+    def check_merged(self, folder: Path, model: Any) -> None:
+        """Refuse a folder that plain transformers reads as another model.
+
+        Args:
+            model: what was written there.
+
+        Raises:
+            PolicyError: its logits are not those of the checkpoint.
+        """
+        from transformers import AutoModelForCausalLM
+
+        from rl4rec_cli.policy.agreement import largest_difference, limit_of, logits_of
+
+        read: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+        difference = largest_difference(self._logits, logits_of(read.to(model.device), self._sequences))
+        limit = limit_of(self._dtype, model.dtype, is_quantised=self._is_quantised)
+        if difference > limit:
+            raise PolicyError(
+                f"the merged model is not what was trained: its logits differ by {difference:.2g} of their size, "
+                f"where rounding explains {limit:g}; nothing was written",
+                hint="export it with --to adapter, and please report this with the model's name",
+            )
+        console.log(f"Read back: logits differ by {difference:.1e} of their size from the trained policy's")
 
 
 def _check_login() -> None:

@@ -73,6 +73,19 @@ def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
     return _on_cpu(get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False))
 
 
+def adapts_tied_ends(model: Any) -> bool:
+    """Whether an adapter changes embedding or head of a base where both share their weights.
+
+    vLLM has one matrix for both then, and an adapter on one end would change the other, or neither.
+    """
+    if not is_peft(model):
+        return False
+    plain = model.get_base_model()
+    if not getattr(plain.config.get_text_config(), "tie_word_embeddings", False):
+        return False
+    return any(hasattr(end, "base_layer") for end in (plain.get_input_embeddings(), plain.get_output_embeddings()))
+
+
 @torch.no_grad()
 def whole_tensors(model: Any) -> dict[str, torch.Tensor]:
     """All weights by the names they have without an adapter, which is merged into them."""

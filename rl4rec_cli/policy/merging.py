@@ -1,7 +1,8 @@
 """A trained policy as one model: its adapter worked into its base.
 
 Decides: a base that was held in 4 or 8 bits is written out as it was computed with, so that the merged model is the one
-that was trained and measured; the weights from before the quantisation are another model.
+that was trained and measured; the weights from before the quantisation are another model. Weights that the base shares
+between its two ends (embedding and head) are written apart where the adapter changed one of them.
 Hides: transformers and PEFT.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.policy.loading import Policy, load_policy
@@ -51,9 +54,39 @@ def _merge(base: Any, adapter: Path, *, is_quantised: bool) -> Any:
     try:
         # Into quantised weights PEFT would merge too, and round most of the adapter away.
         model = base.dequantize() if is_quantised else base
+        was_tied = _untie(model)
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+        if was_tied:
+            _tie_equals(model)
     except (ValueError, RuntimeError) as error:
         raise PolicyError(
             f"{adapter}: cannot merge the adapter: {str(error).splitlines()[0]}", hint="export it with --to adapter"
         ) from error
     return model
+
+
+def _untie(model: Any) -> bool:
+    """Give the head weights of its own; whether it shared those of the embedding.
+
+    An adapter is trained on one end alone: merged into shared weights it would change the other end, too.
+    """
+    head = model.get_output_embeddings()
+    if head is None or head.weight is not model.get_input_embeddings().weight:
+        return False
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    _set_tied(model, is_tied=False)
+    return True
+
+
+def _tie_equals(model: Any) -> None:
+    """Share one matrix between embedding and head again, where the adapter changed neither."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if torch.equal(head.weight, embedding.weight):
+        head.weight = embedding.weight
+        _set_tied(model, is_tied=True)
+
+
+def _set_tied(model: Any, *, is_tied: bool) -> None:
+    """Say in the model's configuration, which decides what loaders do, whether both ends share their weights."""
+    for config in {id(one): one for one in (model.config, model.config.get_text_config())}.values():
+        config.tie_word_embeddings = is_tied

@@ -25,7 +25,14 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, EngineError, PolicyError
 from rl4rec_cli.memory import ENGINE_TEXTS, engine_need
 from rl4rec_cli.policy.backend import check_head
-from rl4rec_cli.policy.handover import digest_of, make_folder, save_tensors, trained_tensors, whole_tensors
+from rl4rec_cli.policy.handover import (
+    adapts_tied_ends,
+    digest_of,
+    make_folder,
+    save_tensors,
+    trained_tensors,
+    whole_tensors,
+)
 from rl4rec_cli.policy.pretrained import is_peft
 from rl4rec_cli.policy.vllm_server import VllmServer
 from rl4rec_cli.vllm_process import VllmProcess, same_gpu
@@ -172,7 +179,13 @@ class VllmEngine:
             )
         adapter = policy.model.peft_config["default"] if is_adapted else None
         base = str(adapter.base_model_name_or_path if adapter is not None else policy.model.config._name_or_path)
-        rank = adapter.r if adapter is not None else self._policy_section.lora.r if self._policy_section.lora else 16
+        rank = (
+            largest_rank(adapter)
+            if adapter is not None
+            else self._policy_section.lora.r
+            if self._policy_section.lora
+            else 16
+        )
         command = (
             f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve {base} --enable-lora "
             f"--max-lora-rank {_room_for(rank)} --logprobs-mode processed_logprobs "
@@ -216,7 +229,7 @@ class VllmEngine:
                 "enable_lora": True,
                 "max_loras": 1,
                 "max_cpu_loras": 1,
-                "max_lora_rank": _room_for(adapter.r),
+                "max_lora_rank": _room_for(largest_rank(adapter)),
             }
             if policy_quantization(model) == "4bit":
                 options["quantization"] = "bitsandbytes"
@@ -275,6 +288,15 @@ class VllmEngine:
             raise ConfigError(
                 "generation.vllm.handover=merged: nothing is merged into quantised weights", hint="use adapter or auto"
             )
+        if adapts_tied_ends(model):
+            if how == "adapter" or self._section.vllm.server is not None or not is_plain:
+                raise ConfigError(
+                    "generation.engine=vllm cannot take this adapter alone: it changes the embedding or the head of a "
+                    "base whose embedding and head share their weights",
+                    hint="set generation.vllm.handover=merged and no quantisation or server, adapt linear layers only "
+                    "(policy.lora.target_modules=all-linear), or use generation.engine=transformers",
+                )
+            return False
         # Rounding in half precision would make the merged weights another policy than the adapter is.
         suits = is_plain and policy.device.type == "cpu" and model.dtype == torch.float32
         return self._section.vllm.server is not None or how == "adapter" or (how == "auto" and not suits)
@@ -324,13 +346,30 @@ def check_fits(policy: Policy, section: PolicySection, generation: GenerationSec
     if not is_peft(model):
         return
     adapter = model.peft_config["default"]
-    whole = [name for name in ("modules_to_save", "trainable_token_indices") if getattr(adapter, name, None)]
-    if whole or adapter.r > _RANKS[-1]:
-        what = f"its {whole[0]}" if whole else f"rank {adapter.r}"
+    if what := _of_another_kind(adapter):
         raise ConfigError(
             f"generation.engine=vllm cannot take this adapter: {what}",
-            hint="use an adapter on linear layers only, of rank at most 512, or generation.engine=transformers",
+            hint=f"use a plain LoRA adapter on linear layers, of rank at most {_RANKS[-1]}, or "
+            "generation.engine=transformers",
         )
+
+
+def _of_another_kind(adapter: Any) -> str:
+    """What an adapter changes besides adding B·A to a layer's weights, which alone is handed over; empty if nothing."""
+    if adapter.peft_type != "LORA":
+        return f"it is no LoRA adapter but {getattr(adapter.peft_type, 'value', adapter.peft_type)}"
+    settings = ("modules_to_save", "trainable_token_indices", "use_dora", "lora_bias", "target_parameters")
+    if whole := next((name for name in settings if getattr(adapter, name, None)), None):
+        return f"its {whole}"
+    if getattr(adapter, "bias", "none") != "none":
+        return f"its bias={adapter.bias}"
+    rank = largest_rank(adapter)
+    return f"rank {rank}" if rank > _RANKS[-1] else ""
+
+
+def largest_rank(adapter: Any) -> int:
+    """The largest rank that an adapter has on any layer."""
+    return int(max([adapter.r, *(getattr(adapter, "rank_pattern", None) or {}).values()]))
 
 
 def _head(config: Any) -> int:
