@@ -232,6 +232,6 @@ def test_an_upload_that_is_refused_leaves_the_export(runs: Path, tmp_path: Path,
     kept.refuses = True
     done = push(runs / "full", tmp_path / "out", address, "--public")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: cannot upload to me/beauty: ")
+    assert "\nerror: cannot upload to me/beauty: " in done.stderr
     assert f"hint: the export is in {tmp_path / 'out'}" in done.stderr
     assert problems(tmp_path / "out") == []
