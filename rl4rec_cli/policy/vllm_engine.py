@@ -171,6 +171,8 @@ class VllmEngine:
         return self._process
 
     def _server(self, policy: Policy, url: str) -> VllmServer:
+        from rl4rec_cli.config import LoraSection
+
         is_adapted = is_peft(policy.model)
         if not is_adapted and not _is_frozen(policy.model):
             raise ConfigError(
@@ -179,13 +181,7 @@ class VllmEngine:
             )
         adapter = policy.model.peft_config["default"] if is_adapted else None
         base = str(adapter.base_model_name_or_path if adapter is not None else policy.model.config._name_or_path)
-        rank = (
-            largest_rank(adapter)
-            if adapter is not None
-            else self._policy_section.lora.r
-            if self._policy_section.lora
-            else 16
-        )
+        rank = largest_rank(adapter) if adapter is not None else (self._policy_section.lora or LoraSection()).r
         command = (
             f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve {base} --enable-lora "
             f"--max-lora-rank {_room_for(rank)} --logprobs-mode processed_logprobs "
