@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rl4rec_cli.cli.options import Json, Recipes, Sets, epilog
+from rl4rec_cli.cli.options import Checkpoint, Json, Recipes, Sets, epilog
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,6 +27,7 @@ def compare(
     ],
     split: Annotated[str | None, typer.Option(metavar="NAME", help="`validation` or `test`.")] = None,
     users: Annotated[int | None, typer.Option(min=1, metavar="N", help="Measure this many users only.")] = None,
+    checkpoint: Checkpoint = None,
     recipe: Recipes = None,
     dataset: Annotated[
         str | None,
@@ -48,6 +49,7 @@ def compare(
         contestants,
         split=split,
         users=users,
+        checkpoint=checkpoint,
         sets=sets or [],
         recipes=recipe or [],
         dataset=dataset,

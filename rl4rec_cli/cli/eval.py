@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rl4rec_cli.cli.options import Json, Recipes, Sets, epilog
+from rl4rec_cli.cli.options import Checkpoint, Json, Recipes, Sets, epilog
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,6 +26,7 @@ def evaluate(
     baselines: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="`default`, `all`, `none`, or names such as bm25,sasrec,fusion.")
     ] = None,
+    checkpoint: Checkpoint = None,
     recipe: Recipes = None,
     dataset: Annotated[
         str | None,
@@ -42,6 +43,7 @@ def evaluate(
         split=split,
         users=users,
         baselines=baselines,
+        checkpoint=checkpoint,
         sets=sets or [],
         recipes=recipe or [],
         dataset=dataset,

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from rl4rec_cli.cli.options import epilog
+from rl4rec_cli.cli.options import Checkpoint, epilog
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(
         epilog=epilog(
             "rl4rec export runs/beauty --to merged --output beauty-16bit --dtype bf16",
-            "rl4rec export runs/beauty/checkpoints/checkpoint_best --to adapter --push-to-hub me/beauty-qwen",
+            "rl4rec export runs/beauty --checkpoint best --to adapter --push-to-hub me/beauty-qwen",
         )
     )(export)
 
@@ -23,6 +23,7 @@ def export(
     to: Annotated[
         str, typer.Option("--to", metavar="FORM", help="`merged`: one model; `adapter`: the adapter alone.")
     ] = "merged",
+    checkpoint: Checkpoint = None,
     output: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder to write; default: export/FORM in the run.")
     ] = None,
@@ -41,4 +42,4 @@ def export(
     """
     from rl4rec_cli.eval.export import export as run_export
 
-    run_export(run, form=to, output=output, dtype=dtype, push_to=push_to_hub, public=public)
+    run_export(run, checkpoint=checkpoint, form=to, output=output, dtype=dtype, push_to=push_to_hub, public=public)

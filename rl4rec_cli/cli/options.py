@@ -19,6 +19,10 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. trainer.beta=0.04. Repeatable."),
 ]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Which of a run's: best, final, start or step_N; default: the last step."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

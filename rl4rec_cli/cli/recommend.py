@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rl4rec_cli.cli.options import Json, Sets, epilog, parse_titles
+from rl4rec_cli.cli.options import Checkpoint, Json, Sets, epilog, parse_titles
 from rl4rec_cli.errors import ConfigError
 
 
@@ -28,6 +28,7 @@ def recommend(
         str | None, typer.Option(metavar="NAME", help="Which of the run's datasets, where it has several.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, metavar="K", help="Items to show.")] = 10,
+    checkpoint: Checkpoint = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
@@ -54,6 +55,7 @@ def recommend(
         user=user,
         titles=history,
         dataset=dataset,
+        checkpoint=checkpoint,
         k=k,
         sets=sets or [],
         as_json=as_json,

@@ -38,6 +38,7 @@ def compare(
     *,
     split: str | None,
     users: int | None,
+    checkpoint: str | None = None,
     sets: Sequence[str],
     recipes: Sequence[str],
     dataset: str | None,
@@ -49,7 +50,9 @@ def compare(
     files = [Path(name).expanduser() for name in (markdown, html) if name is not None]
     for file in files:
         check_writable(file)
-    contestants, base = open_contestants(words, split=split, users=users, sets=sets, recipes=recipes, dataset=dataset)
+    contestants, base = open_contestants(
+        words, split=split, users=users, sets=sets, recipes=recipes, dataset=dataset, checkpoint=checkpoint
+    )
     check_retrieval(contestants, base)
     data, remarks = shared_dataset(contestants, base)
     remarks += mixed_groups(contestants)

@@ -12,10 +12,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rl4rec_cli.eval.checkpoint import describe_checkpoint
 from rl4rec_cli.eval.contestants import Contestant, differing_settings
 from rl4rec_cli.eval.evaluation import CACHED
 from rl4rec_cli.eval.metrics import metric_names, per_user
@@ -214,6 +216,11 @@ class Comparison:
         return {
             "kind": "ceiling" if each[0].kind == "ceiling" else contestant.kind,
             "is": [e.model if e.model is not None else m.name for e, m in zip(contestant.entrants, each, strict=True)],
+            "checkpoints": [
+                describe_checkpoint(e.run, Path(e.model))
+                for e in contestant.entrants
+                if e.run is not None and e.model is not None
+            ],
             "seeds": contestant.seeds,
             "notes": [note for note in notes if note],
         }

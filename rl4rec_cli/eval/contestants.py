@@ -83,8 +83,12 @@ def open_contestants(
     sets: Sequence[str],
     recipes: Sequence[str],
     dataset: str | None,
+    checkpoint: str | None = None,
 ) -> tuple[list[Contestant], RunConfig]:
     """The contestants, and the configuration of what they share: dataset, users, cut-offs, retrieval, cache.
+
+    Args:
+        checkpoint: which one of every run, see `find_checkpoint`.
 
     Raises:
         ConfigError: fewer than two, a word that names nothing, the same one twice, seeds that do not fit.
@@ -98,6 +102,8 @@ def open_contestants(
     groups = [_members(word) for word in words]
     named = {word: _classify(word) for word in itertools.chain(*groups)}
     layers = (split, users, None, sets, recipes, dataset)
+    if checkpoint is not None and "run" not in named.values():
+        raise ConfigError(f"--checkpoint {checkpoint}: none of them is a run", hint="leave it out")
     first = next((word for word, kind in named.items() if kind == "run"), None)
     base_run, _, base = resolve_target(first, *layers)
     if base.data.path is None and base.data.synthetic is None:
@@ -112,21 +118,22 @@ def open_contestants(
             name = Path(word).resolve().name if model is not None and Path(word).is_dir() else word
             found[word] = Entrant(word, name, None, model, config)
             continue
-        run, checkpoint, config = resolve_target(word, *layers)
-        name = _run_name(word, run, checkpoint)
-        found[word] = Entrant(word, name, run, checkpoint, config)
+        run, folder, config = resolve_target(word, *layers, checkpoint)
+        name = _run_name(word, run, folder, is_named=checkpoint is not None)
+        found[word] = Entrant(word, name, run, folder, config)
     _check_different([found[word] for word in itertools.chain(*groups)])
     contestants = [_contestant([found[word] for word in group]) for group in groups]
     _check_seeds(contestants)
     return _with_own_labels(contestants), base
 
 
-def _run_name(word: str, run: Run | None, checkpoint: str | None) -> str:
+def _run_name(word: str, run: Run | None, checkpoint: str | None, *, is_named: bool) -> str:
     """The run's, and the checkpoint's where one was named."""
     if run is None or checkpoint is None:  # gone since it was looked at
         raise RunError(f"{word}: not a run any more")
     name = run.folder.resolve().name
-    return name if Path(word).resolve() == run.folder.resolve() else f"{name}/{Path(checkpoint).resolve().name}"
+    is_default = Path(word).resolve() == run.folder.resolve() and not is_named
+    return name if is_default else f"{name}/{Path(checkpoint).resolve().name}"
 
 
 def _members(word: str) -> list[str]:

@@ -16,6 +16,7 @@ from rl4rec_cli import console
 from rl4rec_cli.data.dataset import Split, open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.evaluation import Evaluation, print_evaluation, save_evaluation
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.targets import resolve_target, untrained
@@ -129,6 +130,12 @@ def finish(evaluation: Evaluation, dataset: Dataset) -> None:
         evaluation.behaviour[method.name] = behaviour(method, dataset, evaluation.examples, counts)
 
 
+def note_checkpoint(evaluation: Evaluation, run: Run, folder: Path) -> None:
+    """Say in a result which of a run's checkpoints it is of."""
+    evaluation.about["checkpoint"] = about = describe_checkpoint(run, folder)
+    evaluation.about["checkpoint_line"] = checkpoint_line(about, split=evaluation.split)
+
+
 class Models:
     """The policies of one evaluation: loaded when a text is wanted that is not in the cache.
 
@@ -213,37 +220,42 @@ def evaluate_run(
     recipes: Sequence[str],
     dataset: str | None,
     as_json: bool,
+    checkpoint: str | None = None,
 ) -> None:
     """`rl4rec eval`: measure a run, one of its checkpoints, a model, or (no target) the baselines alone."""
-    run, checkpoint, config = resolve_target(target, split, users, baselines, sets, recipes, dataset)
+    run, model, config = resolve_target(target, split, users, baselines, sets, recipes, dataset, checkpoint)
     data = open_dataset(config.data)
     evaluation = start_evaluation(config, data, config.eval.split)
     evaluation.about["audit"] = audit_line(config, data, next(iter(config.data.paths), None))
+    if run is not None and model is not None:
+        note_checkpoint(evaluation, run, Path(model))
+        if as_json:  # else it stands in the table
+            console.log(evaluation.about["checkpoint_line"])
     _note_openings(evaluation, run)
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
     from rl4rec_cli.policy.loading import check_tokenizer
     from rl4rec_cli.retrieval.retriever import open_retriever
 
-    if checkpoint is not None:
+    if model is not None:
         check_engine(config)
         prepare_backend(config.policy)
-        check_tokenizer(config.policy.model_copy(update={"model": checkpoint}))  # before the minutes of embedding
+        check_tokenizer(config.policy.model_copy(update={"model": model}))  # before the minutes of embedding
     retriever = open_retriever(config.retrieval, data, config.data.paths)
     task = open_task(config, data, retriever, evaluation.examples)
     evaluation.methods.extend(measure_baselines(config, task, evaluation.split))
-    if checkpoint is not None:
+    if model is not None:
         models = Models(config, task)
         try:
-            _measure_policies(evaluation, run, checkpoint, config, task, models)
+            _measure_policies(evaluation, run, model, config, task, models)
         finally:
             models.close()
     if not evaluation.methods:
         raise ConfigError("nothing to measure", hint="name a run or a model, or baselines with --baselines")
     finish(evaluation, data)
     folder = None
-    if run is not None and checkpoint is not None:
-        folder, is_own = _result_folder(run, checkpoint, config, data.name)
+    if run is not None and model is not None:
+        folder, is_own = _result_folder(run, model, config, data.name)
         save_evaluation(evaluation, folder)
         if not is_own:
             write_text(folder / "config.yaml", dump_config(config))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, PolicyError, RunError
+from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.model_card import model_card
 from rl4rec_cli.eval.targets import find_run
 from rl4rec_cli.runs import Run
@@ -29,7 +30,16 @@ ADAPTER = "adapter_config.json"
 _FILES = ("adapter_*", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
 
 
-def export(run: str, *, form: str, output: str | None, dtype: str, push_to: str | None, public: bool) -> None:
+def export(
+    run: str,
+    *,
+    form: str,
+    output: str | None,
+    dtype: str,
+    push_to: str | None,
+    public: bool,
+    checkpoint: str | None = None,
+) -> None:
     """`rl4rec export`.
 
     Raises:
@@ -38,14 +48,14 @@ def export(run: str, *, form: str, output: str | None, dtype: str, push_to: str 
         PolicyError: it cannot be loaded, merged, written or uploaded.
     """
     _check_words(form, dtype, push_to, public=public)
-    found = find_run(run)
+    found = find_run(run, checkpoint)
     if found is None:
         raise RunError(f"{run}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
-    opened, checkpoint = found[0], Path(found[1])
-    has_adapter = (checkpoint / ADAPTER).is_file()
+    opened, stored = found[0], Path(found[1])
+    has_adapter = (stored / ADAPTER).is_file()
     if form == "adapter" and not has_adapter:
-        raise ConfigError(f"{checkpoint}: all its weights were trained, there is no adapter", hint="use --to merged")
-    base = _base(checkpoint) if has_adapter else opened.config.policy.model
+        raise ConfigError(f"{stored}: all its weights were trained, there is no adapter", hint="use --to merged")
+    base = _base(stored) if has_adapter else opened.config.policy.model
     if form == "adapter" and push_to is not None and Path(base).is_absolute():
         raise ConfigError(
             f"--push-to-hub: the base of this adapter is a folder of this machine, {base}", hint="use --to merged"
@@ -55,7 +65,8 @@ def export(run: str, *, form: str, output: str | None, dtype: str, push_to: str 
         raise RunError(f"{folder}: is there already", hint="name another --output, or remove it")
     if push_to is not None:
         _check_login()
-    _write(opened, checkpoint, folder, form=form, dtype=dtype, base=base)
+    console.log(checkpoint_line(describe_checkpoint(opened, stored)))
+    _write(opened, stored, folder, form=form, dtype=dtype, base=base)
     console.result(str(folder))
     if push_to is not None:
         console.result(_upload(folder, push_to, public=public))

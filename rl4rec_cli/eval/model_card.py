@@ -14,6 +14,7 @@ from typing import Any
 
 from rl4rec_cli import __version__
 from rl4rec_cli.data.dataset import dataset_name
+from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.runs import Run
 from rl4rec_cli.strict_yaml import dump_yaml
 
@@ -67,9 +68,14 @@ def _training(run: Run, checkpoint: Path, *, base: str) -> str:
         f"- base: {base}",
         f"- trained: {how}, by {config.trainer.algorithm.upper()}" + (" after a supervised warm start" if warm else ""),
         f"- rewards: {', '.join(f'{n} × {w:g}' for n, w in _rewards(config).items())}, at {config.reward.k}",
-        f"- checkpoint: `{checkpoint.name}`, seed {config.run.seed}",
+        f"- {_checkpoint(run, checkpoint)}; seed {config.run.seed}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _checkpoint(run: Run, checkpoint: Path) -> str:
+    line = checkpoint_line(describe_checkpoint(run, checkpoint)).partition(". The best step")[0]
+    return line[:1].lower() + line[1:].removesuffix(".")
 
 
 def _rewards(config: Any) -> dict[str, float]:

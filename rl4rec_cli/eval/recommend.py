@@ -7,7 +7,7 @@ Hides: loading of the run.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from rl4rec_cli import console
 from rl4rec_cli.data.dataset import Dataset, open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import ConfigError, DataError, Rl4RecError, RunError
+from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.targets import find_run, resolve_target
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Recommender:
     retriever: VectorRetriever
     dataset: Dataset
     sampling: Sampling
+    checkpoint: Mapping[str, Any]
+    """What is known of the checkpoint that writes."""
 
     def answer(self, history: Sequence[int], *, k: int, user: str | None = None) -> dict[str, Any]:
         """The policy's text and its `k` best items, history left out.
@@ -54,6 +57,7 @@ class Recommender:
                 hint="try another checkpoint or history",
             )
         return {
+            "checkpoint": self.checkpoint["name"],
             "history": [self._item(i) for i in history],
             "text": text,
             "items": [
@@ -90,7 +94,12 @@ def _is_own(asked: DataSection, trained: DataSection) -> bool:
 
 
 def open_recommender(
-    target: str, *, user: str | None = None, dataset: str | None = None, sets: Sequence[str] = ()
+    target: str,
+    *,
+    user: str | None = None,
+    dataset: str | None = None,
+    sets: Sequence[str] = (),
+    checkpoint: str | None = None,
 ) -> Recommender:
     """The recommender of a run folder or one of its checkpoints.
 
@@ -98,16 +107,17 @@ def open_recommender(
         dataset: which of a run's several datasets, by name or folder.
         user: whom it is for; one who is unknown is found out before anything is loaded.
         sets: settings other than the run's, as `KEY=VALUE`.
+        checkpoint: which one of a run's, see `find_checkpoint`.
 
     Raises:
         RunError: not a run. DataError: no such user. ConfigError: several datasets, and none is chosen; a setting that
             is none.
     """
-    found = find_run(target)
+    found = find_run(target, checkpoint)
     if found is None:
         raise RunError(f"{target}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
-    run, checkpoint = found
-    _, _, config = resolve_target(target, None, None, None, sets, [], dataset)
+    run, folder = found
+    _, _, config = resolve_target(target, None, None, None, sets, [], dataset, checkpoint)
     if not _is_own(config.data, run.config.data):
         asked = ", ".join(config.data.paths) or "other synthetic data"
         raise ConfigError(f"{asked}: the run was not trained on it", hint="recommend knows a run's own items")
@@ -124,13 +134,14 @@ def open_recommender(
     from rl4rec_cli.retrieval.retriever import open_retriever
 
     retriever = open_retriever(config.retrieval, data, config.data.paths)
-    policy = open_policy(config, data, model=checkpoint)
+    policy = open_policy(config, data, model=folder)
     return Recommender(
         policy=policy,
         builder=PromptBuilder(config.prompt, data, policy.tokenizer),
         retriever=retriever,
         dataset=data,
         sampling=Sampling.from_section(config.generation, temperature=config.eval.temperature),
+        checkpoint=describe_checkpoint(run, Path(folder)),
     )
 
 
@@ -144,12 +155,14 @@ def recommend(
     sets: Sequence[str],
     as_json: bool,
     interactive: bool,
+    checkpoint: str | None = None,
 ) -> None:
     """`rl4rec recommend`: answer for a user of the dataset, for titles, or for whatever is typed.
 
     A user's history is the whole sequence: what is recommended comes after everything that is known.
     """
-    recommender = open_recommender(run, user=user, dataset=dataset, sets=sets)
+    recommender = open_recommender(run, user=user, dataset=dataset, sets=sets, checkpoint=checkpoint)
+    console.log(checkpoint_line(recommender.checkpoint))
     if interactive:
         console.log("Titles chosen so far, oldest first, separated by semicolons. An empty line ends.")
         for line in _lines():

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import find_path
-from rl4rec_cli.errors import RunError
+from rl4rec_cli.errors import ConfigError, RunError
+from rl4rec_cli.eval.checkpoint import find_checkpoint
 from rl4rec_cli.layering import load_config
 from rl4rec_cli.runs import Run, open_run
 
@@ -20,19 +21,25 @@ if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
 
 
-def find_run(target: str) -> tuple[Run, str] | None:
+def find_run(target: str, checkpoint: str | None = None) -> tuple[Run, str] | None:
     """The run that a path names, and the checkpoint meant: a run folder, or one of its checkpoints; else None.
+
+    Args:
+        checkpoint: which one of a run folder's, see `find_checkpoint`.
 
     Raises:
         RunError: a run without a checkpoint, or without this one.
+        ConfigError: two checkpoints are named, or something that is none.
     """
     path = Path(target)
     if (path / "config.yaml").is_file():
         run = open_run(path)
-        return run, str(run.newest_checkpoint())
+        return run, str(find_checkpoint(run, checkpoint))
     whole = path.resolve()  # also from inside `checkpoints`, where the path says nothing of the run
     if whole.parent.name != "checkpoints" or not (whole.parent.parent / "config.yaml").is_file():
         return None
+    if checkpoint is not None:
+        raise ConfigError(f"--checkpoint {checkpoint}: {target} is a checkpoint already", hint="name the run's folder")
     if not path.is_dir():
         there = ", ".join(sorted(p.name for p in whole.parent.glob("checkpoint_*"))) or "none"
         raise RunError(f"{path}: no such checkpoint", hint=f"there: {there}")
@@ -55,6 +62,7 @@ def resolve_target(
     sets: Sequence[str],
     recipes: Sequence[str],
     dataset: str | None,
+    checkpoint: str | None = None,
 ) -> tuple[Run | None, str | None, RunConfig]:
     """Run (None for a model), checkpoint or model, and configuration.
 
@@ -62,6 +70,7 @@ def resolve_target(
         target: None where nothing but the configuration is asked for.
         split, users, baselines: of `eval`, where they are given.
         dataset: a folder, or the name of one of the run's.
+        checkpoint: which one of a run's, see `find_checkpoint`.
 
     Raises:
         RunError: neither a run nor a model with a dataset. ConfigError: settings that are none.
@@ -73,19 +82,21 @@ def resolve_target(
         flags["eval"]["users"] = users
     if baselines is not None:
         flags["eval"]["baselines"] = baseline_names(baselines)
-    found = find_run(target) if target is not None else None
+    found = find_run(target, checkpoint) if target is not None else None
+    if found is None and checkpoint is not None:
+        raise ConfigError(f"--checkpoint {checkpoint}: {target or 'nothing'} is no run", hint="name a run's folder")
     if dataset is not None:
         path = find_path(found[0].config.data, dataset) if found is not None else dataset
         flags["data"] = {"path": path, "synthetic": None}
     layers: dict[str, Any] = {"flags": flags, "sets": sets, "allow_custom_rewards": True}
     if found is not None:
-        run, checkpoint = found
+        run, folder = found
         config = load_config(algorithm=None, recipes=[str(run.folder / "config.yaml"), *recipes], **layers)
         if config.policy.model != run.config.policy.model:  # what it was trained from is measured too, by that name
             console.log(f"policy.model={config.policy.model} is left out: a run is measured with the model it trained")
             kept = config.policy.model_copy(update={"model": run.config.policy.model})
             config = config.model_copy(update={"policy": kept})
-        return run, checkpoint, config
+        return run, folder, config
     if target is not None:
         flags["policy"] = {"model": target}
     config = load_config(algorithm="grpo", recipes=recipes, **layers)

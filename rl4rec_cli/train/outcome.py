@@ -60,6 +60,7 @@ class Outcome:
             found = self.evaluations[domain.name]
             found.subject = evaluate.TUNED
             evaluate.finish(found, domain.dataset)
+            evaluate.note_checkpoint(found, run, run.final)
             evaluation.save_evaluation(found, run.results(domain.name))
             reports.final(found, dataset=domain.name if len(self._domains) > 1 else None)
 

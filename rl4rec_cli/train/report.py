@@ -180,7 +180,15 @@ def as_html(logged: Logged) -> str:
 def verdicts(logged: Logged) -> list[str]:
     """The verdict of every evaluation; of several datasets with the name before it."""
     several = len(logged.datasets) > 1
-    return [f"{name}: {one['verdict']}" if several else one["verdict"] for name, one in logged.results.items()]
+    return [
+        f"{name}: {one['verdict']}{_measured_with(one)}" if several else f"{one['verdict']}{_measured_with(one)}"
+        for name, one in logged.results.items()
+    ]
+
+
+def _measured_with(result: Mapping[str, Any]) -> str:
+    checkpoint = result.get("checkpoint")  # results of older versions do not say
+    return f" Measured: {checkpoint['name']}." if isinstance(checkpoint, dict) and "name" in checkpoint else ""
 
 
 def heading(logged: Logged) -> str:
