@@ -25,6 +25,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -209,13 +210,20 @@ def check_writable(path: Path) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    above = next((folder for folder in path.absolute().parents if folder.exists()), None)
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder", hint="name a file in it")
-    if above is not None and not above.is_dir():
-        raise ConfigError(f"{path}: {above} is no folder", hint="name a file in a folder")
-    if above is not None and not os.access(above, os.W_OK):
-        raise ConfigError(f"{path}: no permission to write in {above}", hint="name another folder")
+    if (reason := why_unwritable(path)) is not None:
+        raise ConfigError(f"{path}: cannot be written: {reason}", hint="name a file in a folder that can be written in")
+
+
+def why_unwritable(path: Path) -> str | None:
+    """Why a file or folder cannot be made: the nearest folder that is there is tried; None where it can."""
+    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -304,13 +312,18 @@ def run_name(config: RunConfig, dataset: str) -> str:
 
 
 def check_new(config: RunConfig) -> None:
-    """Find out before the work that a run of this name is there already.
+    """Find out before the work that a run of this name is there already, or that none can be made.
 
     Raises:
-        RunError: it is.
+        RunError: so it is.
     """
+    folder = Path(config.run.output_dir) / (config.run.name or "NAME")
     if config.run.name is not None and os.path.lexists(Path(config.run.output_dir) / config.run.name):
-        raise _exists(Path(config.run.output_dir) / config.run.name)
+        raise _exists(folder)
+    if (reason := why_unwritable(folder)) is not None:
+        raise RunError(
+            f"{folder}: cannot make the run folder: {reason}", hint="name another folder for runs with --output"
+        )
 
 
 def _exists(folder: Path) -> RunError:

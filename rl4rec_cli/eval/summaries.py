@@ -7,12 +7,10 @@ Hides: `FILE.part`, which holds the texts written so far.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,7 @@ from rl4rec_cli.data.prompts import PromptBuilder, TemplateTooLongError
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.prompting import check_model, lost_items, make_prompts
+from rl4rec_cli.part_files import held, part_of
 from rl4rec_cli.runs import JsonLines, check_writable, write_json
 
 if TYPE_CHECKING:
@@ -88,8 +87,8 @@ def write_summaries(
             hint="shorten it (--template), or raise prompt.max_prompt_length",
         ) from error
     _check_room(builder, frame)
-    part = path.with_name(path.name + ".part")
-    with _held(part):
+    part = part_of(path)
+    with held(part):
         _refuse_existing(path)  # another job may have ended meanwhile
         done, cut = _read_part(part, _digest(config, dataset, section, split, users), len(examples))
         asked = make_prompts(builder, examples)
@@ -216,33 +215,6 @@ def _request_and_frame(templates: Sequence[str]) -> tuple[str, str]:
             raise ConfigError(f"--template: two with {fields[0]}", hint="with --summaries give one of each at most")
         given[fields[0]] = template
     return given.get("{history}", REQUEST), given.get("{summary}", FRAME)
-
-
-@contextmanager
-def _held(part: Path) -> Iterator[None]:
-    """Nobody else writes to the file meanwhile.
-
-    Raises:
-        RunError: another process does, or it cannot be written.
-    """
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        file = part.open("a")
-    except OSError as error:
-        raise RunError(f"{part}: cannot write it: {error.strerror or error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(
-                f"{part}: another process writes to it, or it cannot be locked ({error.strerror or error})",
-                hint="wait for it to end, or stop it",
-            ) from error
-        try:
-            yield
-        finally:
-            if part.exists() and not part.stat().st_size:  # nothing was begun
-                part.unlink()
 
 
 def _read_part(part: Path, digest: str, total: int) -> tuple[list[str], int]:

@@ -189,8 +189,8 @@ def each_once(
         EmbeddingError: a vector is not finite.
     """
     texts = list(texts)
-    counts = Counter(texts)
-    order = sorted(counts, key=len)
+    counts = distinct(texts)
+    order = list(counts)
     parts: list[Tensor] = []
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
@@ -201,6 +201,12 @@ def each_once(
         return torch.zeros(0, embed(["dimension"]).shape[1])
     row = {text: i for i, text in enumerate(order)}
     return _unit_rows(torch.cat(parts)[[row[text] for text in texts]], texts, name)
+
+
+def distinct(texts: Sequence[str]) -> dict[str, int]:
+    """Each distinct text and how often it stands there, shortest first: the order in which texts are embedded."""
+    counts = Counter(texts)
+    return {text: counts[text] for text in sorted(counts, key=len)}
 
 
 class LsaEmbedder:

@@ -17,13 +17,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rl4rec_cli import console
 from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.file_kinds import ZIP, recognise_file
+from rl4rec_cli.part_files import part_of
 from rl4rec_cli.retrieval.embedding import embed_items, is_blank, model_identity, normalised, open_embedder, reason_of
+from rl4rec_cli.retrieval.embedding_parts import embed_in_parts
+from rl4rec_cli.runs import check_writable, why_unwritable
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RetrievalSection
     from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.retrieval.embedding import Embedder
 
 FORMAT = "rl4rec-embeddings-1"
 
@@ -208,27 +213,49 @@ def stored_embeddings(section: RetrievalSection, dataset: Dataset) -> Tensor | N
 
 
 def embed_dataset(dataset: Dataset, section: RetrievalSection, out: str | None) -> Path:
-    """Embed a dataset's items and write the file; returns its path.
+    """Embed a dataset's items and write the file; returns its path. Ended half-way, the same command goes on.
 
     Raises:
-        DataError: the items have no such field. EmbeddingError: the model cannot be loaded or the file not written.
+        DataError: the items have no such field. ConfigError: there is no place for the file.
+        EmbeddingError: the model cannot be loaded or the file not written.
     """
     path = Path(out) if out is not None else embedding_path(section, dataset)
     if path.suffix not in (".safetensors", ".pt"):
         raise EmbeddingError(f"{path}: embeddings are written as .safetensors or .pt", hint="change the ending")
     dataset.texts(section.emb_type)  # a missing field should not cost the loading of a model
-    _check_writable(path)
+    check_writable(path)
     embedder = open_embedder(section, dataset)
-    vectors = embed_items(dataset, embedder, section.emb_type)
-    save_embeddings(path, vectors, model=embedder.name, emb_type=section.emb_type, dataset=dataset)
+
+    def store(vectors_ND: Tensor) -> bool:
+        save_embeddings(path, vectors_ND, model=embedder.name, emb_type=section.emb_type, dataset=dataset)
+        return True
+
+    if section.embedder == "lsa":  # which takes all texts at once
+        store(embed_items(dataset, embedder, section.emb_type))
+    else:
+        embed_in_parts(dataset, embedder, section.emb_type, part_of(path), batch_size=section.batch_size, store=store)
     return path
 
 
-def _check_writable(path: Path) -> None:
-    """Found out before the minutes that embedding takes."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EmbeddingError(f"{path}: cannot be written: {error.strerror or error}") from error
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise EmbeddingError(f"{path}: cannot be written", hint="give another file with --out")
+def embed_into_cache(dataset: Dataset, embedder: Embedder, section: RetrievalSection) -> Tensor:
+    """Item vectors `[num_items, dim]`, kept in the file that `embedding_path` names.
+
+    A file that cannot be written costs time, not the result: it is said.
+    """
+    path = embedding_path(section, dataset)
+    anew = "they are embedded anew next time"
+    if (reason := why_unwritable(path)) is not None:
+        console.log(f"{path}: item vectors cannot be kept ({reason}): {anew}")
+        return embed_items(dataset, embedder, section.emb_type)
+
+    def store(vectors_ND: Tensor) -> bool:
+        try:
+            save_embeddings(path, vectors_ND, model=embedder.name, emb_type=section.emb_type, dataset=dataset)
+        except EmbeddingError as error:
+            console.log(f"{error.message}: {anew}")
+            return False
+        return True
+
+    return embed_in_parts(
+        dataset, embedder, section.emb_type, part_of(path), batch_size=section.batch_size, store=store
+    )

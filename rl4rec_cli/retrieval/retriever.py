@@ -25,7 +25,7 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import DataError, EmbeddingError, Rl4RecError
 from rl4rec_cli.retrieval import ranking, ray_cluster
 from rl4rec_cli.retrieval.embedding import Embedder, embed_items, open_embedder, resolve_device
-from rl4rec_cli.retrieval.embedding_files import embedding_path, save_embeddings, stored_embeddings
+from rl4rec_cli.retrieval.embedding_files import embed_into_cache, stored_embeddings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -295,15 +295,12 @@ def _load_catalogue(
         dataset.texts(section.emb_type)
     embedder = shared or open_embedder(section, dataset)
     if vectors_ND is None:
-        vectors_ND = embed_items(dataset, embedder, section.emb_type)
-        if section.embedder != "lsa":
-            save_embeddings(
-                embedding_path(section, dataset),
-                vectors_ND,
-                model=embedder.name,
-                emb_type=section.emb_type,
-                dataset=dataset,
-            )
+        is_kept = section.embedder != "lsa"
+        vectors_ND = (
+            embed_into_cache(dataset, embedder, section)
+            if is_kept
+            else embed_items(dataset, embedder, section.emb_type)
+        )
     dim = embedder.embed(["dimension"]).shape[1]
     if dim != vectors_ND.shape[1]:
         raise EmbeddingError(

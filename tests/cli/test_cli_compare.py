@@ -165,7 +165,11 @@ def test_titles_that_are_html_stay_text(work: Path) -> None:
         (["runs/a", "runs/c"], 1, "error: runs/c: no run, model or baseline of this name"),
         (["runs/a", "runs/a"], 2, "error: runs/a is named twice"),
         (["runs/a", "runs/b", "--html", "runs"], 2, "error: runs: is a folder"),
-        (["runs/a", "runs/b", "--markdown", "runs/a/config.yaml/x"], 2, "config.yaml is no folder"),
+        (
+            ["runs/a", "runs/b", "--markdown", "runs/a/config.yaml/x"],
+            2,
+            "config.yaml/x: cannot be written: Not a directory",
+        ),
         (["runs/a", "runs/b", "--split", "train"], 2, "eval.split"),
         (["runs/a", "runs/b", "--users", "0"], 2, "--users"),
     ],

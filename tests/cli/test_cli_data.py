@@ -193,7 +193,7 @@ def test_embed_writes_what_it_says(good: Path, tmp_path: Path) -> None:
         ("--emb-type brand --embedder lsa", "field 'brand' is missing"),
         ("--model ./nowhere", "cannot load the embedding model './nowhere'"),
         ("--out file/x.pt --embedder lsa", "file/x.pt: cannot be written: "),
-        ("--out folder.pt --embedder lsa", "folder.pt: cannot be written"),
+        ("--out folder.pt --embedder lsa", "folder.pt: is a folder"),
         ("--device cuda:77 --model x", "device 'cuda:77'"),
         ("--embedder lsi", "did you mean lsa?"),
     ],
