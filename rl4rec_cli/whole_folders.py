@@ -93,15 +93,18 @@ class _Keeping:
         self._file.flush()
 
 
-def problems(folder: Path, *, but: frozenset[str] = frozenset()) -> list[str]:
+def problems(
+    folder: Path, *, but: frozenset[str] = frozenset(), only: Callable[[str], bool] = lambda name: True
+) -> list[str]:
     """What a folder lacks or what differs from its manifest; empty where it is whole.
 
     Args:
         but: files whose absence is no problem.
+        only: the files that are looked at, by their names in the folder.
     """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        listed = [(str(name), int(file["size"]), str(file["sha256"])) for name, file in files.items()]
+        listed = [(str(n), int(file["size"]), str(file["sha256"])) for n, file in files.items() if only(str(n))]
     except FileNotFoundError:
         return [f"no {MANIFEST}" if folder.is_dir() else "no such folder"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -18,6 +18,7 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.policy.backend import TINY, check_policy, choose_backend, prepare_backend
 from rl4rec_cli.policy.pretrained import find_device, find_dtype, is_peft, load_pretrained, read_tokenizer
+from rl4rec_cli.policy.sources import check_whole
 from rl4rec_cli.whole_folders import write_folder
 
 if TYPE_CHECKING:
@@ -262,10 +263,11 @@ def load_weights(model: Any, folder: Path) -> None:
     """Give a model (or its adapter) the weights of a checkpoint of the same model, in place.
 
     Raises:
-        PolicyError: they are of another model.
+        PolicyError: they are of another model, or damaged.
     """
     from safetensors.torch import load_file
 
+    check_whole(folder)
     if is_peft(model):
         from peft import set_peft_model_state_dict
 

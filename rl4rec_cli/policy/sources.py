@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from rl4rec_cli import hub
+from rl4rec_cli import console, hub
 from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.file_kinds import odd_file
 from rl4rec_cli.policy.presets import PRESETS, repository_of
+from rl4rec_cli.whole_folders import MANIFEST, problems
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import PolicySection
@@ -51,12 +52,13 @@ def find_source(section: PolicySection, backend: str) -> Source:
     """Where to read what a section names.
 
     Raises:
-        PolicyError: a folder that is no model, is not there, holds something else than its names say, or an adapter
-            without its base.
+        PolicyError: a folder that is no model, is not there, is damaged, holds something else than its names say, or an
+            adapter without its base.
     """
     name = repository_of(section.model, backend=backend, quantization=section.quantization)
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     folder = Path(name)
+    check_whole(folder)
     has_adapter = (folder / ADAPTER).is_file()
     if folder.is_dir() and not has_adapter and not (folder / "config.json").is_file():
         raise PolicyError(f"{name}: a folder without config.json or {ADAPTER}", hint=MODEL_TRIES)
@@ -66,11 +68,56 @@ def find_source(section: PolicySection, backend: str) -> Source:
     if not has_adapter:
         return Source(name, options, None, name, options)
     base, revision = read_base(folder)
+    check_whole(Path(base))
     check_files(Path(base))
     base_options = {**options, "revision": revision or "main"}
     # Adapters are often published without the tokenizer, which is then the base's.
     own = (folder / "tokenizer_config.json").is_file()
     return Source(base, base_options, folder, name if own else base, options if own else base_options)
+
+
+_EDITED = ("adapter_config.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+"""What people change by hand, for instance where the base of an adapter was moved."""
+_compared: set[tuple[Any, ...]] = set()
+"""Folders that were whole, by their files' sizes and times: each is read once in a process."""
+
+
+def check_whole(folder: Path) -> None:
+    """Compare a checkpoint, or an export, with the manifest that it was written with: damaged weights load, too.
+
+    Files that are not read for a policy (the state of a training, a README) are left out. A folder without a manifest
+    is nobody's to judge.
+
+    Raises:
+        PolicyError: it lacks something, or a file is not what was written.
+    """
+    if not (folder / MANIFEST).is_file():
+        if folder.is_dir() and folder.parent.name == "checkpoints":
+            console.log(f"{folder}: has no {MANIFEST}, so that nothing says whether its files are whole")
+        return
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    state = (folder.resolve(), *((f.name, f.stat().st_size, f.stat().st_mtime_ns, f.stat().st_ino) for f in files))
+    if state in _compared:
+        return
+    if found := problems(folder, only=_is_read):
+        raise PolicyError(f"{folder} is damaged: {'; '.join(found[:3])}", hint=_whole_ones(folder))
+    for change in problems(folder, only=lambda name: name in _EDITED):
+        console.log(f"{folder}: {change}; it is taken as it is")
+    _compared.add(state)
+
+
+def _is_read(name: str) -> bool:
+    return name not in _EDITED and not name.endswith((".pt", ".pth", ".md"))
+
+
+def _whole_ones(damaged: Path) -> str:
+    """What can be taken in a damaged checkpoint's place."""
+    others = damaged.parent.glob("checkpoint_*") if damaged.parent.name == "checkpoints" else ()
+    names = [path.name for path in sorted(others) if path != damaged and not problems(path, only=_is_read)]
+    short = [name.removeprefix("checkpoint_") for name in names if name != "checkpoint_base"]
+    if not short:
+        return "copy it again from where it came, or train or export it again"
+    return f"whole checkpoints of this run: {', '.join(short)} (--checkpoint {short[-1]}); or copy this one again"
 
 
 def check_files(folder: Path) -> None:

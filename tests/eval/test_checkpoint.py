@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rl4rec_cli.cli.main import main
+from rl4rec_cli.config import PolicySection
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint, find_checkpoint
 from rl4rec_cli.eval.targets import find_run
 from rl4rec_cli.layering import load_config
+from rl4rec_cli.policy.loading import load_policy
 from rl4rec_cli.runs import Run, open_run
 from rl4rec_cli.train.session import train
 
@@ -112,3 +116,67 @@ def test_a_best_one_without_figures_is_told_without(tmp_path: Path) -> None:
             (run.best / "validation.json").write_text(text)
         assert describe_checkpoint(run, run.best) == {"name": "checkpoint_best"}
         assert checkpoint_line(describe_checkpoint(run, run.final)) == "Checkpoint: checkpoint_final."
+
+
+def flip_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-4000:] = bytes(b ^ 0x11 for b in data[-4000:])
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, tuple[Any, str]] = {
+    "changed weights": (flip_weights, "model.safetensors is not what was written"),
+    "cut weights": (lambda f: os.truncate(f / "model.safetensors", 5000), "model.safetensors has 5,000 bytes instead"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "no configuration": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
+    "a changed tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text((f / "tokenizer.json").read_text().replace('"Ġ', '"Ĝ', 1)),
+        "tokenizer.json ",
+    ),
+    "no manifest worth the name": (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_by_every_command_and_whole_ones_are_named(
+    kind: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, what = DAMAGES[kind]
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    damage(copy / "checkpoints" / "checkpoint_final")
+    commands = [
+        ["eval", str(copy)],
+        ["recommend", str(copy), "--titles", "rose"],
+        ["export", str(copy), "--output", str(tmp_path / "out")],
+        ["compare", str(copy), "last_item"],
+        ["eval", str(copy / "checkpoints" / "checkpoint_final"), "--users", "3"],
+    ]
+    before = json.loads((copy / "eval" / "validation.json").read_text())
+    for command in commands if kind == "changed weights" else commands[:2]:
+        assert main(command) == 1, command
+        said = capsys.readouterr().err
+        assert f"error: {copy}/checkpoints/checkpoint_final is damaged: {what}" in said
+        assert "hint: whole checkpoints of this run: best, start, step_2 (--checkpoint step_2)" in said
+        assert "gemma" not in said
+    assert json.loads((copy / "eval" / "validation.json").read_text()) == before
+    assert not (tmp_path / "out").exists()
+    if kind == "changed weights":
+        assert main(["eval", str(copy), "--checkpoint", "step_2", "--baselines", "none"]) == 0
+
+
+def test_what_people_change_by_hand_is_said_and_taken(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run / "checkpoints" / "checkpoint_final", tmp_path / "mine")
+    path = tmp_path / "mine" / "generation_config.json"
+    path.write_text(path.read_text().replace("{", '{"temperature": 0.3,', 1))
+    section = PolicySection(model=str(tmp_path / "mine"), device="cpu")
+    load_policy(section)
+    load_policy(section)
+    said = capsys.readouterr().err
+    assert said.count("generation_config.json has ") == 1
+    assert "it is taken as it is" in said
+    (tmp_path / "mine" / "manifest.json").unlink()  # a folder of somebody else's
+    load_policy(section)
