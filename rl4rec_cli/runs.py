@@ -33,6 +33,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.variables import recorded_variables
 
@@ -224,6 +225,28 @@ def why_unwritable(path: Path) -> str | None:
             return None
     except OSError as error:
         return error.strerror or str(error)
+
+
+def warn_unwritable(folder: Path) -> None:
+    """Say before the work that its results can be shown, but not kept there."""
+    if (reason := why_unwritable(folder / "result")) is not None:
+        console.log(f"warning: {folder}: nothing can be written there ({reason}): results are shown, not kept")
+
+
+@contextmanager
+def keeping(place: Path) -> Iterator[None]:
+    """Write down what was shown already.
+
+    Raises:
+        RunError: it cannot be written; it says that what was shown is all there is.
+    """
+    try:
+        yield
+    except RunError as error:
+        raise RunError(
+            f"what was measured is shown, but not kept: {error.message}",
+            hint=f"keep what was shown; make room or a place that can be written at {place}, and measure again",
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

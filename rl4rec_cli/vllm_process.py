@@ -87,11 +87,18 @@ class VllmProcess:
         check_installed(what)
         self._what, self._timeout = what, timeout
         self._of_no_use: list[Path] = []  # to be removed at the end: a log that nobody needs
-        if log is None:
-            descriptor, name = tempfile.mkstemp(prefix="rl4rec-vllm-", suffix=".log")
-            os.close(descriptor)
-            log = Path(name)
-            self._of_no_use.append(log)
+        try:
+            if log is None:
+                descriptor, name = tempfile.mkstemp(prefix="rl4rec-vllm-", suffix=".log")
+                os.close(descriptor)
+                log = Path(name)
+                self._of_no_use.append(log)
+            log.touch()
+        except OSError as error:
+            raise EngineError(
+                f"{what}: vLLM's log cannot be written{f' at {log}' if log else ''}: {error.strerror or error}",
+                hint="make room, or name a folder for temporary files in the variable TMPDIR",
+            ) from error
         self.log = log
         ours, theirs = socket.socketpair()
         threads = os.environ.get(

@@ -11,6 +11,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -79,4 +80,5 @@ def _write(path: Path, key: str, measured: Measured) -> None:
     except OSError as error:
         console.log(f"{path}: cannot be kept ({error.strerror or error}); it is measured anew next time")
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

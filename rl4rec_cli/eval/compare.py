@@ -23,7 +23,7 @@ from rl4rec_cli.eval.contestants import (
     shared_dataset,
 )
 from rl4rec_cli.eval.evaluate import TUNED, Models, audit_line, measure_baselines, open_task, start_evaluation
-from rl4rec_cli.runs import check_writable, strict, write_text
+from rl4rec_cli.runs import check_writable, keeping, strict, write_text
 
 # torch is imported in the functions that need it, so that an error in the arguments is told before.
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def compare(
     html: str | None,
 ) -> None:
     """`rl4rec compare`: measure all, and print or write what came of it."""
-    files = [Path(name).expanduser() for name in (markdown, html) if name is not None]
-    for file in files:
-        check_writable(file)
+    for name in (markdown, html):
+        if name is not None:
+            check_writable(Path(name).expanduser())
     contestants, base = open_contestants(
         words, split=split, users=users, sets=sets, recipes=recipes, dataset=dataset, checkpoint=checkpoint
     )
@@ -82,16 +82,17 @@ def compare(
     }
     report = strict(comparison.as_json())
 
-    if markdown is not None:
-        write_text(files[0], page.as_markdown(report))
-    if html is not None:
-        write_text(files[-1], page.as_html(report))
+    # Shown before it is written: a full disk must not cost what was measured.
     if as_json:
         console.print_json(report)
     else:
         page.print_report(report)
-    for file in files:
-        console.log(f"wrote {file}")
+    for name, text in ((markdown, page.as_markdown), (html, page.as_html)):
+        if name is not None:
+            file = Path(name).expanduser()
+            with keeping(file):
+                write_text(file, text(report))
+            console.log(f"wrote {file}")
 
 
 def _audit(contestants: Sequence[Contestant], data: Dataset) -> dict[str, str]:

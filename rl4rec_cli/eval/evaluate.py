@@ -21,7 +21,7 @@ from rl4rec_cli.eval.evaluation import Evaluation, print_evaluation, save_evalua
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.targets import resolve_target, untrained
 from rl4rec_cli.layering import dump_config
-from rl4rec_cli.runs import Run, strict, write_text
+from rl4rec_cli.runs import Run, keeping, strict, warn_unwritable, write_text
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
 if TYPE_CHECKING:
@@ -231,6 +231,7 @@ def evaluate_run(
         note_checkpoint(evaluation, run, Path(model))
         if as_json:  # else it stands in the table
             console.log(evaluation.about["checkpoint_line"])
+        warn_unwritable(_result_folder(run, model, config, data.name)[0])
     _note_openings(evaluation, run)
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
@@ -253,19 +254,20 @@ def evaluate_run(
     if not evaluation.methods:
         raise ConfigError("nothing to measure", hint="name a run or a model, or baselines with --baselines")
     finish(evaluation, data)
-    folder = None
-    if run is not None and model is not None:
-        folder, is_own = _result_folder(run, model, config, data.name)
-        save_evaluation(evaluation, folder)
-        if not is_own:
-            write_text(folder / "config.yaml", dump_config(config))
+    # Shown before it is kept: a place that cannot be written must not cost what was measured.
     if as_json:
         console.print_json(strict(evaluation.as_json()))
-        return
-    title = f"{data.name}, {evaluation.split} split, {len(evaluation.examples):,} users"
-    print_evaluation(evaluation, title=title, whole=True)
-    if folder is not None:
-        console.log(f"per-user records: {folder / f'{evaluation.split}_users.jsonl'}")
+    else:
+        title = f"{data.name}, {evaluation.split} split, {len(evaluation.examples):,} users"
+        print_evaluation(evaluation, title=title, whole=True)
+    if run is not None and model is not None:
+        folder, is_own = _result_folder(run, model, config, data.name)
+        with keeping(folder):
+            save_evaluation(evaluation, folder)
+            if not is_own:
+                write_text(folder / "config.yaml", dump_config(config))
+        if not as_json:
+            console.log(f"per-user records: {folder / f'{evaluation.split}_users.jsonl'}")
 
 
 def audit_line(config: RunConfig, dataset: Dataset, path: str | None) -> str:

@@ -18,7 +18,7 @@ from rl4rec_cli.errors import ConfigError, PolicyError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.model_card import model_card
 from rl4rec_cli.eval.targets import find_run
-from rl4rec_cli.runs import Run
+from rl4rec_cli.runs import Run, why_unwritable
 from rl4rec_cli.whole_folders import write_folder
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def export(
     folder = Path(output) if output is not None else opened.folder / "export" / form
     if folder.exists():
         raise RunError(f"{folder}: is there already", hint="name another --output, or remove it")
+    if (reason := why_unwritable(folder)) is not None:  # before a model is loaded
+        raise RunError(f"{folder}: cannot be written: {reason}", hint="name another --output")
     if push_to is not None:
         _check_login()
     console.log(checkpoint_line(describe_checkpoint(opened, stored)))

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import build_examples
-from rl4rec_cli.errors import DataError, RunError
+from rl4rec_cli.errors import DataError
 from rl4rec_cli.retrieval import ranking
 from rl4rec_cli.retrieval.embedding import resolve_device
 from rl4rec_cli.rewards.functions import ndcg
@@ -138,18 +138,12 @@ def open_sasrec(
 
     Raises:
         DataError: no training part has two items.
-        RunError: `cache_dir` cannot be made, or the trained model cannot be written.
     """
     device = resolve_device(device)
     identity = {"dataset": dataset.digest, "settings": asdict(settings), "seed": seed}
     path = None if cache_dir is None else _cache_path(cache_dir, dataset.name, identity)
-    if path is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-        except OSError as error:
-            raise RunError(f"{path.parent}: cannot make the folder: {error.strerror or error}") from error
-        if (cached := _load(path, dataset, identity, settings, device)) is not None:
-            return cached
+    if path is not None and (cached := _load(path, dataset, identity, settings, device)) is not None:
+        return cached
     with torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else []):
         torch.manual_seed(seed)
         model, summary = _train(dataset, settings, seed, device)
@@ -423,6 +417,7 @@ def _save(path: Path, model: Any, identity: dict[str, Any], summary: dict[str, A
     note = {"identity": identity, "summary": summary, "sha256": _digest(weights)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(weights, temporary, metadata={"format": FORMAT, "rl4rec": json.dumps(note)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
 from rl4rec_cli.eval import evaluate, evaluation
+from rl4rec_cli.runs import keeping
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
@@ -54,14 +55,24 @@ class Outcome:
             found, own = self.evaluations[domain.name], (domain.dataset, domain.retriever)
             found.methods.append(evaluate.measure_policy(name, policy, self._config, *own, found.examples))
 
-    def save(self, run: Run, reports: Reports) -> None:
-        """The tuned policy was measured last: compare, write and report."""
+    def finish(self, run: Run) -> None:
+        """The tuned policy was measured last: compare."""
         for domain in self._domains:
             found = self.evaluations[domain.name]
             found.subject = evaluate.TUNED
             evaluate.finish(found, domain.dataset)
             evaluate.note_checkpoint(found, run, run.final)
-            evaluation.save_evaluation(found, run.results(domain.name))
+
+    def save(self, run: Run, reports: Reports) -> None:
+        """Write what was shown, and report it.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        for domain in self._domains:
+            found, folder = self.evaluations[domain.name], run.results(domain.name)
+            with keeping(folder):
+                evaluation.save_evaluation(found, folder)
             reports.final(found, dataset=domain.name if len(self._domains) > 1 else None)
 
     def show(self, seconds: float) -> None:

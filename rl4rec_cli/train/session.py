@@ -246,9 +246,10 @@ def _train_one(
 
         _learn(run, place or Place(0), policy, domains, reports, measure_start)
         outcome.measure(evaluate.TUNED, policy)
+        outcome.finish(run)
+        seconds = time.perf_counter() - started
+        outcome.show(seconds)
         outcome.save(run, reports)
-    seconds = time.perf_counter() - started
-    outcome.show(seconds)
     return Trained(run, outcome.evaluations, seconds)
 
 

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -450,7 +451,42 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     refused = run(command(tmp_path), tmp_path)
     assert refused.returncode == 1
     assert "error: runs/r: cannot make the run folder: Not a directory" in refused.stderr
+    assert "Retrieval on" not in refused.stderr  # nothing was loaded before
     assert refused.stdout == ""
+
+
+def test_what_was_measured_is_shown_where_it_cannot_be_kept(tmp_path: Path) -> None:
+    """A cache that cannot be kept is passed over; a result that cannot is shown, and the exit code says so."""
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    sets_ = ("trainer.max_steps=2", "eval.cache_dir=cache", "eval.baselines=[popularity,untrained]")
+    done = run(command(tmp_path, reward="length", sets_=sets_), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be kept (" in done.stderr
+    table = done.stdout.partition("\n")[2]
+    assert "tuned policy" in table
+    results = tmp_path / "runs" / "r" / "eval"
+    shutil.rmtree(results)
+    results.write_text("a file where the folder should be")
+    again = run(resume(tmp_path, reward="length"), tmp_path)
+    shown, as_json = (run(["eval", "runs/r", *more], tmp_path) for more in ([], ["--json"]))
+    for ended in (again, shown, as_json):
+        assert ended.returncode == 1, ended.stderr
+        error, hint = ended.stderr.splitlines()[-2:]
+        assert error.startswith("error: what was measured is shown, but not kept: runs/r/eval/validation.json: cannot")
+        assert "and measure again" in hint
+    assert "tuned policy" in again.stdout
+    assert "tuned policy" in shown.stdout
+    assert json.loads(as_json.stdout)["subject"] == "tuned policy"
+    warned = "warning: runs/r/eval: nothing can be written there (Not a directory): results are shown, not kept"
+    assert shown.stderr.index(warned) < shown.stderr.index("cannot be kept (")  # before anything is measured
+    assert results.read_text() == "a file where the folder should be"
+    page = run(["compare", "runs/r", "popularity", "--html", "page.html"], tmp_path, limit=15_000)
+    assert page.returncode == 1, page.stderr
+    assert "tuned policy" in page.stdout or "runs/r" in page.stdout
+    assert "error: what was measured is shown, but not kept: page.html: cannot write it: File too large" in page.stderr
+    refused = run(["export", "runs/r", "--output", "cache/export"], tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-2] == "error: cache/export: cannot be written: Not a directory"
 
 
 def test_a_disk_that_became_read_only(small_disk: Callable[[int], Path]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rl4rec_cli.data.dataset import Dataset, build_examples
-from rl4rec_cli.errors import DataError, RunError
+from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval import sasrec
 from rl4rec_cli.eval.sasrec import SasRec, SasRecSettings, open_sasrec
 from rl4rec_cli.retrieval import ranking
@@ -327,13 +327,19 @@ def test_a_damaged_file_is_reported_and_made_again(
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_what_cannot_be_done_is_said(trained: Trained, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_kept_is_used(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    model = open_sasrec(dataset, cache_dir=tmp_path / "file" / "below", settings=replace(SMALL, rounds=1))
+    assert len(model.items_ND) == ITEMS
+    assert "cannot keep the trained SASRec" in capsys.readouterr().err
+
+
+def test_what_cannot_be_done_is_said(trained: Trained) -> None:
     model, _ = trained
     with pytest.raises(DataError, match="history 1 is empty"):
         model.queries([[1], []])
     for item in (-1, ITEMS):
         with pytest.raises(DataError, match=f"history 0 has an item that is not among the {ITEMS} items"):
             model.queries([[1, item]])
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot make the folder"):
-        open_sasrec(dataset, cache_dir=tmp_path / "file" / "below", settings=SMALL)
