@@ -27,7 +27,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +35,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, RunError
+from rl4rec_cli.file_names import file_name
 from rl4rec_cli.variables import recorded_variables
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ _NUMBER = re.compile(r"_(\d+)$")
 
 
 class JsonLines:
-    """An append-only log of strict JSON lines, each written whole and flushed.
+    """An append-only log of strict JSON lines, each written whole and at once, by however many processes.
 
     Args:
         also: gets every record that is written.
@@ -171,7 +172,7 @@ class JsonLines:
     def __init__(self, path: Path, *, also: Callable[[Mapping[str, Any]], None] | None = None) -> None:
         self.path = path
         self._also = also
-        self._file: IO[str] = path.open("a", encoding="utf-8")
+        self._file: IO[bytes] = path.open("ab", buffering=0)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a line.
@@ -180,16 +181,17 @@ class JsonLines:
             RunError: it cannot be written.
         """
         try:
-            self._file.write(json.dumps(strict(record), ensure_ascii=False, allow_nan=False) + "\n")
-            self._file.flush()
+            line = json.dumps(strict(record), ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
+            # One call, which appends: lines of another process never come between.
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise RunError(f"{self.path}: cannot write it: {error.strerror or error}") from error
         if self._also is not None:
             self._also(record)
 
     def close(self) -> None:
-        with suppress(OSError):  # what a failed write left in the buffer
-            self._file.close()
+        self._file.close()
 
 
 def strict(value: Any) -> Any:
@@ -330,8 +332,8 @@ def run_name(config: RunConfig, dataset: str) -> str:
     """Algorithm, dataset, model, seed and time."""
     model = Path(config.policy.model).name
     when = datetime.now().strftime("%Y%m%d-%H%M%S")
-    parts = [config.trainer.algorithm, dataset, model, f"s{config.run.seed}", when]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
+    parts = [config.trainer.algorithm, *map(file_name, dataset.split("+")), file_name(model)]
+    return "-".join([*parts, f"s{config.run.seed}", when])
 
 
 def check_new(config: RunConfig) -> None:

@@ -1,15 +1,16 @@
 """Measurements kept between evaluations.
 
-Decides: when a measurement may be read back: only for the same dataset, users, and everything else it was made from.
+Decides: when a measurement may be read back: only for the same dataset, users, and everything else it was made from,
+and only as it was written: a file ends with the SHA-256 of all before, and one that does not match is measured anew.
 Hides: the files.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,26 +19,28 @@ import numpy as np
 
 from rl4rec_cli import console
 from rl4rec_cli.eval.methods import Measured, Task
+from rl4rec_cli.file_names import file_name
 from rl4rec_cli.retrieval.retriever import Ranking
 
-_VERSION = 2  # raise it when a method's scores change: what is kept then is not read again
+_VERSION = 3  # raise it when a method's scores change: what is kept then is not read again
+_SEAL = hashlib.sha256().digest_size
 
 
 def cached(task: Task, key: dict[str, object], compute: Callable[[], Measured]) -> Measured:
     """A measurement kept under what it depends on: the dataset, its examples, and `key`.
 
-    A file that cannot be read is measured again and said so.
+    A file that cannot be read, or is damaged, is measured again, which is said.
     """
     if task.cache is None:
         return compute()
     examples = hashlib.sha256(json.dumps([(e.user, e.history, e.target) for e in task.examples]).encode()).hexdigest()
     whole = {"version": _VERSION, "dataset": task.dataset.digest, "examples": examples, **key}
     text = json.dumps(whole, sort_keys=True, default=str)
-    path = task.cache / f"{task.dataset.name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
+    path = task.cache / f"{file_name(task.dataset.name)}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
     if path.is_file():
         try:
             return _read(path, text, len(task.examples))
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError) as error:
             console.log(f"{path}: cannot be read ({error}), measured again")
     measured = compute()
     _write(path, text, measured)
@@ -45,12 +48,13 @@ def cached(task: Task, key: dict[str, object], compute: Callable[[], Measured]) 
 
 
 def _read(path: Path, key: str, count: int) -> Measured:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            about = json.loads(str(file["about"]))
-            ranks, scorable, top_BK = file["ranks"], file["scorable"], file["top"]
-    except zipfile.BadZipFile as error:
-        raise ValueError(str(error)) from error
+    raw = path.read_bytes()
+    data, seal = raw[:-_SEAL], raw[-_SEAL:]
+    if hashlib.sha256(data).digest() != seal:
+        raise ValueError("damaged: its content does not match its checksum")
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        about = json.loads(str(file["about"]))
+        ranks, scorable, top_BK = file["ranks"], file["scorable"], file["top"]
     if about["key"] != key or not len(ranks) == len(scorable) == len(top_BK) == count:
         raise ValueError("it holds something else")
     notes = {**about["notes"], "cached": True}
@@ -67,15 +71,17 @@ def _write(path: Path, key: str, measured: Measured) -> None:
         "notes": measured.notes,
     }
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    buffer = io.BytesIO()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(
-            temporary,
+            buffer,
             about=np.asarray(json.dumps(about)),
             ranks=measured.ranking.ranks,
             scorable=measured.ranking.scorable,
             top=measured.top_BK,
         )
+        temporary.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
         temporary.replace(path)
     except OSError as error:
         console.log(f"{path}: cannot be kept ({error.strerror or error}); it is measured anew next time")

@@ -18,6 +18,7 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval.metrics import headline, means, per_user
 from rl4rec_cli.eval.statistics import Difference, holm, paired_difference, reads, seeds_difference
+from rl4rec_cli.locks import exclusive
 from rl4rec_cli.runs import write_json, write_jsonl
 
 if TYPE_CHECKING:
@@ -133,9 +134,11 @@ def compare_all(differences: Mapping[str, Difference]) -> dict[str, dict[str, An
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """`SPLIT.json` and `SPLIT_users.jsonl`."""
-    write_json(folder / f"{evaluation.split}.json", evaluation.as_json())
-    write_jsonl(folder / f"{evaluation.split}_users.jsonl", evaluation.records())
+    """`SPLIT.json` and `SPLIT_users.jsonl`, both of this evaluation, whoever else saves one there."""
+    result, records = evaluation.as_json(), evaluation.records()
+    with exclusive(folder / evaluation.split):
+        write_json(folder / f"{evaluation.split}.json", result)
+        write_jsonl(folder / f"{evaluation.split}_users.jsonl", records)
 
 
 def print_evaluation(evaluation: Evaluation, *, title: str, whole: bool = False) -> None:

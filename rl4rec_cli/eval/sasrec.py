@@ -19,7 +19,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -34,6 +33,7 @@ from torch import Tensor
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import build_examples
 from rl4rec_cli.errors import DataError
+from rl4rec_cli.file_names import file_name
 from rl4rec_cli.retrieval import ranking
 from rl4rec_cli.retrieval.embedding import resolve_device
 from rl4rec_cli.rewards.functions import ndcg
@@ -405,7 +405,7 @@ def _validation_ndcg(sasrec: SasRec, dataset: Dataset, examples: Sequence[Exampl
 
 def _cache_path(folder: Path, name: str, identity: dict[str, Any]) -> Path:
     key = hashlib.sha256(json.dumps([FORMAT, identity], sort_keys=True).encode()).hexdigest()
-    return Path(folder) / f"sasrec_{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}_{key[:16]}.safetensors"
+    return Path(folder) / f"sasrec_{file_name(name)}_{key[:16]}.safetensors"
 
 
 def _save(path: Path, model: Any, identity: dict[str, Any], summary: dict[str, Any]) -> None:
@@ -414,7 +414,7 @@ def _save(path: Path, model: Any, identity: dict[str, Any], summary: dict[str, A
     from safetensors.torch import save_file
 
     weights = {name: value.to("cpu").contiguous() for name, value in model.state_dict().items()}
-    note = {"identity": identity, "summary": summary, "sha256": _digest(weights)}
+    note = {"identity": identity, "summary": summary, "sha256": _digest(weights), "summary_sha256": _sha256(summary)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -446,7 +446,8 @@ def _load(
         if metadata.get("format") != FORMAT or note["identity"] != identity:
             raise ValueError("made from other data or with other settings")
         # safetensors does not notice a flipped byte.
-        if note["sha256"] != _digest(weights):
+        is_whole = note["sha256"] == _digest(weights)
+        if not is_whole or note.get("summary_sha256", _sha256(note["summary"])) != _sha256(note["summary"]):
             raise ValueError("its content does not match its checksum")
         model = _build(dataset.num_items, settings)
         model.load_state_dict(weights)
@@ -455,6 +456,10 @@ def _load(
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         console.log(f"warning: {path}: not usable, SASRec is trained again: {reason}")
         return None
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(weights: dict[str, Tensor]) -> str:

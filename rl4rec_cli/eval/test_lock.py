@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import __version__
 from rl4rec_cli.errors import RunError
+from rl4rec_cli.locks import exclusive
 from rl4rec_cli.runs import write_text
 
 if TYPE_CHECKING:
@@ -68,11 +69,15 @@ def record_opening(run: Run) -> Openings:
         RunError: it cannot be written, and the split stays closed.
     """
     path = run.folder / FILE
-    before = read_openings(run)
-    text = _text(path)
-    lines = text.splitlines()
+    with exclusive(path):
+        _append(run, path)
+        return read_openings(run)
+
+
+def _append(run: Run, path: Path) -> None:
+    lines = _text(path).splitlines()
     record = {
-        "opening": before.count + 1,
+        "opening": len(lines) + 1,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "version": __version__,
@@ -82,7 +87,6 @@ def record_opening(run: Run) -> Openings:
     }
     whole = {**record, "digest": _digest(record)}
     write_text(path, "".join(f"{line}\n" for line in [*lines, json.dumps(whole)]))
-    return read_openings(run)
 
 
 def read_openings(run: Run) -> Openings:
@@ -91,6 +95,8 @@ def read_openings(run: Run) -> Openings:
     Raises:
         RunError: the record is there and cannot be read.
     """
+    # Results first: whatever came of an opening is there only after its record.
+    results = _results(run)
     previous, records, problem = _genesis(run), [], None
     for number, line in enumerate(_text(run.folder / FILE).splitlines(), start=1):
         try:
@@ -104,17 +110,25 @@ def read_openings(run: Run) -> Openings:
         records.append(record if isinstance(record, dict) else {"time": "unreadable", "digest": None})
         previous = _sha256(line.encode())
     digests = {record["digest"] for record in records}
-    for result in sorted((run.folder / "eval").rglob("test.json")):
-        try:
-            told = json.loads(result.read_text(encoding="utf-8")).get("test_openings") or {}
-        except (OSError, ValueError, AttributeError):
-            told = {}
+    for result, told in results:
         if told.get("digest") is not None and told["digest"] not in digests and problem is None:
             where = result.relative_to(run.folder)
             problem = (
                 f"{where} came from opening {told.get('count')}, which {FILE} does not have: it was cut or removed"
             )
     return Openings(tuple(records), problem)
+
+
+def _results(run: Run) -> list[tuple[Path, dict[str, Any]]]:
+    """Every result on the test split, with what it says of its opening."""
+    results = []
+    for path in sorted((run.folder / "eval").rglob("test.json")):
+        try:
+            told = json.loads(path.read_text(encoding="utf-8")).get("test_openings")
+        except (OSError, ValueError, AttributeError):  # a damaged result says nothing of openings
+            told = None
+        results.append((path, told if isinstance(told, dict) else {}))
+    return results
 
 
 def _text(path: Path) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from rl4rec_cli import console
 from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.file_kinds import ZIP, recognise_file
+from rl4rec_cli.file_names import file_name
 from rl4rec_cli.part_files import part_of
 from rl4rec_cli.retrieval.embedding import embed_items, is_blank, model_identity, normalised, open_embedder, reason_of
 from rl4rec_cli.retrieval.embedding_parts import embed_in_parts
@@ -33,12 +33,15 @@ if TYPE_CHECKING:
 FORMAT = "rl4rec-embeddings-1"
 
 
+class _DamagedError(EmbeddingError):
+    """A file of ours that is not as it was written."""
+
+
 def embedding_path(section: RetrievalSection, dataset: Dataset) -> Path:
     """`{emb_dir}/{dataset}_{emb_type}_{model}.safetensors`."""
     model = f"lsa-{section.lsa_dim}" if section.embedder == "lsa" else section.model
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip("-") or "model"
-    name, field = (re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in (dataset.name, section.emb_type))
-    return Path(section.emb_dir) / f"{name}_{field}_{slug}.safetensors"
+    parts = (dataset.name, section.emb_type, Path(model).name or "model")
+    return Path(section.emb_dir) / f"{'_'.join(map(file_name, parts))}.safetensors"
 
 
 def _digest(vectors_ND: Tensor) -> str:
@@ -144,7 +147,7 @@ def load_embeddings(path: Path, *, dataset: Dataset, emb_type: str, model: str |
         )
     # safetensors does not notice a flipped byte, and most flipped bytes leave a finite, wrong number.
     if "sha256" in metadata and metadata["sha256"] != _digest(vectors):
-        raise EmbeddingError(f"{path}: damaged: its content does not match its checksum", hint=remake)
+        raise _DamagedError(f"{path}: damaged: its content does not match its checksum", hint=remake)
     vectors = vectors.to(torch.float32)
     bad_N = ~torch.isfinite(vectors).all(dim=1)
     if bad_N.any():
@@ -177,7 +180,7 @@ def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, str]]:
             name = "embeddings" if "embeddings" in names else names[0]
             return file.get_tensor(name), dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise EmbeddingError(
+        raise _DamagedError(
             f"{path}: not a whole .safetensors file: {error}", hint="make it again with `rl4rec embed DATASET`"
         ) from error
 
@@ -209,7 +212,13 @@ def stored_embeddings(section: RetrievalSection, dataset: Dataset) -> Tensor | N
     path = embedding_path(section, dataset) if section.file is None else Path(section.file)
     if section.file is None and not path.is_file():
         return None
-    return load_embeddings(path, dataset=dataset, emb_type=section.emb_type, model=section.model)
+    try:
+        return load_embeddings(path, dataset=dataset, emb_type=section.emb_type, model=section.model)
+    except _DamagedError as error:
+        if section.file is not None:
+            raise
+        console.log(f"{error.message}; the items are embedded again")
+        return None
 
 
 def embed_dataset(dataset: Dataset, section: RetrievalSection, out: str | None) -> Path:

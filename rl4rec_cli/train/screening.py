@@ -8,10 +8,11 @@ Hides: ranking them in parts, and that a policy's texts are written once: a resu
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError
@@ -75,14 +76,31 @@ def _by_last_item(retriever: VectorRetriever, examples: Sequence[Example]) -> li
 
 
 def _by_policy(retriever: VectorRetriever, examples: Sequence[Example], write: Write, kept_in: Path) -> list[int]:
-    known: Any = json.loads(kept_in.read_text(encoding="utf-8"))["ranks"] if kept_in.is_file() else []
+    known = _read_ranks(kept_in) if kept_in.is_file() else []
     if len(known) == len(examples):
-        return [int(rank) for rank in known]
+        return known
     ranks: list[int] = []
     texts = write(examples)
     for start in range(0, len(examples), _PART):
         part = examples[start : start + _PART]
         targets, histories = [e.target for e in part], [e.history for e in part]
         ranks += retriever.target_ranks(texts[start : start + _PART], targets, histories).ranks.tolist()
-    write_text(kept_in, json.dumps({"ranks": ranks}) + "\n")
+    write_text(kept_in, json.dumps({"ranks": ranks, "sha256": _digest(ranks)}) + "\n")
     return ranks
+
+
+def _read_ranks(path: Path) -> list[int]:
+    """The ranks that were kept; none where the file is damaged, which is said."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["sha256"] != _digest(kept["ranks"]):
+            raise ValueError("its content does not match its checksum")
+        return [int(rank) for rank in kept["ranks"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = "no checksum" if isinstance(error, KeyError) else error
+        console.log(f"{path}: not usable ({reason}): the starting policy is asked again")
+        return []
+
+
+def _digest(ranks: Sequence[int]) -> str:
+    return hashlib.sha256(json.dumps(ranks).encode()).hexdigest()

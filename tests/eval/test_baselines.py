@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rl4rec_cli.config import RetrievalSection
@@ -268,3 +268,22 @@ def _works(load: Callable[[], object]) -> bool:
     except EmbeddingError:
         return False
     return True
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_flipped_bit_of_the_cache_is_measured_anew(
+    make_dataset: Make, scripted: type, tmp_path: Path, data: st.DataObject
+) -> None:
+    dataset, retriever = shop(make_dataset, scripted)
+    task = Task(dataset, retriever, build_examples(dataset, "test"), cache=tmp_path)
+    first = measure_baseline("last_item", task)
+    [file] = tmp_path.glob("*.npz")
+    whole = bytearray(file.read_bytes())
+    bit = data.draw(st.integers(0, len(whole) * 8 - 1))
+    whole[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(whole)
+    again = measure_baseline("last_item", task)
+    assert "cached" not in again.notes
+    assert again.ranking.ranks.tolist() == first.ranking.ranks.tolist()
+    assert measure_baseline("last_item", task).notes["cached"]

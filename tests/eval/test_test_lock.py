@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from rl4rec_cli.config import RunConfig
 from rl4rec_cli.errors import RunError
 from rl4rec_cli.eval.test_lock import FILE, read_openings, record_opening
-from rl4rec_cli.runs import Run, create_run, write_json
+from rl4rec_cli.runs import Run, create_run, read_jsonl, write_json
 
 
 @pytest.fixture
@@ -99,3 +101,30 @@ def test_a_record_that_cannot_be_written_keeps_the_split_closed(run: Run) -> Non
     (run.folder / FILE).mkdir()
     with pytest.raises(RunError, match=FILE):
         record_opening(run)
+
+
+HAMMER = """
+import sys
+from rl4rec_cli.eval.test_lock import record_opening
+from rl4rec_cli.runs import JsonLines, open_run, write_json
+run = open_run(sys.argv[1])
+for number in range(12):
+    seen = record_opening(run)
+    assert seen.problem is None, seen.problem
+    write_json(run.folder / "eval" / f"{sys.argv[2]}-{number}" / "test.json", {"test_openings": seen.as_json()})
+    log = JsonLines(run.folder / "log.jsonl")
+    log.write({"text": sys.argv[2] * 20_000})
+    log.close()
+"""
+
+
+def test_openings_and_log_lines_of_several_processes_are_all_kept(run: Run) -> None:
+    command = [sys.executable, "-c", HAMMER, str(run.folder)]
+    processes = [subprocess.Popen([*command, letter]) for letter in "abcd"]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0, 0]
+    found = read_openings(run)
+    assert (found.count, found.problem) == (48, None)
+    told = [json.loads(path.read_text())["test_openings"]["count"] for path in run.folder.rglob("test.json")]
+    assert sorted(told) == list(range(1, 49))
+    written = sorted(record["text"] for record in read_jsonl(run.folder / "log.jsonl"))
+    assert written == [letter * 20_000 for letter in "abcd" for _ in range(12)]

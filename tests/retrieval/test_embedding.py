@@ -28,6 +28,7 @@ from rl4rec_cli.retrieval.embedding import (
     embed_items,
     is_blank,
     model_identity,
+    normalised,
     resolve_device,
 )
 from rl4rec_cli.retrieval.embedding_files import (
@@ -524,3 +525,40 @@ def test_model_in_a_folder_is_known_by_its_files_not_by_its_path(
     (tmp_path / "two" / "model" / "model.safetensors").write_bytes(b"weightz")
     assert model_identity(str(tmp_path / "two" / "model")) != identity
     assert model_identity("sentence-transformers/all-MiniLM-L6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_a_damaged_file_of_the_cache_is_made_again(
+    tmp_path: Path, make_dataset: Make, vectors: torch.Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = RetrievalSection(embedder="sentence-transformers", model="some/model", emb_dir=str(tmp_path))
+    path = embedding_path(section, make_dataset())
+    save_embeddings(path, vectors, model="some/model", emb_type="text", dataset=make_dataset())
+    whole = bytearray(path.read_bytes())
+    whole[-3] ^= 16
+    path.write_bytes(whole)
+    assert stored_embeddings(section, make_dataset()) is None
+    assert "its content does not match its checksum; the items are embedded again" in capsys.readouterr().err
+    with pytest.raises(EmbeddingError, match="checksum"):
+        stored_embeddings(section.model_copy(update={"file": str(path)}), make_dataset())
+
+
+@pytest.mark.parametrize(("one", "other"), [("世界", "数据"), ("a b", "a-b"), ("é", "è"), ("x" * 300, "x" * 301)])
+def test_names_of_any_script_have_files_of_their_own(
+    one: str, other: str, tmp_path: Path, make_dataset: Make, vectors: torch.Tensor
+) -> None:
+    section = RetrievalSection(embedder="sentence-transformers", model="some/model", emb_dir=str(tmp_path))
+    for name, factor in ((one, 1), (other, -1)):
+        dataset = make_dataset(name=name)
+        path = embedding_path(section, dataset)
+        save_embeddings(path, vectors * factor, model="some/model", emb_type="text", dataset=dataset)
+    assert len(list(tmp_path.iterdir())) == 2
+    for name, factor in ((one, 1), (other, -1)):
+        loaded = stored_embeddings(section, make_dataset(name=name))
+        assert loaded is not None
+        assert torch.allclose(loaded, normalised(vectors * factor))
+
+
+def test_plain_names_keep_their_files(make_dataset: Make) -> None:
+    section = RetrievalSection(embedder="sentence-transformers", model="org/all-MiniLM-L6-v2", emb_dir="d")
+    path = embedding_path(section, make_dataset(name="Beauty_2.0-x"))
+    assert path == Path("d/Beauty_2.0-x_text_all-MiniLM-L6-v2.safetensors")
