@@ -76,7 +76,13 @@ def find_source(section: PolicySection, backend: str) -> Source:
     return Source(base, base_options, folder, name if own else base, options if own else base_options)
 
 
-_EDITED = ("adapter_config.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+_EDITED = (
+    "adapter_config.json",
+    "config.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 """What people change by hand, for instance where the base of an adapter was moved."""
 _compared: set[tuple[Any, ...]] = set()
 """Folders that were whole, by their files' sizes and times: each is read once in a process."""
@@ -99,21 +105,25 @@ def check_whole(folder: Path) -> None:
     state = (folder.resolve(), *((f.name, f.stat().st_size, f.stat().st_mtime_ns, f.stat().st_ino) for f in files))
     if state in _compared:
         return
-    if found := problems(folder, only=_is_read):
-        raise PolicyError(f"{folder} is damaged: {'; '.join(found[:3])}", hint=_whole_ones(folder))
-    for change in problems(folder, only=lambda name: name in _EDITED):
+    damages, changes = _differences(folder)
+    if damages:
+        raise PolicyError(f"{folder} is damaged: {'; '.join(damages[:3])}", hint=_whole_ones(folder))
+    for change in changes:
         console.log(f"{folder}: {change}; it is taken as it is")
     _compared.add(state)
 
 
-def _is_read(name: str) -> bool:
-    return name not in _EDITED and not name.endswith((".pt", ".pth", ".md"))
+def _differences(folder: Path) -> tuple[list[str], list[str]]:
+    """What of a folder is damaged, and what somebody may have changed by hand."""
+    differences = problems(folder, only=lambda name: not name.endswith((".pt", ".pth", ".md")))
+    changes = [d for d in differences if d.startswith(_EDITED) and not d.endswith(" is missing")]
+    return [d for d in differences if d not in changes], changes
 
 
 def _whole_ones(damaged: Path) -> str:
     """What can be taken in a damaged checkpoint's place."""
     others = damaged.parent.glob("checkpoint_*") if damaged.parent.name == "checkpoints" else ()
-    names = [path.name for path in sorted(others) if path != damaged and not problems(path, only=_is_read)]
+    names = [path.name for path in sorted(others) if path != damaged and not _differences(path)[0]]
     short = [name.removeprefix("checkpoint_") for name in names if name != "checkpoint_base"]
     if not short:
         return "copy it again from where it came, or train or export it again"

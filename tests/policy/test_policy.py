@@ -47,9 +47,11 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
     return dict(model.state_dict())
 
 
-def copy_of(folder: Path, to: Path) -> Path:
-    shutil.copytree(folder, to)
-    return to
+def copy_of(folder: Path, target: Path) -> Path:
+    """A model as others keep it: without the manifest by which damages to our own are noticed."""
+    shutil.copytree(folder, target)
+    (target / "manifest.json").unlink()
+    return target
 
 
 def refusal(model: Path | str, kind: type[Exception] = PolicyError, **options: Any) -> str:
@@ -342,6 +344,7 @@ def test_a_damaged_adapter(tiny_folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     save_policy(tuned(tiny_folder), tmp_path / "adapter")
+    (tmp_path / "adapter" / "manifest.json").unlink()  # by which it would be noticed
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     whole, tensors = file.read_bytes(), load_file(file)
     file.write_bytes(whole[:-10])
