@@ -7,6 +7,7 @@ Hides: `huggingface_hub`.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from fnmatch import fnmatch
@@ -18,15 +19,15 @@ from rl4rec_cli.errors import ConfigError, PolicyError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.model_card import model_card
 from rl4rec_cli.eval.targets import find_run
+from rl4rec_cli.policy.sources import ADAPTER, CARRIED, read_base
 from rl4rec_cli.runs import Run, why_unwritable
-from rl4rec_cli.whole_folders import write_folder
+from rl4rec_cli.whole_folders import MANIFEST, write_folder
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import PolicySection
 
 FORMS = ("merged", "adapter")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
-ADAPTER = "adapter_config.json"
 _FILES = ("adapter_*", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
 
 
@@ -55,8 +56,8 @@ def export(
     has_adapter = (stored / ADAPTER).is_file()
     if form == "adapter" and not has_adapter:
         raise ConfigError(f"{stored}: all its weights were trained, there is no adapter", hint="use --to merged")
-    base = _base(stored) if has_adapter else opened.config.policy.model
-    if form == "adapter" and push_to is not None and Path(base).is_absolute():
+    base = read_base(stored)[0] if has_adapter else opened.config.policy.model
+    if form == "adapter" and push_to is not None and Path(base).is_dir():
         raise ConfigError(
             f"--push-to-hub: the base of this adapter is a folder of this machine, {base}", hint="use --to merged"
         )
@@ -100,22 +101,21 @@ def _check_words(form: str, dtype: str, push_to: str | None, *, public: bool) ->
             ) from error
 
 
-def _base(checkpoint: Path) -> str:
-    from rl4rec_cli.policy.sources import read_base
-
-    return read_base(checkpoint)[0]
-
-
 def _write(run: Run, checkpoint: Path, folder: Path, *, form: str, dtype: str, base: str) -> None:
     section = run.config.policy.model_copy(update={"backend": "hf", "fast_inference": False})
     size = sum(file.stat().st_size for file in checkpoint.glob("adapter_*"))
     trained = _Trained(section, checkpoint, run.config.prompt.template)
     policy: Any = None
+    carried = Path(base) if form == "adapter" and Path(base).is_dir() else None
     if form == "merged":
         from rl4rec_cli.policy.merging import load_merged
 
         policy = load_merged(section, checkpoint, dtype=dtype)
         size = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    if carried is not None:
+        taken = _files_of_model(carried)
+        size += sum(file.stat().st_size for file in taken)
+        console.log(f"The base goes along, as {folder / CARRIED}: {carried} is a folder of this machine")
     weights = "" if policy is None else str(policy.model.dtype).removeprefix("torch.")
     card = model_card(run, checkpoint, form=form, base=base, weights=weights)
 
@@ -128,6 +128,12 @@ def _write(run: Run, checkpoint: Path, folder: Path, *, form: str, dtype: str, b
             for file in sorted(checkpoint.iterdir()):
                 if file.is_file() and any(fnmatch(file.name, pattern) for pattern in _FILES):
                     shutil.copyfile(file, temporary / file.name)
+            if carried is not None:
+                (temporary / CARRIED).mkdir()
+                for file in taken:
+                    shutil.copyfile(file, temporary / CARRIED / file.name)
+                _name_base(temporary / ADAPTER, folder.resolve() / CARRIED)
+            trained.check_adapter(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
 
     try:
@@ -135,6 +141,21 @@ def _write(run: Run, checkpoint: Path, folder: Path, *, form: str, dtype: str, b
     except OSError as error:
         reason = error.strerror or str(error)
         raise PolicyError(f"{folder}: cannot write the export of about {size:,} bytes: {reason}") from error
+
+
+def _files_of_model(folder: Path) -> list[Path]:
+    """Everything of a model's folder that its loaders may read."""
+    kept = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "*.bin")
+    no_part = {MANIFEST, "progress.json", "validation.json", "trainer_state.json", "critic.safetensors"}
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and file.name not in no_part]
+    return [file for file in files if any(fnmatch(file.name, pattern) for pattern in kept)]
+
+
+def _name_base(config: Path, base: Path) -> None:
+    """Write into an adapter's configuration where its base lies: PEFT loads it from there, until it is moved."""
+    saved = json.loads(config.read_text(encoding="utf-8"))
+    saved["base_model_name_or_path"] = str(base)
+    config.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
 
 
 class _Trained:
@@ -149,12 +170,24 @@ class _Trained:
         from rl4rec_cli.policy.agreement import logits_of, probe_sequences
         from rl4rec_cli.policy.loading import load_policy
 
+        self._section = section
         policy = load_policy(section.model_copy(update={"model": str(checkpoint)}))
         rows = policy.model.get_input_embeddings().weight.shape[0]
         self._sequences = probe_sequences(policy.tokenizer, template, vocabulary=min(rows, len(policy.tokenizer)))
         self._logits = logits_of(policy.model, self._sequences)
         self._dtype = policy.model.dtype
         self._is_quantised = section.quantization != "none"
+
+    def check_adapter(self, folder: Path) -> None:
+        """Refuse an adapter that is another policy, with the base that is found for it.
+
+        Raises:
+            PolicyError: its logits are not those of the checkpoint.
+        """
+        from rl4rec_cli.policy.loading import load_policy
+
+        read = load_policy(self._section.model_copy(update={"model": str(folder)}))
+        self._compare(read.model, "the exported adapter is not what was trained")
 
     def check_merged(self, folder: Path, model: Any) -> None:
         """Refuse a folder that plain transformers reads as another model.
@@ -167,16 +200,21 @@ class _Trained:
         """
         from transformers import AutoModelForCausalLM
 
+        read: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+        self._compare(
+            read.to(model.device), "the merged model is not what was trained", hint="export it with --to adapter; "
+        )
+
+    def _compare(self, model: Any, otherwise: str, *, hint: str = "") -> None:
         from rl4rec_cli.policy.agreement import largest_difference, limit_of, logits_of
 
-        read: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
-        difference = largest_difference(self._logits, logits_of(read.to(model.device), self._sequences))
+        difference = largest_difference(self._logits, logits_of(model, self._sequences))
         limit = limit_of(self._dtype, model.dtype, is_quantised=self._is_quantised)
         if difference > limit:
             raise PolicyError(
-                f"the merged model is not what was trained: its logits differ by {difference:.2g} of their size, "
-                f"where rounding explains {limit:g}; nothing was written",
-                hint="export it with --to adapter, and please report this with the model's name",
+                f"{otherwise}: its logits differ by {difference:.2g} of their size, where rounding explains "
+                f"{limit:g}; nothing was written",
+                hint=f"{hint}please report this with the model's name",
             )
         console.log(f"Read back: logits differ by {difference:.1e} of their size from the trained policy's")
 

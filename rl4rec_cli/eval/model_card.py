@@ -15,6 +15,7 @@ from typing import Any
 from rl4rec_cli import __version__
 from rl4rec_cli.data.dataset import dataset_name
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
+from rl4rec_cli.policy.sources import CARRIED
 from rl4rec_cli.runs import Run
 from rl4rec_cli.strict_yaml import dump_yaml
 
@@ -30,7 +31,7 @@ def model_card(run: Run, checkpoint: Path, *, form: str, base: str, weights: str
         weights: type of a merged model's weights.
     """
     config = run.config
-    is_local = Path(base).is_absolute() or base == "tiny"
+    is_local = Path(base).is_dir() or base == "tiny"
     head: dict[str, Any] = {
         "library_name": "peft" if form == "adapter" else "transformers",
         "pipeline_tag": "text-generation",
@@ -148,12 +149,18 @@ def _use(run: Run, *, form: str, weights: str, is_local: bool) -> str:
         four = ', bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
         kind = run.config.policy.quantization
         given = f", quantization_config=BitsAndBytesConfig(load_in_{kind}=True{four if kind == '4bit' else ''})"
+    if is_local:
+        lines.append(
+            f"Its base lies in the folder `{CARRIED}`, which goes wherever this folder goes.\n\n```python\n"
+            f"from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n{imported}\n"
+            f'base = AutoModelForCausalLM.from_pretrained("NAME/{CARRIED}"{given})\n'
+            'model = PeftModel.from_pretrained(base, "NAME")\n```\n'
+        )
+        return "\n".join(lines)
     lines.append(
         f"```python\nfrom peft import AutoPeftModelForCausalLM\n{imported}\n"
         f'model = AutoPeftModelForCausalLM.from_pretrained("NAME"{given})\n```\n'
     )
-    if is_local:
-        lines.append("Its base is a folder of the machine it was trained on, and is not part of this export.\n")
     return "\n".join(lines)
 
 

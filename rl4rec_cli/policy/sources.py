@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rl4rec_cli.config import PolicySection
 
 ADAPTER = "adapter_config.json"
+CARRIED = "base"
+"""The folder in an exported adapter that holds a base which is nowhere else to be had."""
 _BASE = "base_model_name_or_path"
 MODEL_TRIES = (
     "give a Hugging Face causal language model by name or folder, a run's checkpoint, `tiny`, or one of "
@@ -177,9 +179,14 @@ def read_base(adapter: Path) -> tuple[str, str | None]:
 
 
 def find_base(adapter: Path, recorded: str) -> str:
-    """The base of an adapter: as it recorded it, or of that name beside it, where its run was moved."""
-    beside = adapter.resolve().parent / _last(recorded)
-    return str(beside) if _is_path(recorded) and not Path(recorded).exists() and beside.is_dir() else recorded
+    """The base of an adapter: as it recorded it; where that is not there, in it (an export) or beside it (a run).
+
+    Both are found again after the export or the run was moved.
+    """
+    if not _is_path(recorded) or Path(recorded).exists():
+        return recorded
+    places = (adapter.resolve() / CARRIED, adapter.resolve().parent / _last(recorded))
+    return next((str(place) for place in places if place.is_dir()), recorded)
 
 
 def _is_path(name: str) -> bool:

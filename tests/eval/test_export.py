@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from rl4rec_cli.cli.main import main
+from rl4rec_cli.config import PolicySection
 from rl4rec_cli.layering import load_config
 from rl4rec_cli.policy.generation import Sampling, generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy
@@ -82,6 +84,39 @@ def test_plain_libraries_write_what_was_measured(
     assert not files & {"optimizer.pt", "progress.json", "recipe.yaml", "critic.safetensors", "validation.json"}
     ours = load_policy(load_config(algorithm="grpo", sets=[f"policy.model={folder}", "policy.device=cpu"]).policy)
     assert write(ours.model, ours.tokenizer, runs / name) == texts_of(runs / name)
+
+
+def test_a_moved_adapter_finds_the_base_that_it_carries(runs: Path, tmp_path: Path) -> None:
+    """By plain PEFT as its card says, and by our own commands; the run is gone."""
+    run = tmp_path / "run"
+    shutil.copytree(runs / "adapted", run)
+    config = run / "checkpoints" / "checkpoint_final" / "adapter_config.json"
+    saved = json.loads(config.read_text())
+    saved["base_model_name_or_path"] = str(run / "checkpoints" / "checkpoint_base")
+    config.write_text(json.dumps(saved))
+    assert main(["export", str(run), "--to", "adapter", "--output", str(tmp_path / "out")]) == 0
+    files = {p.name for p in (tmp_path / "out" / "base").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
+    assert not files & {"manifest.json", "progress.json"}
+    shutil.rmtree(run)
+    moved = tmp_path / "elsewhere" / "policy"
+    moved.parent.mkdir()
+    (tmp_path / "out").rename(moved)
+    code = (moved / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code.replace("NAME", str(moved)), names)
+    ours = load_policy(PolicySection(model=str(moved), device="cpu"))
+    assert write(names["model"], ours.tokenizer, runs / "adapted") == texts_of(runs / "adapted")
+    assert write(ours.model, ours.tokenizer, runs / "adapted") == texts_of(runs / "adapted")
+
+
+def test_a_run_that_was_moved_finds_its_own_base(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "adapted", run)
+    config = run / "checkpoints" / "checkpoint_final" / "adapter_config.json"
+    config.write_text(config.read_text().replace(str((runs / "adapted").resolve()), "/gone/adapted"))
+    ours = load_policy(PolicySection(model=str(config.parent), device="cpu"))
+    assert write(ours.model, ours.tokenizer, run) == texts_of(runs / "adapted")
 
 
 @pytest.mark.parametrize(("short", "name"), [("bf16", "bfloat16"), ("fp16", "float16")])
