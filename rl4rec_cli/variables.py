@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError
 
-OVERRIDING = ("ACCELERATE_",)
+OVERRIDING = ("ACCELERATE_", "KUBEFLOW_TRAINER_")
 """Prefixes of variables that take a setting's place: accelerate and transformers read them where they were told
-nothing, as `ACCELERATE_MIXED_PRECISION` where neither bf16 nor fp16 is asked for."""
+nothing, as `ACCELERATE_MIXED_PRECISION` where neither bf16 nor fp16 is asked for, or report to somebody whom
+`logging.report_to` does not name."""
 _COUNTS = (
     "WORLD_SIZE",
     "LOCAL_WORLD_SIZE",

@@ -130,9 +130,10 @@ def open_recommender(
     check_engine(config)
     prepare_backend(config.policy)
     from rl4rec_cli.policy.generation import Sampling
-    from rl4rec_cli.policy.loading import open_policy
+    from rl4rec_cli.policy.loading import check_tokenizer, open_policy
     from rl4rec_cli.retrieval.retriever import open_retriever
 
+    check_tokenizer(config.policy.model_copy(update={"model": folder}))  # before the minutes of embedding
     retriever = open_retriever(config.retrieval, data, config.data.paths)
     policy = open_policy(config, data, model=folder)
     return Recommender(

@@ -60,22 +60,25 @@ def find_source(section: PolicySection, backend: str) -> Source:
     name = repository_of(section.model, backend=backend, quantization=section.quantization)
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     folder = Path(name)
-    check_whole(folder)
+    _check_folder(folder)
     has_adapter = (folder / ADAPTER).is_file()
     if folder.is_dir() and not has_adapter and not (folder / "config.json").is_file():
         raise PolicyError(f"{name}: a folder without config.json or {ADAPTER}", hint=MODEL_TRIES)
     if not folder.exists() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
         raise PolicyError(f"{name}: no such folder", hint=MODEL_TRIES)
-    check_files(folder)
     if not has_adapter:
         return Source(name, options, None, name, options)
     base, revision = read_base(folder)
-    check_whole(Path(base))
-    check_files(Path(base))
+    _check_folder(Path(base))
     base_options = {**options, "revision": revision or "main"}
     # Adapters are often published without the tokenizer, which is then the base's.
     own = (folder / "tokenizer_config.json").is_file()
     return Source(base, base_options, folder, name if own else base, options if own else base_options)
+
+
+def _check_folder(folder: Path) -> None:
+    check_files(folder)  # first: that a pointer is no whole file says less than that it is a pointer
+    check_whole(folder)
 
 
 _EDITED = (

@@ -36,7 +36,7 @@ def with_tokens(base: Path, folder: Path, *tokens: str, special: bool = False, *
     """A copy of a model whose tokenizer has tokens that the embedding has no rows for."""
     from transformers import AutoTokenizer
 
-    shutil.copytree(base, folder)
+    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("manifest.json"))  # as models of others come
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(list(tokens), special_tokens=special)
     tokenizer.add_special_tokens(named)
@@ -144,6 +144,7 @@ def test_every_command_says_it_before_it_makes_anything(
     for command in (
         ["train", "grpo", "--dataset", data, "--model", words, *embedder, *few],
         ["eval", words, "--dataset", data, *embedder],
+        ["compare", words, "last_item", "--dataset", data, *embedder],
         ["plan", "--dataset", data, "--model", words, *embedder],
         ["prompts", data, "--model", words],
         ["doctor", data, words],
