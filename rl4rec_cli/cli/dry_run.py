@@ -13,6 +13,9 @@ from rl4rec_cli.layering import dump_config
 
 
 def show(config: RunConfig, seeds: tuple[int, ...]) -> None:
+    from rl4rec_cli.policy.sources import with_own_adapter
+
+    config = config.model_copy(update={"policy": with_own_adapter(config.policy)})
     console.result(dump_config(config))
     try:
         lines = placement.brief(placement.place(config))

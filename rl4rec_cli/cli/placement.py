@@ -29,7 +29,9 @@ def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
         PolicyError: the model's shape cannot be found out, or its tokenizer does not fit it. ConfigError: no such GPU.
     """
     from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
+    from rl4rec_cli.policy.sources import with_own_adapter
 
+    config = config.model_copy(update={"policy": with_own_adapter(config.policy)})
     facts = policy_facts(config.policy)
     if Path(config.policy.model).is_dir():
         from rl4rec_cli.policy.loading import check_tokenizer

@@ -14,7 +14,7 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console, hub
-from rl4rec_cli.errors import PolicyError
+from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.file_kinds import odd_file
 from rl4rec_cli.policy.presets import PRESETS, repository_of
 from rl4rec_cli.whole_folders import MANIFEST, problems
@@ -213,3 +213,73 @@ def cannot_load(what: str, error: Exception, *, names: str) -> PolicyError:
         return PolicyError(f"cannot load {what}: {message}", hint=hint)
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return PolicyError(f"cannot load {what}: {reason}", hint=MODEL_TRIES)
+
+
+def with_own_adapter(section: PolicySection) -> PolicySection:
+    """The section with the settings of the adapter that it names, where it names one: that one goes on being trained.
+
+    Args:
+        section: of a run that is to be trained anew.
+
+    Raises:
+        ConfigError: settings of another adapter were given. PolicyError: the adapter cannot be read, or is of a kind
+            that is not trained here.
+    """
+    from rl4rec_cli.config import LoraSection
+
+    folder = Path(section.model).expanduser()
+    if not (folder / ADAPTER).is_file():
+        return section
+    saved = _read_adapter(folder)
+    if saved.get("peft_type") != "LORA":
+        raise PolicyError(
+            f"{folder}: an adapter of kind {saved.get('peft_type')}, and only LoRA adapters are trained here",
+            hint="merge it into its base first, by PEFT's merge_and_unload",
+        )
+    targets = saved.get("target_modules")
+    own = LoraSection(
+        r=saved["r"],
+        alpha=saved["lora_alpha"],
+        dropout=saved.get("lora_dropout") or 0.0,
+        target_modules=targets if isinstance(targets, str) else tuple(sorted(targets or ())),
+    )
+    asked = section.lora
+    for name in sorted(asked.model_fields_set) if asked is not None else ():
+        theirs, ours = getattr(asked, name), getattr(own, name)
+        if name == "seed" or theirs == ours or (name == "target_modules" and _same_modules(theirs, ours)):
+            continue
+        raise ConfigError(
+            f"policy.lora.{name}={_written(theirs)}, but {section.model} is an adapter with {_written(ours)}, which "
+            "goes on being trained as it is",
+            hint="leave policy.lora out (--set policy.lora=null takes it out of a recipe); for a new adapter, merge "
+            "this one into its base first",
+        )
+    return section.model_copy(update={"lora": own})
+
+
+def _read_adapter(folder: Path) -> dict[str, Any]:
+    """An adapter's configuration, with the numbers that are needed of it.
+
+    Raises:
+        PolicyError: it cannot be read, or lacks them.
+    """
+    read_base(folder)  # says what is wrong with the file
+    saved: dict[str, Any] = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    is_lora = saved.get("peft_type") == "LORA"
+    if is_lora and not all(type(saved.get(name)) is int and saved[name] > 0 for name in ("r", "lora_alpha")):
+        raise PolicyError(
+            f"{folder / ADAPTER}: r and lora_alpha must be whole numbers above 0",
+            hint="save the adapter again, or copy it again",
+        )
+    return saved
+
+
+def _same_modules(asked: Any, own: Any) -> bool:
+    """Whether both name the same modules; what `auto` and `all-linear` stand for is not looked up."""
+    if isinstance(asked, str):
+        return asked in ("auto", "all-linear")
+    return not isinstance(own, str) and set(asked) == set(own)
+
+
+def _written(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)

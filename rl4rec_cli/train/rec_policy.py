@@ -27,6 +27,7 @@ from rl4rec_cli.data.prompts import Prompt, PromptBuilder
 from rl4rec_cli.errors import RewardError
 from rl4rec_cli.policy.generation import Sampling, decode_texts, write_ids, writing
 from rl4rec_cli.policy.loading import open_policy
+from rl4rec_cli.policy.sources import with_own_adapter
 from rl4rec_cli.train.advantages import clipped_policy_loss, discounted_returns, token_rewards, whiten
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class RecPolicy:
         Raises:
             PolicyError, ConfigError: as `open_policy` says.
         """
+        config = config.model_copy(update={"policy": with_own_adapter(config.policy)})
         policy = open_policy(config, dataset, trainable=True)
         return cls(
             policy,

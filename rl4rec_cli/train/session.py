@@ -74,10 +74,13 @@ def train(
     """
     from rl4rec_cli.eval import evaluate
     from rl4rec_cli.policy.backend import choose_backend
+    from rl4rec_cli.policy.sources import with_own_adapter
 
     # Everything that can be wrong with the input is found before anything heavy is imported.
     datasets = open_datasets(config.data)
     config = _with_whole_paths(config)
+    if resume is None:
+        config = config.model_copy(update={"policy": with_own_adapter(config.policy)})
     audits = {}
     for dataset, path in zip(datasets, config.data.paths or (None,), strict=True):
         console.log(f"Dataset {dataset.name}: {len(dataset.users):,} users, {dataset.num_items:,} items")
