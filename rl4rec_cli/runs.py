@@ -342,10 +342,10 @@ def check_new(config: RunConfig) -> None:
     Raises:
         RunError: so it is.
     """
-    folder = Path(config.run.output_dir) / (config.run.name or "NAME")
-    if config.run.name is not None and os.path.lexists(Path(config.run.output_dir) / config.run.name):
+    folder = Path(config.run.output_dir) / (config.run.name or "")
+    if config.run.name is not None and os.path.lexists(folder):
         raise _exists(folder)
-    if (reason := why_unwritable(folder)) is not None:
+    if (reason := why_unwritable(folder / "config.yaml")) is not None:
         raise RunError(
             f"{folder}: cannot make the run folder: {reason}", hint="name another folder for runs with --output"
         )

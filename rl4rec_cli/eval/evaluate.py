@@ -231,8 +231,9 @@ def evaluate_run(
         note_checkpoint(evaluation, run, Path(model))
         if as_json:  # else it stands in the table
             console.log(evaluation.about["checkpoint_line"])
-        warn_unwritable(_result_folder(run, model, config, data.name)[0])
     _note_openings(evaluation, run)
+    if run is not None and model is not None:
+        warn_unwritable(_result_folder(run, model, config, data.name)[0])
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
     from rl4rec_cli.policy.loading import check_tokenizer

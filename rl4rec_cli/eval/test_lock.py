@@ -69,9 +69,15 @@ def record_opening(run: Run) -> Openings:
         RunError: it cannot be written, and the split stays closed.
     """
     path = run.folder / FILE
-    with exclusive(path):
-        _append(run, path)
-        return read_openings(run)
+    try:
+        with exclusive(path):
+            _append(run, path)
+            return read_openings(run)
+    except RunError as error:
+        raise RunError(
+            f"the test split stays closed, as its opening cannot be recorded: {error.message}",
+            hint=error.hint or "copy the run folder to where it can be written, and open it there",
+        ) from error
 
 
 def _append(run: Run, path: Path) -> None:

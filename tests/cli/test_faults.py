@@ -472,7 +472,8 @@ def test_what_was_measured_is_shown_where_it_cannot_be_kept(tmp_path: Path) -> N
     for ended in (again, shown, as_json):
         assert ended.returncode == 1, ended.stderr
         error, hint = ended.stderr.splitlines()[-2:]
-        assert error.startswith("error: what was measured is shown, but not kept: runs/r/eval/validation.json: cannot")
+        assert error.startswith("error: what was measured is shown, but not kept: runs/r/eval/validation")
+        assert "cannot write it: " in error
         assert "and measure again" in hint
     assert "tuned policy" in again.stdout
     assert "tuned policy" in shown.stdout
@@ -480,6 +481,11 @@ def test_what_was_measured_is_shown_where_it_cannot_be_kept(tmp_path: Path) -> N
     warned = "warning: runs/r/eval: nothing can be written there (Not a directory): results are shown, not kept"
     assert shown.stderr.index(warned) < shown.stderr.index("cannot be kept (")  # before anything is measured
     assert results.read_text() == "a file where the folder should be"
+    (tmp_path / "runs" / "r" / "test_openings.jsonl").mkdir()
+    closed = run(["eval", "runs/r", "--split", "test"], tmp_path)
+    assert (closed.returncode, closed.stdout) == (1, "")
+    assert "error: the test split stays closed, as its opening cannot be recorded: runs/r/" in closed.stderr
+    (tmp_path / "runs" / "r" / "test_openings.jsonl").rmdir()
     page = run(["compare", "runs/r", "popularity", "--html", "page.html"], tmp_path, limit=15_000)
     assert page.returncode == 1, page.stderr
     assert "tuned policy" in page.stdout or "runs/r" in page.stdout
