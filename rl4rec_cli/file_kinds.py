@@ -10,6 +10,7 @@ characters or JSON that says nothing of this.
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ class FileKind(NamedTuple):
     """The way out; `FILE` stands for the file's name."""
 
     def way_out(self, path: Path) -> str:
-        return self.hint.replace("FILE", path.name)
+        return self.hint.replace("FILE", shlex.quote(path.name))
 
 
 LFS = FileKind(

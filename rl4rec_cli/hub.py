@@ -6,6 +6,7 @@ Hides: huggingface_hub's classes, which transformers wraps in errors of its own.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 
@@ -32,10 +33,11 @@ def explain(error: BaseException, name: str) -> tuple[str, str] | None:
     if not any(isinstance(cause, unreached) for cause in causes):
         return None
     why = "is switched off by HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "cannot be reached"
+    command = f"hf download {shlex.quote(name)}"
     unset = "unset HF_HUB_OFFLINE, or " if constants.HF_HUB_OFFLINE else ""
     return (
         f"{name} is not on this machine (neither a folder nor in {constants.HF_HUB_CACHE}), and the Hub {why}",
-        f"{unset}run `hf download {name}` where the Hub can be reached and copy it here, or name a local folder",
+        f"{unset}run `{command}` where the Hub can be reached and copy it here, or name a local folder",
     )
 
 

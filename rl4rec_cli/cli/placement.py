@@ -37,6 +37,10 @@ def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
         from rl4rec_cli.policy.loading import check_tokenizer
 
         check_tokenizer(config.policy)
+    if config.retrieval.embedder != "lsa" and Path(config.retrieval.model).expanduser().is_dir():
+        from rl4rec_cli.retrieval.embedding import check_embedder
+
+        check_embedder(config.retrieval.model)
     asked = tuple(parse_gpu(text, index) for index, text in enumerate(gpus))
     machine = find_machine() if not asked else _with(asked)
     return plan_placement(machine, config, facts, retrieval_facts(config))

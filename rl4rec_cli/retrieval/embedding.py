@@ -100,7 +100,10 @@ class SentenceTransformerEmbedder:
         except Exception as error:
             # Each broken file of a model folder gives an error class of its own, some of them Rust's.
             raise cannot_load(model, error) from error
-        _check_tokens(self._model, model)
+        tokenizer = getattr(self._model[0], "tokenizer", None)
+        network: Any = getattr(self._model[0], "auto_model", None) or getattr(self._model[0], "model", None)
+        if tokenizer is not None and hasattr(network, "get_input_embeddings"):  # else as one of static vectors
+            _check_tokens(tokenizer, network.get_input_embeddings().weight.shape[0], model)
 
     def embed(
         self, texts: Sequence[str], *, query: bool = False, progress: Callable[[int], None] | None = None
@@ -147,23 +150,38 @@ def cannot_load(model: str, error: Exception) -> EmbeddingError:
     )
 
 
-def _check_tokens(model: Any, name: str) -> None:
+def check_embedder(model: str) -> None:
+    """Look at an embedding model's folder and its tokenizer, without its weights.
+
+    Raises:
+        EmbeddingError: it cannot be used.
+    """
+    check_files(model)
+    folder = Path(model).expanduser()
+    if not (folder / "config.json").is_file():  # of several parts, or a name of the Hub
+        return
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        rows = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "vocab_size", None)
+    except Exception as error:  # as many kinds as there are libraries that read it
+        raise cannot_load(model, error) from error
+    _check_tokens(tokenizer, rows if isinstance(rows, int) else len(tokenizer), model)
+
+
+def _check_tokens(tokenizer: Any, rows: int, name: str) -> None:
     """Refuse a model that could not pad texts to one length, or has no row for a token that it would read.
 
     Raises:
         EmbeddingError: so it is.
     """
-    tokenizer = getattr(model[0], "tokenizer", None)
-    network: Any = getattr(model[0], "auto_model", None) or getattr(model[0], "model", None)
-    if tokenizer is None or not hasattr(network, "get_input_embeddings"):  # as one of static vectors
-        return
     if tokenizer.pad_token_id is None:
         raise EmbeddingError(
             f"the embedding model {name!r} cannot be used: its tokenizer has no padding token",
             hint="give it one and save it there: tokenizer.pad_token = tokenizer.eos_token; "
             "tokenizer.save_pretrained(…); or name a model that was made to embed",
         )
-    rows = network.get_input_embeddings().weight.shape[0]
     extra = extra_tokens(tokenizer, rows)
     extra += [tokenizer.pad_token] if tokenizer.pad_token_id >= rows else []
     if extra:

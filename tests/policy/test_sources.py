@@ -152,3 +152,10 @@ def test_every_command_says_it_before_it_makes_anything(
         assert main(command) == 1
         assert "rows: none for 'zyx'" in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "runs").exists()
+
+
+def test_plan_looks_at_the_embedder(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "embedder")
+    (tmp_path / "embedder" / "model.safetensors").write_text(POINTER)
+    assert main(["plan", "--set", f"retrieval.model={tmp_path / 'embedder'}"]) == 2
+    assert "model.safetensors is a Git LFS pointer" in capsys.readouterr().err

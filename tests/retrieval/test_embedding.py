@@ -25,6 +25,7 @@ from rl4rec_cli.retrieval import embedding_files
 from rl4rec_cli.retrieval.embedding import (
     LsaEmbedder,
     SentenceTransformerEmbedder,
+    check_embedder,
     embed_items,
     is_blank,
     model_identity,
@@ -404,15 +405,20 @@ def test_an_embedder_that_cannot_take_its_own_tokens(tiny_folder: Path, tmp_path
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     pad = settings.pop("pad_token")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(EmbeddingError, match="its tokenizer has no padding token"):
+        check_embedder(str(folder))
     with pytest.raises(EmbeddingError, match="its tokenizer has no padding token") as caught:
         SentenceTransformerEmbedder(str(folder), device="cpu", batch_size=8)
     assert "tokenizer.pad_token = tokenizer.eos_token" in str(caught.value.hint)
     settings["pad_token"] = "[PAD]"
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(EmbeddingError, match=r"rows: none for '\[PAD\]'") as caught:
+    with pytest.raises(EmbeddingError, match=r"rows: none for '\[PAD\]'"):
         SentenceTransformerEmbedder(str(folder), device="cpu", batch_size=8)
+    with pytest.raises(EmbeddingError, match=r"rows: none for '\[PAD\]'"):
+        check_embedder(str(folder))
     settings["pad_token"] = pad
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    check_embedder(str(folder))
     assert SentenceTransformerEmbedder(str(folder), device="cpu", batch_size=8).embed(["rose", "mint gel"]).ndim == 2
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
     with pytest.raises(EmbeddingError, match="is a Git LFS pointer"):
