@@ -36,6 +36,11 @@ _NAMES_OTHERS = re.compile(
     r"|(?:customers|people|users|shoppers|readers|viewers) who (?:bought|viewed|chose|watched|read|liked)) "
 )
 _HINTS = (" also", "bought", "viewing", " who ")  # one of them is in each of these; much faster to look for
+CONTROL_TOKENS = re.compile(
+    r"<\|[A-Za-z0-9_▁｜-]{2,40}\|>|</?s>|<(?:eos|bos|pad|unk|mask)>|<(?:start|end)_of_(?:turn|text|image)>"
+    r"|\[/?INST\]|<</?SYS>>|\[(?:CLS|SEP|PAD|MASK|UNK|BOS|EOS)\]|<｜[^<>]{2,40}｜>"
+)
+"""As ChatML, Llama, Gemma, Mistral, BERT and DeepSeek write them."""
 _COUNTS = "Counts and averages are taken over all times, the test period included"
 # Names of fields, folded, and what is wrong with showing them.
 _FIELDS = {
@@ -153,6 +158,7 @@ def text_checks(texts: Texts) -> Iterator[Check]:
     yield _names_others(texts)
     yield _next_title(texts)
     yield _fields(texts)
+    yield _control_tokens(texts)
 
 
 def _names_others(texts: Texts) -> Check:
@@ -232,6 +238,24 @@ def _fields(texts: Texts) -> Check:
         meaning=f"{late[first]}.",
         remedy="name it neither in prompt.item_template nor in retrieval.emb_type, and leave it out of `text`",
         examples=(Example(None, i, f"{first}: {excerpt(str(items[i][first]), '')}") for i in holders),
+    )
+
+
+def _control_tokens(texts: Texts) -> Check:
+    """Words in item texts that are control tokens of usual model families."""
+    shown = [f"{title} | {text}" for title, text in zip(texts.raw_titles, texts.raw_rendered, strict=True)]
+    hits = [(i, name[0]) for i, text in enumerate(shown) if (name := CONTROL_TOKENS.search(text))]
+    names = ", ".join(sorted({name for _, name in hits})[:5])
+    return judge(
+        "names of control tokens",
+        Seen(len(hits), len(shown), "items"),
+        flagged=bool(hits),
+        severity="warning",
+        headline=f"{count_of(len(hits), 'item')} with words that are control tokens of some models ({names})",
+        meaning="Prompts and training targets of rl4rec spell such words out. Other programs that read these texts may "
+        "take them for the end of a turn or of the text.",
+        remedy="take them out of titles and texts, or leave them as they are where that is what the items are called",
+        examples=(Example(None, i, excerpt(_raw(texts, i), name)) for i, name in hits),
     )
 
 

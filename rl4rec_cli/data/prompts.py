@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from rl4rec_cli.data.encoding import TextEncoder
 from rl4rec_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,9 +102,10 @@ class PromptBuilder:
         self._overrides = dataset.prompts
         # No text of more characters than this is read: it would not fit, and would have to be read to know.
         self._most_characters = section.max_prompt_length * LONGEST_TOKEN
+        self.encoder = TextEncoder(tokenizer)
         items = item_renderer(section.item_template, dataset, setting="prompt.item_template")
-        self._items = [text[: self._most_characters] for text in items]
-        self._item_tokens = [len(ids) for ids in tokenizer(self._items, add_special_tokens=False)["input_ids"]]
+        self._items = [self.encoder.guard(text[: self._most_characters]) for text in items]
+        self._item_tokens = self.encoder.lengths(self._items)
         self._frame_tokens = len(self._prompt(self._framed("")).ids)
         if self._frame_tokens >= section.max_prompt_length:
             raise TemplateTooLongError(
@@ -142,7 +144,8 @@ class PromptBuilder:
         if best is not None:
             return best
         # Not even the last item fits: it is cut, not dropped.
-        return replace(self._cut_to_fit(self._items[shown[-1]] if shown else "", self._framed), items=len(shown[-1:]))
+        last = self.encoder.show(self._items[shown[-1]]) if shown else ""
+        return replace(self._cut_to_fit(last, self._framed), items=len(shown[-1:]))
 
     def build_written(self, text: str) -> Prompt:
         """The prompt that a text of `prompts.json` is."""
@@ -156,8 +159,9 @@ class PromptBuilder:
         return self.section.template.replace("{history}", history)
 
     def _prompt(self, text: str) -> Prompt:
+        """The prompt of a text in which what came from items is guarded."""
         if not self.chat:
-            return Prompt(text, tuple(self.tokenizer(text)["input_ids"]))
+            return self._encoded(text)
         messages = [{"role": "system", "content": self.section.system}] if self.section.system is not None else []
         try:
             rendered = self.tokenizer.apply_chat_template(
@@ -168,14 +172,20 @@ class PromptBuilder:
                 f"the tokenizer's chat template refused the prompt: {error}",
                 hint="put prompt.system into prompt.template" if messages else "set prompt.chat to never",
             ) from error
-        # The chat template writes the special tokens itself.
-        return Prompt(rendered, tuple(self.tokenizer(rendered, add_special_tokens=False)["input_ids"]))
+        return self._encoded(rendered)
+
+    def _encoded(self, text: str) -> Prompt:
+        return Prompt(self.encoder.show(text), tuple(self.encoder.prompt_ids(text, is_framed=self.chat)))
 
     def _cut_to_fit(self, text: str, frame: Callable[[str], str]) -> Prompt:
         """As many words from the start of `text` as fit, found by halving; of a word too long, its first letters."""
+
+        def fill(part: str) -> Prompt:
+            return self._prompt(frame(self.encoder.guard(part)))
+
         whole, limit = text, self.section.max_prompt_length
         text = whole[: self._most_characters]
-        prompt = self._prompt(frame(text))
+        prompt = fill(text)
         if len(prompt.ids) <= limit:
             return replace(prompt, is_cut=len(text) < len(whole))
         words = [word.end() for word in re.finditer(r"\S+", text)]
@@ -184,11 +194,11 @@ class PromptBuilder:
             high = len(ends)
             while low < high:
                 middle = (low + high + 1) // 2
-                prompt = self._prompt(frame(text[: ends[middle - 1]]))
+                prompt = fill(text[: ends[middle - 1]])
                 if len(prompt.ids) <= limit:
                     low, best = middle, replace(prompt, is_cut=True)
                 else:
                     high = middle - 1
             if best is not None:
                 return best
-        return replace(self._prompt(frame("")), is_cut=True)
+        return replace(fill(""), is_cut=True)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 USERS = 1_000
 """Users whose prompts are made, unless more are asked for."""
 _SHOWN = 3
+_LAST = 4
 OWN = "own prompt"
 ALL = "all"
 
@@ -51,6 +52,7 @@ def show_prompts(config: RunConfig, *, split: Any, users: int | None, user: str 
                 "user": example.user,
                 "text": prompt.text,
                 "tokens": len(prompt.ids),
+                "last_tokens": last_tokens(builder, prompt),
                 "history": len(example.history),
                 "items": prompt.items,
                 "from_prompts_json": example.user in dataset.prompts,
@@ -68,7 +70,8 @@ def show_prompts(config: RunConfig, *, split: Any, users: int | None, user: str 
         )
         cut = ", cut to fit" if prompt.is_cut else ""
         console.result(f"# {split}, user {console.clean(example.user)}: {len(prompt.ids)} tokens, {source}{cut}")
-        console.result(console.clean(prompt.text, keep="\n\t").removesuffix("\n") + "\n\n")
+        console.result(console.clean(prompt.text, keep="\n\t").removesuffix("\n"))
+        console.result(f"# its last tokens: {console.clean(' '.join(last_tokens(builder, prompt)))}\n\n")
     if user is None:
         console.figures(figures)
 
@@ -79,6 +82,13 @@ def _of_user(dataset: Dataset, split: Any, user: str) -> list[Example]:
     if not found:
         raise DataError(f"user {user} has no {split} example: the sequence is too short", hint="try --split test")
     return found
+
+
+def last_tokens(builder: PromptBuilder, prompt: Prompt) -> list[str]:
+    """The tokens that a prompt ends with, each with its number: what a text shows does not say where a token ends."""
+    ids = list(prompt.ids[-_LAST:])
+    names = builder.tokenizer.convert_ids_to_tokens(ids)
+    return [f"{name} ({number})" for name, number in zip(names, ids, strict=True)]
 
 
 def make_prompts(builder: PromptBuilder, examples: Sequence[Example]) -> list[Prompt]:

@@ -152,8 +152,7 @@ class RecPolicy:
         """The tokens that were sampled; of a text from elsewhere, its own and the end."""
         if (prompt.ids, text) in self._written:
             return self._written[prompt.ids, text]
-        tokenizer = self.policy.tokenizer
-        return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        return [*self.builder.encoder.text_ids(text), self.policy.tokenizer.eos_token_id]
 
 
 class DummyRecPolicy:

@@ -56,7 +56,7 @@ def build_pairs(
         # After a chat template or a line break the text starts as it is; after a word it needs its blank.
         if not builder.chat and not prompt.text[-1:].isspace():
             text = " " + text
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"][: max_completion_length - 1]
+        ids = builder.encoder.text_ids(text)[: max_completion_length - 1]
         ids = [*ids, tokenizer.eos_token_id]
         rows.append({"input_ids": [*prompt.ids, *ids], "labels": [-100] * len(prompt.ids) + ids})
     return rows

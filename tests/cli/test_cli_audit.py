@@ -54,10 +54,10 @@ def test_only_strict_fails_and_only_on_leaks(name: str, flags: list[str], code: 
 def test_a_clean_dataset_shows_what_was_looked_at(folders: dict[str, Path]) -> None:
     head, *checks, blank, last = audit(folders["clean"]).stdout.splitlines()
     assert head.split() == ["check", "result", "seen"]
-    assert len(checks) == 17
+    assert len(checks) == 18
     assert "target in history           ok           0 % (0 of 400 targets)" in checks
     assert blank == ""
-    assert last == "Audit: nothing found (16 checks; not checked: same-time ties)"
+    assert last == "Audit: nothing found (17 checks; not checked: same-time ties)"
 
 
 def test_findings_are_explained_leaks_first(folders: dict[str, Path]) -> None:
@@ -70,14 +70,14 @@ def test_findings_are_explained_leaks_first(folders: dict[str, Path]) -> None:
     assert leak.count("\n  e.g. user u") == 3
     assert fields.startswith("warning: field also_bought is there, though not shown\n")
     assert copied.startswith("warning: 4.8 % of users have the very sequence of another\n")
-    assert last == "Audit: 1 leak, 2 warnings (16 checks; not checked: same-time ties)\n"
+    assert last == "Audit: 1 leak, 2 warnings (17 checks; not checked: same-time ties)\n"
 
 
 def test_json_is_the_whole_audit(folders: dict[str, Path]) -> None:
     done = audit(folders["leaky"], "--json")
     said = json.loads(done.stdout)
     assert (said["dataset"], said["clean"], said["leaks"], said["warnings"]) == ("leaky", False, 1, 2)
-    assert len(said["checks"]) == 17
+    assert len(said["checks"]) == 18
     assert said["findings"][0]["check"] == "target in history"
     assert said["findings"][0]["examples"][0]["user"] == "u1"
 

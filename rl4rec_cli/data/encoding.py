@@ -1,0 +1,114 @@
+"""Texts to the tokens that a policy reads.
+
+Decides: a prompt ends open: what a tokenizer appends to a text, such as its end token, is no part of what is to be
+continued. The text of an item is text, whatever stands in it: the name of a control token in a title is read letter by
+letter, while those of a chat template and of `prompt.template` are control tokens.
+Hides: special tokens, and how tokenizers are told not to look for them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rl4rec_cli.errors import PolicyError
+
+MARK = "\U000f0000"
+"""Of Unicode's private use. It and the letter after it stand for the name of a control token in the text of an item;
+two of it stand for itself."""
+_FIRST = 0xF0001
+
+
+class TextEncoder:
+    """Encodes for one tokenizer.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._opening, self._closing = _added(tokenizer)
+        specials = {str(token) for token in tokenizer.all_special_tokens}
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        specials |= {str(token) for token in added.values() if getattr(token, "special", False)}
+        self._names = sorted(filter(None, specials), key=lambda name: (-len(name), name))
+        self._ids = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in self._names}
+        names = "|".join(map(re.escape, self._names))
+        self._name = re.compile(names) if names else None
+        self._guarded = re.compile(f"{MARK}|{names}" if names else MARK)
+
+    def guard(self, text: str) -> str:
+        """The text with marks in place of the names of control tokens."""
+        return self._guarded.sub(self._mark, text)
+
+    def _mark(self, match: re.Match[str]) -> str:
+        name = match[0]
+        return MARK + (MARK if name == MARK else chr(_FIRST + self._names.index(name)))
+
+    def show(self, text: str) -> str:
+        """A guarded text as it is read."""
+        return _MARKED.sub(self._unmark, text) if MARK in text else text
+
+    def _unmark(self, match: re.Match[str]) -> str:
+        return MARK if match[1] == MARK else self._names[ord(match[1]) - _FIRST]
+
+    def prompt_ids(self, text: str, *, is_framed: bool) -> list[int]:
+        """Tokens of a guarded text that is to be continued.
+
+        Args:
+            is_framed: a chat template has written the control tokens; else the tokenizer's opening ones are put before.
+
+        Raises:
+            PolicyError: the tokenizer makes a control token of an item's text all the same.
+        """
+        if MARK not in text:
+            ids = list(self._tokenizer(text, add_special_tokens=not is_framed)["input_ids"])
+            has_closing = bool(self._closing) and not is_framed and ids[-len(self._closing) :] == self._closing
+            return ids[: -len(self._closing)] if has_closing else ids
+        ids = [] if is_framed else list(self._opening)
+        place = 0
+        for name in self._name.finditer(text) if self._name is not None else ():
+            ids += [*self.text_ids(self.show(text[place : name.start()])), self._ids[name[0]]]
+            place = name.end()
+        return [*ids, *self.text_ids(self.show(text[place:]))]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of a text, none of them a control token.
+
+        Raises:
+            PolicyError: the tokenizer makes one of it all the same.
+        """
+        if not text:
+            return []
+        if self._name is None or self._name.search(text) is None:
+            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        controls = set(self._ids.values()) - {self._tokenizer.unk_token_id}
+        if wrong := controls.intersection(ids):
+            name = self._tokenizer.convert_ids_to_tokens(min(wrong))
+            raise PolicyError(
+                f"the tokenizer reads {name!r} in the text of an item as a control token",
+                hint="take such words out of the items' texts (`rl4rec data audit` lists them), or use another model",
+            )
+        return ids
+
+    def lengths(self, guarded: list[str]) -> list[int]:
+        """About how many tokens each of these guarded texts has."""
+        if not guarded:
+            return []
+        shown = [self.show(text) for text in guarded]
+        return [len(ids) for ids in self._tokenizer(shown, add_special_tokens=False)["input_ids"]]
+
+
+_MARKED = re.compile(f"{MARK}(.)")
+
+
+def _added(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before a text and after it."""
+    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("a")["input_ids"])
+    for start in range(len(whole) - len(plain) + 1):
+        if plain and whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return [], []
