@@ -17,7 +17,7 @@ help:
 	@echo "make test-vllm    install vLLM for the CPU, then run the tests that need it"
 	@echo "make test-fast    the tests that take no more than a few seconds each"
 	@echo "make lint         ruff and mypy"
-	@echo "make docs         write docs/cli.md anew"
+	@echo "make docs         write the generated pages of docs/ anew"
 	@echo "make clean        remove $(VENV)"
 
 install: $(VENV)/.installed
@@ -80,6 +80,7 @@ lint: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python scripts/make_cli_docs.py
+	$(BIN)/python scripts/make_settings_docs.py
 
 clean:
 	rm -rf $(VENV)

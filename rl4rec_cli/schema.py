@@ -17,6 +17,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from rl4rec_cli.aliases import find_alias
 from rl4rec_cli.config import RunConfig, Section
 
 Path = tuple[str, ...]
@@ -41,13 +42,14 @@ def _options(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-def _models(annotation: Any) -> list[type[Section]]:
+def models_of(annotation: Any) -> list[type[Section]]:
+    """The sections among the types that a key takes."""
     return [option for option in _options(annotation) if isinstance(option, type) and issubclass(option, Section)]
 
 
 def trainer_sections() -> dict[str, type[Section]]:
     """The section of each algorithm."""
-    sections = _models(RunConfig.model_fields["trainer"].annotation)
+    sections = models_of(RunConfig.model_fields["trainer"].annotation)
     return {get_args(section.model_fields["algorithm"].annotation)[0]: section for section in sections}
 
 
@@ -57,7 +59,7 @@ def section_at(path: Path, algorithm: str) -> type[Section] | None:
     for depth, key in enumerate(path):
         if model is None or key not in model.model_fields:
             return None
-        models = _models(model.model_fields[key].annotation)
+        models = models_of(model.model_fields[key].annotation)
         if depth == 0 and key == "trainer":
             model = trainer_sections()[algorithm]
         else:
@@ -100,9 +102,15 @@ def _keys_below(model: type[Section], prefix: Path = ()) -> Iterator[Path]:
     """Every key of a section and of the sections in it."""
     for name, field in model.model_fields.items():
         yield (*prefix, name)
-        models = _models(field.annotation)
+        models = models_of(field.annotation)
         if len(models) == 1:
             yield from _keys_below(models[0], (*prefix, name))
+
+
+def keys_named(name: str) -> list[str]:
+    """The keys of the tree, dotted, whose last part is `name`."""
+    trainers = [path for section in trainer_sections().values() for path in _keys_below(section, ("trainer",))]
+    return list(dict.fromkeys(".".join(path) for path in (*_keys_below(RunConfig), *trainers) if path[-1] == name))
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
@@ -122,10 +130,14 @@ def _explain_unknown(path: Path, algorithm: str) -> str:
             owner = " and ".join([", ".join(owners[:-1]), owners[-1]] if len(owners) > 1 else owners)
             return f"belongs to {owner}, not to {algorithm}; under `trainer.{owners[0]}` only {owners[0]} reads it"
     siblings = section_at(path[:-1], algorithm)
-    match = closest(name, siblings.model_fields) if siblings else None
-    if match:
-        return f"unknown key; did you mean `{'.'.join((*path[:-1], match))}`?"
     tree = [*_keys_below(RunConfig), *_keys_below(trainer_sections()[algorithm], ("trainer",))]
+    is_own = any(p[-1] == name for p in tree)
+    if not is_own and (alias := find_alias(name)) and (alias.key or alias.flag):
+        keys = [f"`{key}`" for key in alias.key.split(",") if key] or [f"`{alias.flag}`"]
+        return f"unknown key; did you mean {' and '.join(keys)}?" + (f" ({alias.note})" if alias.note else "")
+    match = closest(name, siblings.model_fields) if siblings else None
+    if match and not is_own:
+        return f"unknown key; did you mean `{'.'.join((*path[:-1], match))}`?"
     elsewhere = [".".join(p) for p in tree if p[-1] == name] or [".".join(p) for p in tree if closest(name, p[-1:])]
     if elsewhere:
         return "unknown key; did you mean " + " or ".join(f"`{key}`" for key in elsewhere[:3]) + "?"

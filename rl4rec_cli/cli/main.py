@@ -12,7 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,6 +30,7 @@ from rl4rec_cli.cli import (
     recommend,
     report,
     serve_retrieval,
+    settings,
     train,
 )
 from rl4rec_cli.cli.options import epilog
@@ -56,6 +57,7 @@ report.add_to(app)
 recommend.add_to(app)
 export.add_to(app)
 app.add_typer(recipes.app, name="recipes")
+settings.add_to(app)
 plan.add_to(app)
 doctor.add_to(app)
 
@@ -155,8 +157,33 @@ def _usage_error(error: typer.TyperException) -> int:
         _say(message)
         return 2
     command = f"`{context.command_path} --help`" if context else "`rl4rec --help`"
-    _say(f"error: {message[:1].lower()}{message[1:].rstrip('.')}", f"hint: {command} shows what there is")
+    hint = f"{command} shows what there is"
+    if (option := getattr(error, "option_name", "")) and context and (meant := _meant(option, context)):
+        message, hint = f"no such option: {option}", meant
+    _say(f"error: {message[:1].lower()}{message[1:].rstrip('.')}", f"hint: {hint}")
     return 2
+
+
+def _meant(option: str, context: Any) -> str:
+    """What an unknown option means: another spelling, another project's name, or a setting; empty if nothing known."""
+    from rl4rec_cli.aliases import find_alias
+
+    own = {name for parameter in context.command.params for name in parameter.opts}
+    dashed = "--" + option.lstrip("-").replace("_", "-")
+    if dashed in own:
+        return f"it is written {dashed}"
+    alias = find_alias(option)
+    if alias is not None and alias.flag in own:
+        return f"it is called {alias.flag} here" + (f": {alias.note}" if alias.note else "")
+    if "--set" not in own:
+        return ""
+    if alias is None or not alias.key:
+        from rl4rec_cli.schema import keys_named
+
+        keys = keys_named(option.lstrip("-").replace("-", "_"))
+        return f"it is a setting: --set {' or --set '.join(f'{key}=…' for key in keys)}" if keys else ""
+    sets = " and ".join(f"--set {key}=…" for key in alias.key.split(","))
+    return f"it is the setting {sets}" + (f" ({alias.note})" if alias.note else "")
 
 
 def _say(*lines: str) -> None:
