@@ -55,7 +55,9 @@ GUIDES = (
     Alias("num_generations", "trainer.num_generations", "--num-generations", "grpo and rloo"),
     Alias("num_generations_per_prompt", "trainer.num_generations", "--num-generations", "grpo and rloo"),
     Alias("normalize_rewards", "reward.normalize_rewards", "", "`auto`, `group`, `batch` or `none`, no true or false"),
-    Alias("use_ref_model", "trainer.use_ref_model", "", "alone it sets trainer.beta to 0.04, the weight of the penalty"),
+    Alias(
+        "use_ref_model", "trainer.use_ref_model", "", "alone it sets trainer.beta to 0.04, the weight of the penalty"
+    ),
     Alias("kl_coef", "trainer.beta"),
     Alias("init_kl_coef", "trainer.beta"),
     Alias("output_dir", "run.output_dir", "--output", "run folders are made in it; `--run-name` names one"),
@@ -69,7 +71,9 @@ GUIDES = (
     Alias("quick_test", "", "--quick-test", "the recipe quick-test on top"),
     Alias("load_in_4bit", "policy.quantization", "--load-in-4bit", "policy.quantization=4bit"),
     Alias("load_in_8bit", "policy.quantization", "", "policy.quantization=8bit"),
-    Alias("use_unsloth", "policy.backend", "", "policy.backend=unsloth; on a GPU adapters use it where it is installed"),
+    Alias(
+        "use_unsloth", "policy.backend", "", "policy.backend=unsloth; on a GPU adapters use it where it is installed"
+    ),
     Alias("use_lora", "policy.lora", "--lora-r", "an adapter of this rank is trained"),
     Alias("gpu", "policy.device", "", "`cuda:1`; the retrieval's: retrieval.device"),
     Alias("gpu_id", "policy.device", "", "`cuda:1`; the retrieval's: retrieval.device"),

@@ -80,6 +80,10 @@ class DataSection(Section):
     texts for each example are ranked in its own catalogue."""
     synthetic: SyntheticSection | None = None
     """Make a synthetic dataset instead of reading a folder."""
+    sequential_file: str | None = None
+    """Users' sequences, instead of the folder's `sequential_data.txt` (one dataset only)."""
+    prompt_file: str | None = None
+    """Prompts by user, instead of the folder's `prompts.json` (one dataset only)."""
     train_targets: Literal["last", "all"] = "last"
     """Training examples: each user's last training item, or every position that has a history."""
     train_users: PositiveInt | None = None
@@ -94,6 +98,10 @@ class DataSection(Section):
     def _one_source(self) -> DataSection:
         if self.path is not None and self.synthetic is not None:
             raise ValueError("give data.path or data.synthetic, not both")
+        for name in ("sequential_file", "prompt_file"):
+            if getattr(self, name) is not None and len(self.paths) != 1:
+                there = "several are named" if self.paths else "none is named"
+                raise ValueError(f"data.{name} goes with one dataset folder (data.path), and {there}")
         if twice := [path for path in self.paths if self.paths.count(path) > 1]:
             raise ValueError(f"data.path names {twice[0]} twice")
         return self

@@ -14,6 +14,9 @@ from pydantic import Field, model_validator
 
 from rl4rec_cli.config_types import Fraction, NonNegative, PositiveFloat, PositiveInt, Precision, Section
 
+DEFAULT_BETA = 0.04
+"""Weight of the KL penalty where a reference policy is asked for and no weight is given: that of arXiv:2402.03300."""
+
 
 class OptimSection(Section):
     """What every trainer has; the names are those of `transformers.TrainingArguments`."""
@@ -72,7 +75,7 @@ class RlSection(OptimSection):
     beta: NonNegative = 0.0
     """Weight of the KL penalty towards the reference policy."""
     use_ref_model: bool | None = None
-    """Hold a frozen reference policy; by default exactly when beta > 0."""
+    """Hold a frozen reference policy; by default exactly when beta > 0. True alone sets beta to 0.04."""
     mask_truncated_completions: bool = False
     """Leave texts that hit the length limit out of the loss."""
     screen_rank: PositiveInt | None = None
@@ -88,6 +91,9 @@ class RlSection(OptimSection):
 
     @model_validator(mode="after")
     def _reference(self) -> RlSection:
+        if self.use_ref_model is True and "beta" not in self.model_fields_set:
+            # Written in place: what is dumped says it, and reads back as it is.
+            self.__dict__["beta"] = DEFAULT_BETA
         if self.use_ref_model is False and self.beta > 0:
             raise ValueError("beta > 0 needs the reference policy: set use_ref_model true or beta 0")
         if self.use_ref_model is True and self.beta == 0:

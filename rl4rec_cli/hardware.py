@@ -304,6 +304,8 @@ def _against_a_service(machine: Machine, config: RunConfig) -> str | None:
         return "retrieval.backend says so (--set retrieval.device=cuda:1 for another GPU)"
     if config.data.synthetic is not None:
         return "synthetic data lies in no folder that a service could read"
+    if config.data.sequential_file is not None:
+        return "data.sequential_file lies elsewhere than in the folder that a service would read"
     if not machine.has_ray:
         return "a service on another GPU needs Ray (pip install 'rl4rec[ray]'); or --set retrieval.device=cuda:1"
     return None

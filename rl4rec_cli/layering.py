@@ -7,20 +7,23 @@ Hides: which layer a value came from, until something is wrong with it.
 Sections merge; lists and plain values replace, and so does `reward.functions`. `null` resets an optional section.
 In a recipe, `trainer.grpo: {…}` and `trainer.sft: {…}` hold values that only that algorithm reads, so that one
 recipe serves several commands. `data.path` and `data.synthetic` are alternatives: a layer that gives one drops the
-other from the layers below. The command line (flags and ``--set``) is one layer there.
+other from the layers below, and one that gives another folder drops the files that went with the folder below
+(`data.sequential_file`, `data.prompt_file`). The command line (flags and ``--set``) is one layer there.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from rl4rec_cli import schema
 from rl4rec_cli.config import RunConfig
+from rl4rec_cli.dataset_folders import find_folder
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.presets import find_recipe, packaged_recipes, read_recipe
 from rl4rec_cli.strict_yaml import YamlError, dump_yaml, load_yaml
@@ -32,9 +35,25 @@ REWARDS = ("ndcg", "hit", "mrr", "mixed")
 COMMAND = "the command"
 REWARD_FUNCTIONS = ("reward", "functions")
 ALTERNATIVES = (("data", "path"), ("data", "synthetic"))
+FILES_OF_ONE = (("data", "sequential_file"), ("data", "prompt_file"))
+"""What goes with the one folder that `data.path` names."""
 # The flag that sets a key, for messages; any other key that comes as a flag is named by itself.
 FLAGS = {
     "data.path": "--dataset",
+    "data.sequential_file": "--sequential-file",
+    "data.prompt_file": "--prompt-file",
+    "run.name": "--run-name",
+    "policy.lora.r": "--lora-r",
+    "policy.quantization": "--load-in-4bit",
+    "generation.temperature": "--temperature",
+    "generation.max_completion_length": "--max-new-tokens",
+    "reward.k": "--k",
+    "trainer.learning_rate": "--learning-rate",
+    "trainer.batch_size": "--batch-size",
+    "trainer.num_generations": "--num-generations",
+    "trainer.max_steps": "--max-steps",
+    "trainer.num_train_epochs": "--epochs",
+    "trainer.precision": "--bf16 or --fp16",
     "policy.model": "--model",
     "run.output_dir": "--output",
     "reward.functions": "--reward",
@@ -105,12 +124,20 @@ class _Tree:
 
     def drop_alternatives(self, layers: Sequence[_Layer]) -> None:
         """Forget what lower layers gave where these layers give exactly one of the alternatives."""
-        named = {path for layer in layers for path in ALTERNATIVES if _get(layer.values, path) is not None}
+        named = {
+            path: value for layer in layers for path in ALTERNATIVES if (value := _get(layer.values, path)) is not None
+        }
         if len(named) == 1:
-            for section, key in set(ALTERNATIVES) - named:
-                if isinstance(self.values.get(section), dict):
-                    self.values[section].pop(key, None)
-                    self._forget((section, key))
+            below, (path, value) = _get(self.values, ALTERNATIVES[0]), next(iter(named.items()))
+            if path != ALTERNATIVES[0] or (below is not None and not _is_same_folder(below, value)):
+                self._drop(FILES_OF_ONE)
+            self._drop(set(ALTERNATIVES) - set(named))
+
+    def _drop(self, paths: Iterable[schema.Path]) -> None:
+        for section, key in paths:
+            if isinstance(self.values.get(section), dict):
+                self.values[section].pop(key, None)
+                self._forget((section, key))
 
     def source(self, path: schema.Path) -> str:
         """The layers that gave the values below `path`, or the one that gave the value at or above it."""
@@ -133,7 +160,7 @@ def load_config(
 
     Args:
         algorithm: the command's algorithm; None takes it from the recipes.
-        recipes: names of packaged recipes, or paths (with a `/`, or ending in `.yaml`).
+        recipes: names of packaged recipes, or paths (with a `/`, or ending in `.yaml` or `.json`).
         flags: what flags gave, as dotted keys or nested: `{"data.path": "beauty"}`, `{"data": {"path": "beauty"}}`.
         sets: `section.key=value` texts.
         allow_custom_rewards: accept `module:attr` rewards from any layer. Only for commands that run no reward
@@ -166,12 +193,29 @@ def load_config(
         if len(problems) > 1:
             problems = [f"{len(problems)} problems in the configuration", *(f"  {problem}" for problem in problems)]
         raise ConfigError("\n".join(problems), hint="; ".join(dict.fromkeys(tree.hints)) or None)
-    return config
+    return _with_folders(config)
 
 
 def dump_config(config: RunConfig) -> str:
     """The whole configuration as YAML; read as a recipe, it gives an equal configuration."""
     return dump_yaml(config.model_dump(mode="json"))
+
+
+def _is_same_folder(one: Any, other: Any) -> bool:
+    """Whether two values of `data.path` name one folder."""
+    plain = [value[0] if isinstance(value, list | tuple) and len(value) == 1 else value for value in (one, other)]
+    if not all(isinstance(value, str) for value in plain):
+        return False
+    return len({Path(find_folder(value)).expanduser().resolve() for value in plain}) == 1
+
+
+def _with_folders(config: RunConfig) -> RunConfig:
+    """Plain names of datasets in `data/` become their folders."""
+    folders = tuple(find_folder(path) for path in config.data.paths)
+    if folders == config.data.paths:
+        return config
+    data = config.data.model_copy(update={"path": folders if len(folders) > 1 else folders[0]})
+    return config.model_copy(update={"data": data})
 
 
 def _nested(path: schema.Path, value: Any) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.file_kinds import recognise
 from rl4rec_cli.strict_yaml import MAX_BYTES, YamlError, load_yaml
 
+RECIPE_FILES = (".yaml", ".yml", ".json")
+"""Endings by which a name is the path of a file; JSON is read as the YAML that it is."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -64,7 +67,7 @@ def find_recipe(name: str) -> Recipe:
         did_you_mean = f"; did you mean `{match}`?" if match else ""
         raise ConfigError(
             f"unknown recipe `{name}`{did_you_mean}",
-            hint="`rl4rec recipes list` shows the packaged ones; the path of a file needs a `/` or ends in `.yaml`",
+            hint="`rl4rec recipes list` shows the packaged ones; a file's path has a `/` or ends in `.yaml` or `.json`",
         )
     return known[name]
 
@@ -90,13 +93,13 @@ def copy_recipe(name: str, dest: str | None, *, force: bool = False) -> Path:
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The values of a recipe, by packaged name or by path (with a `/`, or ending in `.yaml`).
+    """The values of a recipe, by packaged name or by path (with a `/`, or ending in `.yaml`, `.yml` or `.json`).
 
     Raises:
         ConfigError: there is no such recipe, or it is no YAML mapping.
     """
     try:
-        is_path = "/" in name or name.endswith((".yaml", ".yml"))
+        is_path = "/" in name or name.endswith(RECIPE_FILES)
         values = load_yaml(_read_text(Path(name)) if is_path else find_recipe(name).text)
     except OSError as error:
         raise ConfigError(f"cannot read recipe {name}: {(error.strerror or str(error)).lower()}") from None

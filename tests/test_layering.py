@@ -107,6 +107,51 @@ def test_a_later_source_of_data_drops_the_earlier_one(tmp_path: Path) -> None:
     assert error.message == "data: give data.path or data.synthetic, not both (--dataset, --set)"
 
 
+def test_another_dataset_drops_the_files_that_went_with_the_one_below(tmp_path: Path) -> None:
+    own = recipe(tmp_path, f"data: {{path: {tmp_path}/a, prompt_file: p.json, sequential_file: s.txt}}")
+    assert load(recipes=[own]).data.prompt_file == "p.json"
+    assert load(recipes=[own], flags={"data.path": f"{tmp_path}/x/../a"}).data.sequential_file == "s.txt"
+    other = load(recipes=[own], flags={"data.path": "b"}).data
+    assert (other.path, other.prompt_file, other.sequential_file) == ("b", None, None)
+    assert load(recipes=[own], flags={"data.path": "b", "data.prompt_file": "q.json"}).data.prompt_file == "q.json"
+    assert load(recipes=[own, "quick-test"]).data.prompt_file is None
+
+
+def test_files_of_their_own_go_with_one_dataset_folder() -> None:
+    error = fails(flags={"data.path": ["a", "b"], "data.prompt_file": "p.json"})
+    assert error.message.startswith("data: data.prompt_file goes with one dataset folder (data.path), and several are")
+    assert "none is named" in fails("data.sequential_file=s.txt").message
+
+
+def test_a_reference_policy_alone_gets_the_usual_weight() -> None:
+    config = load("trainer.use_ref_model=true")
+    assert config.trainer.beta == 0.04  # type: ignore[union-attr]
+    assert load("trainer.use_ref_model=true", "trainer.beta=0.1").trainer.beta == 0.1  # type: ignore[union-attr]
+    assert "set beta above 0" in fails("trainer.use_ref_model=true", "trainer.beta=0").message
+    assert "beta: 0.04" in dump_config(config)
+
+
+def test_a_json_file_is_a_recipe_without_a_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.json").write_text('{"trainer": {"max_steps": 7}, "run": {"seed": 3}}')
+    config = load(recipes=["own.json"])
+    assert (config.trainer.max_steps, config.run.seed) == (7, 3)
+    assert "cannot read recipe none.json: no such file" in fails(recipes=["none.json"]).message
+
+
+def test_a_plain_name_of_a_dataset_means_the_folder_in_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data/shop").mkdir(parents=True)
+    Path("data/toys").mkdir()
+    assert load(flags={"data.path": "shop"}).data.path == "data/shop"
+    assert load(flags={"data.path": ["shop", "toys"]}).data.paths == ("data/shop", "data/toys")
+    assert load(recipes=[recipe(tmp_path, "data: {path: toys}")]).data.path == "data/toys"
+    Path("shop").mkdir()  # what is here goes before
+    assert load(flags={"data.path": "shop"}).data.path == "shop"
+    assert load(flags={"data.path": "./toys"}).data.path == "./toys"
+    assert load(flags={"data.path": "none"}).data.path == "none"
+
+
 def test_one_recipe_serves_several_algorithms(tmp_path: Path) -> None:
     both = recipe(
         tmp_path, "trainer: {max_steps: 9, learning_rate: 1e-3, grpo: {beta: 0.5, max_steps: 8}, sft: {target: last}}"

@@ -75,10 +75,10 @@ def audit(
         allow_custom_rewards=True,
     )
     from rl4rec_cli.data.audit import audit_as_configured
-    from rl4rec_cli.data.dataset import load_dataset
+    from rl4rec_cli.data.dataset import open_dataset
     from rl4rec_cli.errors import Rl4RecError
 
-    found = audit_as_configured(load_dataset(dataset), config)
+    found = audit_as_configured(open_dataset(config.data), config)
     if as_json:
         console.print_json(found.as_json())
     else:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rl4rec_cli.cli.options import Checkpoint, Json, Recipes, Sets, epilog
+from rl4rec_cli.cli.options import Checkpoint, Json, PromptFile, Recipes, SequentialFile, Sets, epilog
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,6 +32,8 @@ def evaluate(
         str | None,
         typer.Option(metavar="PATH", help="Dataset folder, or name of one of the run's; default: the run's."),
     ] = None,
+    sequential_file: SequentialFile = None,
+    prompt_file: PromptFile = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
@@ -47,5 +49,6 @@ def evaluate(
         sets=sets or [],
         recipes=recipe or [],
         dataset=dataset,
+        files={"sequential_file": sequential_file, "prompt_file": prompt_file},
         as_json=as_json,
     )

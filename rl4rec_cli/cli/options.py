@@ -5,15 +5,21 @@ Decides: how ``--reward``, ``--seeds`` and ``--titles`` are written, and the exa
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from rl4rec_cli.errors import ConfigError
 
+if TYPE_CHECKING:
+    from rl4rec_cli.config import RunConfig
+
 Recipes = Annotated[
     list[str] | None,
-    typer.Option("-r", "--recipe", metavar="RECIPE", help="Packaged recipe or YAML file; later ones win. Repeatable."),
+    typer.Option(
+        "-r", "--recipe", metavar="RECIPE", help="Packaged recipe, or a YAML or JSON file; later win. Repeatable."
+    ),
 ]
 Sets = Annotated[
     list[str] | None,
@@ -23,12 +29,63 @@ Checkpoint = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Which of a run's: best, final, start or step_N; default: the last step."),
 ]
+SequentialFile = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Users' sequences, if not the folder's sequential_data.txt.")
+]
+PromptFile = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Users' prompts, if not the folder's prompts.json.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Grouped(TyperCommand):
+    """A command whose help groups its options by their panels, without the time that importing rich takes."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                last = next(reversed(groups), "Options")  # that of --help
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or last, []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def epilog(*examples: str) -> str:
     """The examples that end a command's help. The backspace keeps Typer from joining the lines."""
     return "\n".join(["\b", "Examples:", *(f"  {example}" for example in examples)])
+
+
+def configure(
+    *,
+    algorithm: str | None,
+    recipes: list[str],
+    flags: dict[str, Any],
+    sets: list[str],
+    gpus: list[str] | None = None,
+    allow_custom_rewards: bool = False,
+) -> RunConfig:
+    """The configuration of a training run; where no recipe is named, that for the machine, which is said.
+
+    Args:
+        gpus: GPUs that are planned for instead of those of this machine, as `--gpu` has them.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    from rl4rec_cli import console
+    from rl4rec_cli.layering import load_config
+
+    if not recipes:
+        from rl4rec_cli.machine_recipe import choose_recipe
+
+        chosen = choose_recipe(flags.get("policy.model"), sets, gpus or [])
+        recipes = [chosen.recipe]
+        console.log(f"No recipe given: using {chosen.recipe} ({chosen.reason}); another: -r, `rl4rec recipes list`")
+    return load_config(
+        algorithm=algorithm, recipes=recipes, flags=flags, sets=sets, allow_custom_rewards=allow_custom_rewards
+    )
 
 
 def parse_rewards(texts: list[str]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rl4rec_cli.cli.options import Json, Recipes, Sets, epilog
+from rl4rec_cli.cli.options import Json, Recipes, Sets, configure, epilog
 
 
 def add_to(app: typer.Typer) -> None:
@@ -38,14 +38,14 @@ def plan(
     from rl4rec_cli import console
     from rl4rec_cli.cli import placement
     from rl4rec_cli.errors import ConfigError
-    from rl4rec_cli.layering import load_config
 
     flags = {"policy.model": model, "data.path": dataset or None}
-    config = load_config(
+    config = configure(
         algorithm=None,
         recipes=recipe or [],
         flags={key: value for key, value in flags.items() if value is not None},
         sets=[*(sets or []), *([f"trainer.algorithm={algorithm}"] if algorithm else [])],
+        gpus=gpu or [],
         allow_custom_rewards=True,
     )
     if check and gpu:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rl4rec_cli.cli.options import Json, Recipes, Sets, epilog
+from rl4rec_cli.cli.options import Json, PromptFile, Recipes, SequentialFile, Sets, epilog
 from rl4rec_cli.errors import ConfigError
 
 
@@ -43,6 +43,8 @@ def prompts(
         typer.Option(metavar="FILE", help="Let the model write what each user likes, as prompts, into FILE."),
     ] = None,
     recipe: Recipes = None,
+    sequential_file: SequentialFile = None,
+    prompt_file: PromptFile = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
@@ -51,7 +53,8 @@ def prompts(
         raise ConfigError("--user shows one prompt: leave out --users, --template and --summaries")
     from rl4rec_cli.eval.targets import resolve_target
 
-    _, checkpoint, config = resolve_target(model, None, None, None, sets or [], recipe or [], dataset)
+    files = {"sequential_file": sequential_file, "prompt_file": prompt_file}
+    _, checkpoint, config = resolve_target(model, None, None, None, sets or [], recipe or [], dataset, files=files)
     if checkpoint is not None:
         config = config.model_copy(update={"policy": config.policy.model_copy(update={"model": checkpoint})})
     if summaries is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rl4rec_cli.cli.options import Recipes, Sets, epilog, parse_rewards, parse_seeds
+from rl4rec_cli.cli.options import Grouped, configure, epilog, parse_rewards, parse_seeds
+from rl4rec_cli.errors import ConfigError
 
 app = typer.Typer(
     help="Train a policy.",
@@ -17,46 +19,135 @@ app = typer.Typer(
 )
 
 
-def _add(algorithm: str, summary: str, *examples: str) -> None:
-    """All algorithms have the same signature; what differs is in the configuration's `trainer` section."""
+RL = ("grpo", "rloo", "ppo", "reinforce")
+DATA, MODEL, TRAINING, RUN = "Data and reward", "Model", "Training", "Run"
+"""Panels of the help."""
+ONLY = {"num_generations": ("grpo", "rloo"), "temperature": RL, "k": RL}
+"""Options that not every algorithm has."""
+KEYS = {
+    "sequential_file": "data.sequential_file",
+    "prompt_file": "data.prompt_file",
+    "model": "policy.model",
+    "lora_r": "policy.lora.r",
+    "learning_rate": "trainer.learning_rate",
+    "batch_size": "trainer.batch_size",
+    "num_generations": "trainer.num_generations",
+    "max_steps": "trainer.max_steps",
+    "epochs": "trainer.num_train_epochs",
+    "k": "reward.k",
+    "temperature": "generation.temperature",
+    "max_new_tokens": "generation.max_completion_length",
+    "output": "run.output_dir",
+    "run_name": "run.name",
+}
+"""The settings of the options that are nothing else."""
 
-    @app.command(algorithm, help=summary, epilog=epilog(*examples))
+
+def _option(*names: str, panel: str, metavar: str | None = None, help: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
+
+
+def _add(algorithm: str, summary: str, *examples: str) -> None:
+    """All algorithms have the same signature, but for `ONLY`; what differs is in the `trainer` section."""
+
     def train(
-        recipe: Recipes = None,
+        recipe: Annotated[
+            list[str] | None,
+            _option(
+                *("-r", "--recipe"),
+                panel=DATA,
+                metavar="RECIPE",
+                help="Packaged recipe or file; later ones win. Repeatable. Default: the one for this machine.",
+            ),
+        ] = None,
+        quick_test: Annotated[bool, _option("--quick-test", panel=DATA, help="The recipe quick-test on top.")] = False,
         dataset: Annotated[
-            list[str] | None, typer.Option(metavar="PATH", help="Dataset folder. Repeat to train on several together.")
+            list[str] | None,
+            _option(
+                panel=DATA, metavar="PATH", help="Dataset folder, or a name in data/. Repeat for several together."
+            ),
         ] = None,
-        model: Annotated[
-            str | None, typer.Option(metavar="NAME", help="`tiny`, a preset, a Hugging Face name or a folder.")
+        sequential_file: Annotated[
+            str | None, _option(panel=DATA, metavar="FILE", help="Sequences, if not the folder's sequential_data.txt.")
         ] = None,
-        output: Annotated[str | None, typer.Option(metavar="DIR", help="Folder that run folders are made in.")] = None,
-        seeds: Annotated[str | None, typer.Option(metavar="N,N,…", help="One run for each of these seeds.")] = None,
+        prompt_file: Annotated[
+            str | None, _option(panel=DATA, metavar="FILE", help="Users' prompts, if not the folder's prompts.json.")
+        ] = None,
         reward: Annotated[
             list[str] | None,
-            typer.Option(metavar="NAME[=W]", help="ndcg, hit, mrr, mixed or module:attr, weighted. Repeatable."),
+            _option(panel=DATA, metavar="NAME[=W]", help="ndcg, hit, mrr, mixed or module:attr, weighted. Repeatable."),
         ] = None,
-        quick_test: Annotated[bool, typer.Option("--quick-test", help="The recipe quick-test on top.")] = False,
+        k: Annotated[int | None, _option("-k", "--k", panel=DATA, metavar="K", help="Cut-off of the rewards.")] = None,
+        model: Annotated[
+            str | None, _option(panel=MODEL, metavar="NAME", help="`tiny`, a preset, a Hugging Face name or a folder.")
+        ] = None,
+        lora_r: Annotated[
+            int | None, _option(panel=MODEL, metavar="R", help="Train an adapter of this rank, not all weights.")
+        ] = None,
+        load_in_4bit: Annotated[
+            bool, _option("--load-in-4bit", panel=MODEL, help="Hold what is below the adapter in 4 bits.")
+        ] = False,
+        bf16: Annotated[bool, _option("--bf16", panel=MODEL, help="Compute in bf16.")] = False,
+        fp16: Annotated[bool, _option("--fp16", panel=MODEL, help="Compute in fp16.")] = False,
+        learning_rate: Annotated[
+            float | None, _option(panel=TRAINING, metavar="X", help="Peak learning rate; not the warm start's.")
+        ] = None,
+        batch_size: Annotated[
+            int | None, _option(panel=TRAINING, metavar="N", help="Prompts (sft: examples) per micro-batch.")
+        ] = None,
+        num_generations: Annotated[
+            int | None, _option(panel=TRAINING, metavar="N", help="Texts per prompt: the group.")
+        ] = None,
+        max_steps: Annotated[int | None, _option(panel=TRAINING, metavar="N", help="Most optimiser steps.")] = None,
+        epochs: Annotated[
+            float | None, _option(panel=TRAINING, metavar="X", help="Passes over the examples, within --max-steps.")
+        ] = None,
+        temperature: Annotated[
+            float | None, _option(panel=TRAINING, metavar="X", help="Sampling temperature of the texts.")
+        ] = None,
+        max_new_tokens: Annotated[
+            int | None, _option(panel=TRAINING, metavar="N", help="Longest text, in tokens.")
+        ] = None,
+        run_name: Annotated[str | None, _option(panel=RUN, metavar="NAME", help="Name of the run folder.")] = None,
+        output: Annotated[
+            str | None, _option(panel=RUN, metavar="DIR", help="Folder that run folders are made in.")
+        ] = None,
+        seeds: Annotated[
+            str | None, _option(panel=RUN, metavar="N,N,…", help="One run for each of these seeds.")
+        ] = None,
         report_to: Annotated[
             list[str] | None,
-            typer.Option(metavar="NAME", help="tensorboard, wandb or trackio, beside the run folder. Repeatable."),
+            _option(
+                panel=RUN, metavar="NAME", help="tensorboard, wandb or trackio, beside the run folder. Repeatable."
+            ),
         ] = None,
-        sets: Sets = None,
+        sets: Annotated[
+            list[str] | None,
+            _option(
+                "--set", panel=RUN, metavar="KEY=VALUE", help="Any other: `rl4rec settings` shows them. Repeatable."
+            ),
+        ] = None,
         resume: Annotated[
-            str | None, typer.Option(metavar="RUN", help="Go on with this run folder, by its own recipe.")
+            str | None, _option(panel=RUN, metavar="RUN", help="Go on with this run folder, by its own recipe.")
         ] = None,
         allow_partial: Annotated[
-            bool, typer.Option("--allow-partial", help="Resume even with a changed recipe or a state missing.")
+            bool, _option("--allow-partial", panel=RUN, help="Resume even with a changed recipe or a state missing.")
         ] = False,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration and stop.")] = False,
+        dry_run: Annotated[bool, _option("--dry-run", panel=RUN, help="Print the configuration and stop.")] = False,
     ) -> None:
-        from rl4rec_cli.layering import load_config
-
-        flags: dict[str, Any] = {"data.path": dataset or None, "policy.model": model, "run.output_dir": output}
+        given = locals()
+        if bf16 and fp16:
+            raise ConfigError("--bf16 and --fp16: give one of them")
+        flags: dict[str, Any] = {key: given[name] for name, key in KEYS.items()}
+        flags["data.path"] = dataset or None
+        flags["policy.quantization"] = "4bit" if load_in_4bit else None
+        flags["trainer.precision"] = "bf16" if bf16 else "fp16" if fp16 else None
         flags["reward.functions"] = parse_rewards(reward) if reward else None
         flags["logging.report_to"] = [name for text in report_to for name in text.split(",")] if report_to else None
-        config = load_config(
+        recipes = [*_run_recipe(resume, seeds), *(recipe or []), *(["quick-test"] if quick_test else [])]
+        config = configure(
             algorithm=algorithm,
-            recipes=[*_run_recipe(resume, seeds), *(recipe or []), *(["quick-test"] if quick_test else [])],
+            recipes=recipes,
             flags={key: value for key, value in flags.items() if value is not None},
             sets=sets or [],
         )
@@ -70,10 +161,14 @@ def _add(algorithm: str, summary: str, *examples: str) -> None:
 
         run(config, chosen, resume=Path(resume) if resume is not None else None, allow_partial=allow_partial)
 
+    signature = inspect.signature(train, eval_str=True)
+    parameters = [p for name, p in signature.parameters.items() if algorithm in ONLY.get(name, (algorithm,))]
+    train.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    app.command(algorithm, cls=Grouped, help=summary, epilog=epilog(*examples))(train)
+
 
 def _run_recipe(resume: str | None, seeds: str | None) -> list[str]:
     """The recipe of the run to go on with."""
-    from rl4rec_cli.errors import ConfigError
     from rl4rec_cli.runs import recipe_of
 
     if resume is None:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from rl4rec_cli.config import DataSection
 from rl4rec_cli.data.reading import ITEMS, META, PROMPTS, SEQUENCES, read_folder
+from rl4rec_cli.dataset_folders import find_folder
 from rl4rec_cli.errors import ConfigError, DataError
 
 Split = Literal["train", "validation", "test"]
@@ -127,18 +128,29 @@ def _sha256(parts: Iterable[str]) -> str:
     return hasher.hexdigest()
 
 
-def load_dataset(path: str | Path) -> Dataset:
+def load_dataset(
+    path: str | Path, *, sequential_file: str | Path | None = None, prompt_file: str | Path | None = None
+) -> Dataset:
     """Read and check the dataset folder `path`.
 
     The name is `meta.json`'s, else the folder's.
+
+    Args:
+        path: a folder; a plain name that is none here means that in `data/`.
+        sequential_file: read instead of the folder's `sequential_data.txt`.
+        prompt_file: read instead of its `prompts.json`.
 
     Raises:
         DataError: the folder is missing or its files are wrong; every problem is in `problems`.
     """
     if not str(path).strip():
         raise DataError("the dataset's path is empty", hint="name a dataset folder")
-    folder = Path(path).expanduser()
-    items, users, sequences, prompts, meta = read_folder(folder)
+    folder = Path(find_folder(str(path))).expanduser()
+    items, users, sequences, prompts, meta = read_folder(
+        folder,
+        sequences=Path(sequential_file).expanduser() if sequential_file is not None else None,
+        prompts=Path(prompt_file).expanduser() if prompt_file is not None else None,
+    )
     return Dataset(
         name=_name(folder, meta),
         items=items,
@@ -157,7 +169,7 @@ def _name(folder: Path, meta: Mapping[str, Any]) -> str:
 
 def dataset_name(path: str | Path) -> str:
     """The name that the dataset in a folder has or would have, without reading more of it."""
-    folder = Path(path).expanduser()
+    folder = Path(find_folder(str(path))).expanduser()
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):  # none, or a broken one, which loading will tell
@@ -173,16 +185,18 @@ def find_path(section: DataSection, asked: str) -> str:
         ConfigError: the section has several, and none of this name.
     """
     folder = Path(asked).expanduser()
+    if not folder.is_dir() and asked in (names := {dataset_name(path): path for path in section.paths}):
+        return names[asked]  # the run's own before one of that name in `data/`
+    folder = Path(asked := find_folder(asked)).expanduser()
     if folder.is_dir():
         # One of several is written as it is there: it is no other dataset than the run's.
         several = section.paths if len(section.paths) > 1 else ()
         return next((path for path in several if Path(path).expanduser().resolve() == folder.resolve()), asked)
-    names = {dataset_name(path): path for path in section.paths}
-    if asked not in names and len(names) > 1 and len(folder.parts) == 1:
+    if len(names) > 1 and len(folder.parts) == 1:
         raise ConfigError(
             f"{asked}: neither a dataset folder nor a dataset of the run", hint=f"it has {', '.join(names)}"
         )
-    return names.get(asked, asked)
+    return asked
 
 
 def open_datasets(section: DataSection) -> list[Dataset]:
@@ -193,7 +207,8 @@ def open_datasets(section: DataSection) -> list[Dataset]:
         DataError: see `load_dataset`.
     """
     if section.paths:
-        datasets = [load_dataset(path) for path in section.paths]
+        files = {"sequential_file": section.sequential_file, "prompt_file": section.prompt_file}
+        datasets = [load_dataset(path, **files) for path in section.paths]
         folders: dict[str, str] = {}
         for dataset, path in zip(datasets, section.paths, strict=True):
             if dataset.name in folders:

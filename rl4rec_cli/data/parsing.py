@@ -27,7 +27,8 @@ _UTF8_HINT = "save the file as UTF-8, e.g. iconv -f LATIN1 -t UTF-8 OLD > NEW"
 class Problems:
     """Collects what is wrong, with at most a few distinct hints."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.lines: list[str] = []
         self._hints: dict[str, None] = {}
 
@@ -36,10 +37,16 @@ class Problems:
         if hint:
             self._hints.setdefault(hint)
 
-    def raise_any(self, folder: Path) -> None:
+    def name(self, path: Path) -> str:
+        """How a file is called: by its name in the dataset's folder, else by its path."""
+        return path.name if path.parent == self.folder else str(path)
+
+    def raise_any(self) -> None:
         if self.lines:
             count = f"{len(self.lines)} problem{'s' if len(self.lines) > 1 else ''}"
-            raise DataError(f"{folder}: {count}", hint="; ".join(list(self._hints)[:3]) or None, problems=self.lines)
+            raise DataError(
+                f"{self.folder}: {count}", hint="; ".join(list(self._hints)[:3]) or None, problems=self.lines
+            )
 
 
 def without_mark(raw: bytes) -> bytes:
@@ -51,16 +58,16 @@ def read_bytes(path: Path, problems: Problems, hint: str) -> bytes | None:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        problems.add(path.name, "the file is missing", hint=hint)
+        problems.add(problems.name(path), "the file is missing", hint=hint)
         return None
     except OSError as error:
-        problems.add(path.name, f"cannot be read: {error.strerror or error}")
+        problems.add(problems.name(path), f"cannot be read: {error.strerror or error}")
         return None
     if (odd := recognise(raw)) is not None:
-        problems.add(path.name, f"the file is {odd.what}", hint=odd.way_out(path))
+        problems.add(problems.name(path), f"the file is {odd.what}", hint=odd.way_out(path))
         return None
     if not without_mark(raw).strip():
-        problems.add(path.name, "the file is empty", hint=hint)
+        problems.add(problems.name(path), "the file is empty", hint=hint)
         return None
     return raw
 

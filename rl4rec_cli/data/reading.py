@@ -29,6 +29,7 @@ from rl4rec_cli.data.parsing import (
     text_flaw,
     without_mark,
 )
+from rl4rec_cli.dataset_folders import HOME, known_names
 from rl4rec_cli.errors import DataError
 
 ITEMS = "items.jsonl"
@@ -64,23 +65,30 @@ class FolderContents(NamedTuple):
     meta: dict[str, Any]
 
 
-def read_folder(folder: Path) -> FolderContents:
+def read_folder(folder: Path, *, sequences: Path | None = None, prompts: Path | None = None) -> FolderContents:
     """Read and check the files of `folder`.
+
+    Args:
+        sequences, prompts: files that are read instead of the folder's own.
 
     Raises:
         DataError: the folder is missing, or anything in it is wrong; `problems` has all of it.
     """
     hint = "name a folder with items.jsonl and sequential_data.txt; `rl4rec data synth DEST` makes one"
+    if names := known_names():
+        hint += f"; in {HOME}/ there {'is' if len(names) == 1 else 'are'} {', '.join(names[:8])}"
     if not folder.is_dir():
         what = "is a file, not a dataset folder" if folder.exists() else "no such dataset folder"
         raise DataError(f"{folder}: {what}", hint=hint)
-    problems = Problems()
+    problems = Problems(folder)
     items, known = _read_items(folder / ITEMS, problems)
-    users, sequences, all_users = _read_sequences(folder / SEQUENCES, known, problems)
-    prompts = _read_prompts(folder / PROMPTS, set(users) if all_users else None, problems)
+    users, rows, all_users = _read_sequences(sequences or folder / SEQUENCES, known, problems)
+    if prompts is not None and not prompts.exists():  # the folder's own may be absent
+        problems.add(problems.name(prompts), "the file is missing", hint=_PROMPTS_HINT)
+    texts = _read_prompts(prompts or folder / PROMPTS, set(users) if all_users else None, problems)
     meta = _read_meta(folder / META, problems)
-    problems.raise_any(folder)
-    return FolderContents(items, tuple(users), tuple(sequences), prompts, meta)
+    problems.raise_any()
+    return FolderContents(items, tuple(users), tuple(rows), texts, meta)
 
 
 def _read_items(path: Path, problems: Problems) -> tuple[tuple[dict[str, Any], ...], set[int] | None]:
@@ -89,15 +97,19 @@ def _read_items(path: Path, problems: Problems) -> tuple[tuple[dict[str, Any], .
     if raw is None:
         return (), None
     if document := json_document(raw):
-        problems.add(path.name, f"the file is {document}, not one object per line", hint=_LINES_HINT)
+        problems.add(problems.name(path), f"the file is {document}, not one object per line", hint=_LINES_HINT)
         return (), None
     reader = StrictJson()
     rows: dict[int, dict[str, Any]] = {}
     line_of: dict[int, int] = {}
     without_id = count = 0
-    for number, line in read_lines(path.name, raw, problems):
+    for number, line in read_lines(problems.name(path), raw, problems):
         count += 1
-        item_id = None if line is None else _read_item(f"{path.name}:{number}", line, reader, rows, line_of, problems)
+        item_id = (
+            None
+            if line is None
+            else _read_item(f"{problems.name(path)}:{number}", line, reader, rows, line_of, problems)
+        )
         if item_id is None:
             without_id += 1
         else:
@@ -112,7 +124,7 @@ def _read_items(path: Path, problems: Problems) -> tuple[tuple[dict[str, Any], .
                 if len(first) == 5:
                     break
         reason = f"ids must run from 0 to {count - 1:,} without gaps (largest is {top:,}); missing "
-        problems.add(path.name, reason + some(first, missing), field="item_id", hint=_ITEMS_HINT)
+        problems.add(problems.name(path), reason + some(first, missing), field="item_id", hint=_ITEMS_HINT)
     known = set(rows)
     if without_id:
         known.update(range(count))
@@ -172,11 +184,11 @@ def _read_sequences(
     sequences: list[tuple[int, ...]] = []
     if raw is None:
         return [], [], False
-    for number, line in read_lines(path.name, raw, problems):
+    for number, line in read_lines(problems.name(path), raw, problems):
         if line is None:
             complete = False
             continue
-        where = f"{path.name}:{number}"
+        where = f"{problems.name(path)}:{number}"
         if "\r" in line:  # would silently join two users into one
             problems.add(where, "a carriage return inside the line", hint="end lines with \\n or \\r\\n, not \\r alone")
             complete = False
@@ -217,7 +229,7 @@ def _read_object(path: Path, problems: Problems, hint: str) -> tuple[dict[str, A
     if raw is None:
         return None
     before = len(problems.lines)
-    for _ in read_lines(path.name, raw, problems):
+    for _ in read_lines(problems.name(path), raw, problems):
         pass
     if len(problems.lines) > before:  # not UTF-8
         return None
@@ -226,22 +238,22 @@ def _read_object(path: Path, problems: Problems, hint: str) -> tuple[dict[str, A
         value, flaws = StrictJson().parse(text)
     except ValueError as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        problems.add(f"{path.name}{line}", json_flaw(error), hint=hint)
+        problems.add(f"{problems.name(path)}{line}", json_flaw(error), hint=hint)
         return None
     if not isinstance(value, dict):
-        problems.add(path.name, f"must be a JSON object, is {kind(value)}", hint=hint)
+        problems.add(problems.name(path), f"must be a JSON object, is {kind(value)}", hint=hint)
         return None
     for field, reason in flaws:
-        problems.add(_where(path, text, field), reason, field=field)
+        problems.add(_where(problems.name(path), text, field), reason, field=field)
     return value, text
 
 
-def _where(path: Path, text: str, key: str | None) -> str:
+def _where(name: str, text: str, key: str | None) -> str:
     """`file:line` of the last place where `key` stands as a key; `file` where it is written with escapes."""
     if key is None:
-        return path.name
+        return name
     found = list(re.finditer(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:", text))
-    return f"{path.name}:{text.count(chr(10), 0, found[-1].start()) + 1}" if found else path.name
+    return f"{name}:{text.count(chr(10), 0, found[-1].start()) + 1}" if found else name
 
 
 def _read_prompts(path: Path, users: set[str] | None, problems: Problems) -> dict[str, str]:
@@ -251,9 +263,9 @@ def _read_prompts(path: Path, users: set[str] | None, problems: Problems) -> dic
     prompts, text = read
     for user, prompt in prompts.items():
         if users is not None and user not in users:
-            problems.add(_where(path, text, user), f"no such user in {SEQUENCES}", field=user)
+            problems.add(_where(problems.name(path), text, user), f"no such user in {SEQUENCES}", field=user)
         if flaw := text_flaw(prompt):
-            problems.add(_where(path, text, user), f"the prompt {flaw}", field=user, hint=_PROMPTS_HINT)
+            problems.add(_where(problems.name(path), text, user), f"the prompt {flaw}", field=user, hint=_PROMPTS_HINT)
     return prompts
 
 
@@ -264,12 +276,17 @@ def _read_meta(path: Path, problems: Problems) -> dict[str, Any]:
     meta, text = read
     if "mask_history" in meta and not isinstance(meta["mask_history"], bool):
         reason = f"must be true or false, is {kind(meta['mask_history'])}"
-        problems.add(_where(path, text, "mask_history"), reason, field="mask_history", hint=_META_HINT)
+        problems.add(_where(problems.name(path), text, "mask_history"), reason, field="mask_history", hint=_META_HINT)
     if "name" in meta:
         name = meta["name"]
         if not isinstance(name, str):
-            problems.add(_where(path, text, "name"), f"must be text, is {kind(name)}", field="name", hint=_META_HINT)
+            problems.add(
+                _where(problems.name(path), text, "name"),
+                f"must be text, is {kind(name)}",
+                field="name",
+                hint=_META_HINT,
+            )
         elif not _NAME.fullmatch(name):  # it becomes part of file names
             reason = f"{short(name)} is no name: letters, digits, spaces and . _ + ( ) - only, a letter or digit first"
-            problems.add(_where(path, text, "name"), reason, field="name", hint=_META_HINT)
+            problems.add(_where(problems.name(path), text, "name"), reason, field="name", hint=_META_HINT)
     return meta

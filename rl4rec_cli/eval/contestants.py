@@ -281,7 +281,8 @@ def shared_dataset(contestants: Sequence[Contestant], base: RunConfig) -> tuple[
 
 def _other_dataset(config: RunConfig, base: RunConfig, ours: Dataset) -> Dataset | None:
     """The dataset of a configuration, or the first of several, where none of them is `ours`."""
-    if config.data.synthetic == base.data.synthetic and set(base.data.paths) <= set(config.data.paths):
+    of_both = [(data.synthetic, data.sequential_file, data.prompt_file) for data in (config.data, base.data)]
+    if of_both[0] == of_both[1] and set(base.data.paths) <= set(config.data.paths):
         return None
     theirs = open_datasets(config.data)
     return None if any(one.digest == ours.digest for one in theirs) else theirs[0]

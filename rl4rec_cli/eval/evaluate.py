@@ -7,7 +7,7 @@ Hides: loading of runs and models.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,9 +221,10 @@ def evaluate_run(
     dataset: str | None,
     as_json: bool,
     checkpoint: str | None = None,
+    files: Mapping[str, str | None] | None = None,
 ) -> None:
     """`rl4rec eval`: measure a run, one of its checkpoints, a model, or (no target) the baselines alone."""
-    run, model, config = resolve_target(target, split, users, baselines, sets, recipes, dataset, checkpoint)
+    run, model, config = resolve_target(target, split, users, baselines, sets, recipes, dataset, checkpoint, files)
     data = open_dataset(config.data)
     evaluation = start_evaluation(config, data, config.eval.split)
     evaluation.about["audit"] = audit_line(config, data, next(iter(config.data.paths), None))

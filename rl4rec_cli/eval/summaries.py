@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +143,7 @@ def _say_use(path: Path, live: Path, found: Sequence[Finding]) -> None:
         console.log("they take the template's place from now on" + (": think about the above" if found else ""))
     else:
         first = "think about the above; then, " if found else ""
-        console.log(f"{first}to use them: copy {path} to {live}")
+        console.log(f"{first}to use them: --prompt-file {shlex.quote(str(path))}, or copy it to {live}")
 
 
 def _refuse_existing(path: Path) -> None:

@@ -6,7 +6,7 @@ Hides: where runs keep their configuration and checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -63,13 +63,15 @@ def resolve_target(
     recipes: Sequence[str],
     dataset: str | None,
     checkpoint: str | None = None,
+    files: Mapping[str, str | None] | None = None,
 ) -> tuple[Run | None, str | None, RunConfig]:
     """Run (None for a model), checkpoint or model, and configuration.
 
     Args:
         target: None where nothing but the configuration is asked for.
         split, users, baselines: of `eval`, where they are given.
-        dataset: a folder, or the name of one of the run's.
+        dataset: a folder, or the name of one of the run's or of one in `data/`.
+        files: `sequential_file` and `prompt_file`, read instead of the folder's.
         checkpoint: which one of a run's, see `find_checkpoint`.
 
     Raises:
@@ -88,6 +90,8 @@ def resolve_target(
     if dataset is not None:
         path = find_path(found[0].config.data, dataset) if found is not None else dataset
         flags["data"] = {"path": path, "synthetic": None}
+    if given := {name: file for name, file in (files or {}).items() if file is not None}:
+        flags["data"] = flags.get("data", {}) | given
     layers: dict[str, Any] = {"flags": flags, "sets": sets, "allow_custom_rewards": True}
     if found is not None:
         run, folder = found

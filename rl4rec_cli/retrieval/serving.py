@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import load_dataset
+from rl4rec_cli.dataset_folders import find_folder
 from rl4rec_cli.errors import ConfigError, ServiceError
 from rl4rec_cli.retrieval import ray_cluster
 
@@ -46,6 +47,7 @@ def serve(
     ray_cluster.require_ray()
     if not folders:
         raise ConfigError("no dataset to serve", hint="rl4rec serve-retrieval --datasets data/beauty")
+    folders = [find_folder(folder) for folder in folders]
     for folder in folders:
         load_dataset(folder).texts(section.emb_type)  # told before Ray takes its time to start
     section = _with_whole_paths(section)

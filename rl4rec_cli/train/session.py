@@ -154,7 +154,13 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
         return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
 
     paths = tuple(str(whole(path)) for path in config.data.paths)
-    data = config.data.model_copy(update={"path": paths if len(paths) > 1 else whole(*paths) if paths else None})
+    data = config.data.model_copy(
+        update={
+            "path": paths if len(paths) > 1 else whole(*paths) if paths else None,
+            "sequential_file": whole(config.data.sequential_file),
+            "prompt_file": whole(config.data.prompt_file),
+        }
+    )
     policy = config.policy
     if policy.model != "tiny":
         policy = policy.model_copy(update={"model": whole(policy.model)})

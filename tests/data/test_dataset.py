@@ -339,6 +339,44 @@ def test_ids_that_are_not_dense_name_the_missing_ones(tmp_path: Path) -> None:
     ]
 
 
+def test_sequences_and_prompts_may_lie_elsewhere(tmp_path: Path) -> None:
+    own = write_folder(tmp_path / "own", prompts='{"ann": "own"}')
+    bare = write_folder(tmp_path / "bare")
+    (bare / "sequential_data.txt").unlink()
+    rows, prompts = tmp_path / "rows.txt", tmp_path / "asked.json"
+    rows.write_text("ann 0 1 2\n")
+    prompts.write_text('{"ann": "elsewhere"}')
+    section = DataSection(path=str(own), sequential_file=str(rows), prompt_file=str(prompts))
+    read = open_dataset(section)
+    assert (read.users, dict(read.prompts)) == (("ann",), {"ann": "elsewhere"})
+    assert read.digest == load_dataset(bare, sequential_file=rows, prompt_file=prompts).digest
+    assert read.digest != load_dataset(own, sequential_file=rows).digest != load_dataset(own).digest
+
+
+def test_faults_of_files_that_lie_elsewhere_name_them_by_their_paths(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "own")
+    rows, prompts = tmp_path / "rows.txt", tmp_path / "asked.json"
+    rows.write_text("ann 0 1 99\n")
+    prompts.write_text('{"bob": "x"}')
+    with pytest.raises(DataError) as caught:
+        load_dataset(folder, sequential_file=rows, prompt_file=prompts)
+    assert [problem.split(": ")[0] for problem in caught.value.problems] == [f"{rows}:1", f"{prompts}:1"]
+    with pytest.raises(DataError, match=r"gone\.txt: the file is missing"):
+        load_dataset(folder, sequential_file=tmp_path / "gone.txt")
+    with pytest.raises(DataError, match=r"gone\.json: the file is missing"):
+        load_dataset(folder, prompt_file=tmp_path / "gone.json")
+
+
+def test_a_plain_name_is_looked_for_in_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    write_folder(tmp_path / "data" / "shop")
+    assert load_dataset("shop").num_items == 6
+    with pytest.raises(DataError, match="^shops: no such dataset folder") as caught:
+        load_dataset("shops")
+    assert str(caught.value.hint).endswith("in data/ there is shop")
+
+
 def test_missing_folder_and_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such dataset folder") as caught:
         load_dataset(tmp_path / "nowhere")

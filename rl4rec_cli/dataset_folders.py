@@ -1,0 +1,25 @@
+"""Where the dataset lies that a word names.
+
+Decides: that a plain name which is no folder here means the folder of that name in `data/`.
+Hides: nothing; this module reads no file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+HOME = Path("data")
+"""Where datasets are put, by the documents; git ignores what is in it."""
+
+
+def find_folder(named: str) -> str:
+    """The folder that a path or a plain name means: itself where it is there, else that in `data/` if there is one."""
+    is_plain = bool(named.strip()) and "/" not in named and not named.startswith((".", "~"))
+    if is_plain and not Path(named).exists() and (HOME / named).is_dir():
+        return str(HOME / named)
+    return named
+
+
+def known_names() -> list[str]:
+    """The names of the folders in `data/` that hold items."""
+    return sorted(folder.parent.name for folder in HOME.glob("*/items.jsonl")) if HOME.is_dir() else []
