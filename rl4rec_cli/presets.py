@@ -33,7 +33,9 @@ class Recipe:
 def packaged_recipes() -> dict[str, Recipe]:
     """The recipes that come with the package, by name."""
     found = {}
-    for entry in sorted(resources.files("rl4rec_cli.recipes").iterdir(), key=lambda entry: entry.name):
+    for entry in sorted(
+        resources.files("rl4rec_cli.recipes").iterdir(), key=lambda entry: entry.name.removesuffix(".yaml")
+    ):
         if entry.name.endswith(".yaml"):
             name, text = entry.name.removesuffix(".yaml"), entry.read_text(encoding="utf-8")
             found[name] = Recipe(name, text, _header(text))

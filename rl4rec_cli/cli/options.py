@@ -77,15 +77,18 @@ def configure(
     from rl4rec_cli import console
     from rl4rec_cli.layering import load_config
 
+    chosen = None
     if not recipes:
         from rl4rec_cli.machine_recipe import choose_recipe
 
         chosen = choose_recipe(flags.get("policy.model"), sets, gpus or [])
         recipes = [chosen.recipe]
-        console.log(f"No recipe given: using {chosen.recipe} ({chosen.reason}); another: -r, `rl4rec recipes list`")
-    return load_config(
+    config = load_config(
         algorithm=algorithm, recipes=recipes, flags=flags, sets=sets, allow_custom_rewards=allow_custom_rewards
     )
+    if chosen is not None:
+        console.log(f"No recipe given: using {chosen.recipe} ({chosen.reason}); another: -r, `rl4rec recipes list`")
+    return config
 
 
 def parse_rewards(texts: list[str]) -> dict[str, float]:

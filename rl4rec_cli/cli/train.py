@@ -138,6 +138,7 @@ def _add(algorithm: str, summary: str, *examples: str) -> None:
         given = locals()
         if bf16 and fp16:
             raise ConfigError("--bf16 and --fp16: give one of them")
+        asked = parse_seeds(seeds) if seeds is not None else ()
         flags: dict[str, Any] = {key: given[name] for name, key in KEYS.items()}
         flags["data.path"] = dataset or None
         flags["policy.quantization"] = "4bit" if load_in_4bit else None
@@ -151,7 +152,7 @@ def _add(algorithm: str, summary: str, *examples: str) -> None:
             flags={key: value for key, value in flags.items() if value is not None},
             sets=sets or [],
         )
-        chosen = parse_seeds(seeds) if seeds is not None else (config.run.seed,)
+        chosen = asked or (config.run.seed,)
         if dry_run:
             from rl4rec_cli.cli.dry_run import show
 

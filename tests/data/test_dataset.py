@@ -372,7 +372,7 @@ def test_a_plain_name_is_looked_for_in_data(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "data").mkdir()
     write_folder(tmp_path / "data" / "shop")
     assert load_dataset("shop").num_items == 6
-    with pytest.raises(DataError, match="^shops: no such dataset folder") as caught:
+    with pytest.raises(DataError, match=r"^shops: no such dataset folder") as caught:
         load_dataset("shops")
     assert str(caught.value.hint).endswith("in data/ there is shop")
 

@@ -254,12 +254,12 @@ def test_what_the_audit_finds_is_said_before_they_are_used(
 ) -> None:
     echo(monkeypatch)
     summaries.write_summaries(config, str(tmp_path / "a.json"), **ASKED, as_json=False)
-    assert [line[:17] for line in capsys.readouterr().err.splitlines()] == ["to use them: copy"]
+    assert [line[:17] for line in capsys.readouterr().err.splitlines()] == ["to use them: --pr"]
     every = config.model_copy(update={"data": config.data.model_copy(update={"train_targets": "all"})})
     summaries.write_summaries(every, str(tmp_path / "b.json"), **ASKED, as_json=False)
     err = capsys.readouterr().err
     assert "warning: training target's title in" in err
-    assert "think about the above; then, to use them: copy" in err
+    assert "think about the above; then, to use them: --prompt-file " in err
     summaries.write_summaries(config, str(tmp_path / "c.json"), **{**ASKED, "split": "validation"}, as_json=False)
     err = capsys.readouterr().err
     assert "these texts know the training target: they are for evaluation on the validation split alone" in err

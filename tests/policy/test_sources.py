@@ -140,6 +140,7 @@ def test_every_command_says_it_before_it_makes_anything(
     words = str(with_tokens(tiny_folder, tmp_path / "words", "zyx"))
     data, embedder = str(tmp_path / "data"), ["--set", "retrieval.model=nobody/none"]
     few = ["--set", "trainer.batch_size=2", "--set", "trainer.gradient_accumulation_steps=1"]
+    few += ["--set", "trainer.warm_start=null"]
     few += ["--set", f"run.output_dir={tmp_path / 'runs'}"]
     for command in (
         ["train", "grpo", "--dataset", data, "--model", words, *embedder, *few],
