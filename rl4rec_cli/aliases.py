@@ -22,6 +22,34 @@ class Alias:
     """What differs."""
 
 
+PLAIN_OPTIONS = {
+    "sequential_file": "data.sequential_file",
+    "prompt_file": "data.prompt_file",
+    "model": "policy.model",
+    "lora_r": "policy.lora.r",
+    "learning_rate": "trainer.learning_rate",
+    "batch_size": "trainer.batch_size",
+    "num_generations": "trainer.num_generations",
+    "max_steps": "trainer.max_steps",
+    "epochs": "trainer.num_train_epochs",
+    "k": "reward.k",
+    "temperature": "generation.temperature",
+    "max_new_tokens": "generation.max_completion_length",
+    "output": "run.output_dir",
+    "run_name": "run.name",
+}
+"""Options of `rl4rec train` that are one setting each, by their parameter's name."""
+OPTIONS = {f"--{name.replace('_', '-')}": key for name, key in PLAIN_OPTIONS.items()} | {
+    "--dataset": "data.path",
+    "--reward": "reward.functions",
+    "--load-in-4bit": "policy.quantization",
+    "--bf16": "trainer.precision",
+    "--fp16": "trainer.precision",
+    "--report-to": "logging.report_to",
+    "--seeds": "run.seed",
+}
+"""Options of `rl4rec train` and the settings that they give."""
+
 _WHERE_FLAG = "the folder holds items.jsonl, sequential_data.txt and prompts.json"
 
 GUIDES = (
@@ -151,4 +179,4 @@ def names_of(key: str) -> tuple[str, ...]:
 
 def flag_of(key: str) -> str:
     """The option of `rl4rec train` that sets a key; empty where there is none."""
-    return next((a.flag for a in (*GUIDES, *LIBRARIES) if a.flag and key == a.key), "")
+    return " or ".join(option for option, given in OPTIONS.items() if given == key)

@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rl4rec_cli import schema
+from rl4rec_cli.aliases import OPTIONS, flag_of
 from rl4rec_cli.config import RunConfig
 from rl4rec_cli.dataset_folders import find_folder
 from rl4rec_cli.errors import ConfigError
@@ -38,31 +39,12 @@ ALTERNATIVES = (("data", "path"), ("data", "synthetic"))
 FILES_OF_ONE = (("data", "sequential_file"), ("data", "prompt_file"))
 """What goes with the one folder that `data.path` names."""
 # The flag that sets a key, for messages; any other key that comes as a flag is named by itself.
-FLAGS = {
-    "data.path": "--dataset",
-    "data.sequential_file": "--sequential-file",
-    "data.prompt_file": "--prompt-file",
-    "run.name": "--run-name",
-    "policy.lora.r": "--lora-r",
-    "policy.quantization": "--load-in-4bit",
-    "generation.temperature": "--temperature",
-    "generation.max_completion_length": "--max-new-tokens",
-    "reward.k": "--k",
-    "trainer.learning_rate": "--learning-rate",
-    "trainer.batch_size": "--batch-size",
-    "trainer.num_generations": "--num-generations",
-    "trainer.max_steps": "--max-steps",
-    "trainer.num_train_epochs": "--epochs",
-    "trainer.precision": "--bf16 or --fp16",
-    "policy.model": "--model",
-    "run.output_dir": "--output",
-    "reward.functions": "--reward",
+FLAGS = {key: flag_of(key) for key in OPTIONS.values()} | {
     "retrieval.embedder": "--embedder",
     "retrieval.model": "--model",
     "retrieval.emb_type": "--emb-type",
     "retrieval.device": "--device",
     "retrieval.batch_size": "--batch-size",
-    "logging.report_to": "--report-to",
     "retrieval.service.name": "--actor-name",
     "retrieval.service.namespace": "--namespace",
     "retrieval.service.address": "--address",

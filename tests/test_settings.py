@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rl4rec_cli import schema
-from rl4rec_cli.aliases import GUIDES, LIBRARIES, find_alias
+from rl4rec_cli.aliases import GUIDES, LIBRARIES, OPTIONS, find_alias, flag_of
 from rl4rec_cli.cli.main import main
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.layering import FLAGS, load_config
@@ -64,10 +64,11 @@ def test_flags_of_the_table_are_options_of_train() -> None:
 
     train = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
     options = {name for parameter in train.commands["grpo"].params for name in parameter.opts}
-    assert {alias.flag for alias in ALIASES if alias.flag} <= options
-    for alias in ALIASES:  # errors call a key by the same option
-        if alias.flag and alias.key in FLAGS:
-            assert alias.flag in FLAGS[alias.key]
+    assert {alias.flag for alias in ALIASES if alias.flag} | set(OPTIONS) <= options
+    for alias in ALIASES:  # what a setting is called by the table, it is called in errors and in the reference
+        if alias.flag in OPTIONS and alias.key:
+            assert OPTIONS[alias.flag].startswith(alias.key), alias.name
+    assert FLAGS["trainer.precision"] == flag_of("trainer.precision") == "--bf16 or --fp16"
 
 
 @pytest.mark.parametrize(

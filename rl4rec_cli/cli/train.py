@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rl4rec_cli.aliases import PLAIN_OPTIONS
 from rl4rec_cli.cli.options import Grouped, configure, epilog, parse_rewards, parse_seeds
 from rl4rec_cli.errors import ConfigError
 
@@ -24,23 +25,6 @@ DATA, MODEL, TRAINING, RUN = "Data and reward", "Model", "Training", "Run"
 """Panels of the help."""
 ONLY = {"num_generations": ("grpo", "rloo"), "temperature": RL, "k": RL}
 """Options that not every algorithm has."""
-KEYS = {
-    "sequential_file": "data.sequential_file",
-    "prompt_file": "data.prompt_file",
-    "model": "policy.model",
-    "lora_r": "policy.lora.r",
-    "learning_rate": "trainer.learning_rate",
-    "batch_size": "trainer.batch_size",
-    "num_generations": "trainer.num_generations",
-    "max_steps": "trainer.max_steps",
-    "epochs": "trainer.num_train_epochs",
-    "k": "reward.k",
-    "temperature": "generation.temperature",
-    "max_new_tokens": "generation.max_completion_length",
-    "output": "run.output_dir",
-    "run_name": "run.name",
-}
-"""The settings of the options that are nothing else."""
 
 
 def _option(*names: str, panel: str, metavar: str | None = None, help: str) -> Any:
@@ -139,7 +123,7 @@ def _add(algorithm: str, summary: str, *examples: str) -> None:
         if bf16 and fp16:
             raise ConfigError("--bf16 and --fp16: give one of them")
         asked = parse_seeds(seeds) if seeds is not None else ()
-        flags: dict[str, Any] = {key: given[name] for name, key in KEYS.items()}
+        flags: dict[str, Any] = {key: given[name] for name, key in PLAIN_OPTIONS.items()}
         flags["data.path"] = dataset or None
         flags["policy.quantization"] = "4bit" if load_in_4bit else None
         flags["trainer.precision"] = "bf16" if bf16 else "fp16" if fp16 else None
