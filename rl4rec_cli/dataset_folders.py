@@ -7,6 +7,7 @@ Hides: nothing; this module reads no file.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 HOME = Path("data")
 """Where datasets are put, by the documents; git ignores what is in it."""
@@ -18,6 +19,14 @@ def find_folder(named: str) -> str:
     if is_plain and not Path(named).exists() and (HOME / named).is_dir():
         return str(HOME / named)
     return named
+
+
+def is_same_folder(one: Any, other: Any) -> bool:
+    """Whether two values of `data.path`, which may be lists, name one folder and the same."""
+    plain = [value[0] if isinstance(value, list | tuple) and len(value) == 1 else value for value in (one, other)]
+    if not all(isinstance(value, str) for value in plain):
+        return False
+    return len({Path(find_folder(value)).expanduser().resolve() for value in plain}) == 1
 
 
 def known_names() -> list[str]:

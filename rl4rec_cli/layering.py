@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,7 +23,7 @@ from pydantic import ValidationError
 from rl4rec_cli import schema
 from rl4rec_cli.aliases import OPTIONS, flag_of
 from rl4rec_cli.config import RunConfig
-from rl4rec_cli.dataset_folders import find_folder
+from rl4rec_cli.dataset_folders import find_folder, is_same_folder
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.presets import find_recipe, packaged_recipes, read_recipe
 from rl4rec_cli.strict_yaml import YamlError, dump_yaml, load_yaml
@@ -111,7 +110,7 @@ class _Tree:
         }
         if len(named) == 1:
             below, (path, value) = _get(self.values, ALTERNATIVES[0]), next(iter(named.items()))
-            if path != ALTERNATIVES[0] or (below is not None and not _is_same_folder(below, value)):
+            if path != ALTERNATIVES[0] or (below is not None and not is_same_folder(below, value)):
                 self._drop(FILES_OF_ONE)
             self._drop(set(ALTERNATIVES) - set(named))
 
@@ -181,14 +180,6 @@ def load_config(
 def dump_config(config: RunConfig) -> str:
     """The whole configuration as YAML; read as a recipe, it gives an equal configuration."""
     return dump_yaml(config.model_dump(mode="json"))
-
-
-def _is_same_folder(one: Any, other: Any) -> bool:
-    """Whether two values of `data.path` name one folder."""
-    plain = [value[0] if isinstance(value, list | tuple) and len(value) == 1 else value for value in (one, other)]
-    if not all(isinstance(value, str) for value in plain):
-        return False
-    return len({Path(find_folder(value)).expanduser().resolve() for value in plain}) == 1
 
 
 def _with_folders(config: RunConfig) -> RunConfig:

@@ -17,6 +17,7 @@ import numpy as np
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import build_examples, open_dataset
 from rl4rec_cli.data.prompts import Prompt, PromptBuilder
+from rl4rec_cli.data.reading import PROMPTS
 from rl4rec_cli.errors import ConfigError, DataError
 from rl4rec_cli.eval.examples import choose_examples
 
@@ -64,7 +65,7 @@ def show_prompts(config: RunConfig, *, split: Any, users: int | None, user: str 
         return
     for example, prompt in list(zip(examples, made, strict=True))[:_SHOWN]:
         source = (
-            "from prompts.json"
+            f"from {config.data.prompt_file or PROMPTS}"
             if example.user in dataset.prompts
             else f"{prompt.items} of {len(example.history)} items of the history"
         )
@@ -148,7 +149,8 @@ def sweep_templates(
     dataset = open_dataset(config.data)
     if dataset.prompts:
         raise ConfigError(
-            f"dataset {dataset.name} has prompts.json, whose texts no template changes", hint="move it away meanwhile"
+            f"dataset {dataset.name} has {config.data.prompt_file or PROMPTS}, whose texts no template changes",
+            hint="leave --prompt-file out" if config.data.prompt_file is not None else "move it away meanwhile",
         )
     own_key = "templates." + dataset.name if dataset.name in config.prompt.templates else "template"
     config = config.model_copy(update={"prompt": config.prompt.of(dataset.name)})
