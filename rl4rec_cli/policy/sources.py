@@ -84,6 +84,7 @@ def _check_folder(folder: Path) -> None:
 _EDITED = (
     "adapter_config.json",
     "config.json",
+    "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
     "generation_config.json",

@@ -130,10 +130,6 @@ DAMAGES: dict[str, tuple[Any, str]] = {
     "cut weights": (lambda f: os.truncate(f / "model.safetensors", 5000), "model.safetensors has 5,000 bytes instead"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
     "no configuration": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
-    "a changed tokenizer": (
-        lambda f: (f / "tokenizer.json").write_text((f / "tokenizer.json").read_text().replace('"Ġ', '"Ĝ', 1)),
-        "tokenizer.json ",
-    ),
     "no manifest worth the name": (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json is damaged"),
 }
 
