@@ -9,6 +9,7 @@ Sections follow the way of the data: data → prompt → policy → generation �
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -136,6 +137,19 @@ class PromptSection(Section):
     """System message for chat models."""
     chat: Literal["auto", "always", "never"] = "auto"
     """Use the tokenizer's chat template: `auto` uses it where there is one."""
+    date: str | None = Field(default=None, pattern=r"^\d{4}-\d{2}-\d{2}$")
+    """Day, as `2026-11-26`, for chat templates that write one into prompts. When absent the day that the run is begun
+    on, which is kept with it."""
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                date.fromisoformat(value)
+            except ValueError:
+                raise ValueError(f"{value} is no day of the calendar") from None
+        return value
 
     @model_validator(mode="after")
     def _has_history(self) -> PromptSection:

@@ -56,6 +56,20 @@ class Run:
         self.digest = digest
         """Of the dataset it is trained on."""
 
+    def environment(self) -> dict[str, Any]:
+        """What `env.json` says of how it was begun; empty where that is missing or damaged."""
+        try:
+            values = json.loads((self.folder / "env.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return values if isinstance(values, dict) else {}
+
+    @property
+    def day(self) -> str | None:
+        """The day it was begun on, as `2026-11-26`; None where that is not known."""
+        started = str(self.environment().get("started", ""))[:10]
+        return started if re.fullmatch(r"\d{4}-\d{2}-\d{2}", started) else None
+
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
@@ -355,12 +369,13 @@ def _exists(folder: Path) -> RunError:
     return RunError(f"{folder}: this run is there already", hint="choose another run.name or --output")
 
 
-def create_run(config: RunConfig, *, dataset: str, digest: str = "") -> Run:
+def create_run(config: RunConfig, *, dataset: str, digest: str = "", prompts: str = "") -> Run:
     """Make a run folder with its configuration and environment.
 
     Args:
         dataset: its name.
         digest: its identity.
+        prompts: identity of the prompts it is trained on.
 
     Raises:
         RunError: the folder exists already, or cannot be made.
@@ -375,7 +390,7 @@ def create_run(config: RunConfig, *, dataset: str, digest: str = "") -> Run:
             raise _exists(folder) from None
         raise RunError(f"{folder}: cannot make the run folder: {error.strerror or error}") from error
     write_text(folder / "config.yaml", dump_config(config))
-    write_json(folder / "env.json", environment())
+    write_json(folder / "env.json", environment() | {"prompts": prompts})
     return Run(folder, config, digest=digest)
 
 

@@ -6,22 +6,28 @@ Hides: the template, the tokenizer's chat template, and truncation.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from rl4rec_cli.data.dates import day_variables
 from rl4rec_cli.data.encoding import TextEncoder
 from rl4rec_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import PromptSection
-    from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.data.dataset import Dataset, Example
 
 
 LONGEST_TOKEN = 32
 """Characters; a text is cut as if no token stood for more."""
+
+
+_DIGESTED = 256
+"""Prompts that stand for all: what moves them besides the data and the settings moves every one."""
 
 
 class TemplateTooLongError(ConfigError):
@@ -100,6 +106,7 @@ class PromptBuilder:
                 "prompt.system needs a chat model, and this one is none", hint="put its text in the template"
             )
         self._overrides = dataset.prompts
+        self._day = day_variables(section.date)
         # No text of more characters than this is read: it would not fit, and would have to be read to know.
         self._most_characters = section.max_prompt_length * LONGEST_TOKEN
         self.encoder = TextEncoder(tokenizer)
@@ -147,6 +154,16 @@ class PromptBuilder:
         last = self.encoder.show(self._items[shown[-1]]) if shown else ""
         return replace(self._cut_to_fit(last, self._framed), items=len(shown[-1:]))
 
+    def digest(self, examples: Sequence[Example]) -> str:
+        """Identity (hex) of the prompts of these examples: of some of them, evenly over all, where they are many."""
+        hasher = hashlib.sha256()
+        count = min(len(examples), _DIGESTED)
+        for place in range(count):
+            example = examples[place * len(examples) // count]
+            ids = self.build(example.user, example.history).ids
+            hasher.update(f"{' '.join(map(str, ids))}\n".encode())
+        return hasher.hexdigest()
+
     def build_written(self, text: str) -> Prompt:
         """The prompt that a text of `prompts.json` is."""
         return self._cut_to_fit(text, lambda text: text)
@@ -165,7 +182,10 @@ class PromptBuilder:
         messages = [{"role": "system", "content": self.section.system}] if self.section.system is not None else []
         try:
             rendered = self.tokenizer.apply_chat_template(
-                [*messages, {"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+                [*messages, {"role": "user", "content": text}],
+                tokenize=False,
+                add_generation_prompt=True,
+                **self._day,
             )
         except Exception as error:  # a template raises what it likes, for instance on a system message
             raise ConfigError(

@@ -141,7 +141,8 @@ def _measure(
                 only = base.eval.model_copy(update={"baselines": (entrant.word,)})
                 each += measure_baselines(base.model_copy(update={"eval": only}), task, evaluation.split)
                 continue
-            models = Models(entrant.config, task, share=models)
+            started = entrant.run.day if entrant.run is not None else None
+            models = Models(entrant.config, task, share=models, started=started)
             # By the name `rl4rec eval` gives it, so that one reads what the other measured.
             name = TUNED if entrant.run is not None else entrant.model
             each.append(replace(models.measure(name, entrant.model), name=entrant.name))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import Split, open_dataset
+from rl4rec_cli.data.dates import day_line, with_day, writes_day
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
@@ -142,10 +143,15 @@ class Models:
     Args:
         task: dataset, examples and cache.
         share: other models, whose loaded policy is used.
+        started: the day that a run was begun on, which its prompts write where they write one.
     """
 
-    def __init__(self, config: RunConfig, task: Task, *, share: Models | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, task: Task, *, share: Models | None = None, started: str | None = None
+    ) -> None:
         self._config, self._task = config, task
+        self._started: str | None = started or (share._started if share is not None else None)
+        self._tokenizers: dict[str, Any] = {} if share is None else share._tokenizers
         self._loaded: dict[str, Policy] = {} if share is None else share._loaded
         self._identities: dict[str, str] = {} if share is None else share._identities  # gigabytes are read for one
 
@@ -164,15 +170,28 @@ class Models:
             policy.close()
         self._loaded.clear()
 
+    def _tokenizer(self, model: str) -> Any:
+        from rl4rec_cli.policy.loading import load_tokenizer_alone
+
+        if model not in self._tokenizers:
+            section = self._config.policy.model_copy(update={"model": model})
+            self._tokenizers[model] = tokenizer = load_tokenizer_alone(section, self._task.dataset)
+            if writes_day(tokenizer, chat=self._config.prompt.chat):
+                console.log(day_line(str(with_day(self._config, tokenizer, started=self._started).prompt.date)))
+        return self._tokenizers[model]
+
     def measure(
         self, name: str, model: str, *, reads: Sequence[Example] | None = None, what: str = "", config: Any = None
     ) -> Measured:
-        """As `measure_policy`, kept in the cache under the model's files and all settings its texts depend on."""
+        """As `measure_policy`, kept in the cache under the model's files, the prompts, and all settings its texts
+        depend on.
+        """
         from rl4rec_cli.eval.cache import cached
         from rl4rec_cli.policy.pretrained import policy_identity
         from rl4rec_cli.retrieval.embedding import model_identity
 
-        config, task = config or self._config, self._task
+        task, tokenizer = self._task, self._tokenizer(model)
+        config = with_day(config or self._config, tokenizer, started=self._started)
         if model not in self._identities:
             self._identities[model] = policy_identity(model)
         embedder = model_identity(config.retrieval.model) if config.retrieval.embedder != "lsa" else "lsa"
@@ -180,7 +199,11 @@ class Models:
             "policy": self._identities[model],
             "name": name,
             "reads": what,
-            "sections": [getattr(config, s).model_dump(mode="json") for s in ("prompt", "generation")],
+            "prompts": PromptBuilder(config.prompt, task.dataset, tokenizer).digest(reads or task.examples),
+            "sections": [
+                config.prompt.model_copy(update={"date": None}).model_dump(mode="json"),  # the prompts say it
+                config.generation.model_dump(mode="json"),
+            ],
             "load": config.policy.model_copy(update={"model": "", "lora": None}).model_dump(mode="json"),
             "temperature": config.eval.temperature,
             "seed": config.run.seed,
@@ -199,7 +222,8 @@ class Models:
 
         def vectors(examples: Sequence[Example]) -> Tensor:
             same = tuple(examples) == tuple(self._task.examples)
-            models = self if same else Models(self._config, replace(self._task, examples=examples), share=self)
+            others = replace(self._task, examples=examples)
+            models = self if same else Models(self._config, others, share=self, started=self._started)
             return self._task.retriever.text_vectors(models.measure(name, model).texts or [])
 
         return vectors
@@ -248,7 +272,7 @@ def evaluate_run(
     task = open_task(config, data, retriever, evaluation.examples)
     evaluation.methods.extend(measure_baselines(config, task, evaluation.split))
     if model is not None:
-        models = Models(config, task)
+        models = Models(config, task, started=run.day if run is not None else None)
         try:
             _measure_policies(evaluation, run, model, config, task, models)
         finally:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import Dataset, open_dataset
+from rl4rec_cli.data.dates import with_day
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import ConfigError, DataError, Rl4RecError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
@@ -136,6 +137,7 @@ def open_recommender(
     check_tokenizer(config.policy.model_copy(update={"model": folder}))  # before the minutes of embedding
     retriever = open_retriever(config.retrieval, data, config.data.paths)
     policy = open_policy(config, data, model=folder)
+    config = with_day(config, policy.tokenizer, started=run.day)
     return Recommender(
         policy=policy,
         builder=PromptBuilder(config.prompt, data, policy.tokenizer),

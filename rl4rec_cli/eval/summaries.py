@@ -91,8 +91,9 @@ def write_summaries(
     part = part_of(path)
     with held(part):
         _refuse_existing(path)  # another job may have ended meanwhile
-        done, cut = _read_part(part, _digest(config, dataset, section, split, users), len(examples))
         asked = make_prompts(builder, examples)
+        digest = _digest(config, dataset, section, split, users, builder.digest(examples))
+        done, cut = _read_part(part, digest, len(examples))
         try:
             cut += _write_rest(config, dataset, [prompt.ids for prompt in asked], part, done)
         except BaseException:
@@ -179,7 +180,9 @@ def _check_room(builder: PromptBuilder, frame: str) -> None:
         )
 
 
-def _digest(config: RunConfig, dataset: Dataset, section: PromptSection, split: str, users: int | None) -> str:
+def _digest(
+    config: RunConfig, dataset: Dataset, section: PromptSection, split: str, users: int | None, prompts: str
+) -> str:
     """Of all that the texts depend on."""
     from rl4rec_cli.policy.pretrained import policy_identity
 
@@ -187,7 +190,8 @@ def _digest(config: RunConfig, dataset: Dataset, section: PromptSection, split: 
         "dataset": dataset.digest,
         "model": policy_identity(config.policy.model),
         "load": config.policy.model_dump(mode="json"),
-        "prompt": section.model_dump(mode="json"),
+        "prompt": section.model_copy(update={"date": None}).model_dump(mode="json"),  # the prompts say it
+        "prompts": prompts,
         "generation": config.generation.model_dump(mode="json"),
         "eval": [config.eval.temperature, config.eval.batch_size],
         "seed": config.run.seed,

@@ -94,6 +94,27 @@ def find_place(run: Run, phases: Sequence[str], *, allow_partial: bool) -> Place
     return Place(phases.index(progress["phase"]), int(progress["step"]), found)
 
 
+def check_prompts(run: Run, digest: str, *, allow_partial: bool) -> None:
+    """Refuse to go on with prompts other than those that a run was begun with.
+
+    Data and recipe are compared before; what is left is the tokenizer, its chat template, and what that takes from
+    elsewhere. Runs of older versions do not know.
+
+    Args:
+        digest: of the prompts as they are made now.
+
+    Raises:
+        RunError: they are others, and `allow_partial` is off.
+    """
+    begun = run.environment().get("prompts")
+    if begun and begun != digest:
+        _refuse(
+            f"{run.folder}: its prompts are not those it was begun with: the tokenizer or its chat template changed",
+            "put the model's files back as they were",
+            allow_partial,
+        )
+
+
 def keep_recipe(run: Run) -> None:
     """The run folder says what the run goes on with, where that is not what it was begun with.
 

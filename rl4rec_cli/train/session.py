@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import joint_digest, open_datasets
+from rl4rec_cli.data.dates import day_line, with_day, writes_day
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.runs import JsonLines, Run, check_new, create_run
 from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
-from rl4rec_cli.train.checkpoints import Place, cut_logs, find_place, keep_recipe
+from rl4rec_cli.train.checkpoints import Place, check_prompts, cut_logs, find_place, keep_recipe
 from rl4rec_cli.train.domains import check_datasets, open_domains, screen_domains
 from rl4rec_cli.train.examples import number_of_training_examples
 from rl4rec_cli.train.reports import Reports, check_installed, open_reports
@@ -142,7 +143,7 @@ def _resume(
         keep_recipe(run)
         console.quiet_libraries()
         with _opened(config, datasets, audits) as data:
-            results = [_train_one(config, data, run, place)]
+            results = [_train_one(config, data, run, place, allow_partial=allow_partial)]
     _say_next(run, datasets)
     return results
 
@@ -219,6 +220,8 @@ def _train_one(
     data: _Data,
     run: Run | None = None,
     place: Place | None = None,
+    *,
+    allow_partial: bool = False,
 ) -> Trained:
     """Train, from `place` on where a run is resumed (and is locked already), and measure."""
     from rl4rec_cli.eval import evaluate
@@ -234,13 +237,22 @@ def _train_one(
     for name, file in next(iter(scorers.values())).custom_files.items():
         console.log(f"Reward {name} runs code from {file}")
     policy = _load(config, _start_section(config, run, place), data.datasets)
+    if run is None:
+        config = with_day(config, policy.tokenizer)
+    else:
+        run.config = config = with_day(config, policy.tokenizer, started=run.day)
     domains = open_domains(config, data.datasets, data.retrievers, scorers, policy.tokenizer)
+    prompts = "+".join(one.builder.digest(one.examples) for one in domains)
+    if run is not None:
+        check_prompts(run, prompts, allow_partial=allow_partial)
+    if writes_day(policy.tokenizer, chat=config.prompt.chat):
+        console.log(day_line(str(config.prompt.date)))
     for phase in _phases(config):
         resolve_precision(phase, str(policy.device))
     outcome = Outcome(config, domains, data.audits)
     with ExitStack() as stack:
         if run is None:
-            run = create_run(config, dataset="+".join(data.retrievers), digest=data.digest)
+            run = create_run(config, dataset="+".join(data.retrievers), digest=data.digest, prompts=prompts)
             stack.enter_context(run.locked())
         policy.engine = make_engine(config, log=run.folder / "vllm.log")
         stack.callback(policy.close)
