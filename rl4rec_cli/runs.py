@@ -250,19 +250,26 @@ def warn_unwritable(folder: Path) -> None:
 
 
 @contextmanager
-def keeping(place: Path) -> Iterator[None]:
-    """Write down what was shown already.
+def kept_after(keep: Callable[[], None], place: Path) -> Iterator[None]:
+    """Show in the body what was measured; then it is written down. That one of the two fails never costs the other.
+
+    Args:
+        keep: writes it.
+        place: where, for the message.
 
     Raises:
-        RunError: it cannot be written; it says that what was shown is all there is.
+        RunError: it cannot be written.
     """
     try:
         yield
-    except RunError as error:
-        raise RunError(
-            f"what was measured is shown, but not kept: {error.message}",
-            hint=f"keep what was shown; make room or a place that can be written at {place}, and measure again",
-        ) from error
+    finally:
+        try:
+            keep()
+        except RunError as error:
+            raise RunError(
+                f"what was measured is shown, but not kept: {error.message}",
+                hint=f"keep what was shown; make room or a place that can be written at {place}, and measure again",
+            ) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -65,6 +65,12 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
         one.close()
 
 
+def test_a_log_that_cannot_be_written(start: Callable[..., VllmProcess], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EngineError, match=r"a test: vLLM's log cannot be written at .*file/log: Not a directory"):
+        start(log=tmp_path / "file" / "log")
+
+
 def is_there(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

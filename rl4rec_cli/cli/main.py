@@ -230,7 +230,7 @@ class _Output(io.TextIOWrapper):
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
         if not isinstance(error, BrokenPipeError):  # a full disk, not a reader who left
-            name = self.name.strip("<>")
+            name = "stdout" if self.fileno() == 1 else "stderr"
             raise Rl4RecError(f"cannot write to {name}: {(error.strerror or str(error)).lower()}") from None
 
 

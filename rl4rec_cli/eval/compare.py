@@ -8,9 +8,11 @@ Hides: measuring (`evaluate.py`'s doors), the result (`comparison.py`), how it r
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ from rl4rec_cli.eval.contestants import (
     shared_dataset,
 )
 from rl4rec_cli.eval.evaluate import TUNED, Models, audit_line, measure_baselines, open_task, start_evaluation
-from rl4rec_cli.runs import check_writable, keeping, strict, write_text
+from rl4rec_cli.runs import check_writable, kept_after, strict, write_text
 
 # torch is imported in the functions that need it, so that an error in the arguments is told before.
 if TYPE_CHECKING:
@@ -86,17 +88,22 @@ def compare(
     }
     report = strict(comparison.as_json())
 
-    # Shown before it is written: a full disk must not cost what was measured.
-    if as_json:
-        console.print_json(report)
-    else:
-        page.print_report(report)
-    for name, text in ((markdown, page.as_markdown), (html, page.as_html)):
-        if name is not None:
-            file = Path(name).expanduser()
-            with keeping(file):
-                write_text(file, text(report))
-            console.log(f"wrote {file}")
+    files = [
+        (Path(f).expanduser(), t) for f, t in ((markdown, page.as_markdown), (html, page.as_html)) if f is not None
+    ]
+    with ExitStack() as stack:
+        for file, text in files:
+            stack.enter_context(kept_after(partial(_write, file, text, report), file))
+        if as_json:
+            console.print_json(report)
+        else:
+            page.print_report(report)
+    for file, _ in files:
+        console.log(f"wrote {file}")
+
+
+def _write(file: Path, text: Callable[[Any], str], report: Any) -> None:
+    write_text(file, text(report))
 
 
 def _audit(contestants: Sequence[Contestant], data: Dataset) -> dict[str, str]:

@@ -22,7 +22,7 @@ from rl4rec_cli.eval.evaluation import Evaluation, print_evaluation, save_evalua
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.targets import resolve_target, untrained
 from rl4rec_cli.layering import dump_config
-from rl4rec_cli.runs import Run, keeping, strict, warn_unwritable, write_text
+from rl4rec_cli.runs import Run, kept_after, strict, warn_unwritable, write_text
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
 if TYPE_CHECKING:
@@ -280,20 +280,24 @@ def evaluate_run(
     if not evaluation.methods:
         raise ConfigError("nothing to measure", hint="name a run or a model, or baselines with --baselines")
     finish(evaluation, data)
-    # Shown before it is kept: a place that cannot be written must not cost what was measured.
-    if as_json:
-        console.print_json(strict(evaluation.as_json()))
-    else:
-        title = f"{data.name}, {evaluation.split} split, {len(evaluation.examples):,} users"
-        print_evaluation(evaluation, title=title, whole=True)
+    folder, is_own = None, True
     if run is not None and model is not None:
         folder, is_own = _result_folder(run, model, config, data.name)
-        with keeping(folder):
+
+    def keep() -> None:
+        if folder is not None:
             save_evaluation(evaluation, folder)
             if not is_own:
                 write_text(folder / "config.yaml", dump_config(config))
-        if not as_json:
-            console.log(f"per-user records: {folder / f'{evaluation.split}_users.jsonl'}")
+
+    with kept_after(keep, folder or Path()):
+        if as_json:
+            console.print_json(strict(evaluation.as_json()))
+        else:
+            title = f"{data.name}, {evaluation.split} split, {len(evaluation.examples):,} users"
+            print_evaluation(evaluation, title=title, whole=True)
+    if folder is not None and not as_json:
+        console.log(f"per-user records: {folder / f'{evaluation.split}_users.jsonl'}")
 
 
 def audit_line(config: RunConfig, dataset: Dataset, path: str | None) -> str:

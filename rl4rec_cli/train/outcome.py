@@ -8,11 +8,13 @@ Hides: which evaluation belongs to which dataset.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
 from rl4rec_cli.eval import evaluate, evaluation
-from rl4rec_cli.runs import keeping
+from rl4rec_cli.runs import kept_after
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
@@ -63,20 +65,23 @@ class Outcome:
             evaluate.finish(found, domain.dataset)
             evaluate.note_checkpoint(found, run, run.final)
 
-    def save(self, run: Run, reports: Reports) -> None:
-        """Write what was shown, and report it.
+    def show_and_save(self, run: Run, reports: Reports, seconds: float) -> None:
+        """Print all tables, write what they show, and report it.
 
         Raises:
             RunError: it cannot be written.
         """
-        for domain in self._domains:
-            found, folder = self.evaluations[domain.name], run.results(domain.name)
-            with keeping(folder):
-                evaluation.save_evaluation(found, folder)
-            reports.final(found, dataset=domain.name if len(self._domains) > 1 else None)
+        with ExitStack() as stack:
+            for name in self.evaluations:
+                stack.enter_context(kept_after(partial(self._save, name, run, reports), run.results(name)))
+            self._show(seconds)
 
-    def show(self, seconds: float) -> None:
-        """Print all tables."""
+    def _save(self, name: str, run: Run, reports: Reports) -> None:
+        found = self.evaluations[name]
+        evaluation.save_evaluation(found, run.results(name))
+        reports.final(found, dataset=name if len(self._domains) > 1 else None)
+
+    def _show(self, seconds: float) -> None:
         for number, (name, found) in enumerate(self.evaluations.items()):
             if number:
                 console.result("")

@@ -269,8 +269,7 @@ def _train_one(
         outcome.measure(evaluate.TUNED, policy)
         outcome.finish(run)
         seconds = time.perf_counter() - started
-        outcome.show(seconds)
-        outcome.save(run, reports)
+        outcome.show_and_save(run, reports, seconds)
     return Trained(run, outcome.evaluations, seconds)
 
 

@@ -201,6 +201,7 @@ class Process:
         name = f".{next(numbers)}"
         self._out, fifo = folder.parent / f"{name}.out", folder.parent / f"{name}.err"
         os.mkfifo(fifo)
+        self._out.touch()
         order = {"args": args, "cwd": str(folder), "out": str(self._out), "err": str(fifo), "limit": 0, "signals": []}
         order |= {"memory": [], "nan": False, "env": {}}
         self.pid = ask({**order, **options})
@@ -478,6 +479,13 @@ def test_what_was_measured_is_shown_where_it_cannot_be_kept(tmp_path: Path) -> N
     assert "tuned policy" in again.stdout
     assert "tuned policy" in shown.stdout
     assert json.loads(as_json.stdout)["subject"] == "tuned policy"
+    results.unlink()
+    unseen = run(["eval", "runs/r"], tmp_path, out="/dev/full")  # neither costs the other
+    assert unseen.returncode == 1
+    assert "error: cannot write to stdout: no space left on device" in unseen.stderr
+    assert json.loads((results / "validation.json").read_text()) == json.loads(as_json.stdout)
+    shutil.rmtree(results)
+    results.write_text("a file where the folder should be")
     warned = "warning: runs/r/eval: nothing can be written there (Not a directory): results are shown, not kept"
     assert shown.stderr.index(warned) < shown.stderr.index("cannot be kept (")  # before anything is measured
     assert results.read_text() == "a file where the folder should be"
