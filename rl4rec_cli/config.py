@@ -25,7 +25,16 @@ from rl4rec_cli.config_trainer import (
     SftSection,
     TrainerSection,
 )
-from rl4rec_cli.config_types import Fraction, NonNegative, PositiveFloat, PositiveInt, Precision, Section
+from rl4rec_cli.config_types import (
+    Fraction,
+    NonNegative,
+    PositiveFloat,
+    PositiveInt,
+    Precision,
+    RewardSize,
+    RewardWeight,
+    Section,
+)
 
 __all__ = [
     "GrpoSection",
@@ -360,15 +369,15 @@ class RetrievalSection(Section):
 
 
 class RewardSection(Section):
-    functions: dict[str, float] = Field(default={"ndcg": 1.0}, min_length=1)
+    functions: dict[str, RewardWeight] = Field(default={"ndcg": 1.0}, min_length=1)
     """Reward functions and weights: `ndcg`, `hit`, `mrr`, `mixed` or `module:attr`. Weight 0 = logged only."""
     k: PositiveInt = 10
     """Cut-off of the rewards."""
-    mixed_ndcg: NonNegative = 0.5
+    mixed_ndcg: RewardSize = 0.5
     """Weight of NDCG in `mixed`."""
-    mixed_hit: NonNegative = 0.5
+    mixed_hit: RewardSize = 0.5
     """Weight of Hit in `mixed`."""
-    rank_shaping: NonNegative = 0.0
+    rank_shaping: RewardSize = 0.0
     """ε of ε·(1 − ln rank / ln N), added to the weighted sum."""
     normalize_rewards: Literal["auto", "group", "batch", "none"] = "auto"
     """Divide advantages by the standard deviation of the group or the batch. `auto`: for grpo `group`, but `none` with

@@ -1,5 +1,5 @@
-"""Rewards: ranks to numbers. `create_reward_function` and `RLRewardFunction` are for library users."""
+"""Rewards: ranks to numbers. `create_reward_function`, `RLRewardFunction`, `calculate_ndcg` for library users."""
 
-from rl4rec_cli.rewards.functions import RLRewardFunction, create_reward_function
+from rl4rec_cli.rewards.functions import RLRewardFunction, calculate_ndcg, create_reward_function
 
-__all__ = ["RLRewardFunction", "create_reward_function"]
+__all__ = ["RLRewardFunction", "calculate_ndcg", "create_reward_function"]

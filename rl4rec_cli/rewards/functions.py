@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl4rec_cli.errors import ConfigError, RewardError
+from rl4rec_cli.errors import ConfigError, DataError, RewardError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from rl4rec_cli.config import RetrievalSection
     from rl4rec_cli.retrieval.retriever import Retriever
@@ -100,9 +101,68 @@ class RLRewardFunction:
         values = rank_reward(self.reward_type, np.asarray(ranks), self.k, self.mixed)
         return np.where(scorable, values, 0.0).tolist()
 
-    def get_scores(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Scores of every item, `[len(texts), num_items]`."""
-        return self.retriever.calculate_reward(texts)
+    def get_scores(self, texts: Sequence[str]) -> Tensor:
+        """Scores of every item, a float32 tensor `[len(texts), num_items]` on the CPU: the retriever's, in torch."""
+        import torch
+
+        return torch.from_numpy(self.retriever.calculate_reward(texts))
+
+
+def calculate_ndcg(
+    scores: Tensor | NDArray[Any] | Sequence[Sequence[float]],
+    target_items: Sequence[int],
+    history_items: Sequence[Sequence[int]] | None = None,
+    *,
+    k: int = 10,
+) -> Tensor:
+    """NDCG@k of each target by a whole row of scores, as the ranking kernel and its rules have it.
+
+    For rewards that change `get_scores` before they rank. Where nothing is changed `RLRewardFunction.__call__` gives
+    the same without a matrix, and decides near-ties that float32 scores cannot tell apart.
+
+    Args:
+        scores: `[B, N]` of every item; higher is better. −inf leaves an item out. A row of zeros earns 0.
+        target_items: `[B]` item ids.
+        history_items: `[B]` item ids that are left out, but for the target; None: nothing is.
+        k: cut-off.
+
+    Returns:
+        float64 `[B]`, a tensor on the CPU.
+
+    Raises:
+        ConfigError: k below 1. DataError: shapes or ids that do not go together, or a score that is NaN or +inf, or
+            −inf for the target.
+    """
+    import torch
+
+    from rl4rec_cli.retrieval import ranking
+
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, got {k}")
+    scores_BN = torch.as_tensor(scores).detach().to("cpu", torch.float32)
+    targets = [int(target) for target in target_items]
+    masks = [[]] * len(targets) if history_items is None else [[int(i) for i in items] for items in history_items]
+    if scores_BN.ndim != 2 or not len(scores_BN) == len(targets) == len(masks):
+        raise DataError(
+            f"scores of shape {list(scores_BN.shape)} for {len(targets)} targets and {len(masks)} histories",
+            hint="scores are [texts, items], with a target and a history for each text",
+        )
+    num_items = scores_BN.shape[1]
+    ranks_B = torch.zeros(len(targets), dtype=torch.long)
+    for row, (scores_N, target, mask) in enumerate(zip(scores_BN, targets, masks, strict=True)):
+        if not 0 <= target < num_items:
+            raise DataError(f"target item {target} of text {row} is outside the catalogue of {num_items} items")
+        left_out_N = scores_N == -torch.inf
+        if left_out_N[target] or not torch.isfinite(scores_N[~left_out_N]).all():
+            raise DataError(
+                f"the scores of text {row} are not finite", hint="−inf may leave out other items than the target"
+            )
+        # One query of one dimension: the kernel's products are then the scores themselves.
+        items = ranking.ItemMatrix.from_tensor(scores_N.masked_fill(left_out_N, 0.0)[:, None])
+        left_out = [*mask, *left_out_N.nonzero().flatten().tolist()]
+        ranks_B[row] = ranking.target_ranks(torch.ones(1, 1), items, torch.tensor([target]), [left_out])[0]
+    values = torch.from_numpy(ndcg(ranks_B.numpy(), k))
+    return torch.where((scores_BN.ne(0) & scores_BN.isfinite()).any(dim=1), values, 0.0)
 
 
 def rank_reward(name: str, ranks: NDArray[np.int64], k: int, mixed: tuple[float, float]) -> NDArray[np.float64]:

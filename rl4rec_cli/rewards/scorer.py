@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rl4rec_cli.config_types import LARGEST_REWARD
 from rl4rec_cli.errors import RewardError
 from rl4rec_cli.retrieval.retriever import submit_ranks
 from rl4rec_cli.rewards.functions import Custom, is_custom, load_custom, rank_reward, rank_shaping, where_raised
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from rl4rec_cli.config import RewardSection
     from rl4rec_cli.retrieval.retriever import Ranking, Retriever
+
+_WAY_OUT = f"beyond ±{LARGEST_REWARD:g} sums and squares of rewards do not fit in float32: scale it down"
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,15 @@ class Scorer:
         if self.section.rank_shaping > 0:
             shaping = rank_shaping(ranks, self.retriever.num_items, self.section.rank_shaping)
             rewards += np.where(scorable, shaping, 0.0)
+        if len(too_large := np.flatnonzero(np.abs(rewards) > LARGEST_REWARD)):
+            row = int(too_large[0])
+            weighted = {name: weight * parts[name][row] for name, weight in self.section.functions.items()}
+            name = max(weighted, key=lambda name: abs(weighted[name]))
+            raise RewardError(
+                f"the weighted sum of rewards is {rewards[row]:g} for {_example(texts, targets, row)}, of which reward "
+                f"{name!r} is {weighted[name]:g} (weight {self.section.functions[name]:g})",
+                hint=_WAY_OUT,
+            )
         return Scores(ranks, rewards, parts)
 
     def _call_custom(
@@ -119,9 +131,6 @@ class Scorer:
     ) -> NDArray[np.float64]:
         file = self.custom_files[name]
 
-        def example(i: int) -> str:
-            return f"text {i}: {texts[i][:80]!r} (target item {targets[i]})"
-
         try:
             # Copies: what a user's function writes into its arguments changes no other reward.
             returned: Any = self._custom[name](
@@ -134,7 +143,7 @@ class Scorer:
                 dataset=self.dataset,
             )
         except (Exception, SystemExit) as error:
-            batch = f"{len(texts)} texts, the first {example(0)}" if len(texts) else "no text"
+            batch = f"{len(texts)} texts, the first {_example(texts, targets, 0)}" if len(texts) else "no text"
             raise RewardError(
                 f"reward {name!r} raised {type(error).__name__}: {error}{where_raised(error, file)}, given {batch}",
                 hint="mend the reward function; --debug shows the whole traceback",
@@ -149,12 +158,16 @@ class Scorer:
             raise RewardError(f"reward {name!r} returned {kind}, expected a list of {len(texts)} numbers {where}")
         if count != len(texts):
             raise RewardError(f"reward {name!r} returned {count} values for {len(texts)} texts {where}")
-        numbers = [_as_number(value) for value in returned]
+        numbers = [as_number(value) for value in returned]
         for i, (value, number) in enumerate(zip(returned, numbers, strict=True)):
             if number is None or not np.isfinite(number):
                 raise RewardError(
-                    f"reward {name!r} returned {value!r} for {example(i)} {where}",
+                    f"reward {name!r} returned {value!r} for {_example(texts, targets, i)} {where}",
                     hint="every reward must be a finite number; decide in the function what a bad text is worth",
+                )
+            if abs(number) > LARGEST_REWARD:
+                raise RewardError(
+                    f"reward {name!r} returned {value!r} for {_example(texts, targets, i)} {where}", hint=_WAY_OUT
                 )
         return np.asarray(numbers, np.float64)
 
@@ -210,7 +223,12 @@ def _definition(function: Any, file: str) -> str:
     return file if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
 
-def _as_number(value: Any) -> float | None:
+def _example(texts: Sequence[str], targets: Sequence[int], row: int) -> str:
+    return f"text {row}: {texts[row][:80]!r} (target item {targets[row]})"
+
+
+def as_number(value: Any) -> float | None:
+    """What a reward function returned for a text, as a number; None where it is none."""
     if isinstance(value, (str, bytes)):
         return None
     try:

@@ -1,14 +1,15 @@
 """A policy for programs that make their own loop: histories to prompts, prompts to texts, rewards to an update.
 
 Decides: that an update is one step of REINFORCE with the batch's mean as baseline, by the formulas that `rl4rec train`
-uses (`advantages.py`), on the texts as tokens that were sampled.
+uses (`advantages.py`), on the texts as tokens that were sampled; that nothing is learnt from a batch part of which is
+wrong.
 Hides: tokens, padding, log-probabilities, the optimiser.
 
 ```python
-policy = RecPolicy.from_config(config, dataset)
-prompts = policy.build_prompts([[3, 17, 4], [8, 2]])
+policy = RecPolicy(model_name="gpt2", device="cuda")
+prompts = policy.build_prompts([["red nail polish", "nail polish remover"], ["shaving brush"]])
 texts = policy.generate(prompts)
-policy.update(prompts, texts, rewards=[1.0, 0.0])
+policy.update(prompts, texts, torch.tensor([0.8, 0.6]))
 ```
 
 It stands among the trainers, not the policies, because it learns. `DummyRecPolicy` has the same methods and no model.
@@ -16,55 +17,84 @@ It stands among the trainers, not the policies, because it learns. `DummyRecPoli
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rl4rec_cli.config_types import LARGEST_REWARD
+from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.prompts import Prompt, PromptBuilder
-from rl4rec_cli.errors import RewardError
+from rl4rec_cli.errors import ConfigError, DataError, RewardError
+from rl4rec_cli.policy.backend import TINY
 from rl4rec_cli.policy.generation import Sampling, decode_texts, write_ids, writing
 from rl4rec_cli.policy.loading import open_policy
 from rl4rec_cli.policy.sources import with_own_adapter
+from rl4rec_cli.rewards.scorer import as_number
 from rl4rec_cli.train.advantages import clipped_policy_loss, discounted_returns, token_rewards, whiten
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
-    from rl4rec_cli.data.dataset import Dataset
-    from rl4rec_cli.policy.loading import Policy
+
+History = Sequence[int] | Sequence[str]
+"""What a user has chosen, oldest first: item ids of a dataset, or titles."""
+Rewards = Tensor | np.ndarray[Any, Any] | Sequence[float]
 
 
 class RecPolicy:
     """A language model that recommends, and learns from rewards.
 
     Args:
-        policy: loaded with `trainable=True`.
-        builder: writes prompts.
-        sampling: how texts are written.
-        learning_rate: of AdamW.
-        max_grad_norm: gradient clipping.
+        model_name: as `--model`: a short name, a model of the Hub, or a folder.
+        device: as `policy.device`: `auto`, `cpu`, `cuda`, `cuda:1` ….
+        dataset: its items are what ids in histories mean, and titles are looked up in it; without one, histories are of
+            titles alone.
+        learning_rate: of AdamW; None: as configured.
         gamma: discount of a reward over the tokens before it.
+        config: everything else, such as the template, the sampling and the adapter; the default is that of
+            `rl4rec train reinforce`.
+
+    Raises:
+        PolicyError, ConfigError: as `open_policy` says.
     """
 
     def __init__(
         self,
-        policy: Policy,
-        builder: PromptBuilder,
-        sampling: Sampling,
+        model_name: str,
+        device: str = "auto",
         *,
-        learning_rate: float = 1e-5,
-        max_grad_norm: float = 1.0,
+        dataset: Dataset | None = None,
+        learning_rate: float | None = None,
         gamma: float = 1.0,
+        config: RunConfig | None = None,
     ) -> None:
-        self.policy = policy
-        self.builder = builder
-        self.sampling = sampling
-        self._max_grad_norm = max_grad_norm
+        if config is None:
+            from rl4rec_cli.layering import load_config
+
+            config = load_config(algorithm="reinforce")
+        section = config.policy.model_copy(update={"model": model_name, "device": device})
+        config = config.model_copy(update={"policy": with_own_adapter(section)})
+        trainer = config.trainer
+        if dataset is None and model_name == TINY:
+            raise ConfigError("the tiny policy is built from a dataset", hint="give dataset=load_dataset(PATH)")
+        # Without a dataset: a catalogue of no more than the fields that a title fills.
+        self._dataset = dataset or Dataset("titles", ({"title": "", "text": ""},), (), (), {}, True, {})
+        self.policy = open_policy(config, self._dataset, trainable=True)
+        self.builder = PromptBuilder(config.prompt, self._dataset, self.policy.tokenizer)
+        self.sampling = Sampling.from_section(config.generation)
+        self._prompt = config.prompt
+        self._num_ids = dataset.num_items if dataset is not None else 0
+        self._ids = {str(item["title"]): i for i, item in reversed(list(enumerate(self._dataset.items)))}
+        self._fields = {field: None for item in self._dataset.items for field in item}
+        self._max_grad_norm = trainer.max_grad_norm
         self._gamma = gamma
-        self._trained = [p for p in policy.model.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(self._trained, lr=learning_rate, weight_decay=0.0)
+        self._trained = [p for p in self.policy.model.parameters() if p.requires_grad]
+        rate = trainer.learning_rate if learning_rate is None else learning_rate
+        self._optimizer = torch.optim.AdamW(self._trained, lr=rate, weight_decay=0.0)
         self._written: dict[tuple[tuple[int, ...], str], list[int]] = {}
 
     @classmethod
@@ -74,64 +104,115 @@ class RecPolicy:
         Raises:
             PolicyError, ConfigError: as `open_policy` says.
         """
-        config = config.model_copy(update={"policy": with_own_adapter(config.policy)})
-        policy = open_policy(config, dataset, trainable=True)
-        return cls(
-            policy,
-            PromptBuilder(config.prompt, dataset, policy.tokenizer),
-            Sampling.from_section(config.generation),
-            learning_rate=config.trainer.learning_rate,
-            max_grad_norm=config.trainer.max_grad_norm,
-        )
+        return cls(config.policy.model, config.policy.device, dataset=dataset, config=config)
 
-    def build_prompts(self, user_histories: Sequence[Sequence[int]]) -> list[Prompt]:
-        """A prompt for each history of item ids, oldest first."""
-        return [self.builder.build(None, history) for history in user_histories]
+    def build_prompts(self, user_histories: Sequence[History]) -> list[Prompt]:
+        """A prompt for each history of item ids or of titles, oldest first.
 
-    def generate(self, prompts: Sequence[Prompt]) -> list[str]:
-        """A sampled text for each prompt; its tokens are kept until the next call, for the update.
+        A title that the dataset has is that item, with all that the template shows of it; another one is an item of
+        which nothing but the title is known.
 
         Raises:
-            PolicyError: the policy's probabilities are not finite.
+            DataError: an id that is no item of the dataset, or a history that is not of ids or of titles.
         """
+        histories = [self._checked_history(history) for history in user_histories]
+        if all(isinstance(item, int) or item in self._ids for history in histories for item in history):
+            return [self.builder.build(None, [self._id(item) for item in history]) for history in histories]
+        # Only what these histories name: to read a whole catalogue's titles takes as long as to write a batch of texts.
+        place = {item: i for i, item in enumerate(dict.fromkeys(item for history in histories for item in history))}
+        named = [self._item(item) for item in place]
+        builder = PromptBuilder(self._prompt, replace(self._dataset, items=tuple(named)), self.policy.tokenizer)
+        return [builder.build(None, [place[item] for item in history]) for history in histories]
+
+    def _item(self, item: int | str) -> Mapping[str, Any]:
+        """The dataset's item; of a title that it has not, an item whose other fields are empty."""
+        if isinstance(item, int) or item in self._ids:
+            return self._dataset.items[self._id(item)]
+        return {**self._fields, "title": item, "text": item}
+
+    def _id(self, item: int | str) -> int:
+        return item if isinstance(item, int) else self._ids[item]
+
+    def _checked_history(self, history: History) -> list[int | str]:
+        if isinstance(history, (str, bytes)):
+            raise DataError(f"{history!r:.80} is one title, not a history", hint="a history is a list: [title, …]")
+        checked: list[int | str] = []
+        for item in history:
+            if isinstance(item, str):
+                checked.append(item)
+                continue
+            try:
+                number = operator.index(item)
+            except TypeError as error:
+                raise DataError(f"{item!r:.80} in a history is neither an item id nor a title") from error
+            if not 0 <= number < self._num_ids:
+                raise DataError(
+                    f"item {item} of a history is not in the dataset, which has {self._num_ids} items",
+                    hint="histories of ids need the dataset they are of: RecPolicy(…, dataset=load_dataset(PATH))",
+                )
+            checked.append(number)
+        return checked
+
+    def generate(self, prompts: Sequence[Prompt | str]) -> list[str]:
+        """A sampled text for each prompt; its tokens are kept until the next call, for the update.
+
+        Args:
+            prompts: of `build_prompts`, or texts, which are read as those of `prompts.json` are: put into the chat
+                template where there is one, and cut to fit.
+
+        Raises:
+            PolicyError: the policy's probabilities are not finite. DataError: what is no prompt.
+        """
+        asked = self._as_prompts(prompts)
+        if not asked:
+            return []
         self.policy.model.eval()
         with writing(self.policy.model):
-            ids, _ = write_ids(self.policy, self.policy.model, [p.ids for p in prompts], self.sampling)
+            ids, _ = write_ids(self.policy, self.policy.model, [p.ids for p in asked], self.sampling)
         texts = decode_texts(self.policy.tokenizer, ids)
-        self._written = {(p.ids, text): row for p, text, row in zip(prompts, texts, ids, strict=True)}
+        self._written = {(p.ids, text): row for p, text, row in zip(asked, texts, ids, strict=True)}
         return texts
 
-    def compute_loss(self, prompts: Sequence[Prompt], texts: Sequence[str], rewards: Sequence[float]) -> Tensor:
+    def compute_loss(self, prompts: Sequence[Prompt | str], texts: Sequence[str], rewards: Rewards) -> Tensor:
         """The loss of an update, a scalar that can be differentiated: the mean over tokens of −ρA, ρ being 1.
 
         Args:
-            rewards: one finite number per text; advantages are rewards less their mean, over their deviation.
+            rewards: one finite number per text, as a list, an array or a tensor on any device; advantages are rewards
+                less their mean, over their deviation.
 
         Raises:
-            RewardError: not one finite number per text.
+            RewardError: not one finite number per text. DataError: what is no prompt.
         """
-        rewards_B = _as_rewards(rewards, texts, prompts)
-        logps_BT, mask_BT = self._log_probabilities(prompts, texts)
-        rewards_BT = token_rewards(rewards_B.to(logps_BT), mask_BT)
-        advantages_BT = whiten(discounted_returns(rewards_BT, mask_BT, self._gamma), mask_BT)
-        losses_BT = clipped_policy_loss(logps_BT, logps_BT.detach(), advantages_BT, mask_BT, low=0.2, high=0.2)
-        return losses_BT.sum() / mask_BT.sum()
+        return self._loss(self._as_prompts(prompts), texts, _as_rewards(rewards, texts, prompts))
 
-    def update(self, prompts: Sequence[Prompt], texts: Sequence[str], rewards: Sequence[float]) -> dict[str, float]:
-        """One optimiser step towards the texts that earned more.
+    def update(self, prompts: Sequence[Prompt | str], texts: Sequence[str], rewards: Rewards) -> dict[str, float]:
+        """One optimiser step towards the texts that earned more. What cannot be learnt from changes no weight.
 
         Returns:
             `loss`, `grad_norm` before clipping, and `mean_reward`.
 
         Raises:
-            RewardError: not one finite number per text.
+            RewardError: not one finite number per text. DataError: what is no prompt.
         """
+        rewards_B = _as_rewards(rewards, texts, prompts)
         self._optimizer.zero_grad()
-        loss = self.compute_loss(prompts, texts, rewards)
+        loss = self._loss(self._as_prompts(prompts), texts, rewards_B)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
         self._optimizer.step()
-        return {"loss": loss.item(), "grad_norm": norm.item(), "mean_reward": float(np.mean(rewards))}
+        return {"loss": loss.item(), "grad_norm": norm.item(), "mean_reward": rewards_B.mean().item()}
+
+    def _as_prompts(self, prompts: Sequence[Prompt | str]) -> list[Prompt]:
+        if isinstance(prompts, (str, bytes)) or not all(isinstance(prompt, (Prompt, str)) for prompt in prompts):
+            raise DataError("prompts are a list of what build_prompts gives, or of texts")
+        return [self.builder.build_written(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+    def _loss(self, prompts: Sequence[Prompt], texts: Sequence[str], rewards_B: Tensor) -> Tensor:
+        logps_BT, mask_BT = self._log_probabilities(prompts, texts)
+        rewards_BT = token_rewards(rewards_B.to(logps_BT), mask_BT)
+        advantages_BT = whiten(discounted_returns(rewards_BT, mask_BT, self._gamma), mask_BT)
+        losses_BT = clipped_policy_loss(logps_BT, logps_BT.detach(), advantages_BT, mask_BT, low=0.2, high=0.2)
+        return losses_BT.sum() / mask_BT.sum()
 
     def _log_probabilities(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """`[B, T]` log-probabilities of the texts' tokens at the sampling temperature, and their mask."""
@@ -162,10 +243,21 @@ class DummyRecPolicy:
         texts: what it can write.
         learning_rate: how far an update moves the texts' log-odds.
         seed: of the draws.
+        model_name: as `RecPolicy`'s, so that either can be made in a place; nothing is loaded.
+        device: likewise.
     """
 
-    def __init__(self, texts: Sequence[str], *, learning_rate: float = 1.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        texts: Sequence[str] = ("a book", "a film", "a game"),
+        *,
+        learning_rate: float = 1.0,
+        seed: int = 0,
+        model_name: str = "",
+        device: str = "auto",
+    ) -> None:
         self.texts = list(texts)
+        self.model_name, self.device = model_name, device
         self._logits = np.zeros(len(self.texts))
         self._learning_rate = learning_rate
         self._rng = np.random.default_rng(seed)
@@ -176,44 +268,67 @@ class DummyRecPolicy:
         odds = np.exp(self._logits - self._logits.max())
         return odds / odds.sum()
 
-    def build_prompts(self, user_histories: Sequence[Sequence[int]]) -> list[Prompt]:
-        """A prompt that lists the item ids."""
-        return [Prompt(" ".join(map(str, history)), tuple(history)) for history in user_histories]
+    def build_prompts(self, user_histories: Sequence[History]) -> list[Prompt]:
+        """A prompt that lists the item ids, or the titles."""
+        return [
+            Prompt(
+                " ".join(map(str, history)),
+                tuple(i for e in history for i in (e.encode() if isinstance(e, str) else [e])),
+            )
+            for history in user_histories
+        ]
 
-    def generate(self, prompts: Sequence[Prompt]) -> list[str]:
+    def generate(self, prompts: Sequence[Prompt | str]) -> list[str]:
         """A drawn text for each prompt."""
         return [self.texts[i] for i in self._rng.choice(len(self.texts), len(prompts), p=self.probabilities)]
 
-    def compute_loss(self, prompts: Sequence[Prompt], texts: Sequence[str], rewards: Sequence[float]) -> float:
+    def compute_loss(self, prompts: Sequence[Prompt | str], texts: Sequence[str], rewards: Rewards) -> float:
         """−mean(A ln p), A the whitened rewards.
 
         Raises:
-            RewardError: not one finite number per text.
+            RewardError: not one finite number per text. DataError: a text that it cannot write.
         """
-        advantages = self._advantages(prompts, texts, rewards)
-        return float(-np.mean(advantages * np.log([self.probabilities[self.texts.index(text)] for text in texts])))
+        rows, advantages = self._rows(texts), self._advantages(_as_rewards(rewards, texts, prompts))
+        return float(-np.mean(advantages * np.log(self.probabilities[rows])))
 
-    def update(self, prompts: Sequence[Prompt], texts: Sequence[str], rewards: Sequence[float]) -> dict[str, float]:
+    def update(self, prompts: Sequence[Prompt | str], texts: Sequence[str], rewards: Rewards) -> dict[str, float]:
         """One step down the gradient of the loss; see `RecPolicy.update`."""
-        loss, advantages = self.compute_loss(prompts, texts, rewards), self._advantages(prompts, texts, rewards)
+        rewards_B = _as_rewards(rewards, texts, prompts)
+        rows, advantages = self._rows(texts), self._advantages(rewards_B)
+        loss = self.compute_loss(prompts, texts, rewards)
         gradient = advantages.mean() * self.probabilities
-        for text, advantage in zip(texts, advantages, strict=True):
-            gradient[self.texts.index(text)] -= advantage / len(texts)
+        np.subtract.at(gradient, rows, advantages / len(texts))
         self._logits -= self._learning_rate * gradient
         norm = float(np.linalg.norm(gradient))
-        return {"loss": loss, "grad_norm": norm, "mean_reward": float(np.mean(rewards))}
+        return {"loss": loss, "grad_norm": norm, "mean_reward": rewards_B.mean().item()}
 
-    def _advantages(self, prompts: Sequence[Prompt], texts: Sequence[str], rewards: Sequence[float]) -> Any:
-        rewards_B1 = _as_rewards(rewards, texts, prompts)[:, None]
-        return whiten(rewards_B1, torch.ones_like(rewards_B1))[:, 0].numpy()
+    def _rows(self, texts: Sequence[str]) -> list[int]:
+        if unknown := [text for text in texts if text not in self.texts]:
+            raise DataError(
+                f"{unknown[0]!r:.80} is none of the texts that DummyRecPolicy writes", hint="DummyRecPolicy(texts)"
+            )
+        return [self.texts.index(text) for text in texts]
+
+    def _advantages(self, rewards_B: Tensor) -> Any:
+        return whiten(rewards_B[:, None], torch.ones(len(rewards_B), 1, dtype=rewards_B.dtype))[:, 0].numpy()
 
 
-def _as_rewards(rewards: Sequence[float], texts: Sequence[str], prompts: Sequence[Prompt]) -> Tensor:
-    values = torch.as_tensor(np.asarray(rewards, np.float64))
-    if values.shape != (len(texts),) or len(texts) != len(prompts) or not torch.isfinite(values).all():
+def _as_rewards(rewards: Rewards, texts: Sequence[str], prompts: Sequence[Prompt | str]) -> Tensor:
+    """Rewards as float64 `[B]` on the CPU."""
+    try:
+        given = list(rewards.detach().cpu() if isinstance(rewards, Tensor) else rewards)
+    except TypeError:  # one number, or a tensor without dimensions
+        given = [rewards]
+    numbers = [as_number(value) for value in given]
+    if not len(prompts) == len(texts) == len(numbers) > 0:
         raise RewardError(
             f"an update needs one finite reward per text and one text per prompt; got {len(prompts)} prompts, "
-            f"{len(texts)} texts and rewards {list(rewards)[:5]}",
-            hint="every reward must be a finite number; decide what a bad text is worth",
+            f"{len(texts)} texts and {len(numbers)} rewards",
         )
-    return values
+    for row, (value, number) in enumerate(zip(given, numbers, strict=True)):
+        if number is None or not abs(number) <= LARGEST_REWARD:
+            raise RewardError(
+                f"an update needs one finite reward per text; got {value!r} for text {row}: {texts[row]!r:.80}",
+                hint=f"a reward is a number of at most {LARGEST_REWARD:g}; decide what a bad text is worth",
+            )
+    return torch.tensor(numbers, dtype=torch.float64)

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from rl4rec_cli.config import RetrievalSection, RewardSection
 from rl4rec_cli.data.dataset import Dataset, save_dataset
-from rl4rec_cli.errors import ConfigError, RewardError
+from rl4rec_cli.errors import ConfigError, DataError, RewardError
+from rl4rec_cli.layering import load_config
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking
-from rl4rec_cli.rewards import RLRewardFunction, create_reward_function
+from rl4rec_cli.rewards import RLRewardFunction, calculate_ndcg, create_reward_function
 from rl4rec_cli.rewards.functions import RANK_FUNCTIONS, rank_reward, rank_shaping
 from rl4rec_cli.rewards.scorer import Scorer
 
@@ -183,9 +184,9 @@ def own_reward(folder: Path, body: str) -> str:
     return str(folder / "my_rewards.py")
 
 
-def run_own(name: str, texts: list[str] | None = None) -> Any:
+def run_own(name: str, texts: list[str] | None = None, *, weight: float = 1.0) -> Any:
     texts = ["1", "7"] if texts is None else texts
-    return Scorer(FixedRanks(), RewardSection(functions={name: 1.0})).score(texts, [4, 5], [[1], [2, 3]])
+    return Scorer(FixedRanks(), RewardSection(functions={name: weight})).score(texts, [4, 5], [[1], [2, 3]])
 
 
 FUNCTION = """
@@ -287,6 +288,9 @@ def test_files_and_modules_that_cannot_be_imported(tmp_path: Path) -> None:
         ("[None, 1]", "returned None for text 0: '1' (target item 4)"),
         ("[0.5, '1.0']", "returned '1.0' for text 1"),
         ("[0.5, 10 ** 400]", "for text 1"),
+        ("[1e308, -1e308]", "returned 1e+308 for text 0: '1' (target item 4)"),
+        ("[0.5, -1e20]", "returned -1e+20 for text 1: '7' (target item 5)"),
+        ("numpy.array([0.5, 1e300])", "for text 1: '7' (target item 5)"),
         ("[0.5, 1j]", "returned 1j for text 1"),
         ("[0.5, [1.0, 2.0]]", "for text 1"),
         ("None", "returned NoneType, expected a list of 2 numbers"),
@@ -350,7 +354,55 @@ def test_a_reward_cannot_change_what_others_get(tmp_path: Path) -> None:
     assert histories == [[1], [2, 3]]
 
 
+def test_rewards_whose_weighted_sum_is_too_large_are_refused(tmp_path: Path) -> None:
+    path = own_reward(tmp_path, "def reward(*args, **kwargs):\n    return [1.0, -1e10]\n")
+    with pytest.raises(RewardError) as caught:
+        run_own(f"{path}:reward", weight=1e6)
+    assert re.search(r"weighted sum of rewards is -1e\+16 for text 1: '7' \(target item 5\), of", caught.value.message)
+    assert f"'{path}:reward' is -1e+16 (weight 1e+06)" in caught.value.message
+    for key in ("functions.ndcg", "rank_shaping", "mixed_ndcg"):
+        with pytest.raises(ConfigError, match=rf"reward\.{key}"):
+            load_config(algorithm="grpo", sets=[f"reward.{key}=1.0e+300"])
+
+
 # --- for library users ---
+
+
+def test_ndcg_of_scores_is_that_of_the_retriever(tmp_path: Path, make_dataset: Callable[..., Dataset]) -> None:
+    """Ties, blank texts, histories and a target in its history included."""
+    save_dataset(make_dataset(["rose", "rose", "mint", "lime", "salt", "comb"], sequences=[[0, 1, 2]]), tmp_path / "a")
+    reward = create_reward_function(str(tmp_path / "a"), k=4, retrieval=RetrievalSection(embedder="lsa"))
+    texts = ["rose", "", "rose mint", "comb", "unheard"]
+    targets, histories = [0, 1, 2, 5, 3], [[2], [], [0, 1], [5, 5], []]
+    scores = reward.get_scores(texts)
+    wanted = reward(texts, targets, histories)
+    assert wanted[0] == pytest.approx(1 / math.log2(3))  # the other rose ties
+    for form in (scores, scores.numpy(), scores.double().tolist()):
+        values = calculate_ndcg(form, targets, histories, k=4)
+        assert values.tolist() == wanted
+    assert (values + 0.1 * torch.ones(5)).shape == (5,)
+    scores[torch.arange(5), 4] = -torch.inf
+    left_out = calculate_ndcg(scores, targets, histories, k=4).tolist()  # of no target, and a blank text stays one
+    assert (left_out[0], left_out[1], left_out[4]) == (wanted[0], 0.0, 0.0)
+    assert calculate_ndcg(torch.zeros(0, 6), [], []).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("scores", "targets", "histories", "words"),
+    [
+        ([[0.1, math.nan]], [0], [[]], "scores of text 0 are not finite"),
+        ([[0.1, math.inf]], [0], [[]], "scores of text 0 are not finite"),
+        ([[-math.inf, 0.5]], [0], [[]], "scores of text 0 are not finite"),
+        ([[0.1, 0.2]], [2], [[]], "target item 2 of text 0 is outside the catalogue of 2 items"),
+        ([[0.1, 0.2]], [0], [[7]], "outside the catalogue"),
+        ([[0.1, 0.2]], [0, 1], [[], []], "for 2 targets and 2 histories"),
+        ([0.1, 0.2], [0], [[]], "scores are [texts, items]"),
+    ],
+)
+def test_scores_that_cannot_be_ranked(scores: Any, targets: Any, histories: Any, words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        calculate_ndcg(scores, targets, histories)
+    assert words in f"{caught.value.message} {caught.value.hint}"
 
 
 def test_create_reward_function(tmp_path: Path, make_dataset: Callable[..., Dataset]) -> None:
@@ -363,6 +415,7 @@ def test_create_reward_function(tmp_path: Path, make_dataset: Callable[..., Data
     assert reward(texts, [1, 1, 0, 3], [[0], [0], [], [0]])[:3] == [1.0, 0.0, 1.0]
     assert reward.get_scores(texts).shape == (4, 6)
     assert reward.get_scores(texts)[0].argmax() == 1
+    assert torch.topk(reward.get_scores(texts), 2).indices.shape == (4, 2)
     for wrong, words in (({"reward_type": "best"}, "unknown reward 'best'"), ({"k": 0}, "k must be at least 1")):
         with pytest.raises(ConfigError, match=words):
             create_reward_function("/nonexistent", **wrong)  # type: ignore[arg-type]

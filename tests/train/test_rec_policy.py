@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from rl4rec_cli.data.dataset import Dataset
-from rl4rec_cli.errors import RewardError
+from rl4rec_cli.errors import ConfigError, DataError, RewardError
 from rl4rec_cli.layering import load_config
 from rl4rec_cli.train.rec_policy import DummyRecPolicy, RecPolicy
 
@@ -90,9 +92,69 @@ def test_a_text_from_elsewhere_can_be_learnt_from(policy: RecPolicy) -> None:
     assert after[0] - before[0] > after[1] - before[1]
 
 
-@pytest.mark.parametrize("rewards", [[1.0], [1.0, math.nan], [1.0, 2.0, 3.0]])
-def test_rewards_that_are_none(rewards: list[float], policy: RecPolicy) -> None:
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        *([1.0], [1.0, math.nan], [1.0, 2.0, 3.0], [1.0, None], [1.0, 1e300], [[1.0], [2.0, 3.0]], 1.0),
+        *(torch.tensor([1.0, math.inf]), torch.tensor(1.0), torch.ones(2, 3), np.array([1.0, math.nan])),
+    ],
+)
+def test_what_cannot_be_learnt_from_changes_nothing(rewards: Any, policy: RecPolicy) -> None:
+    before = {name: p.detach().clone() for name, p in policy.policy.model.named_parameters()}
     for each in (policy, DummyRecPolicy(["a", "b"])):
         prompts = each.build_prompts([[0], [1]])
         with pytest.raises(RewardError, match="one finite reward per text"):
             each.update(prompts, ["a", "b"], rewards)
+        with pytest.raises(RewardError, match="got 0 prompts, 0 texts and 0 rewards"):
+            each.update([], [], [])
+    with pytest.raises(DataError, match="'c' is none of the texts"):
+        each.update(prompts, ["a", "c"], [1.0, 0.0])
+    assert all(p.equal(before[name]) for name, p in policy.policy.model.named_parameters())
+    assert each.probabilities.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda r: torch.tensor(r, requires_grad=True)])
+def test_rewards_may_be_a_list_an_array_or_a_tensor(kind: Callable[[list[float]], Any], policy: RecPolicy) -> None:
+    results = []
+    for rewards in ([0.75, 0.5], kind([0.75, 0.5])):
+        twin = DummyRecPolicy(["mint", "rose"])
+        prompts = policy.build_prompts([[0], [1]])
+        policy.policy.model.eval()
+        results.append(policy.compute_loss(prompts, ["mint", "rose"], rewards).item())
+        results.append(twin.update(prompts, ["mint", "rose"], rewards))
+    assert results[:2] == results[2:]
+    assert policy.update(prompts, ["mint", "rose"], kind([0.75, 0.5]))["mean_reward"] == 0.625
+
+
+def test_a_policy_by_name_alone_reads_titles_and_texts(tiny_folder: Path) -> None:
+    policy = RecPolicy(model_name=str(tiny_folder), device="cpu")
+    policy.sampling = replace(policy.sampling, max_new_tokens=3)
+    for each in (policy, DummyRecPolicy(model_name="gpt2", device="cuda")):
+        prompts = each.build_prompts([["red nail polish", "nail polish remover"], ["shaving brush"]])
+        assert ["nail polish remover" in prompt.text for prompt in prompts] == [True, False]
+        for asked in (prompts, ["A user chose a shaving brush. Next:", "Next:"]):
+            texts = each.generate(asked)
+            assert [type(text) for text in texts] == [str, str]
+            assert set(each.update(asked, texts, torch.tensor([0.8, 0.6]))) == {"loss", "grad_norm", "mean_reward"}
+    assert policy.generate([]) == []
+    with pytest.raises(DataError, match="not in the dataset, which has 0 items") as caught:
+        policy.build_prompts([[0]])
+    assert "dataset=load_dataset" in (caught.value.hint or "")
+    for wrong, words in (("shaving brush", "one title, not a history"), ([1.5], "neither an item id nor a title")):
+        with pytest.raises(DataError, match=words):
+            policy.build_prompts([wrong])  # type: ignore[list-item]
+    with pytest.raises(DataError, match="prompts are a list"):
+        policy.generate("shaving brush")
+    with pytest.raises(ConfigError, match="tiny policy is built from a dataset"):
+        RecPolicy("tiny")
+
+
+def test_titles_of_the_dataset_are_its_items(make_dataset: Callable[..., Dataset], tiny_folder: Path) -> None:
+    dataset = make_dataset(["soap", "comb"], fields=[{"brand": "Lilt"}, {"brand": "Rook"}])
+    config = load_config(algorithm="reinforce", sets=["prompt.item_template={title} by {brand}"])
+    policy = RecPolicy(str(tiny_folder), "cpu", dataset=dataset, config=config)
+    by_id, by_title, mixed = policy.build_prompts([[1, 0], ["comb", "soap"], ["razor", "soap"]])
+    assert by_id == by_title
+    assert "comb by Rook" in by_id.text
+    assert "soap by Lilt" in mixed.text
+    assert "razor by" in mixed.text
