@@ -221,6 +221,14 @@ def stored_embeddings(section: RetrievalSection, dataset: Dataset) -> Tensor | N
         return None
 
 
+def unsigned_file(section: RetrievalSection, dataset: Dataset) -> Path | None:
+    """The file that `stored_embeddings` reads, where it does not say what made it, of which items, and its checksum."""
+    path = embedding_path(section, dataset) if section.file is None else Path(section.file)
+    metadata = _read_safetensors(path)[1] if path.suffix == ".safetensors" else {}
+    is_signed = metadata.get("format") == FORMAT and {"model", "items_digest", "sha256"} <= metadata.keys()
+    return None if is_signed else path
+
+
 def embed_dataset(dataset: Dataset, section: RetrievalSection, out: str | None) -> Path:
     """Embed a dataset's items and write the file; returns its path. Ended half-way, the same command goes on.
 

@@ -25,7 +25,8 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import DataError, EmbeddingError, Rl4RecError
 from rl4rec_cli.retrieval import ranking, ray_cluster
 from rl4rec_cli.retrieval.embedding import Embedder, embed_items, open_embedder, resolve_device
-from rl4rec_cli.retrieval.embedding_files import embed_into_cache, stored_embeddings
+from rl4rec_cli.retrieval.embedding_check import check_vectors
+from rl4rec_cli.retrieval.embedding_files import embed_into_cache, stored_embeddings, unsigned_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -291,6 +292,7 @@ def _load_catalogue(
 ) -> tuple[Embedder, torch.Tensor]:
     # File and texts are checked first: a bad one should not cost the loading of a model.
     vectors_ND = stored_embeddings(section, dataset)
+    unsigned = unsigned_file(section, dataset) if vectors_ND is not None else None
     if vectors_ND is None:
         dataset.texts(section.emb_type)
     embedder = shared or open_embedder(section, dataset)
@@ -307,4 +309,6 @@ def _load_catalogue(
             f"item embeddings have {vectors_ND.shape[1]} dimensions, but {embedder.name} embeds texts in {dim}",
             hint="items and texts must share one model: set retrieval.model, or make the file again",
         )
+    if unsigned is not None:
+        check_vectors(vectors_ND, embedder, dataset, section.emb_type, unsigned)
     return embedder, vectors_ND

@@ -490,6 +490,59 @@ def test_a_file_of_other_dimensions(tmp_path: Path, make_dataset: Make, minilm: 
         open_retriever(RetrievalSection(model=minilm, file=str(path), device="cpu"), make_dataset())
 
 
+@pytest.fixture(scope="module")
+def shop(make_dataset: Make) -> Dataset:
+    return make_dataset([f"{a} {b}" for a in ("rose", "mint", "salt", "lime") for b in ("soap", "comb", "oil")])
+
+
+@pytest.fixture(scope="module")
+def shop_vectors(shop: Dataset, minilm: str) -> torch.Tensor:
+    return embed_items(shop, SentenceTransformerEmbedder(minilm, device="cpu", batch_size=128), "text")
+
+
+def test_vectors_that_the_named_embedder_did_not_make_are_refused(
+    tmp_path: Path, shop: Dataset, shop_vectors: torch.Tensor, minilm: str
+) -> None:
+    """Random numbers, rows one place further, another field; bare tensors and foreign files."""
+    from safetensors.torch import save_file
+
+    section = RetrievalSection(model=minilm, device="cpu", emb_dir=str(tmp_path))
+    noise = torch.randn(12, 384, generator=torch.Generator().manual_seed(0))
+    wrong = {"random.pt": noise, "random.safetensors": noise, "shifted.pt": shop_vectors.roll(1, 0)}
+    for name, vectors in wrong.items():
+        path = tmp_path / name
+        torch.save(vectors, path) if path.suffix == ".pt" else save_file({"embeddings": vectors}, path)
+        with pytest.raises(
+            EmbeddingError, match=r"of 8 items embedded anew 8 differ.*item 0 -?0\.\d\d\d, item \d"
+        ) as caught:
+            open_retriever(section.model_copy(update={"file": str(path)}), shop)
+        assert str(path) in caught.value.message
+        assert model_identity(minilm) in caught.value.message
+    # What the cache is looked for by its name alone is no better.
+    embedding_path(section, shop).write_bytes((tmp_path / "random.safetensors").read_bytes())
+    with pytest.raises(EmbeddingError, match="8 differ"):
+        open_retriever(section, shop)
+
+
+def test_vectors_stored_in_fewer_bits_or_computed_in_bf16_are_the_embedders(
+    tmp_path: Path, shop: Dataset, shop_vectors: torch.Tensor, minilm: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(minilm, device="cpu", model_kwargs={"dtype": torch.bfloat16})
+    scale = shop_vectors.abs().amax(1, keepdim=True) / 127
+    for vectors in (
+        shop_vectors.half(),
+        shop_vectors.bfloat16(),
+        (shop_vectors / scale).round() * scale,
+        model.encode(shop.texts(), convert_to_tensor=True),
+        shop_vectors * 3,
+    ):
+        torch.save(vectors, tmp_path / "a.pt")
+        open_retriever(RetrievalSection(model=minilm, device="cpu", file=str(tmp_path / "a.pt")), shop)
+        assert f"a.pt: 8 items embedded anew agree with {model_identity(minilm)}" in capfd.readouterr().err
+
+
 def test_embed_dataset_writes_what_open_retriever_reads(tmp_path: Path, make_dataset: Make, minilm: str) -> None:
     section = RetrievalSection(model=minilm, emb_dir=str(tmp_path / "emb"), device="cpu")
     path = embed_dataset(make_dataset(), section, str(tmp_path / "mine.pt"))
