@@ -244,7 +244,8 @@ class PolicySection(Section):
     trust_remote_code: bool = False
     """Run code that comes with the model. Off: such models are refused."""
     dtype: Precision = "auto"
-    """Type the weights are loaded in; `auto`: bf16 where the GPU has it, else fp32."""
+    """Type the weights are loaded in; `auto`: on a GPU bf16, or where it has none fp16 (fp32 where all weights are
+    trained); without one fp32."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` …"""
     lora: LoraSection | None = None

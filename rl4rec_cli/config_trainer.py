@@ -38,7 +38,7 @@ class OptimSection(Section):
     max_steps: PositiveInt = 10_000
     """Most optimiser steps."""
     precision: Precision = "auto"
-    """Autocast type; `auto`: bf16 where the GPU has it, else fp32."""
+    """Autocast type; `auto`: on a GPU bf16, or where it has none fp16; without one fp32."""
     gradient_checkpointing: bool | Literal["unsloth"] = False
     """Recompute activations in the backward pass: less memory, more time. `unsloth` keeps some in the computer's memory
     instead (backend unsloth only)."""

@@ -336,6 +336,11 @@ def _check_sections_agree(config: RunConfig, tree: _Tree) -> None:
         said = "with trainer.beta above 0 the engine would be given the reference, too"
         tree.problems.append(f"policy.fast_inference: {said} ({source})")
         tree.hints.append("set trainer.beta to 0, or leave policy.fast_inference out")
+    if config.policy.fast_inference and trainer.algorithm == "ppo" and trainer.critic == "adapter":
+        source = tree.source(("trainer", "critic"))
+        said = "with policy.fast_inference the engine would be given the critic's adapter, too"
+        tree.problems.append(f"trainer.critic: {said} ({source})")
+        tree.hints.append("use trainer.critic=head, or leave policy.fast_inference out")
     for key in ("file", "service.dataset"):
         value = config.retrieval.file if key == "file" else config.retrieval.service.dataset
         if value is not None and len(config.data.paths) > 1:

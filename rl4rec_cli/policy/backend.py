@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, PolicyError
-from rl4rec_cli.variables import check_one_process
+from rl4rec_cli.variables import check_one_process, import_noted
 from rl4rec_cli.vllm_process import check_installed
 
 if TYPE_CHECKING:
@@ -170,6 +170,27 @@ def check_engine(config: RunConfig) -> None:
             + ("" if is_cuda else " without a GPU"),
             hint="use policy.quantization=none, or generation.engine=transformers",
         )
+    if is_cuda and policy.dtype == "fp32" and policy.lora is not None:
+        vllm = generation.vllm
+        why = next(
+            (
+                what
+                for what, is_so in (
+                    ("policy.quantization=4bit", policy.quantization == "4bit"),
+                    ("generation.vllm.handover=adapter", vllm.handover == "adapter"),
+                    ("generation.vllm.server", vllm.server is not None),
+                )
+                if is_so
+            ),
+            None,
+        )
+        if why is not None:
+            raise ConfigError(
+                f"{why} with policy.dtype=fp32: vLLM applies adapters on a GPU in 16 bits",
+                hint="set policy.dtype=bf16 (fp16 on GPUs without it)",
+            )
+    if policy.quantization == "4bit":
+        _check_vllm_form(policy)
     if policy.quantization == "4bit" and find_spec("vllm_bnb_plugin") is None:
         raise ConfigError(
             "generation.engine=vllm with policy.quantization=4bit: vllm-bnb-plugin is not installed",
@@ -177,6 +198,28 @@ def check_engine(config: RunConfig) -> None:
         )
     if policy.model == "tiny" and not is_cuda:
         check_head(policy.tiny.head_width, "policy.tiny.head_dim")
+
+
+def _check_vllm_form(policy: PolicySection) -> None:
+    """Refuse 4 bits in another form than vLLM's, which would write with another base than the one that is trained.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    own = policy.four_bit
+    if own.quant_type != "nf4" or not own.double_quantization:
+        raise ConfigError(
+            "generation.engine=vllm holds 4 bits as nf4 with double quantisation only; policy.four_bit asks for "
+            f"{own.quant_type}{'' if own.double_quantization else ' without it'}",
+            hint="leave policy.four_bit out, or use generation.engine=transformers",
+        )
+    computed = own.compute_dtype if own.compute_dtype != "auto" else policy.dtype
+    if computed not in ("auto", "bf16"):
+        raise ConfigError(
+            f"generation.engine=vllm computes with 4-bit weights in bf16, and this policy in {computed}",
+            hint="set policy.dtype=bf16 (and leave policy.four_bit.compute_dtype out), or use "
+            "generation.engine=transformers",
+        )
 
 
 def check_head(width: int, what: str) -> None:
@@ -228,7 +271,7 @@ def import_unsloth() -> Any:
     kept = "unsloth" not in sys.modules and _keep_trainers()
     for name in ("torchao", "bitsandbytes", "torch.utils._pytree", "unsloth", "unsloth_zoo"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with console.hushed():
+    with console.hushed(), import_noted():
         try:
             import unsloth
         except Exception as error:  # a missing or clashing package shows in as many ways as there are packages
@@ -237,6 +280,8 @@ def import_unsloth() -> Any:
         finally:
             if kept:
                 del os.environ[_KEEPS_TRAINERS]
+    if kept:
+        _keep_checkpointing()
     _check_trainers()
     return unsloth
 
@@ -259,6 +304,46 @@ def _keep_trainers() -> bool:
     # TRL's own trainers read logits, which Unsloth leaves out of a pass that has labels.
     os.environ.setdefault("UNSLOTH_RETURN_LOGITS", "1")
     return True
+
+
+def _keep_checkpointing() -> None:
+    """Leave Unsloth's gradient checkpointing on while texts are written.
+
+    TRL switches checkpointing off and on at every batch, which puts its own in the place of Unsloth's. Unsloth patches
+    that where it patches TRL's trainers, which are left alone here.
+
+    Raises:
+        PolicyError: this version of Unsloth has no such patch.
+    """
+    try:
+        from unsloth.models.rl import patch_trl_disable_gradient_checkpointing
+    except ImportError as error:
+        raise PolicyError(
+            f"unsloth cannot keep its gradient checkpointing beside TRL's trainers: {error}",
+            hint="install the pinned unsloth (docs/install.md), or use policy.backend=hf",
+        ) from error
+    patch_trl_disable_gradient_checkpointing()
+
+
+def half_of_gpu() -> str:
+    """The 16-bit type that this GPU computes in: `bf16`, or `fp16` where it would only emulate that (T4, V100)."""
+    import torch
+
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def check_one_gpu(device: str) -> None:
+    """Refuse to train on another GPU than the first that is seen: transformers' trainers take that one.
+
+    Raises:
+        ConfigError: another one is named.
+    """
+    index = device.removeprefix("cuda:")
+    if device.startswith("cuda:") and index.isdigit() and int(index) > 0:
+        raise ConfigError(
+            f"policy.device={device}: training takes the first GPU that is seen",
+            hint=f"let it see that one alone: CUDA_VISIBLE_DEVICES={index} with policy.device=cuda",
+        )
 
 
 def _check_trainers() -> None:

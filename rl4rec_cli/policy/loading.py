@@ -87,7 +87,7 @@ def load_policy(
                 hint="save the policy first and name its folder, as `rl4rec train` does",
             )
         model, tokenizer = build_tiny(section.tiny, dataset if isinstance(dataset, Sequence) else [dataset])
-        model = model.to(find_dtype(section.dtype, device)).to(device)
+        model = model.to(find_dtype(section.dtype, device, trains_all=trainable)).to(device)
         policy = Policy(model, tokenizer, section.model)
     else:
         backend = chosen.name

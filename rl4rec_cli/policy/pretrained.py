@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rl4rec_cli.errors import ConfigError, PolicyError
+from rl4rec_cli.policy.backend import half_of_gpu
 from rl4rec_cli.policy.presets import find_preset
 from rl4rec_cli.policy.sources import ADAPTER, MODEL_TRIES, Source, cannot_load, find_source, read_base
 from rl4rec_cli.retrieval.embedding import model_identity
@@ -35,7 +36,8 @@ def load_pretrained(
     gradient_checkpointing: bool | str,
 ) -> tuple[Any, Any]:
     """Model (with its adapter) and tokenizer; see `load_policy`."""
-    dtype = find_dtype(section.dtype, device)
+    trains_all = trainable and section.lora is None and not (Path(section.model) / ADAPTER).is_file()
+    dtype = find_dtype(section.dtype, device, trains_all=trains_all)
     name = section.model
     source = find_source(section, backend)
     try:
@@ -287,9 +289,25 @@ def find_device(device: str) -> str:
     return device
 
 
-def find_dtype(precision: str, device: str) -> torch.dtype:
-    """`auto`: bf16 where the GPU has it, else fp32."""
+def find_dtype(precision: str, device: str, *, trains_all: bool = False) -> torch.dtype:
+    """`auto`: the 16-bit type that the GPU has, and fp32 without one.
+
+    Args:
+        trains_all: the weights themselves are trained. In fp16 they would lose small updates, and PyTorch's gradient
+            scaler refuses them: where the GPU has no bf16, `auto` is fp32 then.
+
+    Raises:
+        ConfigError: fp16 is asked for weights that are trained themselves on a GPU.
+    """
+    if trains_all and precision == "fp16" and device.startswith("cuda"):
+        raise ConfigError(
+            "policy.dtype=fp16: weights that are trained themselves are not held in fp16",
+            hint="use policy.dtype=fp32 with trainer.precision=fp16, or train an adapter: policy.lora.r=16",
+        )
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if precision != "auto":
         return named[precision]
-    return torch.bfloat16 if device.startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32
+    if not device.startswith("cuda"):
+        return torch.float32
+    half = named[half_of_gpu()]
+    return torch.float32 if trains_all and half == torch.float16 else half

@@ -76,6 +76,7 @@ class VllmEngine:
         """Digest of the weights that vLLM has."""
         self._number = 0
         self._sleeps = False
+        self._told_of_sleep = False
         self.handovers: list[Handover] = []
         """Since they were last asked for."""
 
@@ -129,9 +130,22 @@ class VllmEngine:
         given = [list(prompt) for prompt in prompts]
         written = process.ask("write", given, settings, seeds, doing=f"writing {len(prompts):,} texts")
         if self._section.vllm.sleep:
-            process.ask("sleep", doing="going to sleep")
+            self._tell_of_sleep(policy, *process.ask("sleep", doing="going to sleep"))
             self._sleeps = True
         return self._checked(written, len(prompts))
+
+    def _tell_of_sleep(self, policy: Policy, before: int, after: int) -> None:
+        """Say once what vLLM gave back, and whether that is less than its weights."""
+        freed, weights = after - before, weight_bytes(policy.model)
+        if self._told_of_sleep:
+            return
+        self._told_of_sleep = True
+        console.log(f"vLLM sleeps: free GPU memory {before / 1e9:.1f} GB before, {after / 1e9:.1f} GB after")
+        if freed < weights:
+            console.log(
+                f"warning: generation.vllm.sleep gave back {freed / 1e9:.1f} GB, less than the weights "
+                f"({weights / 1e9:.1f} GB): it costs time and saves little here; leave it out"
+            )
 
     def close(self) -> None:
         """End vLLM and remove its files. It starts again where another text is asked for."""
@@ -293,8 +307,17 @@ class VllmEngine:
                     "(policy.lora.target_modules=all-linear), or use generation.engine=transformers",
                 )
             return False
+        is_fp32 = model.dtype == torch.float32 and self._section.vllm.dtype in ("auto", "fp32")
+        is_alone = how == "adapter" or self._section.vllm.server is not None or not is_plain
+        if is_fp32 and is_alone and policy.device.type == "cuda":
+            # vLLM's kernels for adapters on a GPU end with an empty AssertionError.
+            raise ConfigError(
+                "generation.engine=vllm applies adapters on a GPU in 16 bits, and the weights are fp32",
+                hint="set policy.dtype=bf16 (or fp16), or leave handover=adapter and the quantisation out: fp32 "
+                "weights are handed over merged",
+            )
         # Rounding in half precision would make the merged weights another policy than the adapter is.
-        suits = is_plain and policy.device.type == "cpu" and model.dtype == torch.float32
+        suits = is_plain and model.dtype == torch.float32
         return self._section.vllm.server is not None or how == "adapter" or (how == "auto" and not suits)
 
     def _checked(self, written: Sequence[Any], expected: int) -> tuple[list[list[int]], list[list[float]]]:
@@ -336,6 +359,11 @@ def check_fits(policy: Policy, section: PolicySection, generation: GenerationSec
         raise ConfigError(
             f"generation.engine=vllm cannot hold the weights in {held}" + ("" if on_gpu else " without a GPU"),
             hint="use policy.quantization=none, or generation.engine=transformers",
+        )
+    if held == "4bit" and model.dtype != torch.bfloat16:
+        raise ConfigError(
+            f"generation.engine=vllm computes with 4-bit weights in bf16, and this policy in {model.dtype}",
+            hint="set policy.dtype=bf16 where the GPU has it, or use generation.engine=transformers",
         )
     if not on_gpu:
         check_head(_head(model.config), "the model's attention head")
@@ -390,6 +418,11 @@ def cache_bytes(model: Any, tokens: int) -> int:
     return 2 * config.num_hidden_layers * heads * _head(config) * model.dtype.itemsize * tokens
 
 
+def weight_bytes(model: Any) -> int:
+    """Bytes of a model's weights, its adapter left out."""
+    return sum(p.numel() * p.element_size() for n, p in model.named_parameters() if "lora_" not in n)
+
+
 def memory_share(policy: Policy, tokens: int, texts: int) -> float:
     """The share of the GPU that vLLM gets: weights of its own, the cache of a batch, and room for its passes.
 
@@ -397,8 +430,7 @@ def memory_share(policy: Policy, tokens: int, texts: int) -> float:
         ConfigError: that is more than the whole GPU.
     """
     _, total = torch.cuda.mem_get_info(policy.device)
-    weights = sum(p.numel() * p.element_size() for n, p in policy.model.named_parameters() if "lora_" not in n)
-    need = engine_need(weights, cache_bytes(policy.model, tokens) * texts, on_gpu=True)
+    need = engine_need(weight_bytes(policy.model), cache_bytes(policy.model, tokens) * texts, on_gpu=True)
     if need > 0.95 * total:
         raise ConfigError(
             f"generation.engine=vllm needs {need / 1e9:.1f} GB for {texts} texts; the GPU has {total / 1e9:.1f} GB",

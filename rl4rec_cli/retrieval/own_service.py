@@ -25,6 +25,7 @@ from rl4rec_cli import console, signals
 from rl4rec_cli.config import RetrievalSection
 from rl4rec_cli.errors import Rl4RecError, ServiceError
 from rl4rec_cli.retrieval import ray_cluster
+from rl4rec_cli.variables import child_environment
 from rl4rec_cli.vllm_process import same_gpu
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def own_service(section: RetrievalSection, folders: Sequence[str], gpu: int) -> 
 
 def _start(section: RetrievalSection, folders: Sequence[str], gpu: int) -> subprocess.Popen[str]:
     # A cluster that the user works with is not the service's, and ours listens on loopback alone.
-    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    env = {key: value for key, value in child_environment().items() if key != "RAY_ADDRESS"}
     process = subprocess.Popen(
         [sys.executable, "-m", "rl4rec_cli.retrieval.own_service", str(os.getpid())],
         stdin=subprocess.PIPE,

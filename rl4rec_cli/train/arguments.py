@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def resolve_precision(section: OptimSection, device: str) -> str:
-    """`fp32`, `bf16` or `fp16`; `auto` is bf16 where the GPU has it, else fp32.
+    """`fp32`, `bf16` or `fp16`; `auto` is what the GPU has of the 16-bit types, and fp32 without one.
 
     Raises:
         ConfigError: fp16 without a GPU.
@@ -31,9 +31,9 @@ def resolve_precision(section: OptimSection, device: str) -> str:
         raise ConfigError("trainer.precision=fp16 needs a GPU", hint="use fp32 or bf16")
     if section.precision != "auto":
         return section.precision
-    import torch
+    from rl4rec_cli.policy.backend import half_of_gpu
 
-    return "bf16" if not on_cpu and torch.cuda.is_bf16_supported() else "fp32"
+    return "fp32" if on_cpu else half_of_gpu()
 
 
 def shared_arguments(section: OptimSection, config: RunConfig, *, output_dir: Path, device: str) -> dict[str, Any]:

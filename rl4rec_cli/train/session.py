@@ -196,12 +196,13 @@ def _check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> N
         RunError: the run is there already. ConfigError: too few examples, no such reward file, or a tracker that is
             not installed. PolicyError: the policy's folder is no model, or a file of it not what its name says.
     """
-    from rl4rec_cli.policy.backend import check_engine, check_policy
+    from rl4rec_cli.policy.backend import check_engine, check_one_gpu, check_policy
     from rl4rec_cli.policy.sources import find_source
 
     if is_new:
         check_new(config)
     check_engine(config)
+    check_one_gpu(config.policy.device)
     checkpointing = next((p.gradient_checkpointing for p in _phases(config) if p.gradient_checkpointing), False)
     backend = check_policy(config.policy, trainable=True, gradient_checkpointing=checkpointing)
     if config.policy.model != "tiny":

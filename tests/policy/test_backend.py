@@ -29,7 +29,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     return pretend
 
 
-EVERYTHING = ("unsloth", "bitsandbytes", "vllm")
+EVERYTHING = ("unsloth", "bitsandbytes", "vllm", "vllm_bnb_plugin")
 
 
 def test_auto_says_which_and_why(machine: Any) -> None:

@@ -36,13 +36,15 @@ class StandIn:
             self.number = arguments[0]
         if name == "write":
             return [([7], [-1.0], self.number) for _ in arguments[0]]
-        return None
+        return freed if name == "sleep" else None
 
     def close(self) -> None:
         self.is_open = False
 
 
 made: list[StandIn] = []
+freed = (1 << 30, 40 << 30)
+"""What vLLM says of the GPU's free memory before and after it went to sleep."""
 
 
 def config(**vllm: Any) -> RunConfig:
@@ -68,7 +70,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def adapted(folder: Path) -> Policy:
-    section = PolicySection(model=str(folder), device="cpu", dtype="fp32", lora=LoraSection(r=12))
+    section = PolicySection(model=str(folder), device="cpu", dtype="bf16", lora=LoraSection(r=12))
     return load_policy(section, trainable=True)
 
 
@@ -104,6 +106,43 @@ def test_a_share_that_is_given_is_taken_and_4_bits_are_said(tiny_folder: Path, o
     policy.model.is_loaded_in_8bit, policy.model.is_loaded_in_4bit = True, False
     with pytest.raises(ConfigError, match="cannot hold the weights in 8bit"):
         engine.write(policy, [[5]], GREEDY, [2])
+
+
+def test_fp32_weights_are_handed_over_merged_on_a_gpu_too(tiny_folder: Path, on_gpu: list[str]) -> None:
+    """vLLM's kernels for adapters want 16 bits there."""
+    policy, engine = adapted(tiny_folder), VllmEngine(config())
+    policy.model.float()
+    engine.write(policy, [[5]], GREEDY, [2])
+    assert made[0].options["model"] == str(engine._folder)
+    assert "enable_lora" not in made[0].options
+    engine.close()
+    for settings in ({"handover": "adapter"}, {"server": "http://127.0.0.1:1"}):
+        with pytest.raises(ConfigError, match="applies adapters on a GPU in 16 bits, and the weights are fp32"):
+            VllmEngine(config(**settings))._swaps(policy)
+    policy.model.is_loaded_in_4bit = True
+    with pytest.raises(ConfigError, match="applies adapters on a GPU in 16 bits, and the weights are fp32"):
+        VllmEngine(config())._swaps(policy)
+    with pytest.raises(ConfigError, match=r"computes with 4-bit weights in bf16, and this policy in torch\.float32"):
+        VllmEngine(config()).write(policy, [[5]], GREEDY, [2])
+
+
+@pytest.mark.parametrize(("after", "is_less"), [(40 << 30, False), (1 << 30, True)])
+def test_sleep_says_what_it_gave_back(
+    after: int,
+    is_less: bool,
+    tiny_folder: Path,
+    on_gpu: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "freed", (1 << 30, after))
+    policy, engine = adapted(tiny_folder), VllmEngine(config(sleep=True))
+    for _ in range(2):
+        engine.write(policy, [[5]], GREEDY, [2])
+    engine.close()
+    said = capsys.readouterr().err
+    assert said.count(f"vLLM sleeps: free GPU memory 1.1 GB before, {after / 1e9:.1f} GB after") == 1
+    assert ("gave back 0.0 GB, less than the weights" in said) == is_less
 
 
 def test_nothing_is_merged_into_quantised_weights(tiny_folder: Path, on_gpu: list[str]) -> None:
