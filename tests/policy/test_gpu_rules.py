@@ -97,7 +97,9 @@ def test_vllm_still_knows_expandable_segments_by_the_older_name_alone() -> None:
     text = source_of("vllm.device_allocator.cumem")
     assert 'os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")' in text
     assert '"PYTORCH_ALLOC_CONF"' not in text
-    assert re.search(r"assert inputs\.dtype (==|in)", source_of("vllm.lora.ops.triton_ops.lora_shrink_op"))
+    assert "assert inputs.dtype in [torch.float16, torch.bfloat16]" in (
+        source_of("vllm.lora.ops.triton_ops.lora_shrink_op")
+    )
 
 
 @pytest.mark.unsloth
@@ -169,7 +171,7 @@ def test_unsloth_s_engine_is_given_no_critic_s_adapter() -> None:
 def test_training_on_another_gpu_than_the_first_is_refused_with_the_way_out() -> None:
     for device in ("auto", "cpu", "cuda", "cuda:0"):
         check_one_gpu(device)
-    with pytest.raises(ConfigError, match="policy.device=cuda:2: training takes the first GPU") as caught:
+    with pytest.raises(ConfigError, match=r"policy\.device=cuda:2: training takes the first GPU") as caught:
         check_one_gpu("cuda:2")
     assert caught.value.hint == "let it see that one alone: CUDA_VISIBLE_DEVICES=2 with policy.device=cuda"
 
