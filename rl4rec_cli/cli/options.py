@@ -1,6 +1,7 @@
 """What several commands share: option declarations, and texts of the command line made into values.
 
-Decides: how ``--reward``, ``--seeds`` and ``--titles`` are written, and the examples' form at the end of each help.
+Decides: how ``--reward``, ``--seeds`` and lists on standard input are written, and the form of the examples that end a
+help.
 """
 
 from __future__ import annotations
@@ -131,13 +132,45 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def parse_titles(texts: list[str]) -> list[str]:
-    """`["a; b", "c"]` to `["a", "b", "c"]`.
+def read_words(option: str, texts: list[str]) -> list[str]:
+    """The values of a repeatable option; `-` stands for the lines of standard input.
+
+    Args:
+        option: its name, for messages.
 
     Raises:
-        ConfigError: no title is left.
+        ConfigError: nothing is left of them, or standard input is no text.
     """
-    titles = [title.strip() for text in texts for title in text.split(";") if title.strip()]
-    if texts and not titles:
-        raise ConfigError("--titles is empty", hint='e.g. --titles "first item; second item"')
-    return titles
+    words = [word for text in texts for word in (piped_lines() if text.strip() == "-" else [text])]
+    words = [word for word in words if word.strip("; \t")]
+    if texts and not words:
+        raise ConfigError(f"{option} is empty", hint="give at least one; - reads standard input, one a line")
+    return words
+
+
+def piped_lines() -> list[str]:
+    """The lines of standard input that are not blank.
+
+    Raises:
+        ConfigError: they are no UTF-8.
+    """
+    import sys
+
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"standard input: not UTF-8: {error}", hint="iconv -t UTF-8 makes it so") from error
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def is_piped() -> bool:
+    """Whether standard input is a pipe or a file, which somebody handed over."""
+    import os
+    import stat
+    import sys
+
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # closed, or none
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)

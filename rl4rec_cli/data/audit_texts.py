@@ -1,14 +1,13 @@
 """The texts of a dataset as an audit compares them, and what item texts give away.
 
 Decides: what counts as the same text, and which titles are telling (nobody writes them by accident).
-Hides: folding (case, white space, punctuation, Chinese and Japanese without spaces).
+Hides: folding (case, white space, punctuation); what a word is says `words.py`.
 """
 
 from __future__ import annotations
 
 import re
 import string
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
@@ -19,15 +18,14 @@ from rl4rec_cli.config import PromptSection
 from rl4rec_cli.data.audit_findings import Check, Example, Seen, count_of, judge
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.prompts import item_renderer
+from rl4rec_cli.data.words import UNPARTED, folded, split
 
 PAIRS = 200_000
 """Most (item, next item) pairs whose texts are compared."""
 LEAST_ITEMS = 0.005
 """Share of items whose text speaks of other customers from which on it is no figure of speech of a seller."""
 
-_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_CJK_SIGN = re.compile(f"[{_CJK}]")
-_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
+_SIGN = re.compile(f"[{UNPARTED}]")
 _NUMBER = re.compile(r"(?<![\w.,])\d{1,10}(?!\w|[.,]\d)")
 _BRAND = re.compile(r"\bBrand: ([^.|]{2,60})")  # where it stands only in `text`
 # Of folded texts, in which an underscore is a letter.
@@ -70,9 +68,7 @@ _FIELDS = {
 
 def fold(text: str) -> str:
     """Words in lower case between single spaces, with one at each end, so that `in` finds whole words only."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return f" {' '.join(_WORD.findall(text.casefold()))} "
+    return f" {' '.join(split(folded(text)))} "
 
 
 def squeeze(text: str) -> str:
@@ -87,7 +83,7 @@ def numbers(text: str) -> set[int]:
 
 def excerpt(text: str, part: str, around: int = 30) -> str:
     """`part` where it stands in `text`, as «part», with what stands around it; else the start of `text`."""
-    found = re.search(r"\W*".join(map(re.escape, _WORD.findall(part))), text, re.IGNORECASE) if part else None
+    found = re.search(r"\W*".join(map(re.escape, split(part))), text, re.IGNORECASE) if part else None
     if not found:
         return " ".join(f"{text[:80]}{'…' * (len(text) > 80)}".split())
     start, end = found.span()
@@ -140,7 +136,7 @@ def _is_telling(title: str) -> bool:
     is folded to a word, six are asked for.
     """
     count, length = title.count(" ") - 1, len(title) - 2
-    if not title.isascii() and _CJK_SIGN.search(title):
+    if not title.isascii() and _SIGN.search(title):
         return count >= 6
     return (count > 2 and length >= 12) or (count == 2 and any(map(str.isdecimal, title)))
 

@@ -7,13 +7,14 @@ Hides: how each becomes scores.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from rl4rec_cli import console
+from rl4rec_cli.data.words import LEAST_SHARED, share_with_common_words, words
 from rl4rec_cli.eval.cache import cached
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.methods import Kind, Measured, Scored, SparseScores, Task, VectorScores, measure
@@ -67,25 +68,27 @@ def bm25(task: Task) -> Scored:
 
 
 def bm25_scores(items: Sequence[str], queries: Sequence[str]) -> Scored:
-    """BM25 scores of item texts for query texts; a query without a known word says nothing."""
+    """BM25 scores of item texts for query texts; a query without a known word says nothing.
+
+    Where hardly any items have words in common, which is said, it can hardly know one by another.
+    """
     import bm25s
 
+    words_of_items = [words(text) for text in items]
+    share = share_with_common_words(words_of_items)
+    if share < LEAST_SHARED:
+        console.log(f"warning: BM25 knows next to nothing here: {share:.0%} of the items share a word with another")
     index = bm25s.BM25(method="lucene", backend="numpy")
-    index.index(_words(items), show_progress=False)
+    index.index(words_of_items, show_progress=False)
     known = index.vocab_dict
-    words = [[word for word in line if word in known] for line in _words(queries)]
+    asked = [[word for word in words(text) if word in known] for text in queries]
 
     def extra(row: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        scores_N = index.get_scores(words[row]) if words[row] else np.zeros(0)
+        scores_N = index.get_scores(asked[row]) if asked[row] else np.zeros(0)
         ids = np.flatnonzero(scores_N)
         return ids, scores_N[ids].astype(np.float64)
 
     return SparseScores(len(queries), np.zeros(len(items)), extra)
-
-
-def _words(texts: Sequence[str]) -> list[list[str]]:
-    pattern = re.compile(r"(?u)\b\w+\b")
-    return [pattern.findall(text.lower()) for text in texts]
 
 
 def transitions(task: Task) -> Scored:

@@ -15,19 +15,18 @@ Hides: counting.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from rl4rec_cli.data.words import folded, split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.eval.methods import Measured
-
-_WORD = re.compile(r"\w+")
 
 
 def behaviour(
@@ -62,7 +61,7 @@ def behaviour(
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
+    return split(folded(text))
 
 
 def user_slices(examples: Sequence[Example]) -> Mapping[str, NDArray[np.bool_]]:

@@ -22,7 +22,7 @@ from rl4rec_cli.eval.methods import Measured, Task
 from rl4rec_cli.file_names import file_name
 from rl4rec_cli.retrieval.retriever import Ranking
 
-_VERSION = 3  # raise it when a method's scores change: what is kept then is not read again
+_VERSION = 4  # raise it when a method's scores change: what is kept then is not read again
 _SEAL = hashlib.sha256().digest_size
 
 

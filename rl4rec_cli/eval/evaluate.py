@@ -188,13 +188,17 @@ class Models:
         """
         from rl4rec_cli.eval.cache import cached
         from rl4rec_cli.policy.pretrained import policy_identity
-        from rl4rec_cli.retrieval.embedding import model_identity
+        from rl4rec_cli.retrieval.embedding import lsa_name, model_identity
 
         task, tokenizer = self._task, self._tokenizer(model)
         config = with_day(config or self._config, tokenizer, started=self._started)
         if model not in self._identities:
             self._identities[model] = policy_identity(model)
-        embedder = model_identity(config.retrieval.model) if config.retrieval.embedder != "lsa" else "lsa"
+        embedder = (
+            model_identity(config.retrieval.model)
+            if config.retrieval.embedder != "lsa"
+            else lsa_name(config.retrieval.lsa_dim)
+        )
         key = {
             "policy": self._identities[model],
             "name": name,

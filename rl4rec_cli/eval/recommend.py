@@ -1,14 +1,16 @@
 """One history in, a text and the best items out.
 
-Decides: how typed titles become a history, and how an answer reads.
+Decides: which items typed titles mean, and how an answer reads.
 Hides: loading of the run.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from rl4rec_cli import console
 from rl4rec_cli.data.dataset import Dataset, open_dataset
 from rl4rec_cli.data.dates import with_day
 from rl4rec_cli.data.prompts import PromptBuilder
+from rl4rec_cli.data.titles import TitleIndex
 from rl4rec_cli.errors import ConfigError, DataError, Rl4RecError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.targets import find_run, resolve_target
@@ -67,14 +70,21 @@ class Recommender:
             ],
         }
 
-    def match(self, title: str) -> int:
-        """The item a typed title means: the same title, else the one most like it by embedding.
+    @cached_property
+    def _titles(self) -> TitleIndex:
+        return TitleIndex([str(item["title"]) for item in self.dataset.items])
+
+    def read_history(self, texts: Iterable[str]) -> list[int]:
+        """The items that typed texts mean, each one title or several with semicolons.
 
         Raises:
-            DataError: nothing in the catalogue is like it.
+            DataError: nothing in the catalogue is like one of them.
         """
-        wanted = title.casefold()
-        exact = next((i for i, item in enumerate(self.dataset.items) if str(item["title"]).casefold() == wanted), None)
+        return [self._match(title) for text in texts for title in self._titles.split(text)]
+
+    def _match(self, title: str) -> int:
+        """The item a typed title means: the same title, else the one most like it by embedding."""
+        exact = self._titles.find(title)
         if exact is not None:
             return exact
         found = self.retriever.search([title], 1)[0]
@@ -97,7 +107,7 @@ def _is_own(asked: DataSection, trained: DataSection) -> bool:
 def open_recommender(
     target: str,
     *,
-    user: str | None = None,
+    users: Sequence[str] = (),
     dataset: str | None = None,
     sets: Sequence[str] = (),
     checkpoint: str | None = None,
@@ -106,7 +116,7 @@ def open_recommender(
 
     Args:
         dataset: which of a run's several datasets, by name or folder.
-        user: whom it is for; one who is unknown is found out before anything is loaded.
+        users: whom it is for; one who is unknown is found out before anything is loaded.
         sets: settings other than the run's, as `KEY=VALUE`.
         checkpoint: which one of a run's, see `find_checkpoint`.
 
@@ -123,7 +133,7 @@ def open_recommender(
         asked = ", ".join(config.data.paths) or "other synthetic data"
         raise ConfigError(f"{asked}: the run was not trained on it", hint="recommend knows a run's own items")
     data = open_dataset(config.data)
-    if user is not None:
+    for user in users:
         data.user_index(user)
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
@@ -151,7 +161,8 @@ def open_recommender(
 def recommend(
     run: str,
     *,
-    user: str | None,
+    users: Sequence[str],
+    is_list: bool,
     titles: Sequence[str],
     dataset: str | None,
     k: int,
@@ -160,38 +171,59 @@ def recommend(
     interactive: bool,
     checkpoint: str | None = None,
 ) -> None:
-    """`rl4rec recommend`: answer for a user of the dataset, for titles, or for whatever is typed.
+    """`rl4rec recommend`: answer for users of the dataset, for titles, or for whatever is typed.
 
     A user's history is the whole sequence: what is recommended comes after everything that is known.
+
+    Args:
+        is_list: answers are a list, whose JSON has one line for each user.
+
+    Raises:
+        DataError: no answer; of several users' answers, those that there are come out first.
     """
-    recommender = open_recommender(run, user=user, dataset=dataset, sets=sets, checkpoint=checkpoint)
+    recommender = open_recommender(run, users=users, dataset=dataset, sets=sets, checkpoint=checkpoint)
     console.log(checkpoint_line(recommender.checkpoint))
     if interactive:
         console.log("Titles chosen so far, oldest first, separated by semicolons. An empty line ends.")
         for line in _lines():
             try:
-                history = [recommender.match(title) for title in line]
-                _show(recommender.answer(history, k=k), as_json=as_json)
+                _show(recommender.answer(recommender.read_history([line]), k=k), as_json=as_json)
             except Rl4RecError as error:
                 console.log(f"error: {error.message}")
         return
-    if user is not None:
+    if not users:
+        _show(recommender.answer(recommender.read_history(titles), k=k), as_json=as_json)
+        return
+    failures: list[DataError] = []
+    for user in users:
         history = list(recommender.dataset.sequences[recommender.dataset.user_index(user)])
-    else:
-        history = [recommender.match(title) for title in titles]
-    _show(recommender.answer(history, k=k, user=user), as_json=as_json)
+        try:
+            answer = recommender.answer(history, k=k, user=user)
+        except DataError as error:
+            if not is_list:
+                raise
+            console.log(f"error: user {console.clean(user)}: {error.message}")
+            failures.append(error)
+            continue
+        if is_list and as_json:
+            console.result(json.dumps({"user": user, **answer}, ensure_ascii=False, allow_nan=False))
+            continue
+        if is_list:
+            console.result(f"# user {console.clean(user)}")
+        _show(answer, as_json=as_json)
+    if failures:
+        raise DataError(f"{len(failures):,} of {len(users):,} users have no answer", hint=failures[0].hint)
 
 
-def _lines() -> Iterator[list[str]]:
+def _lines() -> Iterator[str]:
     while True:
         try:
             line = input(_prompt())
         except EOFError:
             return
-        titles = [title.strip() for title in line.split(";") if title.strip()]
-        if not titles:
+        if not line.strip("; \t"):
             return
-        yield titles
+        yield line
 
 
 def _prompt() -> str:

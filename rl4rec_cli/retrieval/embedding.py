@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rl4rec_cli import console, hub
+from rl4rec_cli.data.words import LEAST_SHARED, share_with_common_words, words
 from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.file_kinds import odd_file
 from rl4rec_cli.vocabulary import RESIZE, describe_extra, extra_tokens
@@ -227,10 +228,16 @@ def distinct(texts: Sequence[str]) -> dict[str, int]:
     return {text: counts[text] for text in sorted(counts, key=len)}
 
 
+def lsa_name(dim: int) -> str:
+    """What vectors by lsa are known by; it changes with what `words` reads of a text."""
+    return f"lsa-{dim}-words-2"
+
+
 class LsaEmbedder:
     """Latent semantic analysis: TF-IDF and truncated SVD, fitted on the catalogue's texts.
 
-    Deerwester et al. 1990. No download; a text without any word of the catalogue is a zero vector.
+    Deerwester et al. 1990. No download; a text without any word of the catalogue is a zero vector. Where hardly any
+    texts have words in common, which is said, no text is near another.
     """
 
     def __init__(self, catalogue: Sequence[str], *, dim: int) -> None:
@@ -238,14 +245,17 @@ class LsaEmbedder:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from threadpoolctl import threadpool_limits
 
-        self.name = f"lsa-{dim}"
+        self.name = lsa_name(dim)
         try:
-            self._tfidf = TfidfVectorizer(sublinear_tf=True)
+            self._tfidf = TfidfVectorizer(sublinear_tf=True, analyzer=words)
             matrix = self._tfidf.fit_transform(catalogue)
         except ValueError as error:
             raise EmbeddingError(
                 f"lsa cannot be fitted on this catalogue: {error}", hint="its texts have no words"
             ) from error
+        share = share_with_common_words([words(text) for text in catalogue])
+        if share < LEAST_SHARED:
+            console.log(f"warning: lsa knows next to nothing here: {share:.0%} of the items share a word with another")
         features = matrix.shape[1]
         # The SVD needs fewer components than features; a small catalogue has as many dimensions as it can fill.
         components = min(dim, features - 1, len(catalogue))

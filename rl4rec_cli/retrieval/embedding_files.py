@@ -21,7 +21,15 @@ from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.file_kinds import ZIP, recognise_file
 from rl4rec_cli.file_names import file_name
 from rl4rec_cli.part_files import part_of
-from rl4rec_cli.retrieval.embedding import embed_items, is_blank, model_identity, normalised, open_embedder, reason_of
+from rl4rec_cli.retrieval.embedding import (
+    embed_items,
+    is_blank,
+    lsa_name,
+    model_identity,
+    normalised,
+    open_embedder,
+    reason_of,
+)
 from rl4rec_cli.retrieval.embedding_parts import embed_in_parts
 from rl4rec_cli.runs import check_writable, why_unwritable
 
@@ -39,7 +47,7 @@ class _DamagedError(EmbeddingError):
 
 def embedding_path(section: RetrievalSection, dataset: Dataset) -> Path:
     """`{emb_dir}/{dataset}_{emb_type}_{model}.safetensors`."""
-    model = f"lsa-{section.lsa_dim}" if section.embedder == "lsa" else section.model
+    model = lsa_name(section.lsa_dim) if section.embedder == "lsa" else section.model
     parts = (dataset.name, section.emb_type, Path(model).name or "model")
     return Path(section.emb_dir) / f"{'_'.join(map(file_name, parts))}.safetensors"
 

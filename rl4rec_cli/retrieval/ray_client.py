@@ -24,7 +24,7 @@ import torch
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, DataError, ServiceBusy, ServiceError
 from rl4rec_cli.retrieval import ray_cluster
-from rl4rec_cli.retrieval.embedding import model_identity
+from rl4rec_cli.retrieval.embedding import lsa_name, model_identity
 from rl4rec_cli.retrieval.ranking import ItemMatrix
 from rl4rec_cli.retrieval.retriever import Ranking
 
@@ -319,7 +319,7 @@ def _check_same(section: RetrievalSection, dataset: Dataset, name: str, about: d
         DataError, ConfigError: what differs.
     """
     service = section.service.name
-    embedder = f"lsa-{section.lsa_dim}" if section.embedder == "lsa" else model_identity(section.model)
+    embedder = lsa_name(section.lsa_dim) if section.embedder == "lsa" else model_identity(section.model)
     wanted = {"embedder": embedder, "emb_type": section.emb_type, "query_prompt": section.query_prompt}
     for key, value in wanted.items():
         if about[key] != value:

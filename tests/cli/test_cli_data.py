@@ -244,6 +244,6 @@ def test_an_embedding_file_of_another_dataset(good: Path, tmp_path: Path) -> Non
     assert rl4rec("embed", other, "--embedder", "lsa", "--out", file, cwd=tmp_path).returncode == 0
     args = ("--set", f"retrieval.file={file}", "--set", "retrieval.model=./nowhere", "--baselines", "last_item")
     refused(rl4rec("eval", "--dataset", good, *args, cwd=tmp_path), f"{file}: made from other items", "hint: make it")
-    refused(rl4rec("eval", "--dataset", other, *args, cwd=tmp_path), "made by 'lsa-128'", "'./nowhere'")
+    refused(rl4rec("eval", "--dataset", other, *args, cwd=tmp_path), "made by 'lsa-128-words-2'", "'./nowhere'")
     save_file({"a": vectors(), "b": vectors()}, file)
     refused(rl4rec("eval", "--dataset", good, *args, cwd=tmp_path), "holds tensors ['a', 'b']")

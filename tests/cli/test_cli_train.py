@@ -269,6 +269,23 @@ def test_recommend_for_a_user_and_for_titles(done: Done) -> None:
     assert typed.stderr.startswith("error: no item of synthetic-60x30-s0 is like 'zzzz'")
 
 
+def test_titles_and_users_come_from_a_pipe(done: Done) -> None:
+    known = [item["title"] for item in synthesize(60, 30, 0).items]
+    lines = f"{known[4].upper()}\r\n\n{known[2]}; {known[7]}\n"
+    for args in ([], ["--titles", "-"]):
+        piped = rl4rec("recommend", "runs/a", *args, "-k", "3", "--json", cwd=done.folder, stdin=lines)
+        assert piped.returncode == 0, piped.stderr
+        assert [item["item_id"] for item in json.loads(piped.stdout)["history"]] == [4, 2, 7]
+    listed = rl4rec("recommend", "runs/a", "--user", "-", "-k", "2", "--json", cwd=done.folder, stdin="u3\nu1\n")
+    assert listed.returncode == 0, listed.stderr
+    answers = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert [answer["user"] for answer in answers] == ["u3", "u1"]
+    assert all(len(answer["items"]) == 2 for answer in answers)
+    wrong = rl4rec("recommend", "runs/a", "--user", "-", cwd=done.folder, stdin="u3\nnobody\n")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "nobody" in wrong.stderr
+
+
 def read_until(terminal: int, wanted: bytes) -> bytes:
     """What a terminal shows until `wanted` or its end; five minutes without a word are a failure."""
     seen = b""

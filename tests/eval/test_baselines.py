@@ -123,6 +123,14 @@ def test_transitions_by_hand(make_dataset: Make, scripted: type) -> None:
     assert found.top_BK.tolist() == [[0, 1, 2, 3, 5, -1]]
 
 
+def test_bm25_knows_texts_without_blanks_and_says_where_it_knows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    scored = bm25_scores(["口香糖限量版", "口红限量版", "牙膏大号"], ["口香糖"])
+    assert scored.ranks([0], None).ranks.tolist() == [1]
+    assert not capsys.readouterr().err
+    bm25_scores(["ab", "cd", "ef"], ["ab"])
+    assert "BM25 knows next to nothing" in capsys.readouterr().err
+
+
 def test_bm25_by_hand(make_dataset: Make, scripted: type) -> None:
     texts = ["rose cream", "mint gel", "rose soap", "oil"]
     scored = bm25_scores(texts, ["a rose is a rose", "Mint!", "nothing known"])

@@ -59,13 +59,13 @@ def test_a_run_s_own_items_are_known_however_they_are_named(
 ) -> None:
     """The user is looked for, which comes after: nobody is there of this name."""
     with pytest.raises(DataError, match="no user 'nobody'"):
-        open_recommender(str(run), user="nobody", sets=["data.train_targets=last"])
+        open_recommender(str(run), users=["nobody"], sets=["data.train_targets=last"])
     save_dataset(synthesize(20, 20, 0), tmp_path / "shop")
     monkeypatch.chdir(tmp_path)
     trained = ["policy.model=gpt2", "data.synthetic=null", "data.path=shop"]
     (run / "config.yaml").write_text(dump_config(load_config(algorithm="grpo", recipes=["quick-test"], sets=trained)))
     for spelled in ("shop", "./shop", str(tmp_path / "shop")):
         with pytest.raises(DataError, match="no user 'nobody'"):
-            open_recommender(str(run), user="nobody", dataset=spelled)
+            open_recommender(str(run), users=["nobody"], dataset=spelled)
     with pytest.raises(ConfigError, match="other synthetic data: the run was not trained on it"):
         open_recommender(str(run), sets=["data.path=null", "data.synthetic.users=20"])

@@ -311,9 +311,24 @@ def test_lsa_beyond_its_dimensions_is_zero_not_noise() -> None:
     assert embedder.embed(["yellow"]).eq(0).all()
 
 
+def test_lsa_knows_texts_without_blanks_by_their_parts() -> None:
+    titles = ["口香糖限量版", "口红限量版", "牙膏大号", "牙刷大号"]
+    embedder = LsaEmbedder(titles, dim=8)
+    near = embedder.embed(["口香糖", "牙膏"]) @ embedder.embed(titles).T
+    assert near.argmax(dim=1).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(("titles", "is_said"), [(["ab", "cd", "ef", "gh ab"], False), (["ab", "cd", "ef"], True)])
+def test_lsa_says_that_it_knows_next_to_nothing(
+    titles: list[str], is_said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LsaEmbedder(titles, dim=2)
+    assert ("lsa knows next to nothing" in capsys.readouterr().err) == is_said
+
+
 def test_lsa_without_words(make_dataset: Make) -> None:
     with pytest.raises(EmbeddingError, match="lsa cannot be fitted") as caught:
-        LsaEmbedder(["?", "!", "a b c"], dim=4)
+        LsaEmbedder(["?", "!", "… –"], dim=4)
     assert caught.value.hint
 
 

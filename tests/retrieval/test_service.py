@@ -205,7 +205,7 @@ def test_what_the_service_serves_must_be_what_is_asked_for(
         open_retriever(section, other)
     with pytest.raises(DataError, match="serves another shop: 301 items"):
         open_retriever(section, make_dataset(name="shop"))
-    with pytest.raises(ConfigError, match="with embedder 'lsa-24', this run asks for 'lsa-16'"):
+    with pytest.raises(ConfigError, match="with embedder 'lsa-24-words-2', this run asks for 'lsa-16-words-2'"):
         open_retriever(section.model_copy(update={"lsa_dim": 16}), catalogue[1])
 
 
