@@ -91,9 +91,10 @@ def test_training_ends_with_tables_on_stdout_and_plain_lines_on_stderr(done: Don
     assert lines[11].startswith("tuned policy minus …, ndcg@10, 60 users")
     assert lines[12].split("  ")[0] == "method"
     assert [re.split(r"  +", line)[0] for line in lines[13:20]] == list(METHODS[:-1])
-    assert lines[21].startswith("Audit: ")
-    assert lines[23].startswith("Verdict: on 60 validation users tuned policy reaches ndcg@10 ")
-    assert len(lines) == 24
+    assert lines[21] == "Checkpoint: checkpoint_final."
+    assert lines[23].startswith("Audit: ")
+    assert lines[25].startswith("Verdict: on 60 validation users tuned policy reaches ndcg@10 ")
+    assert len(lines) == 26
 
     steps = [line for line in done.stderr.splitlines() if "Reward: " in line]
     assert len(steps) == 3
@@ -266,7 +267,7 @@ def test_recommend_for_a_user_and_for_titles(done: Done) -> None:
     known = answer["history"][0]["title"]
     typed = rl4rec("recommend", "runs/a/checkpoints/checkpoint_step_1", "--titles", f"{known}; zzzz", cwd=done.folder)
     assert (typed.returncode, typed.stdout) == (2, "")
-    assert typed.stderr.startswith("error: no item of synthetic-60x30-s0 is like 'zzzz'")
+    assert "\nerror: no item of synthetic-60x30-s0 is like 'zzzz'" in typed.stderr  # after its checkpoint
 
 
 def test_titles_and_users_come_from_a_pipe(done: Done) -> None:
