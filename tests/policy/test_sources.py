@@ -139,6 +139,7 @@ def test_every_command_says_it_before_it_makes_anything(
     save_dataset(make_dataset(sequences=[[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]]), tmp_path / "data")
     words = str(with_tokens(tiny_folder, tmp_path / "words", "zyx"))
     data, embedder = str(tmp_path / "data"), ["--set", "retrieval.model=nobody/none"]
+    embedder += ["--set", "retrieval.embedder=sentence-transformers"]
     few = ["--set", "trainer.batch_size=2", "--set", "trainer.gradient_accumulation_steps=1"]
     few += ["--set", "trainer.warm_start=null"]
     few += ["--set", f"run.output_dir={tmp_path / 'runs'}"]
@@ -158,5 +159,6 @@ def test_every_command_says_it_before_it_makes_anything(
 def test_plan_looks_at_the_embedder(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(tiny_folder, tmp_path / "embedder")
     (tmp_path / "embedder" / "model.safetensors").write_text(POINTER)
-    assert main(["plan", "--set", f"retrieval.model={tmp_path / 'embedder'}"]) == 2
+    sets = ("retrieval.embedder=sentence-transformers", f"retrieval.model={tmp_path / 'embedder'}")
+    assert main(["plan", *(part for text in sets for part in ("--set", text))]) == 2
     assert "model.safetensors is a Git LFS pointer" in capsys.readouterr().err
