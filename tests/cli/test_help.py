@@ -55,7 +55,8 @@ def test_help_imports_nothing_heavy_and_ends_with_two_examples(args: list[str]) 
     *_, head, first, second = text.rstrip().splitlines()
     assert head.strip() == "Examples:"
     assert first.startswith("    rl4rec ")
-    assert second.startswith("    rl4rec ")
+    assert second.startswith("    ")
+    assert " rl4rec " in second  # a pipe may lead to it
     if args in COMMANDS:
         assert f"rl4rec {' '.join(args)}" in first
 
