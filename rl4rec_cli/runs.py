@@ -7,7 +7,9 @@ Hides: file names, JSON lines, atomic writes.
 runs/NAME/
     config.yaml             the resolved configuration, itself a recipe
     env.json                versions, command, time, environment variables that can change a run
-    training_log.jsonl      one line per logged step
+    datasets.json           digests of what it is trained on
+    training_log.jsonl      one line per logged step of the run's own algorithm
+    warm_start_log.jsonl    the same of its warm start, whose steps are counted for themselves
     rollouts.jsonl          some texts of every step, with ranks and rewards
     checkpoints/            checkpoint_start, checkpoint_step_N, checkpoint_best, checkpoint_final; checkpoint_base,
                             where the tiny policy got an adapter
@@ -45,6 +47,12 @@ VERSIONS_OF = (
     *("rl4rec", "torch", "transformers", "trl", "peft", "accelerate", "sentence-transformers", "scikit-learn"),
     *("bitsandbytes", "unsloth", "unsloth_zoo"),
 )
+
+
+DATASETS = "datasets.json"
+"""See `run_data.py`."""
+TRAINING_LOG = "training_log.jsonl"
+WARM_START_LOG = "warm_start_log.jsonl"
 
 
 class Run:
@@ -376,12 +384,20 @@ def _exists(folder: Path) -> RunError:
     return RunError(f"{folder}: this run is there already", hint="choose another run.name or --output")
 
 
-def create_run(config: RunConfig, *, dataset: str, digest: str = "", prompts: str = "") -> Run:
+def create_run(
+    config: RunConfig,
+    *,
+    dataset: str,
+    digest: str = "",
+    datasets: Mapping[str, str] | None = None,
+    prompts: str = "",
+) -> Run:
     """Make a run folder with its configuration and environment.
 
     Args:
         dataset: its name.
         digest: its identity.
+        datasets: digests of all that it is trained on, by their names.
         prompts: identity of the prompts it is trained on.
 
     Raises:
@@ -396,6 +412,8 @@ def create_run(config: RunConfig, *, dataset: str, digest: str = "", prompts: st
         if os.path.lexists(folder):
             raise _exists(folder) from None
         raise RunError(f"{folder}: cannot make the run folder: {error.strerror or error}") from error
+    if datasets is not None:
+        write_json(folder / DATASETS, {"datasets": datasets})
     write_text(folder / "config.yaml", dump_config(config))
     write_json(folder / "env.json", environment() | {"prompts": prompts})
     return Run(folder, config, digest=digest)

@@ -36,7 +36,8 @@ def draw(axis: Any, steps: list[int], values: list[float], label: str) -> None:
 
 
 def main(run: Path, picture: Path) -> None:
-    records = [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
+    logs = [run / name for name in ("warm_start_log.jsonl", "training_log.jsonl")]
+    records = [json.loads(line) for log in logs if log.is_file() for line in log.read_text().splitlines()]
     tuned = [r for r in records if r["phase"] == "grpo" and "loss" in r]
     warm = [r for r in records if r["phase"] == "sft"]
     metrics = sorted(name for name in tuned[0] if name.startswith("reward/"))

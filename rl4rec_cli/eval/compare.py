@@ -25,6 +25,7 @@ from rl4rec_cli.eval.contestants import (
     shared_dataset,
 )
 from rl4rec_cli.eval.evaluate import TUNED, Models, audit_line, measure_baselines, open_task, start_evaluation
+from rl4rec_cli.run_data import changed_data
 from rl4rec_cli.runs import check_writable, kept_after, strict, write_text
 
 # torch is imported in the functions that need it, so that an error in the arguments is told before.
@@ -58,6 +59,9 @@ def compare(
     check_retrieval(contestants, base)
     data, remarks = shared_dataset(contestants, base)
     remarks += mixed_groups(contestants)
+    runs = [(e.run, e.config) for c in contestants for e in c.entrants if e.run is not None]
+    changed = [changed_data(run, config.data, data) for run, config in runs]
+    remarks += dict.fromkeys(f"WARNING: {sentence}" for sentence in changed if sentence is not None)
     for remark in remarks:
         console.log(f"Note: {remark}")
     evaluation = start_evaluation(base, data, base.eval.split)

@@ -23,7 +23,7 @@ from rl4rec_cli.eval.evaluation import CACHED
 from rl4rec_cli.eval.metrics import metric_names, per_user
 from rl4rec_cli.eval.statistics import RESAMPLES, Difference, holm, paired_difference, reads, seeds_difference
 from rl4rec_cli.eval.verdict import against
-from rl4rec_cli.runs import read_log
+from rl4rec_cli.runs import TRAINING_LOG, read_log
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -286,7 +286,7 @@ def reward_curves(contestant: Contestant) -> list[dict[str, Any]]:
     """Mean reward by step of every run that has logged some; a line that was cut off is left out."""
     found = []
     for entrant in contestant.entrants:
-        records = read_log(entrant.run.folder / "training_log.jsonl")[0] if entrant.run is not None else []
+        records = read_log(entrant.run.folder / TRAINING_LOG)[0] if entrant.run is not None else []
         points = [(r["step"], r["avg_reward"]) for r in records if _is_number(r.get("avg_reward")) and "step" in r]
         if points:
             found.append({"run": entrant.name, "steps": [p[0] for p in points], "values": [p[1] for p in points]})

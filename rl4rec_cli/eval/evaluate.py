@@ -22,6 +22,7 @@ from rl4rec_cli.eval.evaluation import Evaluation, print_evaluation, save_evalua
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.targets import resolve_target, untrained
 from rl4rec_cli.layering import dump_config
+from rl4rec_cli.run_data import changed_data
 from rl4rec_cli.runs import Run, kept_after, strict, warn_unwritable, write_text
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
@@ -260,9 +261,12 @@ def evaluate_run(
         note_checkpoint(evaluation, run, Path(model))
         if as_json:  # else it stands in the table
             console.log(evaluation.about["checkpoint_line"])
+        if (changed := changed_data(run, config.data, data)) is not None:
+            evaluation.about["data_line"] = f"WARNING: {changed}. The result is kept beside those of the run."
+            console.log(evaluation.about["data_line"])
     _note_openings(evaluation, run)
     if run is not None and model is not None:
-        warn_unwritable(_result_folder(run, model, config, data.name)[0])
+        warn_unwritable(_result_folder(run, model, config, data)[0])
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
     from rl4rec_cli.policy.loading import check_tokenizer
@@ -286,7 +290,7 @@ def evaluate_run(
     finish(evaluation, data)
     folder, is_own = None, True
     if run is not None and model is not None:
-        folder, is_own = _result_folder(run, model, config, data.name)
+        folder, is_own = _result_folder(run, model, config, data)
 
     def keep() -> None:
         if folder is not None:
@@ -379,16 +383,18 @@ def _probe(
     return found
 
 
-def _result_folder(run: Run, checkpoint: str, config: RunConfig, dataset: str) -> tuple[Path, bool]:
+def _result_folder(run: Run, checkpoint: str, config: RunConfig, dataset: Dataset) -> tuple[Path, bool]:
     """Where a result is kept, and whether it is the run's own result.
 
-    Another checkpoint, users or settings than the run's own never replace the run's.
+    Another checkpoint, users, settings or data than the run's own never replace the run's.
     """
     name = "" if Path(checkpoint).name == run.newest_checkpoint().name else Path(checkpoint).name
+    if changed_data(run, config.data, dataset) is not None:
+        name = "-".join(filter(None, (name, "data", dataset.digest[:8])))
     as_run = config.model_copy(update={"eval": config.eval.model_copy(update={"split": run.config.eval.split})})
     folder = run.folder / "eval"
     if len(run.config.data.paths) > 1 and set(config.data.paths) <= set(run.config.data.paths):
-        as_run, folder = as_run.model_copy(update={"data": run.config.data}), run.results(dataset)
+        as_run, folder = as_run.model_copy(update={"data": run.config.data}), run.results(dataset.name)
     if as_run != run.config:
         name = f"{name or 'variant'}-{hashlib.sha256(dump_config(config).encode()).hexdigest()[:8]}"
     return folder / name, not name

@@ -155,7 +155,12 @@ def print_evaluation(evaluation: Evaluation, *, title: str, whole: bool = False)
         if table[1]:
             console.result("")
             console.table(name, *table)
-    for line in (found.get("checkpoint_line"), found.get("test_openings_line"), found.get("audit")):
+    for line in (
+        found.get("data_line"),
+        found.get("checkpoint_line"),
+        found.get("test_openings_line"),
+        found.get("audit"),
+    ):
         if line:
             console.result(f"\n{line}")
     console.result(f"\nVerdict: {found['verdict']}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rl4rec_cli import __version__
 from rl4rec_cli.data.dataset import dataset_name
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.policy.sources import CARRIED
+from rl4rec_cli.run_data import trained_on
 from rl4rec_cli.runs import Run
 from rl4rec_cli.strict_yaml import dump_yaml
 
@@ -86,13 +88,20 @@ def _rewards(config: Any) -> dict[str, float]:
 
 def _data(run: Run) -> str:
     lines = []
+    digests = trained_on(run)
     for name in _datasets(run):
         found = _evaluation(run.results(name) / "validation.json")
         if found is None:
-            lines.append(f"`{name}`. Not measured.\n")
+            lines.append(f"`{name}`{_digest(digests, name)}. Not measured.\n")
         else:
             lines.append(f"`{found['dataset']}` (digest `{found['dataset_digest'][:16]}`). {found['audit']}\n")
     return "\n".join(lines)
+
+
+def _digest(digests: Mapping[str, str], name: str) -> str:
+    """Of the dataset a run was trained on; of only one, whatever it is called."""
+    found = next(iter(digests.values())) if len(digests) == 1 else digests.get(name)
+    return f" (digest `{found[:16]}`)" if found else ""
 
 
 def _datasets(run: Run) -> list[str]:

@@ -22,9 +22,9 @@ from rl4rec_cli.data.titles import TitleIndex
 from rl4rec_cli.errors import ConfigError, DataError, Rl4RecError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.targets import find_run, resolve_target
+from rl4rec_cli.run_data import changed_data, is_own_data
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import DataSection
     from rl4rec_cli.policy.generation import Sampling
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
@@ -41,6 +41,8 @@ class Recommender:
     sampling: Sampling
     checkpoint: Mapping[str, Any]
     """What is known of the checkpoint that writes."""
+    warning: str | None = None
+    """What differs between the data that are there and those it was trained on."""
 
     def answer(self, history: Sequence[int], *, k: int, user: str | None = None) -> dict[str, Any]:
         """The policy's text and its `k` best items, history left out.
@@ -62,6 +64,7 @@ class Recommender:
             )
         return {
             "checkpoint": self.checkpoint["name"],
+            **({"warning": self.warning} if self.warning else {}),
             "history": [self._item(i) for i in history],
             "text": text,
             "items": [
@@ -96,14 +99,6 @@ class Recommender:
         return {"item_id": item, "title": self.dataset.items[item]["title"]}
 
 
-def _is_own(asked: DataSection, trained: DataSection) -> bool:
-    """Whether a run was trained on these items, however their folders are spelled."""
-    if not asked.paths:
-        return not trained.paths and asked.synthetic == trained.synthetic
-    asked_folders, own = ({Path(path).expanduser().resolve() for path in data.paths} for data in (asked, trained))
-    return asked_folders <= own
-
-
 def open_recommender(
     target: str,
     *,
@@ -129,7 +124,7 @@ def open_recommender(
         raise RunError(f"{target}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
     run, folder = found
     _, _, config = resolve_target(target, None, None, None, sets, [], dataset, checkpoint)
-    if not _is_own(config.data, run.config.data):
+    if not is_own_data(run, config.data):
         asked = ", ".join(config.data.paths) or "other synthetic data"
         raise ConfigError(f"{asked}: the run was not trained on it", hint="recommend knows a run's own items")
     data = open_dataset(config.data)
@@ -155,6 +150,7 @@ def open_recommender(
         dataset=data,
         sampling=Sampling.from_section(config.generation, temperature=config.eval.temperature),
         checkpoint=describe_checkpoint(run, Path(folder)),
+        warning=changed_data(run, config.data, data),
     )
 
 
@@ -183,6 +179,8 @@ def recommend(
     """
     recommender = open_recommender(run, users=users, dataset=dataset, sets=sets, checkpoint=checkpoint)
     console.log(checkpoint_line(recommender.checkpoint))
+    if recommender.warning:
+        console.log(f"Warning: {recommender.warning}")
     if interactive:
         console.log("Titles chosen so far, oldest first, separated by semicolons. An empty line ends.")
         for line in _lines():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class StepLog(TrainerCallback):
-    """Writes `training_log.jsonl` and the console's lines.
+    """Writes `training_log.jsonl`, or `warm_start_log.jsonl`, and the console's lines.
 
     Args:
         log: where records go.

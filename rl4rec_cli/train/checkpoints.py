@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli import console
 from rl4rec_cli.errors import RunError
 from rl4rec_cli.layering import dump_config
-from rl4rec_cli.runs import read_jsonl, write_jsonl, write_text
+from rl4rec_cli.run_data import changed_datasets
+from rl4rec_cli.runs import TRAINING_LOG, WARM_START_LOG, read_jsonl, write_jsonl, write_text
 from rl4rec_cli.strict_yaml import YamlError, load_yaml
 from rl4rec_cli.whole_folders import MANIFEST, problems
 
@@ -92,6 +93,19 @@ def find_place(run: Run, phases: Sequence[str], *, allow_partial: bool) -> Place
     if progress["dataset"] != run.digest:
         _refuse(f"{found}: the dataset is not the one it was trained on", "the data changed", allow_partial)
     return Place(phases.index(progress["phase"]), int(progress["step"]), found)
+
+
+def check_data(run: Run, digests: Mapping[str, str], *, allow_partial: bool) -> None:
+    """Whether a run's data are still those it was begun with, whatever phase it is in.
+
+    Args:
+        digests: of what is there, by the datasets' names.
+
+    Raises:
+        RunError: they were changed.
+    """
+    for changed in changed_datasets(run, digests):
+        _refuse(changed, "put the data back that were there, or train a new run with these", allow_partial)
 
 
 def check_prompts(run: Run, digest: str, *, allow_partial: bool) -> None:
@@ -273,6 +287,8 @@ def changed_keys(before: Any, now: Any, path: str = "") -> list[str]:
 def cut_logs(run: Run, phases: Sequence[str], place: Place) -> None:
     """Drop the lines of steps that will be made again, and a last line that a kill cut.
 
+    What a run of an earlier version has of its warm start in `training_log.jsonl` goes where it belongs.
+
     Raises:
         RunError: they cannot be written.
     """
@@ -285,11 +301,16 @@ def cut_logs(run: Run, phases: Sequence[str], place: Place) -> None:
     def is_written(record: Mapping[str, Any]) -> bool:  # only the last phase writes texts
         return place.phase == len(phases) or (is_last and record["step"] <= place.step)
 
-    for name, keep in (
-        ("training_log.jsonl", is_made),
-        ("validation_log.jsonl", is_made),
-        ("rollouts.jsonl", is_written),
-    ):
+    def cut(name: str, keep: Callable[[Mapping[str, Any]], bool]) -> None:
         path = run.folder / name
         if path.is_file():
             write_jsonl(path, [record for record in read_jsonl(path) if keep(record)])
+
+    log = run.folder / TRAINING_LOG
+    records = read_jsonl(log) if log.is_file() else []
+    if of_warm_start := [record for record in records if record["phase"] != phases[-1]]:
+        write_jsonl(run.folder / WARM_START_LOG, of_warm_start)
+        write_jsonl(log, [record for record in records if record["phase"] == phases[-1]])
+    for name in (WARM_START_LOG, TRAINING_LOG, "validation_log.jsonl"):
+        cut(name, is_made)
+    cut("rollouts.jsonl", is_written)

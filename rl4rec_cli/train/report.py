@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli import __version__, console
 from rl4rec_cli.config_types import Section
 from rl4rec_cli.errors import Rl4RecError, RunError
-from rl4rec_cli.runs import check_writable, open_run, read_log, write_text
+from rl4rec_cli.runs import TRAINING_LOG, WARM_START_LOG, check_writable, open_run, read_log, write_text
 from rl4rec_cli.train.checkpoints import CheckpointState, checkpoint_states
 
 if TYPE_CHECKING:
@@ -135,7 +135,8 @@ def read_logged(run: Run) -> Logged:
             remarks.append(f"{name}: {lines} left out (a run that is killed, or a full disk, leaves half a line).")
         return good
 
-    steps = read("training_log.jsonl", "step")
+    # A run of an earlier version has both phases in one log.
+    steps = read(WARM_START_LOG, "step") + read(TRAINING_LOG, "step")
     warnings = [r for r in steps if "health" in r]
     phases: dict[str, list[dict[str, Any]]] = {}
     for record in steps:

@@ -1,6 +1,6 @@
 """Where a run's numbers go besides its folder: TensorBoard, Weights & Biases, Trackio.
 
-Decides: that they get the numbers of `training_log.jsonl` under the same names, those of a warm start under
+Decides: that they get the numbers of `training_log.jsonl` under the same names, of `warm_start_log.jsonl` under
 `warm_start/`, of validation users under `validation/`, of the last evaluation under `final/`; that a tracker which
 fails while the run goes on is named and left, for a run is worth more than its picture.
 Hides: each library's interface, and that they want settings that keep the machine's and the user's affairs out of them.
@@ -57,7 +57,7 @@ class Reports:
         self._final: dict[str, float] = {}
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """A line of `training_log.jsonl`."""
+        """A line of `training_log.jsonl` or `warm_start_log.jsonl`."""
         group = "" if record["phase"] == self._algorithm else WARM_START
         numbers = _numbers(record)
         if "health" in record:

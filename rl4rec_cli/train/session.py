@@ -10,7 +10,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from traceback import clear_frames
@@ -20,9 +20,10 @@ from rl4rec_cli import console
 from rl4rec_cli.data.dataset import joint_digest, open_datasets
 from rl4rec_cli.data.dates import day_line, with_day, writes_day
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.runs import JsonLines, Run, check_new, create_run
+from rl4rec_cli.run_data import keep_datasets
+from rl4rec_cli.runs import TRAINING_LOG, WARM_START_LOG, JsonLines, Run, check_new, create_run
 from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
-from rl4rec_cli.train.checkpoints import Place, check_prompts, cut_logs, find_place, keep_recipe
+from rl4rec_cli.train.checkpoints import Place, check_data, check_prompts, cut_logs, find_place, keep_recipe
 from rl4rec_cli.train.domains import check_datasets, open_domains, screen_domains
 from rl4rec_cli.train.examples import number_of_training_examples
 from rl4rec_cli.train.reports import Reports, check_installed, open_reports
@@ -131,6 +132,7 @@ def _resume(
     phases = [phase.algorithm for phase in _phases(config)]
     run = Run(folder, config, digest=joint_digest(datasets))
     with run.locked():
+        check_data(run, _digests(datasets), allow_partial=allow_partial)
         place = find_place(run, phases, allow_partial=allow_partial)
         is_measured = all((run.results(name) / "validation.json").is_file() for name in audits)
         if place.phase == len(phases) and is_measured:
@@ -140,12 +142,17 @@ def _resume(
         from rl4rec_cli.policy.backend import prepare_backend
 
         prepare_backend(config.policy)
+        keep_datasets(run.folder, _digests(datasets))
         keep_recipe(run)
         console.quiet_libraries()
         with _opened(config, datasets, audits) as data:
             results = [_train_one(config, data, run, place, allow_partial=allow_partial)]
     _say_next(run, datasets)
     return results
+
+
+def _digests(datasets: Sequence[Dataset]) -> dict[str, str]:
+    return {dataset.name: dataset.digest for dataset in datasets}
 
 
 def _with_whole_paths(config: RunConfig) -> RunConfig:
@@ -253,7 +260,13 @@ def _train_one(
     outcome = Outcome(config, domains, data.audits)
     with ExitStack() as stack:
         if run is None:
-            run = create_run(config, dataset="+".join(data.retrievers), digest=data.digest, prompts=prompts)
+            run = create_run(
+                config,
+                dataset="+".join(data.retrievers),
+                digest=data.digest,
+                datasets=_digests(data.datasets),
+                prompts=prompts,
+            )
             stack.enter_context(run.locked())
         policy.engine = make_engine(config, log=run.folder / "vllm.log")
         stack.callback(policy.close)
@@ -373,17 +386,18 @@ def _learn(
     phases = _phases(config)
     last = len(phases) - 1
     cut_logs(run, [phase.algorithm for phase in phases], place)
-    log = JsonLines(run.folder / "training_log.jsonl", also=reports.step)
+    log = JsonLines(run.folder / TRAINING_LOG, also=reports.step)
     rollouts = JsonLines(run.folder / "rollouts.jsonl")
     try:
         if place.phase < last:
             console.log("Warm start: supervised fine-tuning")
             warm_start = phases[0]
-            train_sft(
-                *(cast("SftSection", warm_start), config, run, policy, domains, log),
-                is_warm_start=True,
-                resume=place.checkpoint,
-            )
+            with closing(JsonLines(run.folder / WARM_START_LOG, also=reports.step)) as warm_log:
+                train_sft(
+                    *(cast("SftSection", warm_start), config, run, policy, domains, warm_log),
+                    is_warm_start=True,
+                    resume=place.checkpoint,
+                )
         if not run.start.is_dir() and makes_base(config):
             put_adapter(policy, run)
         if not run.start.is_dir() and (last > 0 or config.policy.model == "tiny"):

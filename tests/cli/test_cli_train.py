@@ -38,6 +38,7 @@ METHODS = (
     "before RL",
     "tuned policy",
 )
+GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
 REWARD = '''
 def words(texts, targets, histories, **kwargs):
     """Share of different words."""
@@ -111,7 +112,8 @@ def test_training_ends_with_tables_on_stdout_and_plain_lines_on_stderr(done: Don
 
 def test_the_run_folder(done: Done) -> None:
     names = sorted(p.name for p in done.run.iterdir() if p.name != ".lock")
-    assert names == ["checkpoints", "config.yaml", "env.json", "eval", "rollouts.jsonl", "training_log.jsonl"]
+    logs = ["rollouts.jsonl", "training_log.jsonl", "warm_start_log.jsonl"]
+    assert names == ["checkpoints", "config.yaml", "datasets.json", "env.json", "eval", *logs]
     kept = sorted(p.name for p in (done.run / "checkpoints").iterdir())
     assert kept == ["checkpoint_final", "checkpoint_start", "checkpoint_step_1", "checkpoint_step_2"]
     config = load_config(algorithm=None, recipes=[str(done.run / "config.yaml")], allow_custom_rewards=True)
@@ -119,7 +121,7 @@ def test_the_run_folder(done: Done) -> None:
     assert config.reward.functions == {"ndcg": 1.0, "./my.py:words": 0.1}
     versions = json.loads((done.run / "env.json").read_text())["versions"]
     assert versions["trl"]
-    log = [json.loads(line) for line in (done.run / "training_log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for name in logs[:0:-1] for line in (done.run / name).read_text().splitlines()]
     assert [(r["phase"], r["step"]) for r in log] == [
         *(("sft", i + 1) for i in range(12)), *(("grpo", i + 1) for i in range(3))
     ]  # fmt: skip
@@ -127,6 +129,23 @@ def test_the_run_folder(done: Done) -> None:
     assert len(users) == 60
     assert set(users[0]) == {"user", "target", "ranks", "texts"}
     assert set(users[0]["texts"]) == {"before RL", "tuned policy"}
+
+
+def test_the_documents_snippet_draws_the_runs_own_steps(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    [block] = [b for b in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.S) if "read_json" in b]
+    monkeypatch.chdir(done.run)
+    plt.close("all")
+    exec(block, {})
+    log = [json.loads(line) for line in (done.run / "training_log.jsonl").read_text().splitlines()]
+    loss, reward = plt.gca().lines
+    assert loss.get_xdata().tolist() == reward.get_xdata().tolist() == [1, 2, 3]
+    assert loss.get_ydata().tolist() == pytest.approx([record["loss"] for record in log])
+    assert reward.get_ydata().tolist() == pytest.approx([record["avg_reward"] for record in log])
 
 
 def test_a_runs_recipe_needs_its_own_reward_named_to_run_it(done: Done) -> None:
@@ -151,7 +170,7 @@ def test_eval_of_a_run_says_what_its_training_said(done: Done) -> None:
     for method in METHODS:
         assert [f"{v:.4f}" for v in result["methods"][method].values()] == done.row(method)
     assert users.read_bytes() == before
-    assert sorted(p.name for p in (done.run / "eval").iterdir()) == ["validation.json", "validation_users.jsonl"]
+    assert sorted(p.name for p in (done.run / "eval").glob("[!.]*")) == ["validation.json", "validation_users.jsonl"]
     # What training said, and the probes, which only `eval` makes.
     now = json.loads(summary.read_text())
     assert now == result

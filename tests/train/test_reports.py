@@ -90,7 +90,7 @@ def test_a_run_reports_to_both(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert f"TensorBoard: tensorboard --logdir {run}/tensorboard" in err
     assert f"Weights & Biases: offline; to upload it: wandb sync {run}/wandb/offline-run-" in err
     assert "wandb:" not in err
-    log = lines(run / "training_log.jsonl")
+    log = lines(run / "warm_start_log.jsonl") + lines(run / "training_log.jsonl")
     steps = [r for r in log if r["phase"] == "grpo" and "health" not in r]
     assert any("health" in r for r in log)  # a policy this young does not end its texts
 

@@ -96,7 +96,7 @@ def outcome(folder: Path) -> tuple[list[Any], list[Any], dict[str, Any], list[An
     weights = load_file(next((folder / "checkpoints" / "checkpoint_final").glob("*model.safetensors")))
     users = folder / "eval" / "validation_users.jsonl"
     texts = folder / "rollouts.jsonl"
-    log = lines(folder / "training_log.jsonl") + lines(folder / "validation_log.jsonl")
+    log = [r for file in sorted(folder.glob("*_log.jsonl")) for r in lines(file)]
     return log, lines(texts) if texts.is_file() else [], {k: weights[k] for k in sorted(weights)}, lines(users)
 
 
@@ -195,9 +195,13 @@ def test_killed_in_the_warm_start_and_again_after_it(tmp_path: Path, kill: Calla
         go_on(tmp_path / "run")
     left = sorted(p.name for p in folder.iterdir())
     assert left == ["checkpoint_best", "checkpoint_start", "checkpoint_step_2", "checkpoint_step_3"]
+    logs = [tmp_path / "run" / name for name in ("warm_start_log.jsonl", "training_log.jsonl")]
+    logs[1].write_text("".join(log.read_text() for log in logs))  # as earlier versions wrote it
+    logs[0].unlink()
     go_on(tmp_path / "run")
     assert_same(tmp_path / "whole", tmp_path / "run")
-    assert {r["phase"] for r in lines(tmp_path / "run" / "training_log.jsonl")} == {"sft", "grpo"}
+    assert {r["phase"] for r in lines(tmp_path / "run" / "warm_start_log.jsonl")} == {"sft"}
+    assert {r["phase"] for r in lines(tmp_path / "run" / "training_log.jsonl")} == {"grpo"}
 
 
 def test_killed_before_anything_was_written(

@@ -186,8 +186,7 @@ def test_what_is_done_on_one_dataset_asks_which(
         measured = json.loads(capsys.readouterr().out)
         assert (measured["dataset"], measured["methods"]) == ("toys", before)
         # The run's own result, in its place.
-        files = sorted(file.name for file in result.parent.iterdir() if not file.name.endswith(".lock"))
-        assert files == ["validation.json", "validation_users.jsonl"]
+        assert sorted(p.name for p in result.parent.glob("[!.]*")) == ["validation.json", "validation_users.jsonl"]
 
     assert main(["recommend", run, "--dataset", "toys", "--user", "u1", "--json", "-k", "3"]) == 0
     found = json.loads(capsys.readouterr().out)["items"]
