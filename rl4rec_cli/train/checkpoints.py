@@ -12,6 +12,7 @@ learnt from, numbers since the last log line), the recipe and `progress.json`. A
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
-from rl4rec_cli.errors import RunError
+from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.layering import dump_config
 from rl4rec_cli.run_data import changed_datasets
 from rl4rec_cli.runs import TRAINING_LOG, WARM_START_LOG, read_jsonl, write_jsonl, write_text
@@ -41,6 +42,8 @@ VALIDATION = "validation.json"
 ALGORITHM = "algorithm.pt"
 STATE = frozenset({OPTIMIZER, SCHEDULER, RANDOM, SCALER, ALGORITHM})
 """Without these training could go on, but not on the same curve."""
+LENGTH = ("max_steps", "num_train_epochs")
+"""Keys of `trainer` that say how long is trained."""
 FREE = ("run.name", "run.output_dir", "eval.", "logging.", "health.")
 """Keys that change nothing of what is learnt."""
 
@@ -63,23 +66,35 @@ def steps_done(checkpoint: Path | None) -> int:
     return int(json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))["step"])
 
 
-def find_place(run: Run, phases: Sequence[str], *, allow_partial: bool) -> Place:
-    """The newest usable checkpoint of an interrupted run, which must not be in use.
+def find_place(run: Run, phases: Sequence[str], *, allow_partial: bool, most: int | None = None) -> Place:
+    """The newest usable checkpoint of a run that was interrupted or is to be longer, and must not be in use.
 
     Args:
         run: with the configuration and the dataset it is to be continued with.
         phases: what is trained, in order; the last is the one that periodic checkpoints are named after.
         allow_partial: go on with a changed recipe, or without the optimiser's or the random state.
+        most: steps that the last phase has with this configuration, at most, where that is known.
 
     Raises:
         RunError: a changed recipe or dataset, or a state that is missing.
+        ConfigError: a longer recipe that gives no more steps.
     """
     _tidy(run)
     last = len(phases) - 1
-    if run.final.is_dir() and _is_whole(run.final):
-        _check_recipe(run.folder / "config.yaml", run.config, allow_partial=allow_partial)
-        return Place(last + 1)
+    is_done = run.final.is_dir() and _is_whole(run.final)
+    if is_done:
+        kept = run.final / RECIPE
+        recipe = kept if kept.is_file() else run.folder / "config.yaml"
+        if not is_longer(_read_recipe(recipe), run.config):
+            _check_recipe(recipe, run.config, allow_partial=allow_partial)
+            return Place(last + 1)
+        _check_more(run, most)
     found = _newest(run.steps(), allow_partial=allow_partial)
+    if is_done and found is None:
+        raise RunError(
+            f"{run.folder}: nothing is left to go on from to more steps: no whole checkpoint_step_N",
+            hint=f"train a new run from its policy: --model {shlex.quote(str(run.final))}",
+        )
     if found is None and last > 0:
         if run.start.is_dir() and _is_whole(run.start):
             _check_recipe(run.folder / "config.yaml", run.config, allow_partial=allow_partial)
@@ -253,12 +268,49 @@ def _tidy(run: Run) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _check_recipe(path: Path, config: RunConfig, *, allow_partial: bool) -> None:
+def is_longer(trained: Any, config: RunConfig) -> bool:
+    """Whether a configuration trains on to more steps than a recipe, as far as both say."""
+    before = trained.get("trainer") if isinstance(trained, Mapping) else None
+    before = before if isinstance(before, Mapping) else {}
+    pairs = [(getattr(config.trainer, name), before.get(name)) for name in LENGTH]
+    if not all(isinstance(was, int | float) for _, was in pairs):
+        return False
+    return all(now >= was for now, was in pairs) and any(now > was for now, was in pairs)
+
+
+def final_steps(run: Run) -> int | None:
+    """Steps of the last phase that led to `checkpoint_final`; None where an earlier version wrote it."""
+    path = run.final / PROGRESS
+    return steps_done(run.final) if path.is_file() else None
+
+
+def _check_more(run: Run, most: int | None) -> None:
+    """Whether a finished run can be prolonged to what is asked for."""
+    done = final_steps(run)
+    if done is None:
+        raise RunError(
+            f"{run.final}: an earlier version wrote it, and nothing says after how many steps",
+            hint=f"train a new run from it: --model {shlex.quote(str(run.final))}",
+        )
+    if most is not None and most <= done:
+        raise ConfigError(
+            f"the run has {done:,} steps already, and with this configuration it has {most:,}",
+            hint="raise trainer.num_train_epochs too: the smaller of both ends a run",
+        )
+
+
+def _read_recipe(path: Path) -> Any:
     try:
-        trained = load_yaml(path.read_text(encoding="utf-8"))
+        return load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, YamlError) as error:
         raise RunError(f"{path}: cannot read it: {error}") from error
+
+
+def _check_recipe(path: Path, config: RunConfig, *, allow_partial: bool) -> None:
+    trained = _read_recipe(path)
     keys = changed_keys(trained, config.model_dump(mode="json"))
+    if is_longer(trained, config):
+        keys = [key for key in keys if not key.startswith(tuple(f"trainer.{name} " for name in LENGTH))]
     if keys:
         _refuse(
             f"the recipe is not the one that {path.parent} was trained with: {'; '.join(keys)}",

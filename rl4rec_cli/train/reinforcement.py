@@ -107,13 +107,16 @@ def train_rl(
     *,
     resume: Path | None = None,
     validation: Validation | None = None,
-) -> None:
+) -> int:
     """Raise the reward of the policy's texts, in place, by the configured algorithm.
 
     Args:
         domains: what is trained on, together.
         resume: the checkpoint to go on from.
         validation: measures the policy now and then.
+
+    Returns:
+        The steps that were made in all.
 
     Raises:
         ConfigError: settings that do not go together.
@@ -143,3 +146,4 @@ def train_rl(
         if critic := getattr(trainer, "critic", None):
             critic.remove()
     policy.model.eval()
+    return steps

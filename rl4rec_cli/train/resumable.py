@@ -78,6 +78,24 @@ class Resumable:
         else:
             for _ in range(self.keeper.done):
                 self.lr_scheduler.step()  # type: ignore[attr-defined]
+        self._take_rates_of_this_length()
+
+    def _take_rates_of_this_length(self) -> None:
+        """A rate that falls over the run is another one where the run has more steps than the checkpoint's had."""
+        scheduler, args = self.lr_scheduler, self.args  # type: ignore[attr-defined]
+        before = scheduler.get_last_lr()
+        pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        rates = [base * of(scheduler.last_epoch) for base, of in pairs]
+        if rates == before:
+            return
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):  # type: ignore[attr-defined]
+            group["lr"] = rate
+        scheduler._last_lr = rates
+        console.log(
+            f"Learning rate: the checkpoint's schedule had come to {before[0]:.3g} after step {self.keeper.done:,}; "
+            f"{args.lr_scheduler_type.value} over {args.max_steps:,} steps goes on at {rates[0]:.3g}. A run of this "
+            "length from the start would have come here by other rates"
+        )
 
     def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **options)  # type: ignore[misc]
@@ -190,8 +208,20 @@ class Keeper(TrainerCallback):
         self._validate(step)
         if self._watch is not None:
             self._watch.stop()
-        if step % self._run.config.logging.save_steps == 0 and step < self._trainer.state.max_steps:
+        if step >= self._trainer.state.max_steps:
+            self._save_end(self._snapshot)
+        elif step % self._run.config.logging.save_steps == 0:
             self._save(self._snapshot)
+
+    def _save_end(self, snapshot: Snapshot) -> None:
+        """Keep what a longer run would go on from; the result does not need it."""
+        if self._is_warm_start:
+            return
+        try:
+            self._save(snapshot)
+        except Rl4RecError as error:
+            signals.let_go()
+            console.log(f"The run cannot be prolonged from its end: {error.message}")
 
     def _validate(self, step: int) -> None:
         validation = self._validation

@@ -132,8 +132,9 @@ def _resume(
     phases = [phase.algorithm for phase in _phases(config)]
     run = Run(folder, config, digest=joint_digest(datasets))
     with run.locked():
+        most = number_of_steps(config.trainer, sum(number_of_training_examples(config, one) for one in datasets))
+        place = find_place(run, phases, allow_partial=allow_partial, most=most)
         check_data(run, _digests(datasets), allow_partial=allow_partial)
-        place = find_place(run, phases, allow_partial=allow_partial)
         is_measured = all((run.results(name) / "validation.json").is_file() for name in audits)
         if place.phase == len(phases) and is_measured:
             console.log(f"Run {folder} is finished: there is nothing to go on with")
@@ -378,6 +379,7 @@ def _learn(
 ) -> None:
     """All phases, from `place` on, until `checkpoint_final` stands there."""
     from rl4rec_cli.policy.loading import load_weights, save_policy
+    from rl4rec_cli.train.prolonging import write_final
     from rl4rec_cli.train.reinforcement import train_rl
     from rl4rec_cli.train.sft import train_sft
     from rl4rec_cli.train.validation import Validation
@@ -415,11 +417,11 @@ def _learn(
         validation = Validation(run, policy, domains, report=reports.validation)
         go_on: Any = {"resume": resume, "validation": validation}
         if config.trainer.algorithm == "sft":
-            train_sft(config.trainer, config, run, policy, domains, log, **go_on)
+            steps = train_sft(config.trainer, config, run, policy, domains, log, **go_on)
         else:
             screened = screen_domains(config.trainer, domains, write=_writer(policy, config), folder=run.folder)
-            train_rl(config, run, policy, screened, log, rollouts, **go_on)
-        save_policy(policy, run.final)
+            steps = train_rl(config, run, policy, screened, log, rollouts, **go_on)
+        write_final(policy, run, steps=steps)
     finally:
         log.close()
         rollouts.close()

@@ -73,7 +73,7 @@ def train_sft(
     is_warm_start: bool = False,
     resume: Path | None = None,
     validation: Validation | None = None,
-) -> None:
+) -> int:
     """Fine-tune the policy in place.
 
     Args:
@@ -81,6 +81,9 @@ def train_sft(
         is_warm_start: checkpoints are `checkpoint_warm_N`.
         resume: the checkpoint to go on from.
         validation: measures the policy now and then.
+
+    Returns:
+        The steps that were made in all.
 
     Raises:
         ConfigError: too few examples.
@@ -132,3 +135,4 @@ def train_sft(
         keeper.train(trainer)
         release(trainer)
     policy.model.eval()
+    return steps

@@ -115,7 +115,7 @@ def test_the_run_folder(done: Done) -> None:
     logs = ["rollouts.jsonl", "training_log.jsonl", "warm_start_log.jsonl"]
     assert names == ["checkpoints", "config.yaml", "datasets.json", "env.json", "eval", *logs]
     kept = sorted(p.name for p in (done.run / "checkpoints").iterdir())
-    assert kept == ["checkpoint_final", "checkpoint_start", "checkpoint_step_1", "checkpoint_step_2"]
+    assert kept == ["checkpoint_final", "checkpoint_start", "checkpoint_step_2", "checkpoint_step_3"]
     config = load_config(algorithm=None, recipes=[str(done.run / "config.yaml")], allow_custom_rewards=True)
     assert config.trainer.max_steps == 3
     assert config.reward.functions == {"ndcg": 1.0, "./my.py:words": 0.1}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from rl4rec_cli import whole_folders
 from rl4rec_cli.config import RunConfig
 from rl4rec_cli.data.dataset import open_dataset
-from rl4rec_cli.errors import PolicyError, RunError
+from rl4rec_cli.errors import ConfigError, PolicyError, RunError
 from rl4rec_cli.layering import load_config
 from rl4rec_cli.policy.loading import load_policy, save_policy
 from rl4rec_cli.runs import open_run
@@ -472,3 +472,64 @@ def test_a_number_that_is_not_finite_stops_before_the_weights_take_it_in(
     kept = load_file(tmp_path / "run" / "checkpoints" / "checkpoint_step_2" / "model.safetensors")
     assert all(torch.isfinite(w).all() for w in kept.values())
     assert [r["step"] for r in lines(tmp_path / "run" / "training_log.jsonl")] == [1, 2]
+
+
+PROLONGED = {
+    "grpo": ("grpo", (*GROUPS, "trainer.num_iterations=2")),
+    "sft": ("sft", ("trainer.lr_scheduler_type=constant_with_warmup", "trainer.warmup_steps=3")),
+    "ppo": ("ppo", PPO),
+}
+
+
+@pytest.mark.parametrize("name", PROLONGED)
+def test_a_prolonged_run_is_the_run_that_was_long_from_the_start(
+    name: str, tmp_path: Path, kill: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With a rate that does not fall; killed on its way, the shorter run's policy and results stay."""
+    algorithm, sets = PROLONGED[name]
+    sets = ("trainer.lr_scheduler_type=constant", "logging.save_steps=2", "eval.steps=4", *sets)
+    train(recipe(tmp_path, algorithm, *sets, "trainer.max_steps=12", "run.name=whole"), (3,))
+    train(recipe(tmp_path, algorithm, *sets, "trainer.max_steps=8", "run.name=short"), (3,))
+    short = tmp_path / "short"
+    before = outcome(short)
+    kill(10)
+    with pytest.raises(Killed):
+        go_on(short, "trainer.max_steps=12")
+    assert outcome(short)[2].keys() == before[2].keys()
+    assert all(torch.equal(outcome(short)[2][key], before[2][key]) for key in before[2])
+    assert outcome(short)[3] == before[3]
+    capfd.readouterr()
+    go_on(short)  # by its own recipe, which says 12 now
+    assert "Learning rate" not in capfd.readouterr().err
+    assert_same(tmp_path / "whole", short)
+    assert lines(short / "eval" / "after_step_8" / "validation_users.jsonl") == before[3]
+    go_on(short)
+    assert "is finished" in capfd.readouterr().err
+
+
+def test_a_rate_that_had_fallen_to_zero_goes_on_by_the_longer_schedule(
+    stopped: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    go_on(stopped)
+    capfd.readouterr()
+    go_on(stopped, "trainer.max_steps=16")
+    err = capfd.readouterr().err
+    assert "the checkpoint's schedule had come to 0 after step 8; linear over 16 steps goes on at 0.005." in err
+    log = [r for r in lines(stopped / "training_log.jsonl") if "health" not in r]
+    assert [r["step"] for r in log] == list(range(1, 17))
+    assert [r["learning_rate"] for r in log[8:]] == pytest.approx([0.01 * (16 - at) / 16 for at in range(8, 16)])
+
+
+def test_what_cannot_be_prolonged_is_said(stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    go_on(stopped)
+    with pytest.raises(ConfigError, match="has 8 steps already, and with this configuration it has 8") as caught:
+        go_on(stopped, "trainer.num_train_epochs=100")
+    assert "the smaller of both ends a run" in str(caught.value.hint)
+    with pytest.raises(RunError, match=r"trainer\.max_steps was 8, is 6"):
+        go_on(stopped, "trainer.max_steps=6")
+    with pytest.raises(RunError, match=r"trainer\.learning_rate was 0\.01, is 0\.02"):
+        go_on(stopped, "trainer.max_steps=16", "trainer.learning_rate=0.02")
+    for folder in (stopped / "checkpoints").glob("checkpoint_step_*"):
+        shutil.rmtree(folder)
+    with pytest.raises(RunError, match="nothing is left to go on from"):
+        go_on(stopped, "trainer.max_steps=16")

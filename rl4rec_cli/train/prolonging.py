@@ -1,0 +1,61 @@
+"""A finished run that goes on to more steps.
+
+Decides: what a final checkpoint says of itself, so that a longer recipe is known to be one; that it stays until the
+longer run is done; and that results of the shorter run are then put aside, never taken for those of the longer one.
+Hides: where results lie.
+
+Which recipe is a longer one is decided by `checkpoints.py`, what the learning rate does by `resumable.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rl4rec_cli import console
+from rl4rec_cli.data.dataset import dataset_name
+from rl4rec_cli.errors import RunError
+from rl4rec_cli.layering import dump_config
+from rl4rec_cli.policy.loading import write_checkpoint
+from rl4rec_cli.train.checkpoints import PROGRESS, RECIPE, final_steps
+
+if TYPE_CHECKING:
+    from rl4rec_cli.policy.loading import Policy
+    from rl4rec_cli.runs import Run
+
+
+def write_final(policy: Policy, run: Run, *, steps: int) -> None:
+    """Write `checkpoint_final`; one that is there, of fewer steps, is replaced, and its results are put aside first.
+
+    Args:
+        steps: of the run's last phase.
+
+    Raises:
+        PolicyError, RunError: it cannot be written; what was there before is untouched.
+    """
+
+    def more(folder: Path) -> None:
+        (folder / RECIPE).write_text(dump_config(run.config), encoding="utf-8")
+        progress = {"phase": run.config.trainer.algorithm, "step": steps, "dataset": run.digest}
+        (folder / PROGRESS).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
+
+    if run.final.is_dir():
+        _put_results_aside(run, final_steps(run))
+    write_checkpoint(policy, run.final, more)
+
+
+def _put_results_aside(run: Run, steps: int | None) -> None:
+    """A run killed before it is measured again has no result, rather than one of another policy."""
+    paths = run.config.data.paths
+    for folder in {run.results(dataset_name(path)) for path in paths} or {run.results("")}:
+        results = [path for path in folder.glob("[!.]*") if path.is_file()]
+        aside = folder / f"after_step_{steps}"
+        try:
+            for path in results:
+                aside.mkdir(exist_ok=True)
+                path.replace(aside / path.name)
+        except OSError as error:
+            raise RunError(f"{aside}: cannot put results there: {error.strerror or error}") from error
+        if results:
+            console.log(f"Results of the first {steps} steps are in {aside}")
