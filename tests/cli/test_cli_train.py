@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from pathlib import Path
 import pytest
 
 from rl4rec_cli.data.synthetic import synthesize
+from rl4rec_cli.eval.test_lock import read_openings
 from rl4rec_cli.layering import load_config
+from rl4rec_cli.runs import open_run
 
 RL4REC = [sys.executable, "-m", "rl4rec_cli.cli.main"]
 SMALL = [
@@ -207,13 +210,28 @@ def test_eval_on_the_test_split_and_of_a_checkpoint(done: Done) -> None:
     assert [u["target"] for u in users] != [u["target"] for u in other]
 
     before = (done.run / "eval" / "validation.json").read_bytes()
-    process = rl4rec("eval", "checkpoint_step_1/", "--baselines", "none", "--users", "7",
+    process = rl4rec("eval", "checkpoint_step_2/", "--baselines", "none", "--users", "7",
                      "--set", "eval.ks=[3]", cwd=done.run / "checkpoints")  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert "validation split, 7 users" in process.stdout
     assert process.stdout.splitlines()[1].split() == ["method", "ndcg@3", "hit@3", "mrr@3"]
     assert (done.run / "eval" / "validation.json").read_bytes() == before  # the run's result is not this one
-    assert list((done.run / "eval").glob("checkpoint_step_1-*/validation.json"))
+    assert list((done.run / "eval").glob("checkpoint_step_2-*/validation.json"))
+
+
+def test_two_evaluations_at_once_lose_nothing(done: Done) -> None:
+    twice = done.folder / "runs" / "twice"
+    shutil.copytree(done.run, twice, ignore=shutil.ignore_patterns("test*"))
+    command = [*RL4REC, "eval", "runs/twice", "--split", "test", "--baselines", "none", "--json"]
+    both = [subprocess.Popen(command, cwd=done.folder, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    results = [json.loads(process.communicate(timeout=300)[0]) for process in both]
+    assert sorted(result["test_openings"]["count"] for result in results) == [1, 2]
+    assert all(result["test_openings"]["problem"] is None for result in results)
+    found = read_openings(open_run(twice))
+    assert (found.count, found.problem) == (2, None)
+    [kept] = [r for r in results if r == json.loads((twice / "eval" / "test.json").read_text())]
+    users = [json.loads(line) for line in (twice / "eval" / "test_users.jsonl").read_text().splitlines()]
+    assert len(users) == kept["users"]
 
 
 def test_eval_without_a_run(done: Done) -> None:
@@ -284,7 +302,7 @@ def test_recommend_for_a_user_and_for_titles(done: Done) -> None:
     assert scores == sorted(scores, reverse=True)
 
     known = answer["history"][0]["title"]
-    typed = rl4rec("recommend", "runs/a/checkpoints/checkpoint_step_1", "--titles", f"{known}; zzzz", cwd=done.folder)
+    typed = rl4rec("recommend", "runs/a/checkpoints/checkpoint_step_2", "--titles", f"{known}; zzzz", cwd=done.folder)
     assert (typed.returncode, typed.stdout) == (2, "")
     assert "\nerror: no item of synthetic-60x30-s0 is like 'zzzz'" in typed.stderr  # after its checkpoint
 

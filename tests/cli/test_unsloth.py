@@ -91,7 +91,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = (*GROUPS, base, "policy.lora=null", "policy.quantization=none", "run.name=whole")
     kept = [text for text in (*SMALL, *more) if text not in ("policy.lora.r=8", WARM)]
     commands["whole"] = ["train", "grpo", "--quick-test", *(p for text in kept for p in ("--set", text))]
-    left = ["checkpoints/checkpoint_final", "checkpoints/checkpoint_best", "eval"]
+    left = ["checkpoints/checkpoint_final", "checkpoints/checkpoint_step_4", "checkpoints/checkpoint_best", "eval"]
     commands["copy"] = ["copy", "runs/grpo", "runs/resumed", *left]
     commands["resume"] = ["train", "grpo", "--resume", "runs/resumed"]
     commands["eval"] = ["eval", "runs/grpo", "--baselines", "untrained", "--json"]

@@ -97,7 +97,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for algorithm, sets in TRAININGS.items():
         given = [part for text in (*SMALL, *sets, f"run.name={algorithm}") for part in ("--set", text)]
         commands[algorithm] = ["train", algorithm, "--quick-test", *given]
-    left = [f"checkpoints/checkpoint_{name}" for name in ("final", "best")] + ["eval"]
+    left = [f"checkpoints/checkpoint_{name}" for name in ("final", "step_6", "best")] + ["eval"]
     commands["copy"] = ["copy", "runs/grpo", "runs/resumed", *left]
     commands["resume"] = ["train", "grpo", "--resume", "runs/resumed"]
     commands["eval"] = ["eval", "runs/grpo", "--baselines", "none", "--json"]

@@ -54,7 +54,7 @@ def test_a_word_names_a_checkpoint_and_none_the_last_step(run: Path) -> None:
     assert find_checkpoint(opened, "checkpoint_best") == opened.best
     with pytest.raises(RunError, match="no checkpoint step_9 in it") as caught:
         find_checkpoint(opened, "step_9")
-    assert caught.value.hint == "there: start, step_2, best, final"
+    assert caught.value.hint == "there: start, step_2, step_3, best, final"
     for word in ("newest", "../tuned", "step_", "step_2/..", ""):
         with pytest.raises(ConfigError, match="must be best, final, start or step_N"):
             find_checkpoint(opened, word)

@@ -244,12 +244,13 @@ def assert_equal_weights(one: Path, other: Path) -> None:
 
 @pytest.fixture
 def stopped(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has its first six steps, and checkpoints of the last two; a copy of one made once."""
+    """A run that has its first seven steps, and checkpoints of the last two; a copy of one made once."""
     if "stopped" not in whole_runs:
         folder = tmp_path_factory.mktemp("stopped")
         algorithm, sets = VARIANTS["grpo"]
-        train(recipe(folder, algorithm, *sets), (3,))
-        shutil.rmtree(folder / "run" / "checkpoints" / "checkpoint_final")
+        train(recipe(folder, algorithm, *sets, "logging.save_total_limit=3"), (3,))
+        for name in ("checkpoint_final", "checkpoint_step_8"):
+            shutil.rmtree(folder / "run" / "checkpoints" / name)
         shutil.rmtree(folder / "run" / "eval")
         whole_runs["stopped"] = folder / "run"
     shutil.copytree(whole_runs["stopped"], tmp_path / "run")

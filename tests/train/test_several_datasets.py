@@ -149,7 +149,8 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(
     whole, again = runs(algorithm), tmp_path / algorithm
     shutil.copytree(whole, again)
     shutil.rmtree(again / "eval")
-    shutil.rmtree(again / "checkpoints" / "checkpoint_final")
+    for name in ("checkpoint_final", "checkpoint_step_6"):
+        shutil.rmtree(again / "checkpoints" / name)
     assert [folder.name for folder in (again / "checkpoints").glob("checkpoint_step_*")] == ["checkpoint_step_3"]
     assert main(["train", algorithm, "--resume", str(again)]) == 0
     assert "mean over datasets" in capsys.readouterr().out
