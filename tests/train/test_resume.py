@@ -300,7 +300,7 @@ def test_the_limit_never_counts_what_was_put_aside(stopped: Path) -> None:
     go_on(stopped, "logging.save_total_limit=1")
     assert {p.name for p in (stopped / "checkpoints").iterdir() if "step" in p.name} == {
         "damaged_step_7",
-        "checkpoint_step_7",
+        "checkpoint_step_8",
     }
 
 
