@@ -104,9 +104,10 @@ def test_results_on_changed_data_stand_beside_and_every_output_says_so(
 def test_no_phase_goes_on_with_changed_data(edited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not after the warm start alone, nor where only measuring is left."""
     run = tmp_path / "run"
-    for gone in ("eval", "checkpoints/checkpoint_final"):
+    for gone in (["eval"], ["checkpoints/checkpoint_final", "checkpoints/checkpoint_step_1"]):
         shutil.copytree(edited / "tuned", run)
-        shutil.rmtree(run / gone)
+        for name in gone:
+            shutil.rmtree(run / name)
         before = sorted(run.rglob("*"))
         assert main(["train", "grpo", "--resume", str(run)]) == 1
         assert "was trained on: its digest is" in capsys.readouterr().err
