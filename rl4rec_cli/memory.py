@@ -10,7 +10,7 @@ Upper bounds: every prompt and every text is taken to be as long as the configur
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,8 +24,14 @@ _QUANTISED = {"4bit": 4.13 / 8, "8bit": 1.01}
 # Context, cuBLAS workspaces and what torch holds back on a GPU; on a CPU thread pools, the trainer's objects and
 # modules that are imported late. The second was measured, the first could not be.
 RUNTIME_GPU, RUNTIME_CPU = 900 * MIB, 60 * MIB
-# vLLM's process without weights and cache: assumed on a GPU, about what it held for tiny policies on the CPU.
-ENGINE_GPU, ENGINE_CPU = 2048 * MIB, 900 * MIB
+# vLLM holds the scales of 4 bits in float32, one for 64 weights.
+_ENGINE_4BIT = 4.5 / 8
+# vLLM's process without weights, cache and passes: assumed on a GPU (context, libraries, CUDA graphs), about what it
+# held for tiny policies on the CPU, where passes are in it.
+ENGINE_GPU, ENGINE_CPU = 1536 * MIB, 900 * MIB
+ENGINE_PASS = 8192
+"""Most tokens that vLLM reads in one pass, where a text is no longer. It profiles a pass of so many when it starts; by
+itself it would take up to 16,384."""
 ENGINE_TEXTS = 256
 """Texts vLLM writes at once where `generation.batch_size` does not say."""
 # Rows of logits that TRL computes entropies of at once, in three tensors.
@@ -305,9 +311,34 @@ def _writing(
     }
 
 
-def engine_need(weights: float, cache: float, *, on_gpu: bool) -> int:
-    """Bytes that vLLM takes: weights of its own, the cache of the texts it writes at once, and room for its passes."""
-    return int(weights + 1.2 * cache + (ENGINE_GPU if on_gpu else ENGINE_CPU))
+def engine_cache(cache: float) -> int:
+    """Bytes that vLLM gets for the keys and values of the texts it writes at once: it rounds each up to blocks."""
+    return max(256 * MIB, int(1.2 * cache))
+
+
+def pass_tokens(longest: int) -> int:
+    """Most tokens of one of vLLM's passes.
+
+    Args:
+        longest: a prompt with its text, in tokens.
+    """
+    return max(longest, ENGINE_PASS)
+
+
+def pass_bytes(*, hidden: int, ffn: int, vocab: int, tokens: int, texts: int, itemsize: int) -> int:
+    """Bytes of one of vLLM's passes on a GPU: the widest layer's activations, and three times the texts' logits (fp32)."""
+    return tokens * (2 * ffn + 6 * hidden) * itemsize + 3 * 4 * texts * vocab
+
+
+def engine_need(weights: float, cache: float, passes: float, *, on_gpu: bool) -> int:
+    """Bytes that vLLM takes.
+
+    Args:
+        weights: its own copy.
+        cache: keys and values of the texts it writes at once.
+        passes: see `pass_bytes`; without a GPU they are in what its process holds.
+    """
+    return int(weights + engine_cache(cache) + (passes + ENGINE_GPU if on_gpu else ENGINE_CPU))
 
 
 def engine_bytes(config: RunConfig, facts: ModelFacts, around: Surroundings) -> int:
@@ -316,8 +347,19 @@ def engine_bytes(config: RunConfig, facts: ModelFacts, around: Surroundings) -> 
         return 0
     types = _types(config.policy, config.trainer.precision, on_gpu=around.on_gpu)
     tokens = config.max_length
-    cache = kv_cache_bytes(facts, config.generation.batch_size or ENGINE_TEXTS, tokens, types)
-    return engine_need(weight_bytes(facts, types), cache, on_gpu=around.on_gpu)
+    texts = config.generation.batch_size or ENGINE_TEXTS
+    cache = kv_cache_bytes(facts, texts, tokens, types)
+    passes = pass_bytes(
+        hidden=facts.hidden,
+        ffn=facts.ffn,
+        vocab=facts.vocab,
+        tokens=pass_tokens(tokens),
+        texts=texts,
+        itemsize=types.weights,
+    )
+    is_4bit = types.quantised == _QUANTISED["4bit"]
+    own = replace(types, quantised=_ENGINE_4BIT) if is_4bit else types
+    return engine_need(weight_bytes(facts, own), cache, passes, on_gpu=around.on_gpu)
 
 
 def plain_weights(config: RunConfig, facts: ModelFacts, around: Surroundings) -> int:

@@ -39,6 +39,7 @@ def zipped() -> bytes:
         (TEXT.decode().encode("utf-16"), "UTF-16, not UTF-8", "iconv -f UTF-16 -t UTF-8 items.jsonl"),
         (b"\n<!DOCTYPE html><html>", "a web page (HTML), not the file itself", "`resolve`"),
     ],
+    ids=["lfs", "gzip", "zstd", "xz", "bzip2", "zip", "parquet", "utf-16", "html"],  # gzip's bytes hold the time
 )
 def test_kinds_and_their_ways_out(content: bytes, what: str, way_out: str, tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"

@@ -23,7 +23,7 @@ import torch
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, EngineError, PolicyError
-from rl4rec_cli.memory import ENGINE_TEXTS, engine_need
+from rl4rec_cli.memory import ENGINE_TEXTS, engine_cache, engine_need, pass_bytes, pass_tokens
 from rl4rec_cli.policy.backend import check_head
 from rl4rec_cli.policy.handover import (
     adapts_tied_ends,
@@ -222,14 +222,16 @@ class VllmEngine:
             "enforce_eager": own.enforce_eager if on_gpu else True,
         }
         environment: dict[str, str] = {}
+        options["max_num_batched_tokens"] = pass_tokens(self._max_length)
         if on_gpu:
             options["gpu_memory_utilization"] = own.memory_share or memory_share(policy, self._max_length, texts)
+            if own.memory_share is None:  # else the cache gets what the share leaves
+                options["kv_cache_memory_bytes"] = engine_cache(cache_bytes(model, self._max_length) * texts)
             options["enable_sleep_mode"] = own.sleep
             environment["CUDA_VISIBLE_DEVICES"] = same_gpu(policy.device)
         else:
             # A prompt that is read in two pieces fails on the CPU where texts have seeds of their own (vLLM 0.30).
             options["enable_chunked_prefill"] = False
-            options["max_num_batched_tokens"] = max(self._max_length, 8192)
             options["kv_cache_memory_bytes"] = max(256 << 20, cache_bytes(model, self._max_length) * texts)
         if self._swaps(policy):
             adapter = model.peft_config["default"]
@@ -423,6 +425,12 @@ def weight_bytes(model: Any) -> int:
     return sum(p.numel() * p.element_size() for n, p in model.named_parameters() if "lora_" not in n)
 
 
+def scale_bytes(model: Any) -> int:
+    """Bytes of the scales of 4-bit weights as vLLM holds them: float32, one for 64 weights, two of which are a byte."""
+    packed = sum(p.numel() for p in model.parameters() if type(p).__name__ == "Params4bit")
+    return packed * 2 // 64 * 4
+
+
 def memory_share(policy: Policy, tokens: int, texts: int) -> float:
     """The share of the GPU that vLLM gets: weights of its own, the cache of a batch, and room for its passes.
 
@@ -430,7 +438,17 @@ def memory_share(policy: Policy, tokens: int, texts: int) -> float:
         ConfigError: that is more than the whole GPU.
     """
     _, total = torch.cuda.mem_get_info(policy.device)
-    need = engine_need(weight_bytes(policy.model), cache_bytes(policy.model, tokens) * texts, on_gpu=True)
+    config = policy.model.config.get_text_config()
+    passes = pass_bytes(
+        hidden=config.hidden_size,
+        ffn=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        vocab=config.vocab_size,
+        tokens=pass_tokens(tokens),
+        texts=texts,
+        itemsize=policy.model.dtype.itemsize,
+    )
+    cache = cache_bytes(policy.model, tokens) * texts
+    need = engine_need(weight_bytes(policy.model) + scale_bytes(policy.model), cache, passes, on_gpu=True)
     if need > 0.95 * total:
         raise ConfigError(
             f"generation.engine=vllm needs {need / 1e9:.1f} GB for {texts} texts; the GPU has {total / 1e9:.1f} GB",
