@@ -326,7 +326,7 @@ def pass_tokens(longest: int) -> int:
 
 
 def pass_bytes(*, hidden: int, ffn: int, vocab: int, tokens: int, texts: int, itemsize: int) -> int:
-    """Bytes of one of vLLM's passes on a GPU: the widest layer's activations, and three times the texts' logits (fp32)."""
+    """Bytes of one of vLLM's passes on a GPU: the widest layer's activations, and the texts' logits thrice (fp32)."""
     return tokens * (2 * ffn + 6 * hidden) * itemsize + 3 * 4 * texts * vocab
 
 
