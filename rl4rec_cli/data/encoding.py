@@ -9,6 +9,7 @@ Hides: special tokens, and how tokenizers are told not to look for them.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 from rl4rec_cli.errors import PolicyError
@@ -17,6 +18,9 @@ MARK = "\U000f0000"
 """Of Unicode's private use. It and the letter after it stand for the name of a control token in the text of an item;
 two of it stand for itself."""
 _FIRST = 0xF0001
+# Not all that steers a model is flagged as special: DeepSeek's turns and Qwen's tool calls are plain additions. Others
+# are ordinary text (runs of blanks, Gemma's HTML tags), and stay as they are.
+_STEERS = re.compile(r"<[^<>\s]*[|｜_▁][^<>\s]*>|</?think>")
 
 
 class TextEncoder:
@@ -31,7 +35,7 @@ class TextEncoder:
         self._opening, self._closing = _added(tokenizer)
         specials = {str(token) for token in tokenizer.all_special_tokens}
         added = getattr(tokenizer, "added_tokens_decoder", {})
-        specials |= {str(token) for token in added.values() if getattr(token, "special", False)}
+        specials |= {str(t) for t in added.values() if getattr(t, "special", False) or _STEERS.fullmatch(str(t))}
         self._names = sorted(filter(None, specials), key=lambda name: (-len(name), name))
         self._ids = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in self._names}
         names = "|".join(map(re.escape, self._names))
@@ -85,6 +89,10 @@ class TextEncoder:
             return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         ids = list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
         controls = set(self._ids.values()) - {self._tokenizer.unk_token_id}
+        if controls.intersection(ids):  # of a name that the tokenizer does not flag, or cannot be told of
+            cuts = [0, *(name.start() + 1 for name in self._name.finditer(text)), len(text)]
+            parts = [text[start:end] for start, end in pairwise(cuts) if start < end]
+            ids = [token for part in parts for token in self._tokenizer(part, add_special_tokens=False)["input_ids"]]
         if wrong := controls.intersection(ids):
             name = self._tokenizer.convert_ids_to_tokens(min(wrong))
             raise PolicyError(

@@ -119,6 +119,15 @@ def test_a_tokenizer_that_makes_control_tokens_all_the_same_is_refused(tiny_fold
             return tokenizer(text, **options)
 
     encoder._tokenizer = Deaf()
+    ids = encoder.text_ids("a <eos> b")  # the name is cut apart
+    assert tokenizer.eos_token_id not in ids
+    assert tokenizer.decode(ids) == "a <eos> b"
+
+    class Stubborn(Deaf):
+        def __call__(self, text: Any, **options: Any) -> Any:
+            return {"input_ids": [tokenizer.eos_token_id]}
+
+    encoder._tokenizer = Stubborn()
     with pytest.raises(PolicyError, match="reads '<eos>' in the text of an item as a control token"):
         encoder.text_ids("a <eos> b")
 
@@ -143,3 +152,18 @@ def test_the_command_shows_where_a_prompt_ends(
     assert main([*command, "--json"]) == 0
     [prompt] = json.loads(capsys.readouterr().out)["prompts"]
     assert prompt["last_tokens"][-1].startswith("Ċ (")
+
+
+@pytest.mark.parametrize("name", ["<｜User｜>", "<tool_call>", "</think>"])
+def test_names_that_steer_a_model_without_a_flag_are_text_too(name: str, tiny_folder: Path) -> None:
+    tokenizer = tokenizer_of(tiny_folder)
+    tokenizer.add_tokens([name, "<h1>"])
+    encoder = TextEncoder(tokenizer)
+    text = f"rose {name} cream{name}"
+    ids = encoder.prompt_ids(f"{name}{encoder.guard(text)}", is_framed=True)
+    control = tokenizer.convert_tokens_to_ids(name)
+    assert ids[0] == control
+    assert control not in ids[1:]
+    assert tokenizer.decode(ids[1:]) == text
+    # A tag of HTML steers nothing: it is the token that it is in any text.
+    assert encoder.text_ids("<h1>rose") == tokenizer("<h1>rose", add_special_tokens=False)["input_ids"]
