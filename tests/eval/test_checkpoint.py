@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_refused_by_every_command_and_whole_ones_are_nam
         assert main(command) == 1, command
         said = capsys.readouterr().err
         assert f"error: {copy}/checkpoints/checkpoint_final is damaged: {what}" in said
-        assert "hint: whole checkpoints of this run: best, start, step_2 (--checkpoint step_2)" in said
+        assert "hint: whole checkpoints of this run: best, start, step_2, step_3 (--checkpoint step_3)" in said
         assert "gemma" not in said
     assert json.loads((copy / "eval" / "validation.json").read_text()) == before
     assert not (tmp_path / "out").exists()
