@@ -362,6 +362,21 @@ def _engine_size(config: RunConfig, facts: ModelFacts, around: Surroundings, gpu
     return int(share * gpu.total) if need and gpu is not None and share is not None else need
 
 
+def engine_share(config: RunConfig, facts: ModelFacts, retrieval: RetrievalFacts) -> float | None:
+    """The share of its GPU that the engine of `policy.fast_inference` gets, as a plan for this machine shows it.
+
+    None without that engine.
+
+    Raises:
+        ConfigError: `policy.device` names a GPU that is not there.
+    """
+    if not config.policy.fast_inference:
+        return None
+    machine = find_machine()
+    around = surroundings(machine, config, retrieval)
+    return float(_vllm(config, facts, around, _policy_gpu(machine, config.policy.device)).value) or None
+
+
 def _vllm(config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu | None) -> Choice:
     """The share of the GPU that vLLM gets."""
     if beside := _engine_size(config, facts, around, gpu):
@@ -373,6 +388,8 @@ def _vllm(config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu |
     writing = next((p for p in estimate(config, facts, around).phases if p.name == "writing"), None)
     if writing is None:
         return Choice("vLLM share", "0", "no texts are written")
+    if (asked := config.generation.vllm.memory_share) is not None:
+        return Choice("vLLM share", f"{asked:.2f}", "generation.vllm.memory_share says so")
     # The weights are shared with the engine, which wants room beside the cache for a batch of its own.
     need = writing.parts["weights"] + 1.2 * writing.parts["KV cache"] + GB
     return Choice(

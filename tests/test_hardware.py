@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rl4rec_cli import hardware
 from rl4rec_cli.config import RunConfig
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.hardware import (
@@ -162,6 +163,19 @@ def test_choices_say_why() -> None:
     assert "1.2 GB instead of 3.1 GB" in choice(four, "quantization")[1]
     fast = plan(machine(80), load("qwen2.5-1.5b", "policy.backend=unsloth", "policy.fast_inference=true"))
     assert 0.02 < float(choice(fast, "vLLM share")[0]) < 0.5
+
+
+def test_the_share_that_a_plan_shows_is_the_one_that_unsloth_s_engine_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
+
+    monkeypatch.setattr(hardware, "find_machine", lambda: machine(80))
+    for sets in ([], ["generation.vllm.memory_share=0.33"]):
+        config = load("qwen2.5-1.5b", "policy.backend=unsloth", "policy.fast_inference=true", *sets)
+        share = hardware.engine_share(config, policy_facts(config.policy), retrieval_facts(config))
+        assert f"{share:.2f}" == choice(plan(machine(80), config), "vLLM share")[0]
+        assert (share == 0.33) == bool(sets)
+    plain = load("qwen2.5-1.5b")
+    assert hardware.engine_share(plain, policy_facts(plain.policy), retrieval_facts(plain)) is None
 
 
 def test_vllm_has_a_part_of_the_memory_and_the_run_the_rest() -> None:

@@ -56,6 +56,7 @@ def load_policy(
     trainable: bool = False,
     max_length: int | None = None,
     gradient_checkpointing: bool | str = False,
+    engine_share: float | None = None,
 ) -> Policy:
     """Load or build the policy a configuration names.
 
@@ -66,6 +67,7 @@ def load_policy(
         trainable: add the configured LoRA adapter, or make an existing one trainable.
         max_length: longest prompt and text together, in tokens; refused where the model has no room for them.
         gradient_checkpointing: as the trainer's; Unsloth wants to know it when it loads.
+        engine_share: share of the GPU for the engine of `policy.fast_inference`; Unsloth's own where None.
 
     Raises:
         PolicyError: not found, not a causal language model, damaged.
@@ -99,6 +101,7 @@ def load_policy(
             seed=seed,
             max_length=max_length,
             gradient_checkpointing=gradient_checkpointing,
+            engine_share=engine_share,
         )
         policy = Policy(model, tokenizer, section.model, backend)
     _own_generation_config(policy.model, tokenizer)
@@ -119,7 +122,12 @@ def open_policy(config: RunConfig, dataset: Dataset, *, model: str | None = None
 
     section = config.policy if model is None else config.policy.model_copy(update={"model": model})
     policy = load_policy(
-        section, dataset=dataset, seed=config.run.seed, trainable=trainable, max_length=config.max_length
+        section,
+        dataset=dataset,
+        seed=config.run.seed,
+        trainable=trainable,
+        max_length=config.max_length,
+        engine_share=config.generation.vllm.memory_share,
     )
     policy.engine = make_engine(config)
     return policy

@@ -34,6 +34,7 @@ def load_pretrained(
     seed: int,
     max_length: int | None,
     gradient_checkpointing: bool | str,
+    engine_share: float | None = None,
 ) -> tuple[Any, Any]:
     """Model (with its adapter) and tokenizer; see `load_policy`."""
     trains_all = trainable and section.lora is None and not (Path(section.model) / ADAPTER).is_file()
@@ -50,6 +51,7 @@ def load_pretrained(
             model = load_by_unsloth(
                 section, source, device, dtype,
                 trainable=trainable, seed=seed, max_length=max_length, gradient_checkpointing=gradient_checkpointing,
+                engine_share=engine_share,
             )  # fmt: skip
         else:
             model = _load_by_transformers(section, source, config, device, dtype, trainable=trainable)

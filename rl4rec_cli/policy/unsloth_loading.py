@@ -33,8 +33,13 @@ def load_by_unsloth(
     seed: int,
     max_length: int | None,
     gradient_checkpointing: bool | str,
+    engine_share: float | None = None,
 ) -> Any:
-    """The model, with its adapter where the source has one; whatever Unsloth raises where it fails."""
+    """The model, with its adapter where the source has one; whatever Unsloth raises where it fails.
+
+    Args:
+        engine_share: share of the GPU for the engine of `policy.fast_inference`; Unsloth's own where None.
+    """
     fast = import_unsloth().FastLanguageModel
     options: dict[str, Any] = {
         "max_seq_length": max_length or 2048,
@@ -53,6 +58,8 @@ def load_by_unsloth(
         options["device_map"] = {"": device if ":" in device else "cuda:0"}
     if section.fast_inference:
         options |= {"fast_inference": True, "max_lora_rank": section.lora.r if section.lora else 16}
+        if engine_share is not None:
+            options["gpu_memory_utilization"] = engine_share
     with _stored_with(source) as name, console.hushed():
         model, _ = fast.from_pretrained(model_name=name, **options)
     for parameter in model.parameters() if not trainable else ():

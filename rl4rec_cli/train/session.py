@@ -310,11 +310,13 @@ def makes_base(config: RunConfig) -> bool:
 
 def _load(config: RunConfig, section: PolicySection, datasets: Sequence[Dataset] | None = None) -> Policy:
     """What a section names, for this run's training."""
+    from rl4rec_cli.hardware import engine_share
     from rl4rec_cli.policy.backend import choose_backend
+    from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
     from rl4rec_cli.policy.loading import load_policy
 
     # With transformers it is the trainer's alone.
-    is_unsloth = choose_backend(section).name == "unsloth"
+    is_unsloth, is_engine = choose_backend(section).name == "unsloth", section.fast_inference
     return load_policy(
         section,
         dataset=datasets,
@@ -322,6 +324,7 @@ def _load(config: RunConfig, section: PolicySection, datasets: Sequence[Dataset]
         trainable=True,
         max_length=config.max_length,
         gradient_checkpointing=config.trainer.gradient_checkpointing if is_unsloth else False,
+        engine_share=engine_share(config, policy_facts(section), retrieval_facts(config)) if is_engine else None,
     )
 
 

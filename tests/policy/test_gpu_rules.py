@@ -8,18 +8,21 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from rl4rec_cli import variables, vllm_process
-from rl4rec_cli.config import RunConfig
+from rl4rec_cli.config import LoraSection, PolicySection, RunConfig
 from rl4rec_cli.errors import ConfigError, EngineError
 from rl4rec_cli.layering import load_config
-from rl4rec_cli.policy import backend
+from rl4rec_cli.policy import backend, unsloth_loading
 from rl4rec_cli.policy.backend import check_engine, check_one_gpu
 from rl4rec_cli.policy.pretrained import find_dtype
+from rl4rec_cli.policy.sources import find_source
+from rl4rec_cli.policy.unsloth_loading import load_by_unsloth
 from rl4rec_cli.train.arguments import resolve_precision
 from rl4rec_cli.vllm_process import VllmProcess
 
@@ -191,3 +194,35 @@ def test_a_gpu_without_bf16_computes_in_fp16_and_not_by_emulation(gpu: Any) -> N
     assert find_dtype("fp16", "cuda") == torch.float16
     with pytest.raises(ConfigError, match="weights that are trained themselves are not held in fp16"):
         find_dtype("fp16", "cuda", trains_all=True)
+
+
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_unsloth_s_engine_gets_the_share_that_was_planned(
+    share: float | None, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
+) -> None:
+    given: dict[str, Any] = {}
+
+    class Fast:
+        @staticmethod
+        def from_pretrained(**options: Any) -> tuple[torch.nn.Module, None]:
+            given.update(options)
+            return torch.nn.Linear(1, 1), None
+
+    package = SimpleNamespace(FastLanguageModel=Fast)
+    monkeypatch.setattr(unsloth_loading, "import_unsloth", lambda: package)
+    section = PolicySection(
+        model=str(tiny_folder), backend="unsloth", lora=LoraSection(r=32), fast_inference=True, device="cuda"
+    )
+    load_by_unsloth(
+        section,
+        find_source(section, "unsloth"),
+        "cuda",
+        torch.bfloat16,
+        trainable=True,
+        seed=0,
+        max_length=64,
+        gradient_checkpointing=False,
+        engine_share=share,
+    )
+    assert (given["fast_inference"], given["max_lora_rank"]) == (True, 32)
+    assert given.get("gpu_memory_utilization") == share
