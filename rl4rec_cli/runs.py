@@ -48,6 +48,8 @@ VERSIONS_OF = (
     *("bitsandbytes", "unsloth", "unsloth_zoo"),
 )
 
+BASE = "checkpoint_base"
+
 
 DATASETS = "datasets.json"
 """See `run_data.py`."""
@@ -90,7 +92,7 @@ class Run:
     @property
     def base(self) -> Path:
         """What the adapter of a tiny policy is trained over: the policy as it was built, and warm-started."""
-        return self.checkpoints / "checkpoint_base"
+        return self.checkpoints / BASE
 
     @property
     def final(self) -> Path:

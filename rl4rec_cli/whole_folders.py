@@ -124,6 +124,20 @@ def problems(
     return found
 
 
+def written_digest(folder: Path, *, only: Callable[[str], bool]) -> str | None:
+    """One digest (hex) of a folder's files as they were written, by its manifest; None where that lists none.
+
+    Args:
+        only: the files that count, by their names in the folder.
+    """
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        lines = sorted(f"{name} {file['sha256']}" for name, file in files.items() if only(str(name)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whoever loads the folder says so
+        return None
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

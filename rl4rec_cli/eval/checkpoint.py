@@ -14,7 +14,9 @@ from typing import Any
 
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.runs import Run
+from rl4rec_cli.whole_folders import written_digest
 
+_WEIGHTS = (".safetensors", ".bin")
 NAMES = "best, final, start or step_N"
 
 
@@ -46,17 +48,33 @@ def describe_checkpoint(run: Run, folder: Path) -> dict[str, Any]:
     """What is known of a checkpoint, as it stands in every result.
 
     Returns:
-        `name`; of the best one what it was chosen by: `step`, `metric`, `value`, `users`; of the last one the step of
-        the best one, where there is one, as `best_step`.
+        `name`; `weights`, a digest of what was written of them; of the best one what it was chosen by: `step`,
+        `metric`, `value`, `users`; of the last one the step of the best one, where there is one, as `best_step`.
     """
     name = folder.resolve().name
     about: dict[str, Any] = {"name": name}
+    if (weights := _weights(folder)) is not None:
+        about["weights"] = weights
     chosen = _chosen(run.best)
     if name == run.best.name and chosen:
         about |= chosen
     elif name == run.final.name and chosen:
         about["best_step"] = chosen["step"]
     return about
+
+
+def is_of(result: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a stored result is of the weights that a checkpoint has now.
+
+    A run that went on has others under the same names. A result that says nothing of its weights is taken for it.
+    """
+    measured, now = (result.get("checkpoint") or {}).get("weights"), _weights(folder)
+    return measured is None or now is None or measured == now
+
+
+def _weights(folder: Path) -> str | None:
+    digest = written_digest(folder, only=lambda name: name.startswith(("model", "adapter")) and name.endswith(_WEIGHTS))
+    return digest and digest[:16]
 
 
 def _chosen(best: Path) -> dict[str, Any]:

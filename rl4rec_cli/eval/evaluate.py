@@ -386,9 +386,11 @@ def _probe(
 def _result_folder(run: Run, checkpoint: str, config: RunConfig, dataset: Dataset) -> tuple[Path, bool]:
     """Where a result is kept, and whether it is the run's own result.
 
-    Another checkpoint, users, settings or data than the run's own never replace the run's.
+    Another checkpoint, users, settings or data than the run's own never replace the run's. The result of a run is that
+    of its last step, once it is trained to its end.
     """
-    name = "" if Path(checkpoint).name == run.newest_checkpoint().name else Path(checkpoint).name
+    name = Path(checkpoint).resolve().name
+    name = "" if name == run.final.name else name
     if changed_data(run, config.data, dataset) is not None:
         name = "-".join(filter(None, (name, "data", dataset.digest[:8])))
     as_run = config.model_copy(update={"eval": config.eval.model_copy(update={"split": run.config.eval.split})})

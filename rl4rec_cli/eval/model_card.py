@@ -15,7 +15,7 @@ from typing import Any
 
 from rl4rec_cli import __version__
 from rl4rec_cli.data.dataset import dataset_name
-from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
+from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint, is_of
 from rl4rec_cli.policy.sources import CARRIED
 from rl4rec_cli.run_data import trained_on
 from rl4rec_cli.runs import Run
@@ -116,12 +116,13 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
 
 def _results(run: Run, checkpoint: Path) -> str:
     """What was measured of this very checkpoint."""
-    own = "" if checkpoint.name == run.newest_checkpoint().name else checkpoint.name
+    name = checkpoint.resolve().name
+    own = "" if name == run.final.name else name
     parts = []
     names = _datasets(run)
     for name, split in itertools.product(names, ("validation", "test")):
         found = _evaluation(run.results(name) / own / f"{split}.json")
-        if found is None:
+        if found is None or not is_of(found, checkpoint):
             continue
         of = f"{name}, " if len(names) > 1 else ""
         metrics = [n for n in next(iter(found["methods"].values())) if n.endswith("@10")] or [found["metric"]]

@@ -17,6 +17,7 @@ from rl4rec_cli import console, hub
 from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.file_kinds import odd_file
 from rl4rec_cli.policy.presets import PRESETS, repository_of
+from rl4rec_cli.runs import BASE
 from rl4rec_cli.whole_folders import MANIFEST, problems
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _whole_ones(damaged: Path) -> str:
     """What can be taken in a damaged checkpoint's place."""
     others = damaged.parent.glob("checkpoint_*") if damaged.parent.name == "checkpoints" else ()
     names = [path.name for path in sorted(others) if path != damaged and not _differences(path)[0]]
-    short = [name.removeprefix("checkpoint_") for name in names if name != "checkpoint_base"]
+    short = [name.removeprefix("checkpoint_") for name in names if name != BASE]
     if not short:
         return "copy it again from where it came, or train or export it again"
     return f"whole checkpoints of this run: {', '.join(short)} (--checkpoint {short[-1]}); or copy this one again"
@@ -183,14 +184,19 @@ def read_base(adapter: Path) -> tuple[str, str | None]:
 
 
 def find_base(adapter: Path, recorded: str) -> str:
-    """The base of an adapter: as it recorded it; where that is not there, in it (an export) or beside it (a run).
+    """The base of an adapter: its own in it (an export) or beside it (a run), else what it recorded.
 
-    Both are found again after the export or the run was moved.
+    Its own is found again after the export or the run was moved, and is taken before what lies at the recorded place
+    now: that may be the base of another run, which was given the name that was free again.
     """
-    if not _is_path(recorded) or Path(recorded).exists():
+    if not _is_path(recorded):
         return recorded
-    places = (adapter.resolve() / CARRIED, adapter.resolve().parent / _last(recorded))
-    return next((str(place) for place in places if place.is_dir()), recorded)
+    carried, beside = adapter.resolve() / CARRIED, adapter.resolve().parent / _last(recorded)
+    own = {CARRIED: carried, BASE: beside}.get(_last(recorded))
+    places = [own, Path(recorded), carried, beside]
+    # A run's `checkpoint_start` may be an adapter on another run's: no base, though it has the name of one.
+    is_base = (place for place in places if place is not None and place.is_dir() and not (place / ADAPTER).is_file())
+    return str(next(is_base, recorded))
 
 
 def _is_path(name: str) -> bool:

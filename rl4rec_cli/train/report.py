@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli import __version__, console
 from rl4rec_cli.config_types import Section
 from rl4rec_cli.errors import Rl4RecError, RunError
+from rl4rec_cli.eval.checkpoint import is_of
 from rl4rec_cli.runs import TRAINING_LOG, WARM_START_LOG, check_writable, open_run, read_log, write_text
 from rl4rec_cli.train.checkpoints import CheckpointState, checkpoint_states
 
@@ -96,6 +97,11 @@ class Logged:
             value = _read_json(path)
             if isinstance(value, dict) and {"methods", "kinds", "differences", "verdict"} <= value.keys():
                 found[_of(name, split)] = value
+                if not is_of(value, self.run.final):
+                    self.remarks.append(
+                        f"{path.relative_to(self.run.folder)} was measured with other weights than checkpoint_final "
+                        "has now: measure it again."
+                    )
             elif path.exists():
                 self.remarks.append(f"{path.relative_to(self.run.folder)} is no result that can be read.")
         return found

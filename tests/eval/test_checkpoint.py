@@ -67,7 +67,8 @@ def test_every_output_says_which_checkpoint_it_is_of(
 ) -> None:
     best = json.loads((run / "checkpoints" / "checkpoint_best" / "validation.json").read_text())
     own = json.loads((run / "eval" / "validation.json").read_text())
-    assert own["checkpoint"] == {"name": "checkpoint_final", "best_step": best["step"]}
+    assert (own["checkpoint"]["name"], own["checkpoint"]["best_step"]) == ("checkpoint_final", best["step"])
+    assert own["checkpoint"]["weights"]
     assert f"The best step on validation users was {best['step']}: --checkpoint best" in own["checkpoint_line"]
 
     result, said = answer(capsys, "eval", str(run), "--checkpoint", "best")
@@ -93,6 +94,32 @@ def test_every_output_says_which_checkpoint_it_is_of(
     assert f"checkpoint: checkpoint_best, after step {best['step']}: the best ndcg@10 on 8 validation users" in card
     assert main(["report", str(run)]) == 0
     assert "Measured: checkpoint_final." in (run / "report.html").read_text()
+
+
+def test_a_result_is_of_the_weights_that_were_measured(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that goes on has other weights under the same names, and what was measured before is not theirs."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints" / "checkpoint_final")
+    (copy / "eval" / "validation.json").unlink()
+    result, _ = answer(capsys, "eval", str(copy), "--baselines", "none")
+    assert result["checkpoint"]["name"] == "checkpoint_step_2"
+    # The run is not finished: this is no result that would let it pass for one that is.
+    assert not (copy / "eval" / "validation.json").exists()
+    kept = json.loads((copy / "eval" / "checkpoint_step_2" / "validation.json").read_text())
+    assert kept["checkpoint"] == result["checkpoint"]
+
+    shutil.copy(run / "eval" / "validation.json", copy / "eval")
+    shutil.copytree(run / "checkpoints" / "checkpoint_start", copy / "checkpoints" / "checkpoint_final")
+    assert main(["export", str(copy), "--output", str(tmp_path / "out")]) == 0
+    assert "This checkpoint was not measured." in (tmp_path / "out" / "README.md").read_text()
+    assert main(["report", str(copy)]) == 0
+    said = "eval/validation.json was measured with other weights than checkpoint_final has now"
+    assert said in capsys.readouterr().err
+    assert main(["report", str(run)]) == 0
+    assert said not in capsys.readouterr().err
 
 
 def test_only_a_run_has_checkpoints(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from rl4rec_cli.config import LoraSection, PolicySection
 from rl4rec_cli.data.dataset import Dataset, save_dataset
 from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.policy.loading import check_tokenizer, load_policy, save_policy
-from rl4rec_cli.policy.sources import find_source
+from rl4rec_cli.policy.sources import find_base, find_source
 from rl4rec_cli.vocabulary import RESIZE
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 2471645608\n"
@@ -121,6 +121,27 @@ def test_a_base_of_another_machine_is_taken_from_beside_the_adapter(
     for recorded in ("/home/ann/base-7b", "D:\\models\\base-7b", "../models/base-7b"):
         file.write_text(json.dumps({**saved, "base_model_name_or_path": recorded}))
         assert find_source(section(tmp_path / "adapter"), "hf").model == str(tmp_path / "base-7b")
+
+
+@pytest.mark.parametrize(("own", "adapter"), [("base", "."), ("checkpoint_base", "checkpoints/checkpoint_final")])
+def test_a_base_of_its_own_is_taken_before_what_now_lies_at_the_recorded_place(
+    own: str, adapter: str, tmp_path: Path
+) -> None:
+    """A run or an export was renamed, and another one was given the name."""
+    for name in ("mine", "others"):
+        (tmp_path / name / adapter).mkdir(parents=True)
+        (tmp_path / name / Path(adapter).parent / own).mkdir()
+    recorded = str(tmp_path / "others" / Path(adapter).parent / own)
+    assert find_base(tmp_path / "mine" / adapter, recorded) == recorded.replace("others", "mine")
+
+
+def test_an_adapter_beside_another_is_no_base(tmp_path: Path) -> None:
+    """A run's `checkpoint_start` may be an adapter on another run's, and both have the same name."""
+    start = tmp_path / "mine" / "checkpoints" / "checkpoint_start"
+    start.mkdir(parents=True)
+    (start / "adapter_config.json").write_text("{}")
+    recorded = str(tmp_path / "gone" / "checkpoints" / "checkpoint_start")
+    assert find_base(start.parent / "checkpoint_final", recorded) == recorded
 
 
 def test_a_name_of_the_hub_without_the_hub() -> None:
