@@ -104,7 +104,7 @@ def test_a_result_is_of_the_weights_that_were_measured(
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "checkpoints" / "checkpoint_final")
     (copy / "eval" / "validation.json").unlink()
-    result, _ = answer(capsys, "eval", str(copy), "--baselines", "none")
+    result, _ = answer(capsys, "eval", str(copy))
     assert result["checkpoint"]["name"] == "checkpoint_step_2"
     # The run is not finished: this is no result that would let it pass for one that is.
     assert not (copy / "eval" / "validation.json").exists()
