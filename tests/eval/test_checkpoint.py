@@ -105,10 +105,10 @@ def test_a_result_is_of_the_weights_that_were_measured(
     shutil.rmtree(copy / "checkpoints" / "checkpoint_final")
     (copy / "eval" / "validation.json").unlink()
     result, _ = answer(capsys, "eval", str(copy))
-    assert result["checkpoint"]["name"] == "checkpoint_step_2"
+    assert result["checkpoint"]["name"] == "checkpoint_step_3"
     # The run is not finished: this is no result that would let it pass for one that is.
     assert not (copy / "eval" / "validation.json").exists()
-    kept = json.loads((copy / "eval" / "checkpoint_step_2" / "validation.json").read_text())
+    kept = json.loads((copy / "eval" / "checkpoint_step_3" / "validation.json").read_text())
     assert kept["checkpoint"] == result["checkpoint"]
 
     shutil.copy(run / "eval" / "validation.json", copy / "eval")
