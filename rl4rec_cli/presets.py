@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,18 @@ class Recipe:
 def packaged_recipes() -> dict[str, Recipe]:
     """The recipes that come with the package, by name."""
     found = {}
-    for entry in sorted(
-        resources.files("rl4rec_cli.recipes").iterdir(), key=lambda entry: entry.name.removesuffix(".yaml")
-    ):
+    for entry in sorted(_folder().iterdir(), key=lambda entry: entry.name.removesuffix(".yaml")):
         if entry.name.endswith(".yaml"):
             name, text = entry.name.removesuffix(".yaml"), entry.read_text(encoding="utf-8")
             found[name] = Recipe(name, text, _header(text))
     return found
+
+
+def _folder() -> Traversable:
+    """Where the packaged recipes lie: in the package, or in a source tree that was not installed beside it."""
+    if find_spec("rl4rec_cli.recipes") is not None:
+        return resources.files("rl4rec_cli.recipes")
+    return Path(__file__).parents[1] / "recipes"
 
 
 def _header(text: str) -> dict[str, str]:

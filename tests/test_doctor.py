@@ -79,6 +79,16 @@ def test_a_wrong_version_is_broken_and_the_way_out_is_told(tmp_path: Path) -> No
     assert "http://127.0.0.1:9 does not answer" in done.stdout
 
 
+def test_another_torch_of_the_same_major_version_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda name: ["torch==2.13.0", "trl==1.14.2"])
+    for version, state in (("2.11.0", "note"), ("1.13.1", "broken"), ("3.0.0", "broken")):
+        monkeypatch.setattr(metadata, "version", {"torch": version, "trl": "1.14.1"}.__getitem__)
+        checks = {check.name: check for check in doctor._pins() if not check.name.startswith("extra")}
+        assert checks["torch"].state == state
+        assert checks["torch"].found.startswith(f"{version}, wanted ==2.13.0")
+        assert checks["trl"].state == "broken"
+
+
 def test_a_missing_package_is_broken_and_a_missing_extra_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     required = ["pytest>=1", "no-such-package==2", "neither>=1; extra == 'ray'", "pytest>=1; extra == 'vllm'"]
     monkeypatch.setattr(metadata, "requires", lambda name: required)

@@ -1,9 +1,13 @@
-"""The lock for GPUs says what pyproject.toml asks for, and nothing of where it was made."""
+"""The lock for GPUs says what pyproject.toml asks for, and nothing of where it was made; a source tree works, too."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -40,3 +44,27 @@ def test_the_lock_names_its_command_and_no_index() -> None:
 
 def test_extras_for_users_are_there() -> None:
     assert {"gpu", "vllm", "ray"} <= set(PROJECT["optional-dependencies"])
+
+
+def test_a_source_tree_works_without_installation(tmp_path: Path) -> None:
+    """Python sees every package but this one, which it takes from the folder it is started in."""
+    (tmp_path / "packages").mkdir()
+    for folder in (Path(path) for path in sys.path if path.endswith("-packages")):
+        for entry in folder.iterdir():
+            beside = tmp_path / "packages" / entry.name
+            if not entry.name.startswith(("rl4rec", "__editable__")) and entry.suffix != ".pth" and not beside.exists():
+                beside.symlink_to(entry)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        own = {**os.environ, "PYTHONPATH": str(tmp_path / "packages"), "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-S", "-m", "rl4rec_cli", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=own)
+
+    listed = run("recipes", "list")
+    assert "quick-test" in listed.stdout, listed.stderr
+    healthy = run("doctor", "--json")
+    assert healthy.returncode == 0, healthy.stderr
+    checks = {check["name"]: check for check in json.loads(healthy.stdout)["checks"]}
+    assert checks["required packages"]["state"] == "ok"
+    assert f"{len(PROJECT['dependencies'])} installed" in checks["required packages"]["found"]
+    assert {f"extra {name}" for name in ("gpu", "vllm", "ray")} <= set(checks)

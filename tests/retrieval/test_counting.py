@@ -168,30 +168,3 @@ def test_an_error_of_the_data_is_the_users(said: list[str], monkeypatch: pytest.
 def test_never_on_a_cpu() -> None:
     items = ItemMatrix.from_tensor(torch.randn(3000, 16))
     assert counting._kernel(items, 1 << 20) is None
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.skipif(not IS_THERE, reason="needs triton, which torch's CUDA build brings")
-@pytest.mark.parametrize("storage", ["fp32", "fp16", "bf16", "int8"])
-def test_a_gpu_counts_by_the_kernel_what_it_counts_by_tiles(storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors, queries = torch.randn(50_000, 96), torch.randn(100, 96)
-    vectors[40_000:] = vectors[:10_000]
-    queries[-1] = 0
-    targets = torch.randint(0, 50_000, (100,))
-    masks = [torch.randint(0, 50_000, (30,)).tolist() for _ in range(100)]
-    expected = target_ranks(queries, ItemMatrix.from_tensor(vectors), targets, masks)
-    items = ItemMatrix.from_tensor(vectors, storage=storage, device="cuda")
-    if counting._kernel(items, 100) is None:
-        pytest.skip(f"the kernel is not compiled for {storage} on this generation of GPUs")
-    for is_quicker in (True, False):
-        monkeypatch.setattr(counting, "_try_both", lambda *_, answer=is_quicker: answer)
-        monkeypatch.setattr(counting, "_quicker", {})
-        assert torch.equal(target_ranks(queries, items, targets, masks), expected)
-    monkeypatch.undo()
-    monkeypatch.setattr(counting, "_quicker", {})
-    lines: list[str] = []
-    monkeypatch.setattr(console, "log", lines.append)
-    assert torch.equal(target_ranks(queries, items, targets, masks), expected)
-    assert len(lines) == 1
-    assert "(fused kernel " in lines[0], lines

@@ -636,21 +636,3 @@ def test_share_out_gives_every_job_once_and_in_order() -> None:
     torch.set_num_threads(cores.FEW + 1)
     with cores.one_core() as threads:
         assert (threads, torch.get_num_threads()) == (1, cores.FEW + 1)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("storage", STORAGES)
-def test_gpu_gives_the_same_bits(storage: Any) -> None:
-    vectors, queries = torch.randn(20_000, 96), torch.randn(64, 96)
-    vectors[15_000:] = vectors[:5_000]
-    targets = torch.randint(0, 20_000, (64,))
-    on_cpu, on_gpu = ItemMatrix.from_tensor(vectors), ItemMatrix.from_tensor(vectors, storage=storage, device="cuda")
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("high")
-        assert torch.equal(target_ranks(queries, on_gpu, targets), target_ranks(queries, on_cpu, targets))
-        for got, expected in zip(search(queries, on_gpu, 20), search(queries, on_cpu, 20), strict=True):
-            assert torch.equal(got, expected)
-    finally:
-        torch.set_float32_matmul_precision(before)
