@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,47 @@ def test_a_source_tree_works_without_installation(tmp_path: Path) -> None:
     assert checks["required packages"]["state"] == "ok"
     assert f"{len(PROJECT['dependencies'])} installed" in checks["required packages"]["found"]
     assert {f"extra {name}" for name in ("gpu", "vllm", "ray")} <= set(checks)
+
+
+def make_wheel(folder: Path, requirement: str) -> None:
+    """A wheel of one module, with what the script leaves out of those of two packages."""
+    name, _, version = requirement.partition("==")
+    name = name.replace("-", "_")
+    libraries = ("cpu", "cuda121", "cuda130", "rocm70", "xpu2025")
+    more = {"bitsandbytes": [f"bitsandbytes/libbitsandbytes_{kind}.so" for kind in libraries]}
+    more["unsloth"] = ["studio/app.js", "unsloth/studio.py"]
+    info = f"{name}-{version}.dist-info"
+    files = dict.fromkeys([f"{name}/__init__.py", *more.get(name, [])], "x")
+    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    files[f"{info}/WHEEL"] = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        for path, text in files.items():
+            wheel.writestr(path, text)
+
+
+def test_wheels_for_a_gpu_without_network_are_collected_without_what_it_cannot_load(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    index.mkdir()
+    lines = [*(ROOT / "constraints.txt").read_text().splitlines()]
+    lines += (ROOT / "requirements-unsloth-cpu.txt").read_text().splitlines()
+    for requirement in dict.fromkeys(line for line in lines if "==" in line):
+        make_wheel(index, requirement)
+    own = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index), "PIP_CONFIG_FILE": os.devnull, "PYTHON": sys.executable}
+    command = ["sh", str(ROOT / "scripts" / "gpu_wheels.sh"), str(tmp_path / "wheels")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **own})
+    assert done.returncode == 0, done.stderr
+    wheels = {path.name.partition("-")[0]: path for path in (tmp_path / "wheels").iterdir()}
+    assert {"trl", "datasets", "dill", "multiprocess", "pydantic", "pydantic_core", "bm25s", "unsloth_zoo"} <= set(
+        wheels
+    )
+    assert {"torch", "transformers", "pyarrow"}.isdisjoint(wheels)
+    kept = {}
+    for name in ("bitsandbytes", "unsloth"):
+        with zipfile.ZipFile(wheels[name]) as wheel:
+            kept[name] = [path for path in wheel.namelist() if ".dist-info" not in path]
+            (record,) = (path for path in wheel.namelist() if path.endswith("RECORD"))
+            recorded = [line.partition(",")[0] for line in wheel.read(record).decode().splitlines()]
+            assert sorted(recorded) == sorted(wheel.namelist())
+    assert kept["bitsandbytes"][1:] == [f"bitsandbytes/libbitsandbytes_{kind}.so" for kind in ("cpu", "cuda130")]
+    assert kept["unsloth"] == ["unsloth/__init__.py", "unsloth/studio.py"]
