@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rl4rec_cli.errors import RunError
+from rl4rec_cli.files import check_regular
 
 
 def part_of(path: Path) -> Path:
@@ -28,6 +29,8 @@ def held(part: Path) -> Iterator[None]:
     """
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
+        if part.exists():
+            check_regular(part)
         file = part.open("a")
     except OSError as error:
         raise RunError(f"{part}: cannot write it: {error.strerror or error}") from error

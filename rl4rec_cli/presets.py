@@ -17,6 +17,7 @@ from typing import Any
 from rl4rec_cli import schema
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.file_kinds import recognise
+from rl4rec_cli.files import check_regular
 from rl4rec_cli.strict_yaml import MAX_BYTES, YamlError, load_yaml
 
 RECIPE_FILES = (".yaml", ".yml", ".json")
@@ -124,7 +125,9 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 
 def _read_text(path: Path) -> str:
-    with path.expanduser().open("rb") as file:
+    path = path.expanduser()
+    check_regular(path)
+    with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if (odd := recognise(data)) is not None:
         raise ConfigError(f"recipe {path} is {odd.what}", hint=odd.way_out(path))

@@ -38,6 +38,7 @@ from typing import IO, TYPE_CHECKING, Any
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.file_names import file_name
+from rl4rec_cli.files import parse_json, read_bytes
 from rl4rec_cli.variables import recorded_variables
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ DATASETS = "datasets.json"
 """See `run_data.py`."""
 TRAINING_LOG = "training_log.jsonl"
 WARM_START_LOG = "warm_start_log.jsonl"
+BEGIN = "# The configuration of a run. Its last line says so."
+END = "# end"
 
 
 class Run:
@@ -239,6 +242,8 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder", hint="name a file in it")
+    if path.exists() and not path.is_file():  # a file is written beside and renamed: it would take a device's place
+        raise ConfigError(f"{path}: is a device or a FIFO, not a file", hint="name a file")
     if (reason := why_unwritable(path)) is not None:
         raise ConfigError(f"{path}: cannot be written: {reason}", hint="name a file in a folder that can be written in")
 
@@ -313,23 +318,33 @@ def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(strict(r), ensure_ascii=False, allow_nan=False) + "\n" for r in records))
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path, flaw_of: Callable[[dict[str, Any]], str] = lambda record: "") -> list[dict[str, Any]]:
     """The whole lines of a log; a last line that a kill or a full disk cut is left out.
 
+    Args:
+        flaw_of: what keeps a record from being one of this log; empty where nothing does.
+
     Raises:
-        RunError: a line in between is no JSON.
+        RunError: it cannot be read, or a line in between is no record.
     """
     records = []
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = read_bytes(path).split(b"\n")
+    except OSError as error:
+        raise RunError(f"{path}: cannot read it: {error.strerror or error}") from error
+    hint = "put back what was there, or remove the line"
     for number, line in enumerate(lines, 1):
-        if not line:
+        if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
+            record = parse_json(line)
         except ValueError as error:
             if number == len(lines):
                 break
-            raise RunError(f"{path}:{number}: not JSON: {error}") from error
+            raise RunError(f"{path}:{number}: not JSON: {error}", hint=hint) from error
+        if flaw := flaw_of(record) if isinstance(record, dict) else "is no JSON object":
+            raise RunError(f"{path}:{number}: {flaw}", hint=hint)
+        records.append(record)
     return records
 
 
@@ -342,20 +357,20 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
     records: list[dict[str, Any]] = []
     damaged = 0
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in filter(str.strip, file):
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    record = None
-                if isinstance(record, dict):
-                    records.append(record)
-                else:
-                    damaged += 1
+        lines = read_bytes(path).decode("utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return [], 0
     except OSError as error:
         raise RunError(f"{path}: cannot read it: {error.strerror or error}") from error
+    for line in filter(str.strip, lines):
+        try:
+            record = parse_json(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            damaged += 1
     return records, damaged
 
 
@@ -405,8 +420,6 @@ def create_run(
     Raises:
         RunError: the folder exists already, or cannot be made.
     """
-    from rl4rec_cli.layering import dump_config
-
     folder = Path(config.run.output_dir) / (config.run.name or run_name(config, dataset))
     try:
         folder.mkdir(parents=True, exist_ok=False)
@@ -416,20 +429,39 @@ def create_run(
         raise RunError(f"{folder}: cannot make the run folder: {error.strerror or error}") from error
     if datasets is not None:
         write_json(folder / DATASETS, {"datasets": datasets})
-    write_text(folder / "config.yaml", dump_config(config))
+    write_text(folder / "config.yaml", recipe_text(config))
     write_json(folder / "env.json", environment() | {"prompts": prompts})
     return Run(folder, config, digest=digest)
+
+
+def recipe_text(config: RunConfig) -> str:
+    """The `config.yaml` of a run: a recipe whose end can be told to be missing."""
+    from rl4rec_cli.layering import dump_config
+
+    return f"{BEGIN}\n{dump_config(config)}{END}\n"
 
 
 def recipe_of(folder: Path) -> Path:
     """The recipe a run folder was made with.
 
     Raises:
-        RunError: not a run folder.
+        RunError: not a run folder, or the recipe's end is missing.
     """
-    if not (folder / "config.yaml").is_file():
+    path = folder / "config.yaml"
+    if not path.is_file():
         raise RunError(f"{folder}: not a run folder (no config.yaml)", hint="runs are made by `rl4rec train`")
-    return folder / "config.yaml"
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise RunError(f"{path}: cannot read it: {error.strerror or error}") from error
+    values = [line for line in lines if line.strip() and not line.startswith("#")]
+    # Runs of older versions have neither line.
+    if not values or (BEGIN in lines[:1] and END not in lines):
+        raise RunError(
+            f"{path}: is cut: {f'its last line, `{END}`, is missing' if values else 'there is no setting in it'}",
+            hint="put back what was there; every checkpoint that training can go on from has a copy, recipe.yaml",
+        )
+    return path
 
 
 def open_run(path: str | Path) -> Run:

@@ -23,6 +23,7 @@ from rl4rec_cli.config import DataSection
 from rl4rec_cli.data.reading import ITEMS, META, PROMPTS, SEQUENCES, read_folder
 from rl4rec_cli.dataset_folders import find_folder
 from rl4rec_cli.errors import ConfigError, DataError
+from rl4rec_cli.files import parse_json, read_bytes
 
 Split = Literal["train", "validation", "test"]
 
@@ -171,7 +172,7 @@ def dataset_name(path: str | Path) -> str:
     """The name that the dataset in a folder has or would have, without reading more of it."""
     folder = Path(find_folder(str(path))).expanduser()
     try:
-        meta = json.loads((folder / META).read_text(encoding="utf-8-sig"))
+        meta = parse_json(read_bytes(folder / META).decode("utf-8-sig"))
     except (OSError, ValueError):  # none, or a broken one, which loading will tell
         meta = {}
     has_name = isinstance(meta, dict) and isinstance(meta.get("name"), str)

@@ -24,6 +24,7 @@ from rl4rec_cli.data.prompts import PromptBuilder, TemplateTooLongError
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.prompting import check_model, lost_items, make_prompts
+from rl4rec_cli.files import read_bytes
 from rl4rec_cli.part_files import held, part_of
 from rl4rec_cli.runs import JsonLines, check_writable, write_json
 
@@ -230,7 +231,7 @@ def _read_part(part: Path, digest: str, total: int) -> tuple[list[str], int]:
     Raises:
         ConfigError: they were written with other settings, or the file is damaged, or none of ours.
     """
-    raw = part.read_bytes()
+    raw = read_bytes(part)
     lines = raw.split(b"\n")[:-1]
     done: list[str] = []
     cut = 0

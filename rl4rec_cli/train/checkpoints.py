@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, RunError
-from rl4rec_cli.layering import dump_config
+from rl4rec_cli.files import object_flaw, read_object
 from rl4rec_cli.run_data import changed_datasets
-from rl4rec_cli.runs import TRAINING_LOG, WARM_START_LOG, read_jsonl, write_jsonl, write_text
+from rl4rec_cli.runs import TRAINING_LOG, WARM_START_LOG, read_jsonl, recipe_text, write_jsonl, write_text
 from rl4rec_cli.strict_yaml import YamlError, load_yaml
 from rl4rec_cli.whole_folders import MANIFEST, problems
 
@@ -63,7 +63,16 @@ def steps_done(checkpoint: Path | None) -> int:
     """Steps of its phase that led to a checkpoint; 0 for None."""
     if checkpoint is None:
         return 0
-    return int(json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))["step"])
+    return int(read_progress(checkpoint)["step"])
+
+
+def read_progress(checkpoint: Path) -> dict[str, Any]:
+    """Phase, step and dataset of a periodic checkpoint.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    return read_object(checkpoint / PROGRESS, {"phase": str, "step": int, "dataset": str})
 
 
 def find_place(run: Run, phases: Sequence[str], *, allow_partial: bool, most: int | None = None) -> Place:
@@ -103,7 +112,12 @@ def find_place(run: Run, phases: Sequence[str], *, allow_partial: bool, most: in
     if found is None:
         _check_recipe(run.folder / "config.yaml", run.config, allow_partial=allow_partial)
         return Place(0)
-    progress = json.loads((found / PROGRESS).read_text(encoding="utf-8"))
+    progress = read_progress(found)
+    if progress["phase"] not in phases:
+        raise RunError(
+            f"{found / PROGRESS}: is of {progress['phase']!r}, and this run trains {', '.join(phases)}",
+            hint="go on with the algorithm and the warm start that the run was begun with",
+        )
     _check_recipe(found / RECIPE, run.config, allow_partial=allow_partial)
     if progress["dataset"] != run.digest:
         _refuse(f"{found}: the dataset is not the one it was trained on", "the data changed", allow_partial)
@@ -152,7 +166,7 @@ def keep_recipe(run: Run) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    path, text = run.folder / "config.yaml", dump_config(run.config)
+    path, text = run.folder / "config.yaml", recipe_text(run.config)
     if path.read_text(encoding="utf-8") != text:
         write_text(path, text)
 
@@ -174,7 +188,7 @@ def _newest(folders: Sequence[Path], *, allow_partial: bool) -> Path | None:
 
 
 def _listed(folder: Path) -> set[str]:
-    return set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+    return set(read_object(folder / MANIFEST, {"files": dict})["files"])
 
 
 def _problems(folder: Path) -> list[str]:
@@ -229,10 +243,10 @@ def _state(folder: Path) -> CheckpointState:
     told: dict[str, Any] = {}
     for name in (PROGRESS, VALIDATION):
         try:
-            read = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # most have none; of one that is damaged `found` says so
+            read = read_object(folder / name)
+        except RunError:  # most have none; of one that is damaged `found` says so
             continue
-        told |= read if isinstance(read, dict) else {}
+        told |= read
     step = told.get("step")
     if folder.name.startswith("damaged_"):
         found = [f"put aside as damaged ({'; '.join(found) or 'whole now'})"]
@@ -302,7 +316,7 @@ def _check_more(run: Run, most: int | None) -> None:
 def _read_recipe(path: Path) -> Any:
     try:
         return load_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, YamlError) as error:
+    except (OSError, YamlError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: cannot read it: {error}") from error
 
 
@@ -353,16 +367,25 @@ def cut_logs(run: Run, phases: Sequence[str], place: Place) -> None:
     def is_written(record: Mapping[str, Any]) -> bool:  # only the last phase writes texts
         return place.phase == len(phases) or (is_last and record["step"] <= place.step)
 
-    def cut(name: str, keep: Callable[[Mapping[str, Any]], bool]) -> None:
+    def flaw_of(record: Mapping[str, Any]) -> str:
+        flaw = object_flaw(record, {"phase": str, "step": int})
+        return flaw or ("" if record["phase"] in phases else f"`phase` {record['phase']!r} is none of {phases}")
+
+    def text_flaw_of(record: Mapping[str, Any]) -> str:
+        return object_flaw(record, {"step": int})
+
+    def cut(
+        name: str, flaw: Callable[[Mapping[str, Any]], str], keep: Callable[[Mapping[str, Any]], bool]
+    ) -> None:
         path = run.folder / name
         if path.is_file():
-            write_jsonl(path, [record for record in read_jsonl(path) if keep(record)])
+            write_jsonl(path, [record for record in read_jsonl(path, flaw) if keep(record)])
 
     log = run.folder / TRAINING_LOG
-    records = read_jsonl(log) if log.is_file() else []
+    records = read_jsonl(log, flaw_of) if log.is_file() else []
     if of_warm_start := [record for record in records if record["phase"] != phases[-1]]:
         write_jsonl(run.folder / WARM_START_LOG, of_warm_start)
         write_jsonl(log, [record for record in records if record["phase"] == phases[-1]])
     for name in (WARM_START_LOG, TRAINING_LOG, "validation_log.jsonl"):
-        cut(name, is_made)
-    cut("rollouts.jsonl", is_written)
+        cut(name, flaw_of, is_made)
+    cut("rollouts.jsonl", text_flaw_of, is_written)
