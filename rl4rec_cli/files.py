@@ -17,7 +17,7 @@ from typing import Any
 from rl4rec_cli.errors import RunError
 
 _KINDS = (
-    (stat.S_ISFIFO, "is a FIFO, not a file"),
+    (stat.S_ISFIFO, "is a named pipe, not a file"),
     (stat.S_ISCHR, "is a device, not a file"),
     (stat.S_ISBLK, "is a device, not a file"),
     (stat.S_ISSOCK, "is a socket, not a file"),

@@ -26,6 +26,7 @@ from rl4rec_cli.config import RunConfig
 from rl4rec_cli.dataset_folders import find_folder, is_same_folder
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.presets import find_recipe, packaged_recipes, read_recipe
+from rl4rec_cli.shell import command_line, rl4rec
 from rl4rec_cli.strict_yaml import YamlError, dump_yaml, load_yaml
 
 __all__ = ["dump_config", "find_recipe", "load_config", "packaged_recipes"]
@@ -267,7 +268,7 @@ def _choose_algorithm(
             tree.problems.append(f"trainer.algorithm: must be one of {', '.join(known)}, not {given} ({source})")
         elif command:
             tree.problems.append(f"trainer.algorithm: {source} is for {name}, this command trains with {command}")
-            tree.hints.append(f"use `rl4rec train {name}`")
+            tree.hints.append(f"use `{rl4rec('train', name)}`")
         else:
             chosen = name
     return chosen
@@ -361,7 +362,7 @@ def _check_rewards(tree: _Tree, flagged: Mapping[str, Any] | None) -> None:
         if ":" in name:
             if flagged is not None and name not in flagged:
                 tree.problems.append(f"reward.functions: only --reward may name custom code, `{name}` ({source})")
-                tree.hints.append(f"if you trust that code, add --reward {name}={weight}")
+                tree.hints.append(f"if you trust that code, add {command_line('--reward', f'{name}={weight}')}")
         elif name not in REWARDS:
             match = schema.closest(name, REWARDS)
             meant = f"did you mean {match}?" if match else f"there are {', '.join(REWARDS)} and module:attr"

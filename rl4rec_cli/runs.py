@@ -39,6 +39,7 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.file_names import file_name
 from rl4rec_cli.files import parse_json, read_bytes
+from rl4rec_cli.shell import rl4rec
 from rl4rec_cli.variables import recorded_variables
 
 if TYPE_CHECKING:
@@ -476,6 +477,22 @@ def open_run(path: str | Path) -> Run:
     # Opening a run runs no reward code, so a run trained with one can be opened without naming it again.
     config = load_config(algorithm=None, recipes=[str(recipe_of(folder))], allow_custom_rewards=True)
     return Run(folder, config)
+
+
+def resume_command(run: Run) -> str:
+    """What goes on with a run, from any folder that its own path is right in."""
+    rewards = run.config.reward.functions
+    # Code is run only where this very command names it.
+    named = [word for name, weight in rewards.items() for word in ("--reward", f"{whole_reward(name)}={weight:g}")]
+    has_code = any(":" in name for name in rewards)
+    return rl4rec("train", run.config.trainer.algorithm, "--resume", run.folder, *(named if has_code else ()))
+
+
+def whole_reward(name: str) -> str:
+    """A reward's name with the whole path of the file that it is in, where it is in one."""
+    file, colon, attribute = name.rpartition(":")
+    is_file = file.endswith(".py") and Path(file).expanduser().is_file()
+    return f"{Path(file).expanduser().resolve()}{colon}{attribute}" if is_file else name
 
 
 def environment() -> dict[str, Any]:

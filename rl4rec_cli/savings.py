@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.memory import Estimate, Phase, Surroundings, batch_shape, estimate
+from rl4rec_cli.shell import setting
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
@@ -303,4 +304,4 @@ def _put(section: Any, path: Sequence[str], value: Any) -> Any:
 
 def set_texts(sets: Mapping[str, Any]) -> tuple[str, ...]:
     """Settings as `--set` takes them."""
-    return tuple(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in sets.items())
+    return tuple(setting(key, value) for key, value in sets.items())

@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from rl4rec_cli.files import parse_json, read_bytes
+
 MANIFEST = "manifest.json"
 
 
@@ -103,7 +105,7 @@ def problems(
         only: the files that are looked at, by their names in the folder.
     """
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = parse_json(read_bytes(folder / MANIFEST))["files"]
         listed = [(str(n), int(file["size"]), str(file["sha256"])) for n, file in files.items() if only(str(n))]
     except FileNotFoundError:
         return [f"no {MANIFEST}" if folder.is_dir() else "no such folder"]

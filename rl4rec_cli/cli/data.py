@@ -30,10 +30,11 @@ def synth(
     from rl4rec_cli import console
     from rl4rec_cli.data.dataset import save_dataset
     from rl4rec_cli.data.synthetic import synthesize
+    from rl4rec_cli.shell import rl4rec
 
     save_dataset(synthesize(users, items, seed), Path(dest))
     console.log(f"wrote {dest}: {users:,} users, {items:,} items")
-    console.log(f"next: rl4rec data stats {dest}")
+    console.log(f"next: {rl4rec('data', 'stats', dest)}")
 
 
 @app.command(epilog=epilog("rl4rec data stats data/beauty", "rl4rec data stats data/beauty --json"))

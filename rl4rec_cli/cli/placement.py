@@ -6,7 +6,6 @@ Hides: where the facts about models, data and machine come from.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import Rl4RecError
 from rl4rec_cli.hardware import Machine, Placement, find_machine, parse_gpu, plan_placement
 from rl4rec_cli.memory import Phase, human
+from rl4rec_cli.shell import set_flags
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
@@ -148,4 +148,4 @@ def _predicted(phases: Sequence[Phase], peak: Peak) -> Phase:
 
 
 def _set_flags(way: Saving) -> str:
-    return " ".join(f"--set {shlex.quote(text)}" for text in way.sets)
+    return set_flags(way.sets)

@@ -45,7 +45,9 @@ def copy(
     """Write a packaged recipe to a file of your own, to change it."""
     from rl4rec_cli import console
     from rl4rec_cli.presets import copy_recipe
+    from rl4rec_cli.shell import rl4rec
 
     path = copy_recipe(name, dest, force=force)
     console.result(str(path))
-    console.log(f"next: rl4rec train grpo -r {path if path.suffix == '.yaml' else f'./{path}'} --dry-run")
+    named = path if path.suffix == ".yaml" or path.is_absolute() else f"./{path}"
+    console.log(f"next: {rl4rec('train', 'grpo', '-r', named, '--dry-run')}")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
+from rl4rec_cli.shell import rl4rec
+
 Severity = Literal["leak", "warning"]
 Result = Literal["ok", "leak", "warning", "info", "not checked"]
 
@@ -117,7 +119,7 @@ class Audit:
             return self.summary()
         said = "; ".join(finding.headline for finding in findings[:3])
         more = f"; {len(findings) - 3} more" if len(findings) > 3 else ""
-        return f"Audit: {count_of(len(findings), 'finding')} ({said}{more}): rl4rec data audit {path} shows them"
+        return f"Audit: {count_of(len(findings), 'finding')} ({said}{more}): {rl4rec('data', 'audit', path)} shows them"
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON types: `{"dataset", "clean", "leaks", "warnings", "checks": […], "findings": […]}`."""

@@ -24,6 +24,7 @@ from rl4rec_cli.data.reading import ITEMS, META, PROMPTS, SEQUENCES, read_folder
 from rl4rec_cli.dataset_folders import find_folder
 from rl4rec_cli.errors import ConfigError, DataError
 from rl4rec_cli.files import parse_json, read_bytes
+from rl4rec_cli.shell import command_line
 
 Split = Literal["train", "validation", "test"]
 
@@ -240,7 +241,7 @@ def open_dataset(section: DataSection) -> Dataset:
         names = [dataset_name(path) for path in section.paths]
         raise ConfigError(
             f"there are {len(names)} datasets, and this is done on one: {', '.join(names)}",
-            hint=f"choose one: --dataset {names[0]}",
+            hint=f"choose one: {command_line('--dataset', names[0])}",
         )
     return open_datasets(section)[0]
 

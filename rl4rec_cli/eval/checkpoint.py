@@ -7,12 +7,12 @@ Hides: where checkpoints lie, and what they say of themselves.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rl4rec_cli.errors import ConfigError, RunError
+from rl4rec_cli.files import object_flaw, read_object
 from rl4rec_cli.runs import Run
 from rl4rec_cli.whole_folders import written_digest
 
@@ -79,11 +79,11 @@ def _weights(folder: Path) -> str | None:
 
 def _chosen(best: Path) -> dict[str, Any]:
     try:
-        values = json.loads((best / "validation.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # there is no best one, or it is damaged, which whoever loads it says
+        values = read_object(best / "validation.json", {"step": int})
+    except RunError:  # there is no best one, or it is damaged, which whoever loads it says
         return {}
-    metric = next((key for key in values if "@" in key and "/" not in key), None) if isinstance(values, dict) else None
-    if metric is None or not isinstance(values.get("step"), int):
+    metric = next((key for key in values if "@" in key and "/" not in key), None)
+    if metric is None or object_flaw(values, {metric: (int, float)}):
         return {}
     return {"step": values["step"], "metric": metric, "value": values[metric], "users": values.get("users")}
 

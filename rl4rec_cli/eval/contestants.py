@@ -22,6 +22,7 @@ from rl4rec_cli.data.dataset import Dataset, open_dataset, open_datasets
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.evaluate import NEEDS_POLICY
 from rl4rec_cli.eval.targets import find_run, resolve_target
+from rl4rec_cli.shell import set_flags, setting
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RetrievalSection, RunConfig
@@ -303,7 +304,7 @@ def check_retrieval(contestants: Sequence[Contestant], base: RunConfig) -> None:
             told = ", ".join(
                 f"retrieval.{key} {ours.get(key, _MISSING)!s} / {theirs.get(key, _MISSING)!s}" for key in differ
             )
-            chosen = " ".join(f"--set retrieval.{key}={_as_set(ours[key])}" for key in differ if key in ours)
+            chosen = set_flags(setting(f"retrieval.{key}", ours[key]) for key in differ if key in ours)
             raise ConfigError(
                 f"{first} and {entrant.word} rank by different retrieval settings: {told}",
                 hint=f"choose one for all: `{chosen or '-r RECIPE'}`, or a recipe with -r",
@@ -314,10 +315,6 @@ def _ranking_settings(section: RetrievalSection) -> dict[str, Any]:
     """What ranks depend on; where vectors are kept and computed is not among it."""
     own = ("lsa_dim",) if section.embedder == "lsa" else ("model",)
     return {key: getattr(section, key) for key in ("embedder", *own, "query_prompt", "emb_type", "file")}
-
-
-def _as_set(value: object) -> str:
-    return "null" if value is None else str(value)
 
 
 def differing_settings(contestants: Sequence[Contestant]) -> dict[str, dict[str, str]]:

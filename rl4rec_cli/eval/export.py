@@ -21,6 +21,7 @@ from rl4rec_cli.eval.model_card import model_card
 from rl4rec_cli.eval.targets import find_run
 from rl4rec_cli.policy.sources import ADAPTER, CARRIED, read_base
 from rl4rec_cli.runs import Run, why_unwritable
+from rl4rec_cli.shell import command_line
 from rl4rec_cli.whole_folders import MANIFEST, write_folder
 
 if TYPE_CHECKING:
@@ -246,6 +247,6 @@ def _upload(folder: Path, name: str, *, public: bool) -> str:
         reason = " ".join(str(error).split())[:200]
         raise PolicyError(
             f"cannot upload to {name}: {reason}",
-            hint=f"the export is in {folder}; `hf upload {name} {folder}` tries again",
+            hint=f"the export is in {folder}; `{command_line('hf', 'upload', name, folder)}` tries again",
         ) from error
     return str(repository)

@@ -16,6 +16,7 @@ from typing import Any
 from rl4rec_cli import __version__
 from rl4rec_cli.data.dataset import dataset_name
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint, is_of
+from rl4rec_cli.eval.result_files import read_result
 from rl4rec_cli.policy.sources import CARRIED
 from rl4rec_cli.run_data import trained_on
 from rl4rec_cli.runs import Run
@@ -111,7 +112,7 @@ def _datasets(run: Run) -> list[str]:
 
 
 def _evaluation(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_result(path) if path.is_file() else None
 
 
 def _results(run: Run, checkpoint: Path) -> str:

@@ -23,6 +23,7 @@ from rl4rec_cli.eval.evaluation import (
     slice_table,
     slices_title,
 )
+from rl4rec_cli.shell import command_line
 
 PAIR_COLUMNS = (
     *("first minus second", "difference", "95 % interval", "p (Holm)", "d", "won / lost / tied"),
@@ -212,7 +213,7 @@ def _more_tables(report: Mapping[str, Any]) -> list[tuple[str, Table]]:
 def background(report: Mapping[str, Any]) -> list[str]:
     """What a reader needs to trust the result."""
     audits = dict.fromkeys(report["audit"].values())
-    made = f"rl4rec {report['version']}, {report['time']}: {' '.join(report['command'])}"
+    made = f"rl4rec {report['version']}, {report['time']}: {command_line(*report['command'])}"
     digest = f"Dataset {report['dataset']}, digest {report['dataset_digest']}, {report['items']:,} items."
     return [*report["remarks"], *opening_lines(report), *audits, digest, made]
 

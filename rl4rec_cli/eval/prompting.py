@@ -6,8 +6,6 @@ Hides: nothing of how prompts are made: that is `data/prompts.py`, here as in tr
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from rl4rec_cli.data.prompts import Prompt, PromptBuilder
 from rl4rec_cli.data.reading import PROMPTS
 from rl4rec_cli.errors import ConfigError, DataError
 from rl4rec_cli.eval.examples import choose_examples
+from rl4rec_cli.shell import set_flags, setting
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
@@ -223,13 +222,7 @@ def _show_sweep(
         f"\nBest here: {best}. It was chosen on the users it is measured on, so its figure is a little too good."
     )
     if best != OWN:
-        # Twice quoted: for YAML, as which values are read, and for the shell. A terminal shows nothing of some
-        # characters, and YAML takes others for the end of a line.
-        value = "".join(
-            c if c.isprintable() else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}"
-            for c in json.dumps(names[best], ensure_ascii=False)
-        )
-        console.log(f"use it: --set {shlex.quote(f'prompt.{own_key}={value}')}")
+        console.log(f"use it: {set_flags([setting(f'prompt.{own_key}', names[best])])}")
 
 
 def check_model(config: RunConfig, what: str) -> None:

@@ -16,6 +16,7 @@ from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.eval.checkpoint import find_checkpoint
 from rl4rec_cli.layering import load_config
 from rl4rec_cli.runs import Run, open_run
+from rl4rec_cli.shell import rl4rec
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RunConfig
@@ -107,7 +108,7 @@ def resolve_target(
     if target is not None and config.data.path is None and config.data.synthetic is None:
         raise RunError(
             f"{target}: not a run folder or a checkpoint of one, and a model needs a dataset to be measured on",
-            hint=f"rl4rec eval {target} --dataset PATH",
+            hint=rl4rec("eval", target, "--dataset", "PATH"),
         )
     return None, target, config
 

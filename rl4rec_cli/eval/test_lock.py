@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import __version__
 from rl4rec_cli.errors import RunError
+from rl4rec_cli.files import parse_json, read_bytes
 from rl4rec_cli.locks import exclusive
 from rl4rec_cli.runs import write_text
 
@@ -106,14 +107,15 @@ def read_openings(run: Run) -> Openings:
     previous, records, problem = _genesis(run), [], None
     for number, line in enumerate(_text(run.folder / FILE).splitlines(), start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             good = isinstance(record, dict) and record.get("previous") == previous and record["opening"] == number
             good = good and record["digest"] == _digest({k: v for k, v in record.items() if k != "digest"})
         except (ValueError, KeyError):
             record, good = {"time": "unreadable", "digest": None}, False
         if not good and problem is None:
             problem = f"line {number} of {FILE} was changed, or one before it was removed"
-        records.append(record if isinstance(record, dict) else {"time": "unreadable", "digest": None})
+        is_record = isinstance(record, dict) and isinstance(record.get("digest"), str | None)
+        records.append({"digest": None, **record} if is_record else {"time": "unreadable", "digest": None})
         previous = _sha256(line.encode())
     digests = {record["digest"] for record in records}
     for result, told in results:
@@ -130,16 +132,17 @@ def _results(run: Run) -> list[tuple[Path, dict[str, Any]]]:
     results = []
     for path in sorted((run.folder / "eval").rglob("test.json")):
         try:
-            told = json.loads(path.read_text(encoding="utf-8")).get("test_openings")
+            told = parse_json(read_bytes(path)).get("test_openings")
         except (OSError, ValueError, AttributeError):  # a damaged result says nothing of openings
             told = None
-        results.append((path, told if isinstance(told, dict) else {}))
+        is_told = isinstance(told, dict) and isinstance(told.get("digest"), str | None)
+        results.append((path, told if is_told else {}))
     return results
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        return read_bytes(path).decode("utf-8", errors="replace") if path.exists() else ""
     except OSError as error:
         raise RunError(f"{path}: cannot read it: {error.strerror or error}") from error
 

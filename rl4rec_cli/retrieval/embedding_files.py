@@ -32,6 +32,7 @@ from rl4rec_cli.retrieval.embedding import (
 )
 from rl4rec_cli.retrieval.embedding_parts import embed_in_parts
 from rl4rec_cli.runs import check_writable, why_unwritable
+from rl4rec_cli.shell import rl4rec
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RetrievalSection
@@ -127,8 +128,8 @@ def load_embeddings(path: Path, *, dataset: Dataset, emb_type: str, model: str |
         raise EmbeddingError(f"{path} is {odd.what}", hint=hint)
     vectors, metadata = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
     vectors = vectors.detach()
-    source = f" --model {model}" if model is not None else ""
-    remake = f"make it again: rl4rec embed DATASET --emb-type {emb_type}{source} --out {path}"
+    source = ("--model", model) if model is not None else ()
+    remake = f"make it again: {rl4rec('embed', 'DATASET', '--emb-type', emb_type, *source, '--out', path)}"
     if vectors.is_nested:  # which has no shape to tell
         raise EmbeddingError(f"{path}: a nested tensor, expected [num_items, dim]", hint=remake)
     if vectors.ndim != 2 or vectors.shape[1] < 1:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -27,6 +26,7 @@ from rl4rec_cli.retrieval import ray_cluster
 from rl4rec_cli.retrieval.embedding import lsa_name, model_identity
 from rl4rec_cli.retrieval.ranking import ItemMatrix
 from rl4rec_cli.retrieval.retriever import Ranking
+from rl4rec_cli.shell import command_line, setting
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -131,8 +131,8 @@ class ServiceClient:
         for key in kept:
             value = getattr(section, key)
             if key == "model" or value != type(section).model_fields[key].default:
-                words += ["--set", f"retrieval.{key}={value}"]
-        return shlex.join(words)
+                words += ["--set", setting(f"retrieval.{key}", value)]
+        return command_line(*words)
 
     def look_again(self) -> None:
         """Find the service anew.

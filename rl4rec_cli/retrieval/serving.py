@@ -8,7 +8,6 @@ Hides: Ray's options of actors.
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from rl4rec_cli.data.dataset import load_dataset
 from rl4rec_cli.dataset_folders import find_folder
 from rl4rec_cli.errors import ConfigError, ServiceError
 from rl4rec_cli.retrieval import ray_cluster
+from rl4rec_cli.shell import command_line, setting
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RetrievalSection
@@ -127,8 +127,8 @@ def _say_loaded(
         if value != type(service).model_fields[key].default:
             settings[f"service.{key}"] = value
     for key, value in settings.items():
-        words += ["--set", f"retrieval.{key}={value}"]
-    console.result(f"Train with it: {shlex.join(words)}")
+        words += ["--set", setting(f"retrieval.{key}", value)]
+    console.result(f"Train with it: {command_line(*words)}")
     console.log("Ctrl-C stops it")
 
 

@@ -264,7 +264,7 @@ def _import_module(name: str) -> Any:
     if not path.is_file():
         raise RewardError(f"reward file {path}: no such file")
     # Registered as imported modules are, for dataclasses and pickle; by a name that no module has.
-    spec = importlib.util.spec_from_file_location(f"rl4rec reward {path.resolve()}", path)
+    spec = importlib.util.spec_from_file_location(f"rl4rec-reward {path.resolve()}", path)
     if spec is None or spec.loader is None:
         raise RewardError(f"reward file {path}: not a Python file")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

@@ -12,7 +12,6 @@ learnt from, numbers since the last log line), the recipe and `progress.json`. A
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.files import object_flaw, read_object
 from rl4rec_cli.run_data import changed_datasets
-from rl4rec_cli.runs import TRAINING_LOG, WARM_START_LOG, read_jsonl, recipe_text, write_jsonl, write_text
+from rl4rec_cli.runs import TRAINING_LOG, WARM_START_LOG, read_jsonl, recipe_text, whole_reward, write_jsonl, write_text
+from rl4rec_cli.shell import command_line
 from rl4rec_cli.strict_yaml import YamlError, load_yaml
 from rl4rec_cli.whole_folders import MANIFEST, problems
 
@@ -102,7 +102,7 @@ def find_place(run: Run, phases: Sequence[str], *, allow_partial: bool, most: in
     if is_done and found is None:
         raise RunError(
             f"{run.folder}: nothing is left to go on from to more steps: no whole checkpoint_step_N",
-            hint=f"train a new run from its policy: --model {shlex.quote(str(run.final))}",
+            hint=f"train a new run from its policy: {command_line('--model', run.final)}",
         )
     if found is None and last > 0:
         if run.start.is_dir() and _is_whole(run.start):
@@ -304,7 +304,7 @@ def _check_more(run: Run, most: int | None) -> None:
     if done is None:
         raise RunError(
             f"{run.final}: an earlier version wrote it, and nothing says after how many steps",
-            hint=f"train a new run from it: --model {shlex.quote(str(run.final))}",
+            hint=f"train a new run from it: {command_line('--model', run.final)}",
         )
     if most is not None and most <= done:
         raise ConfigError(
@@ -322,6 +322,9 @@ def _read_recipe(path: Path) -> Any:
 
 def _check_recipe(path: Path, config: RunConfig, *, allow_partial: bool) -> None:
     trained = _read_recipe(path)
+    rewards = trained.get("reward") if isinstance(trained, dict) else None
+    if isinstance(rewards, dict) and isinstance(rewards.get("functions"), dict):  # older runs kept them as typed
+        rewards["functions"] = {whole_reward(str(name)): weight for name, weight in rewards["functions"].items()}
     keys = changed_keys(trained, config.model_dump(mode="json"))
     if is_longer(trained, config):
         keys = [key for key in keys if not key.startswith(tuple(f"trainer.{name} " for name in LENGTH))]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from rl4rec_cli.memory import RUNTIME_GPU, Estimate, Phase, Surroundings, estima
 from rl4rec_cli.model_facts import ModelFacts, read_facts
 from rl4rec_cli.policy.facts import retrieval_facts
 from rl4rec_cli.savings import Room, changed, least, savings, set_texts, smaller_pieces, way_on
+from rl4rec_cli.shell import set_flags
 from rl4rec_cli.train.checkpoints import changed_keys
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def _no_way(alone: RunConfig, facts: ModelFacts, around: Surroundings, usable: U
     others = savings(alone, facts, around, Room(usable.bytes), keep_texts=False)
     new = [way for way in others if way.kinds & {"lora", "4bit"}]
     if new:
-        sets = " ".join(f"--set {shlex.quote(text)}" for text in new[0].sets)
+        sets = set_flags(new[0].sets)
         return f"{said}. A new run needs {human(new[0].estimate.bytes)} with {sets}"
     return f"{said}. `rl4rec plan --gpu GB` says which GPU a run fits; a smaller model takes less"
 
@@ -296,6 +296,4 @@ def _no_way(alone: RunConfig, facts: ModelFacts, around: Surroundings, usable: U
 def _flags(config: RunConfig, sets: Mapping[str, Any]) -> str:
     """As a shell takes them; what changes something of what is learnt is only accepted where that is asked for."""
     same = not changed_keys(config.model_dump(mode="json"), changed(config, sets).model_dump(mode="json"))
-    return " ".join(
-        [*([] if same else ["--allow-partial"]), *(f"--set {shlex.quote(text)}" for text in set_texts(sets))]
-    )
+    return " ".join([*([] if same else ["--allow-partial"]), *([set_flags(set_texts(sets))] if sets else [])])

@@ -21,7 +21,9 @@ from rl4rec_cli import __version__, console
 from rl4rec_cli.config_types import Section
 from rl4rec_cli.errors import Rl4RecError, RunError
 from rl4rec_cli.eval.checkpoint import is_of
-from rl4rec_cli.runs import TRAINING_LOG, WARM_START_LOG, check_writable, open_run, read_log, write_text
+from rl4rec_cli.eval.result_files import read_result, result_tables
+from rl4rec_cli.files import read_object
+from rl4rec_cli.runs import TRAINING_LOG, WARM_START_LOG, check_writable, open_run, read_log, resume_command, write_text
 from rl4rec_cli.train.checkpoints import CheckpointState, checkpoint_states
 
 if TYPE_CHECKING:
@@ -94,16 +96,18 @@ class Logged:
         found = {}
         for name, split in itertools.product(self.datasets, ("validation", "test")):
             path = self.run.results(name) / f"{split}.json"
-            value = _read_json(path)
-            if isinstance(value, dict) and {"methods", "kinds", "differences", "verdict"} <= value.keys():
-                found[_of(name, split)] = value
-                if not is_of(value, self.run.final):
-                    self.remarks.append(
-                        f"{path.relative_to(self.run.folder)} was measured with other weights than checkpoint_final "
-                        "has now: measure it again."
-                    )
-            elif path.exists():
-                self.remarks.append(f"{path.relative_to(self.run.folder)} is no result that can be read.")
+            if not path.exists():
+                continue
+            try:
+                value = found[_of(name, split)] = read_result(path)
+            except RunError as error:
+                self.remarks.append(f"Left out: {_line(error.message)}.")
+                continue
+            if not is_of(value, self.run.final):
+                self.remarks.append(
+                    f"{path.relative_to(self.run.folder)} was measured with other weights than checkpoint_final "
+                    "has now: measure it again."
+                )
         return found
 
     @property
@@ -113,8 +117,12 @@ class Logged:
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        value = _read_json(self.run.folder / "env.json")
-        return value if isinstance(value, dict) else {}
+        """What `env.json` says; nothing of one that cannot be read, which is said."""
+        try:
+            return read_object(self.run.folder / "env.json")
+        except RunError as error:
+            self.remarks.append(f"Left out: {_line(error.message)}.")
+            return {}
 
     @cached_property
     def checkpoints(self) -> list[CheckpointState]:
@@ -230,7 +238,7 @@ def status(logged: Logged) -> str:
         return f"Trained, but not measured: {so_far}"
     most = f"{run.config.trainer.max_steps:,} at most"
     where = most if logged.algorithm in logged.phases else "the warm start alone was begun"
-    return f"Not finished ({where}): {so_far} Go on with it: rl4rec train {logged.algorithm} --resume {run.folder}"
+    return f"Not finished ({where}): {so_far} Go on with it: {resume_command(run)}"
 
 
 def warning_lines(logged: Logged) -> list[str]:
@@ -274,22 +282,6 @@ def plots_of(logged: Logged) -> list[tuple[str, str, list[Figure]]]:
         name = "Training" if phase == logged.algorithm else "Warm start"
         found.append((f"{name}: {phase}", " ".join(filter(None, words)), drawn))
     return found
-
-
-def result_tables(found: Mapping[str, Any]) -> list[tuple[str, Table]]:
-    """Every table of an evaluation that has rows."""
-    from rl4rec_cli.eval import evaluation
-
-    shown = evaluation.shown_names(found["kinds"])
-    where = f"{found['users']:,} users"
-    tables = [
-        (f"Means over {where}", evaluation.metric_table(found["methods"], shown)),
-        (evaluation.tested_title(found), evaluation.difference_table(found["differences"])),
-        ("Probes", evaluation.probe_table(found.get("probes", []))),
-        (evaluation.slices_title(found), evaluation.slice_table(found.get("slices", {}), shown)),
-        (evaluation.BEHAVIOUR, evaluation.behaviour_table(found.get("behaviour", {}), shown)),
-    ]
-    return [(name, table) for name, table in tables if table[1]]
 
 
 def samples(logged: Logged) -> list[dict[str, Any]]:
@@ -394,7 +386,8 @@ def _setting(value: Any) -> str:
 
 def environment_table(found: Mapping[str, Any]) -> Table:
     """Columns and rows of what a result depends on besides the configuration."""
-    flat = {**{k: v for k, v in found.items() if k != "versions"}, **(found.get("versions") or {})}
+    versions = found.get("versions")
+    flat = {**{k: v for k, v in found.items() if k != "versions"}, **versions} if isinstance(versions, dict) else found
     rows = [
         [str(key), " ".join(map(str, value)) if isinstance(value, list) else _setting(value)]
         for key, value in flat.items()
@@ -426,10 +419,3 @@ def _size(count: float) -> str:
 
 def _line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # the caller says so
-        return None

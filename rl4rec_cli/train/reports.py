@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, RunError
+from rl4rec_cli.shell import command_line
 
 if TYPE_CHECKING:
     from rl4rec_cli.eval.evaluation import Evaluation
@@ -134,7 +135,7 @@ class _TensorBoard:
         if not done:
             text = "".join(f"    {line}\n" for line in dump_config(run.config).splitlines())
             self._writer("").add_text("config", text)
-        console.log(f"TensorBoard: tensorboard --logdir {self._folder}")
+        console.log(f"TensorBoard: {command_line('tensorboard', '--logdir', self._folder)}")
 
     def _writer(self, group: str) -> Any:
         if group not in self._writers:
@@ -188,7 +189,7 @@ class _Wandb:
             settings=settings,
         )
         self._known: set[str] = set()
-        upload = f"offline; to upload it: wandb sync {Path(self._run.dir).parent}"
+        upload = f"offline; to upload it: {command_line('wandb', 'sync', Path(self._run.dir).parent)}"
         console.log(f"Weights & Biases: {upload if self._run.offline else self._run.url}")
 
     def log(self, numbers: Mapping[str, float], *, step: int, group: str) -> None:
@@ -225,7 +226,7 @@ class _Trackio:
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
-        console.log(f"Trackio: trackio show --project {run.config.logging.project}")
+        console.log(f"Trackio: {command_line('trackio', 'show', '--project', run.config.logging.project)}")
 
     def log(self, numbers: Mapping[str, float], *, step: int, group: str) -> None:
         # `step` is a word of its own, and is given apart; a warm start counts its own.

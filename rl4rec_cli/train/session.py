@@ -6,7 +6,6 @@ Hides: where each of them comes from.
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,17 @@ from rl4rec_cli.data.dataset import joint_digest, open_datasets
 from rl4rec_cli.data.dates import day_line, with_day, writes_day
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.run_data import keep_datasets
-from rl4rec_cli.runs import TRAINING_LOG, WARM_START_LOG, JsonLines, Run, check_new, create_run
+from rl4rec_cli.runs import (
+    TRAINING_LOG,
+    WARM_START_LOG,
+    JsonLines,
+    Run,
+    check_new,
+    create_run,
+    resume_command,
+    whole_reward,
+)
+from rl4rec_cli.shell import rl4rec
 from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
 from rl4rec_cli.train.checkpoints import Place, check_data, check_prompts, cut_logs, find_place, keep_recipe
 from rl4rec_cli.train.domains import check_datasets, open_domains, screen_domains
@@ -122,8 +131,10 @@ def _opened(config: RunConfig, datasets: list[Dataset], audits: dict[str, str]) 
 
 
 def _say_next(run: Run, datasets: Sequence[Dataset]) -> None:
-    one = f" --dataset {shlex.quote(datasets[0].name)}" if len(datasets) > 1 else ""
-    console.log(f"Next: rl4rec eval {run.folder}{one} --split test    or: rl4rec recommend {run.folder}{one}")
+    one = ("--dataset", datasets[0].name) if len(datasets) > 1 else ()
+    measure = rl4rec("eval", run.folder, *one, "--split", "test")
+    recommend = rl4rec("recommend", run.folder, *one, "--user", datasets[0].users[0])
+    console.log(f"Next: {measure}    or: {recommend}")
 
 
 def _resume(
@@ -183,7 +194,10 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
     cache = config.eval.cache_dir
     whole_cache = str(Path(cache).expanduser().resolve()) if cache is not None else None
     measured = config.eval.model_copy(update={"cache_dir": whole_cache})
-    return config.model_copy(update={"data": data, "policy": policy, "retrieval": retrieval, "eval": measured})
+    named = {whole_reward(name): weight for name, weight in config.reward.functions.items()}
+    reward = config.reward.model_copy(update={"functions": named})
+    sections = {"data": data, "policy": policy, "retrieval": retrieval, "reward": reward, "eval": measured}
+    return config.model_copy(update=sections)
 
 
 def _of_seed(config: RunConfig, seed: int, count: int) -> RunConfig:
@@ -360,11 +374,7 @@ def _telling_how_to_go_on(run: Run, policy: Policy) -> Iterator[None]:
             ended: BaseException = tell(error, run.config, policy, when="", during=Doing.of(error).what)
         else:
             ended = error
-        rewards = run.config.reward.functions
-        # Code is run only where this very command names it.
-        more = "".join(f" --reward {shlex.quote(f'{name}={weight:g}')}" for name, weight in rewards.items())
-        command = f"rl4rec train {run.config.trainer.algorithm} --resume {shlex.quote(str(run.folder))}"
-        command += more if any(":" in name for name in rewards) else ""
+        command = resume_command(run)
         command += f" {ended.flags}" if isinstance(ended, OutOfMemory) and ended.flags else ""
         console.log(f"To go on with it: {command}")
         if told:

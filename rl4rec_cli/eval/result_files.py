@@ -1,0 +1,61 @@
+"""Results of evaluations, read back.
+
+Decides: that a file of a run is only taken for a result where everything that is shown of one can be made of it.
+Hides: the kinds of damage, which are as many as there are editors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli.errors import RunError
+from rl4rec_cli.files import object_flaw, read_object
+
+if TYPE_CHECKING:
+    from rl4rec_cli.eval.evaluation import Table
+
+_WANTS: dict[str, type | tuple[type, ...]] = {
+    "methods": dict,
+    "kinds": dict,
+    "differences": dict,
+    "verdict": str,
+    "metric": str,
+    "users": int,
+    "subject": (type(None), str),
+}
+_MAY: dict[str, type | tuple[type, ...]] = {"dataset": str, "dataset_digest": str, "audit": str}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """`eval/SPLIT.json` of a run.
+
+    Raises:
+        RunError: it cannot be read, or is no result.
+    """
+    found = read_object(path, _WANTS)
+    hint = "`rl4rec eval` with the run measures anew and writes it"
+    if flaw := object_flaw(found, {name: wanted for name, wanted in _MAY.items() if name in found}):
+        raise RunError(f"{path}: is no result: {flaw}", hint=hint)
+    try:
+        result_tables(found)
+    except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+        raise RunError(f"{path}: is no result that can be read: {type(error).__name__}: {error}", hint=hint) from error
+    return found
+
+
+def result_tables(found: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    """Every table of a result that has rows."""
+    from rl4rec_cli.eval import evaluation
+
+    shown = evaluation.shown_names(found["kinds"])
+    where = f"{found['users']:,} users"
+    tables = [
+        (f"Means over {where}", evaluation.metric_table(found["methods"], shown)),
+        (evaluation.tested_title(found), evaluation.difference_table(found["differences"])),
+        ("Probes", evaluation.probe_table(found.get("probes", []))),
+        (evaluation.slices_title(found), evaluation.slice_table(found.get("slices", {}), shown)),
+        (evaluation.BEHAVIOUR, evaluation.behaviour_table(found.get("behaviour", {}), shown)),
+    ]
+    return [(name, table) for name, table in tables if table[1]]
