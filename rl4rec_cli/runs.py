@@ -38,7 +38,7 @@ from typing import IO, TYPE_CHECKING, Any
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.file_names import file_name
-from rl4rec_cli.files import parse_json, read_bytes
+from rl4rec_cli.files import parse_json, read_bytes, read_object
 from rl4rec_cli.shell import rl4rec
 from rl4rec_cli.variables import recorded_variables
 
@@ -73,10 +73,9 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """What `env.json` says of how it was begun; empty where that is missing or damaged."""
         try:
-            values = json.loads((self.folder / "env.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_object(self.folder / "env.json")
+        except RunError:
             return {}
-        return values if isinstance(values, dict) else {}
 
     @property
     def day(self) -> str | None:

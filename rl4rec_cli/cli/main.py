@@ -181,7 +181,7 @@ def _meant(option: str, context: Any) -> str:
         from rl4rec_cli.schema import keys_named
 
         keys = keys_named(option.lstrip("-").replace("-", "_"))
-        return f"it is a setting: --set {' or --set '.join(f'{key}=…' for key in keys)}" if keys else ""
+        return f"it is a setting: {' or '.join('--set ' + key + '=…' for key in keys)}" if keys else ""
     sets = " and ".join(f"--set {key}=…" for key in alias.key.split(","))
     return f"it is the setting {sets}" + (f" ({alias.note})" if alias.note else "")
 
