@@ -10,9 +10,10 @@ characters or JSON that says nothing of this.
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import NamedTuple
+
+from rl4rec_cli.shell import quote
 
 _HEAD = 512
 _MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.gguf", "merges.txt", "vocab.txt")
@@ -25,7 +26,7 @@ class FileKind(NamedTuple):
     """The way out; `FILE` stands for the file's name."""
 
     def way_out(self, path: Path) -> str:
-        return self.hint.replace("FILE", shlex.quote(path.name))
+        return self.hint.replace("FILE", quote(path.name))
 
 
 LFS = FileKind(

@@ -6,8 +6,9 @@ Hides: huggingface_hub's classes, which transformers wraps in errors of its own.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
+
+from rl4rec_cli.shell import command_line
 
 
 def explain(error: BaseException, name: str) -> tuple[str, str] | None:
@@ -33,7 +34,7 @@ def explain(error: BaseException, name: str) -> tuple[str, str] | None:
     if not any(isinstance(cause, unreached) for cause in causes):
         return None
     why = "is switched off by HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "cannot be reached"
-    command = f"hf download {shlex.quote(name)}"
+    command = command_line("hf", "download", name)
     unset = "unset HF_HUB_OFFLINE, or " if constants.HF_HUB_OFFLINE else ""
     return (
         f"{name} is not on this machine (neither a folder nor in {constants.HF_HUB_CACHE}), and the Hub {why}",

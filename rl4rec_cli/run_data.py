@@ -7,12 +7,12 @@ Hides: the file, and where runs of earlier versions have the digest.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import RunError
+from rl4rec_cli.files import parse_json, read_bytes
 from rl4rec_cli.runs import DATASETS, write_json
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def trained_on(run: Run) -> dict[str, str]:
         name = result.parent.name
         is_own = name == "eval" if len(run.config.data.paths) < 2 else run.results(name) == result.parent
         try:
-            told = json.loads(result.read_text(encoding="utf-8")) if is_own and result.is_file() else {}
+            told = parse_json(read_bytes(result)) if is_own and result.is_file() else {}
         except (OSError, ValueError):  # a damaged result says nothing of the data
             told = {}
         if isinstance(told, dict) and {"dataset", "dataset_digest"} <= told.keys():
@@ -101,8 +101,9 @@ def _read(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(digest, str) for digest in record["datasets"].values()):
+        record = parse_json(read_bytes(path))
+        before = record.get("before", [])
+        if not all(isinstance(digest, str) for digest in record["datasets"].values()) or not isinstance(before, list):
             raise ValueError("a digest is no text")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(

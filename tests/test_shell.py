@@ -86,3 +86,8 @@ def test_no_command_with_a_value_in_it_is_written_by_hand() -> None:
                     if is_text and by_hand.search(str(before.value)):
                         found.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
     assert found == []
+
+
+def test_one_module_knows_how_a_shell_quotes() -> None:
+    package = Path(rl4rec_cli.__file__).parent
+    assert [p.name for p in package.rglob("*.py") if "shlex" in p.read_text()] == ["shell.py"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from rl4rec_cli.eval.prompting import check_model, lost_items, make_prompts
 from rl4rec_cli.files import read_bytes
 from rl4rec_cli.part_files import held, part_of
 from rl4rec_cli.runs import JsonLines, check_writable, write_json
+from rl4rec_cli.shell import command_line
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import PromptSection, RunConfig
@@ -145,7 +145,7 @@ def _say_use(path: Path, live: Path, found: Sequence[Finding]) -> None:
         console.log("they take the template's place from now on" + (": think about the above" if found else ""))
     else:
         first = "think about the above; then, " if found else ""
-        console.log(f"{first}to use them: --prompt-file {shlex.quote(str(path))}, or copy it to {live}")
+        console.log(f"{first}to use them: {command_line('--prompt-file', path)}, or copy it to {live}")
 
 
 def _refuse_existing(path: Path) -> None:

@@ -377,9 +377,7 @@ def cut_logs(run: Run, phases: Sequence[str], place: Place) -> None:
     def text_flaw_of(record: Mapping[str, Any]) -> str:
         return object_flaw(record, {"step": int})
 
-    def cut(
-        name: str, flaw: Callable[[Mapping[str, Any]], str], keep: Callable[[Mapping[str, Any]], bool]
-    ) -> None:
+    def cut(name: str, flaw: Callable[[Mapping[str, Any]], str], keep: Callable[[Mapping[str, Any]], bool]) -> None:
         path = run.folder / name
         if path.is_file():
             write_jsonl(path, [record for record in read_jsonl(path, flaw) if keep(record)])

@@ -81,7 +81,14 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "leaves objects": rewritten(lambda v: every_leaf(v, {})),
 }
 SHOWN = (
-    *("env.json", "validation_log.jsonl", "rollouts.jsonl", "test_openings.jsonl", "eval/validation.json"),
+    *(
+        "env.json",
+        "datasets.json",
+        "validation_log.jsonl",
+        "rollouts.jsonl",
+        "test_openings.jsonl",
+        "eval/validation.json",
+    ),
     *("eval/test.json", "checkpoints/checkpoint_best/validation.json", "checkpoints/checkpoint_final/manifest.json"),
 )
 """What a page says of as far as it can be read."""
@@ -91,6 +98,7 @@ NEEDED = {
     "training_log.jsonl": ["compare", "runs/r", "popularity", "--html", "c.html"],
     "test_openings.jsonl": ["eval", "runs/r", "--split", "test"],
     "eval/validation.json": ["export", "runs/r"],
+    "datasets.json": ["recommend", "runs/r", "--titles", "a"],
     # Only an unfinished run reads these.
     "checkpoints/checkpoint_step_1/progress.json": RESUME,
     "checkpoints/checkpoint_step_1/recipe.yaml": RESUME,
