@@ -25,7 +25,7 @@ _WANTS: dict[str, type | tuple[type, ...]] = {
     "users": int,
     "subject": (type(None), str),
 }
-_MAY: dict[str, type | tuple[type, ...]] = {"dataset": str, "dataset_digest": str, "audit": str}
+_MAY: dict[str, type | tuple[type, ...]] = {"dataset": str, "dataset_digest": str, "audit": str, "checkpoint": dict}
 
 
 def read_result(path: Path) -> dict[str, Any]:
