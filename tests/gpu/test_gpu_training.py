@@ -144,10 +144,11 @@ def test_setup(name: str, tmp_path: Path, device: str) -> None:
         )
         assert apart <= 1e-3 * moved  # kernels may sum in another order
     said(tmp_path, "merged")
-    assert_same_logits(tmp_path, device, exact="fp32" if name in ("hf",) else "")
+    # What is computed in two bytes, or from four bits, is rounded on its way.
+    assert_same_logits(tmp_path, device, tolerance=1e-4 if name == "hf" else 5e-2)
 
 
-def assert_same_logits(place: Path, device: str, *, exact: str) -> None:
+def assert_same_logits(place: Path, device: str, *, tolerance: float) -> None:
     """The merged model, loaded by transformers alone, against the adapter over its base."""
     from transformers import AutoModelForCausalLM
 
@@ -161,6 +162,4 @@ def assert_same_logits(place: Path, device: str, *, exact: str) -> None:
     ids: Any = torch.tensor([policy.tokenizer("rose hand cream; mint shower gel\n")["input_ids"]], device=device)
     with torch.no_grad():
         ours, theirs = policy.model(ids).logits.float(), merged(ids).logits
-    spread = float(ours.std())
-    # What is computed in two bytes, or from four bits, is rounded on its way.
-    assert float((ours - theirs).abs().max()) <= (1e-4 if exact else 5e-2) * max(1.0, spread)
+    assert float((ours - theirs).abs().max()) <= tolerance * max(1.0, float(ours.std()))
