@@ -118,7 +118,7 @@ def test_setup(name: str, tmp_path: Path, device: str) -> None:
         pytest.skip("vLLM's sleep needs a CUDA device")
     if missing := [package for package in setup.needs if find_spec(package) is None]:
         pytest.skip(f"needs {', '.join(missing)}: docs/install.md")
-    left = ["checkpoints/checkpoint_final", "checkpoints/checkpoint_best", "eval"]
+    left = [*(f"checkpoints/checkpoint_{which}" for which in ("final", "step_4", "best")), "eval"]
     run(
         {
             "grpo": train_command("grpo", "grpo", device, *setup.sets, *GROUPS, "logging.save_steps=2"),
