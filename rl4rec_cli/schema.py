@@ -124,7 +124,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 def _explain_unknown(path: Path, algorithm: str) -> str:
     """Say what is wrong with a key that the tree does not have, and what may have been meant."""
     name = path[-1]
-    if path[0] == "trainer" and len(path) > 1:
+    if path[0] == "trainer" and len(path) == 2:  # deeper keys belong to a section that several have
         owners = [a for a, s in trainer_sections().items() if a != algorithm and path[1] in s.model_fields]
         if owners:
             owner = " and ".join([", ".join(owners[:-1]), owners[-1]] if len(owners) > 1 else owners)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -96,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
         except KeyboardInterrupt as stop:
             is_term = isinstance(stop, signals.Terminated)
+            if argv is None:  # a second one while the interpreter ends has nobody to handle it: no traceback
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
             _say("error: terminated" if is_term else "error: interrupted")
             return 143 if is_term else 130
         except Rl4RecError as error:  # the flush: a full disk
@@ -240,8 +243,9 @@ def _survive_closed_output() -> None:
         # Not under a test's capture or a notebook, where the streams are something else.
         if type(stream) is io.TextIOWrapper and stream.fileno() == (1 if name == "stdout" else 2):
             stream.flush()
-            # A terminal that cannot show a character gets its escape, not a crash.
-            errors = "backslashreplace" if stream.errors == "strict" else stream.errors
+            # A terminal that cannot show a character gets its escape, not a crash. In the C locale Python's own way
+            # passes on undecoded bytes, and still fails with every other character.
+            errors = "backslashreplace" if stream.errors in ("strict", "surrogateescape") else stream.errors
             wrapped = _Output(
                 stream.buffer,
                 encoding=stream.encoding,

@@ -185,6 +185,12 @@ def is_custom(name: str) -> bool:
     return ":" in name
 
 
+def shown_name(name: str) -> str:
+    """A reward's name in logs: one's own without the folder of its file, `my.py:words`."""
+    file, colon, attribute = name.rpartition(":")
+    return f"{Path(file).name}{colon}{attribute}" if file.endswith(".py") else name
+
+
 @dataclass(frozen=True)
 class Custom:
     """A user's reward as it stands in its module.

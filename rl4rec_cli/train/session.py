@@ -86,6 +86,7 @@ def train(
     from rl4rec_cli.eval import evaluate
     from rl4rec_cli.policy.backend import choose_backend
     from rl4rec_cli.policy.sources import with_own_adapter
+    from rl4rec_cli.rewards.functions import is_custom
 
     # Everything that can be wrong with the input is found before anything heavy is imported.
     datasets = open_datasets(config.data)
@@ -103,6 +104,9 @@ def train(
     if config.policy.lora is not None:
         backend = choose_backend(config.policy)
         console.log(f"Backend {backend.name}, quantization {config.policy.quantization}: {backend.reason}")
+    for name in filter(is_custom, config.reward.functions):
+        file, _, attribute = name.rpartition(":")
+        console.log(f"Reward {attribute}: running your code in {file}, as --reward asks")
     if resume is not None:
         return _resume(configs[0], resume, datasets, audits, allow_partial=allow_partial)
 
@@ -249,16 +253,11 @@ def _train_one(
     """Train, from `place` on where a run is resumed (and is locked already), and measure."""
     from rl4rec_cli.eval import evaluate
     from rl4rec_cli.policy.vllm_engine import make_engine
-    from rl4rec_cli.rewards.functions import is_custom
     from rl4rec_cli.rewards.scorer import open_scorers
     from rl4rec_cli.train.outcome import Outcome
 
     started = time.perf_counter()
-    for name in filter(is_custom, config.reward.functions):
-        console.log(f"Reward {name}: running your code, as --reward asks")
     scorers = open_scorers(data.retrievers, config.reward)
-    for name, file in next(iter(scorers.values())).custom_files.items():
-        console.log(f"Reward {name} runs code from {file}")
     policy = _load(config, _start_section(config, run, place), data.datasets)
     if run is None:
         config = with_day(config, policy.tokenizer)

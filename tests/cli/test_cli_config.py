@@ -355,3 +355,20 @@ def test_progress_on_a_terminal_and_off_it() -> None:
     drawn = draw(PROGRESS.format(every=0))
     assert "line [y]" in drawn
     assert "4/4" in drawn
+
+
+def test_a_locale_that_knows_only_ascii_ends_nothing() -> None:
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    code = "from rl4rec_cli.cli import main; from rl4rec_cli import console; main._survive_closed_output(); "
+    code += r"console.log('R\xe9glage \xb1'); console.result('\u4e16\u754c')"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "\\u4e16\\u754c\n"
+    assert done.stderr == "R\\xe9glage \\xb1\n"
+
+
+def test_an_unknown_key_of_the_warm_start_is_not_said_to_be_another_algorithm_s() -> None:
+    done = run("train", "grpo", "--set", "trainer.warm_start.learning_rat=1", "--dry-run")
+    assert done.returncode == 2
+    assert "did you mean `trainer.warm_start.learning_rate`?" in done.stderr
+    assert "belongs to" not in done.stderr

@@ -106,9 +106,9 @@ def test_training_ends_with_tables_on_stdout_and_plain_lines_on_stderr(done: Don
     summaries = [line for line in done.stderr.splitlines() if line.startswith("Epoch ")]
     assert [line.split()[2] for line in summaries] == ["(sft)", "(grpo)"]
     assert "Next: rl4rec eval runs/a" in done.stderr
-    assert f"Reward ./my.py:words runs code from {done.folder / 'my.py'}" in done.stderr.replace(
-        "from my.py", "from " + str(done.folder / "my.py")
-    )
+    notice = f"Reward words: running your code in {done.folder / 'my.py'}, as --reward asks"
+    assert done.stderr.count(notice) == done.stderr.count("running your code") == 1
+    assert "reward/my.py:words" in (done.run / "training_log.jsonl").read_text()
     for word in ("Warning", "warn", "Traceback", "FutureWarning"):
         assert word not in done.stderr
 
@@ -121,7 +121,7 @@ def test_the_run_folder(done: Done) -> None:
     assert kept == ["checkpoint_final", "checkpoint_start", "checkpoint_step_2", "checkpoint_step_3"]
     config = load_config(algorithm=None, recipes=[str(done.run / "config.yaml")], allow_custom_rewards=True)
     assert config.trainer.max_steps == 3
-    assert config.reward.functions == {"ndcg": 1.0, "./my.py:words": 0.1}
+    assert config.reward.functions == {"ndcg": 1.0, f"{done.folder}/my.py:words": 0.1}
     versions = json.loads((done.run / "env.json").read_text())["versions"]
     assert versions["trl"]
     log = [json.loads(line) for name in logs[:0:-1] for line in (done.run / name).read_text().splitlines()]
@@ -154,7 +154,7 @@ def test_the_documents_snippet_draws_the_runs_own_steps(done: Done, monkeypatch:
 def test_a_runs_recipe_needs_its_own_reward_named_to_run_it(done: Done) -> None:
     again = rl4rec("train", "grpo", "-r", done.run / "config.yaml", "--dry-run", cwd=done.folder)
     assert again.returncode == 2
-    assert "add --reward ./my.py:words=" in again.stderr
+    assert f"add --reward {done.folder}/my.py:words=" in again.stderr
     named = rl4rec(
         *("train", "grpo", "-r", done.run / "config.yaml", "--reward", "./my.py:words=1", "--dry-run"), cwd=done.folder
     )
