@@ -66,15 +66,31 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
             raise ValueError(f"a row has {len(row)} cells for {len(columns)} columns: {row}")
     right = [_is_numeric([row[i] for row in cells]) for i in range(len(columns))]
     widths = [max(map(width, column)) for column in zip(columns, *cells, strict=True)]
-    # A drawn table that is too wide would cut its numbers; plain lines only wrap.
+    # A drawn table that is too wide would cut its numbers.
     if is_terminal(sys.stdout) and sum(widths) + 3 * len(widths) < shutil.get_terminal_size().columns:
         _draw_table(title, columns, cells, right)
         return
     lines = [[clean(name) for name in columns], *cells]
     if title:
         print(title)
-    for line in lines:
-        print("  ".join(_pad(text, w, r) for text, w, r in zip(line, widths, right, strict=True)).rstrip())
+    # A terminal would break a line inside a number: what has no room follows below, each row by its name again.
+    room = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
+    for place, chosen in enumerate(_blocks(widths, room)):
+        if place:
+            print()
+        for line in lines:
+            print("  ".join(_pad(line[i], widths[i], right[i]) for i in chosen).rstrip())
+
+
+def _blocks(widths: Sequence[int], room: int | None) -> list[list[int]]:
+    """The columns that fit beside each other, the first one in every block; all of them where there is no limit."""
+    blocks = [[0]]
+    for i in range(1, len(widths)):
+        used = sum(widths[j] + 2 for j in blocks[-1])
+        if room is not None and used + widths[i] > room and len(blocks[-1]) > 1:
+            blocks.append([0])
+        blocks[-1].append(i)
+    return blocks
 
 
 def figures(values: Mapping[str, Any], *, as_json: bool = False) -> None:

@@ -50,7 +50,10 @@ def stats(
     console.figures(dataset_stats(load_dataset(dataset)), as_json=as_json)
 
 
-@app.command(epilog=epilog("rl4rec data audit data/beauty", "rl4rec data audit data/beauty -r my.yaml --strict"))
+@app.command(
+    short_help="Look for what gives targets away in prompts, texts and ids.",
+    epilog=epilog("rl4rec data audit data/beauty", "rl4rec data audit data/beauty -r my.yaml --strict"),
+)
 def audit(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset folder.")],
     recipe: Recipes = None,

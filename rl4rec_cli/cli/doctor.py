@@ -10,7 +10,10 @@ from rl4rec_cli.cli.options import Json, epilog
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command(epilog=epilog("rl4rec doctor", "rl4rec doctor data/beauty models/base-7b"))(doctor)
+    app.command(
+        short_help="Say whether all is there that is needed.",
+        epilog=epilog("rl4rec doctor", "rl4rec doctor data/beauty models/base-7b"),
+    )(doctor)
 
 
 def doctor(

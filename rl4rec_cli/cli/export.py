@@ -11,10 +11,11 @@ from rl4rec_cli.cli.options import Checkpoint, epilog
 
 def add_to(app: typer.Typer) -> None:
     app.command(
+        short_help="Write a trained policy as others load it.",
         epilog=epilog(
             "rl4rec export runs/beauty --to merged --output beauty-16bit --dtype bf16",
             "rl4rec export runs/beauty --checkpoint best --to adapter --push-to-hub me/beauty-qwen",
-        )
+        ),
     )(export)
 
 

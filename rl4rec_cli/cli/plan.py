@@ -11,10 +11,11 @@ from rl4rec_cli.cli.options import Json, Recipes, Sets, configure, epilog
 
 def add_to(app: typer.Typer) -> None:
     app.command(
+        short_help="Say what a run takes and whether it fits.",
         epilog=epilog(
             "rl4rec plan --gpu 24 --model qwen2.5-7b -r beauty-grpo --set policy.quantization=4bit",
             "rl4rec plan -r beauty-cpu --dataset data/beauty --check",
-        )
+        ),
     )(plan)
 
 

@@ -12,10 +12,11 @@ from rl4rec_cli.errors import ConfigError
 
 def add_to(app: typer.Typer) -> None:
     app.command(
+        short_help="Show prompts, measure templates, write summaries.",
         epilog=epilog(
             "rl4rec prompts data/beauty -r beauty-grpo --model qwen2.5-0.5b --template all",
             "rl4rec prompts data/beauty --model gemma-3-1b --summaries data/beauty/prompts.json",
-        )
+        ),
     )(prompts)
 
 

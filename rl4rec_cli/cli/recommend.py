@@ -12,10 +12,11 @@ from rl4rec_cli.errors import ConfigError
 
 def add_to(app: typer.Typer) -> None:
     app.command(
+        short_help="Recommend items for users or titles.",
         epilog=epilog(
             'rl4rec recommend runs/my-run --titles "shampoo; hair mask" -k 5',
             "cut -f1 users.tsv | rl4rec recommend runs/my-run --user - --json",
-        )
+        ),
     )(recommend)
 
 

@@ -11,6 +11,7 @@ from rl4rec_cli.cli.options import epilog
 
 def add_to(app: typer.Typer) -> None:
     app.command(
+        short_help="Write a run as one HTML page.",
         epilog=epilog("rl4rec report runs/my-run", "rl4rec report runs/my-run --out my-run.html"),
     )(report)
 

@@ -31,7 +31,7 @@ def _option(*names: str, panel: str, metavar: str | None = None, help: str) -> A
     return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
 
 
-def _add(algorithm: str, summary: str, *examples: str) -> None:
+def _add(algorithm: str, short: str, summary: str, *examples: str) -> None:
     """All algorithms have the same signature, but for `ONLY`; what differs is in the `trainer` section."""
 
     def train(
@@ -140,7 +140,7 @@ def _add(algorithm: str, summary: str, *examples: str) -> None:
         if dry_run:
             from rl4rec_cli.cli.dry_run import show
 
-            show(config, chosen)
+            show(config, chosen, is_new=resume is None)
             return
         from rl4rec_cli.train.session import train as run
 
@@ -149,7 +149,7 @@ def _add(algorithm: str, summary: str, *examples: str) -> None:
     signature = inspect.signature(train, eval_str=True)
     parameters = [p for name, p in signature.parameters.items() if algorithm in ONLY.get(name, (algorithm,))]
     train.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    app.command(algorithm, cls=Grouped, help=summary, epilog=epilog(*examples))(train)
+    app.command(algorithm, cls=Grouped, help=summary, short_help=short, epilog=epilog(*examples))(train)
 
 
 def _run_recipe(resume: str | None, seeds: str | None) -> list[str]:
@@ -165,30 +165,35 @@ def _run_recipe(resume: str | None, seeds: str | None) -> list[str]:
 
 _add(
     "grpo",
+    "RL: raise the rank of the item the user chose next (GRPO).",
     "Reinforcement learning: raise the rank of the item the user chose next (GRPO).",
     "rl4rec train grpo --quick-test --seeds 0,1,2",
     "rl4rec train grpo -r beauty-cpu --dataset data/beauty --set trainer.max_steps=200",
 )
 _add(
     "ppo",
+    "RL with a critic, one text per prompt (PPO).",
     "Reinforcement learning with a critic, one text per prompt (PPO).",
     "rl4rec train ppo --quick-test",
     "rl4rec train ppo -r beauty-cpu --dataset data/beauty --set trainer.lam=1 --set trainer.target_kl=0.05",
 )
 _add(
     "rloo",
+    "RL with the other texts of a prompt as baseline (RLOO).",
     "Reinforcement learning with the other texts of a prompt as baseline (RLOO).",
     "rl4rec train rloo --quick-test",
     "rl4rec train rloo -r beauty-cpu --dataset data/beauty --set trainer.beta=0.02",
 )
 _add(
     "reinforce",
+    "RL with the batch's mean as baseline (REINFORCE).",
     "Reinforcement learning with the batch's mean as baseline, one text per prompt (REINFORCE).",
     "rl4rec train reinforce --quick-test",
     "rl4rec train reinforce -r beauty-cpu --dataset data/beauty --set trainer.batch_size=64",
 )
 _add(
     "sft",
+    "Learn to write the next item's text (the warm start).",
     "Supervised fine-tuning: learn to write the next item's text (the warm start).",
     "rl4rec train sft --quick-test",
     "rl4rec train sft -r beauty-grpo --dataset data/beauty --output runs/sft",

@@ -30,6 +30,7 @@ class StepLog(TrainerCallback):
         batches_per_epoch: optimiser steps of an epoch.
         watch: the health rules, which see every record.
         view: drawn on a terminal, instead of a line for each record.
+        best: says which step was best on validation users, and where it is kept; empty where none was measured.
     """
 
     def __init__(
@@ -41,19 +42,24 @@ class StepLog(TrainerCallback):
         batches_per_epoch: int,
         watch: Watch | None = None,
         view: TrainingView | None = None,
+        best: Callable[[], str] = str,
     ) -> None:
         self._log = log
         self._describe = describe
         self._phase = phase
         self._watch = watch
         self._view = view
+        self._best = best
+        self._logged = 0
+        """The last step that a record covers: a record is the mean of the steps since the one before."""
         self._batches = max(1, batches_per_epoch)
         self._started = time.perf_counter()
-        self._epoch_records: list[dict[str, Any]] = []
+        self._epoch_records: list[tuple[dict[str, Any], int]] = []
         self._epoch = 1
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._started = time.perf_counter()
+        self._logged = state.global_step
         done = f", going on after step {state.global_step:,}" if state.global_step else ""
         console.log(f"{self._phase.upper()}: {state.max_steps:,} steps, {self._batches:,} an epoch{done}")
 
@@ -73,7 +79,8 @@ class StepLog(TrainerCallback):
         if record["epoch"] != self._epoch:
             self._summarise()
             self._epoch = record["epoch"]
-        self._epoch_records.append(record)
+        self._epoch_records.append((record, max(1, state.global_step - self._logged)))
+        self._logged = state.global_step
         self._log.write(record)
         if self._watch is not None:
             self._watch.see(record)
@@ -99,13 +106,17 @@ class StepLog(TrainerCallback):
         records, self._epoch_records = self._epoch_records, []
         if not records:
             return
-        losses = [r["loss"] for r in records]
-        line = f"Epoch {self._epoch} ({self._phase}) | {len(records)} logged steps | mean loss {_mean(losses):.4f}"
-        rewards = [r["avg_reward"] for r in records if "avg_reward" in r]
+        last = records[-1][0]
+        steps = sum(count for _, count in records)
+        line = f"Epoch {self._epoch} ({self._phase}) | {steps:,} steps, to step {last['step']:,}"
+        line += f" | mean loss {_mean([(r['loss'], count) for r, count in records]):.4f}"
+        rewards = [(r["avg_reward"], count) for r, count in records if "avg_reward" in r]
         if rewards:
-            line += f" | mean reward {_mean(rewards):.4f}, first {rewards[0]:.4f}, last {rewards[-1]:.4f}"
-        console.log(f"{line} | {records[-1]['seconds']:.0f} s")
+            line += f" | mean reward {_mean(rewards):.4f}, first {rewards[0][0]:.4f}, last {rewards[-1][0]:.4f}"
+        best = self._best()
+        console.log(f"{line}{f' | {best}' if best else ''} | {last['seconds']:.0f} s")
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def _mean(values: list[tuple[float, int]]) -> float:
+    """The mean of values, each of which is a mean over so many steps."""
+    return sum(value * count for value, count in values) / sum(count for _, count in values)

@@ -138,7 +138,17 @@ def train_rl(
         trainer = make_trainer(TrainerParts(config, policy, steps, Path(scratch), rows, reward, rollout))
         batches = steps_per_epoch(section, examples)
         watch = Watch(config.health, log, phase=phase)
-        trainer.add_callback(StepLog(log, describe, phase=phase, batches_per_epoch=batches, watch=watch, view=drawn))
+        trainer.add_callback(
+            StepLog(
+                log,
+                describe,
+                phase=phase,
+                batches_per_epoch=batches,
+                watch=watch,
+                view=drawn,
+                best=validation.best_line if validation is not None else str,
+            )
+        )
         parts = {"reward": reward}
         keeper = Keeper(run, policy, phase=phase, resume=resume, parts=parts, validation=validation, watch=watch)
         keeper.train(trainer)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+import netrc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, RunError
@@ -38,15 +40,35 @@ class Tracker(Protocol):
     def finish(self, final: Mapping[str, float], *, failed: bool) -> None: ...
 
 
-def check_installed(names: Sequence[str]) -> None:
-    """Find out before the work whether the libraries are there, without importing them.
+def check_trackers(names: Sequence[str]) -> None:
+    """Find out before the work whether the libraries are there and know who is asking, without importing them.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: one is not installed, or would ask for a login.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"--report-to {name}: {name} is not installed", hint=f"pip install 'rl4rec[{name}]'")
+    if "wandb" in names and not _has_wandb_login():
+        raise ConfigError("--report-to wandb: nobody is logged in", hint=_HINTS["wandb"])
+
+
+def _has_wandb_login() -> bool:
+    """Whether W&B would start without asking: it is offline, or has a key, in the environment or in `.netrc`."""
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode not in ("online", "run", "shared") or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
+        return True
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    files = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    for file in map(os.path.expanduser, files):
+        try:
+            if netrc.netrc(file).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):  # none, or one that wandb cannot read either
+            continue
+    return False
 
 
 class Reports:

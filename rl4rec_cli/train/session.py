@@ -35,7 +35,7 @@ from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
 from rl4rec_cli.train.checkpoints import Place, check_data, check_prompts, cut_logs, find_place, keep_recipe
 from rl4rec_cli.train.domains import check_datasets, open_domains, screen_domains
 from rl4rec_cli.train.examples import number_of_training_examples
-from rl4rec_cli.train.reports import Reports, check_installed, open_reports
+from rl4rec_cli.train.reports import Reports, check_trackers, open_reports
 from rl4rec_cli.variables import settings_win
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def train(
     for dataset, path in zip(datasets, config.data.paths or (None,), strict=True):
         console.log(f"Dataset {dataset.name}: {len(dataset.users):,} users, {dataset.num_items:,} items")
         audits[dataset.name] = evaluate.audit_line(config, dataset, path)
-    check_datasets(config, datasets)
-    configs = [_of_seed(config, seed, len(seeds)) for seed in seeds]
+    configs = [of_seed(config, seed, len(seeds)) for seed in seeds]
     for own in configs:
         _check(own, datasets, is_new=resume is None)
     if config.policy.lora is not None:
@@ -204,7 +203,7 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
     return config.model_copy(update=sections)
 
 
-def _of_seed(config: RunConfig, seed: int, count: int) -> RunConfig:
+def of_seed(config: RunConfig, seed: int, count: int) -> RunConfig:
     name = config.run.name
     own = {"seed": seed, "name": f"{name}-s{seed}" if name is not None and count > 1 else name}
     return config.model_copy(update={"run": config.run.model_copy(update=own)})
@@ -219,21 +218,34 @@ def _check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> N
     """What would end the run later, once models are loaded or a warm start is done.
 
     Raises:
-        RunError: the run is there already. ConfigError: too few examples, no such reward file, or a tracker that is
-            not installed. PolicyError: the policy's folder is no model, or a file of it not what its name says.
+        Rl4RecError: as `check_settings` says.
+        PolicyError: the policy's folder is no model, or a file of it not what its name says.
     """
-    from rl4rec_cli.policy.backend import check_engine, check_one_gpu, check_policy
+    from rl4rec_cli.policy.backend import check_policy
     from rl4rec_cli.policy.sources import find_source
 
-    if is_new:
-        check_new(config)
-    check_engine(config)
-    check_one_gpu(config.policy.device)
+    check_settings(config, datasets, is_new=is_new)
     checkpointing = next((p.gradient_checkpointing for p in _phases(config) if p.gradient_checkpointing), False)
     backend = check_policy(config.policy, trainable=True, gradient_checkpointing=checkpointing)
     if config.policy.model != "tiny":
         find_source(config.policy, backend.name)
-    check_installed(config.logging.report_to)
+
+
+def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> None:
+    """What settings alone say of a run that cannot be; nothing heavy is imported.
+
+    Raises:
+        RunError: the run is there already. ConfigError: too few examples, no such reward file, or a tracker that is
+            not installed or not logged in to.
+    """
+    from rl4rec_cli.policy.backend import check_engine, check_one_gpu
+
+    if is_new:
+        check_new(config)
+    check_datasets(config, datasets)
+    check_engine(config)
+    check_one_gpu(config.policy.device)
+    check_trackers(config.logging.report_to)
     for phase in _phases(config):
         number_of_steps(phase, sum(number_of_training_examples(config, dataset) for dataset in datasets))
     for name in config.reward.functions:

@@ -130,7 +130,16 @@ def train_sft(
             )
         trainer.remove_callback(PrinterCallback)
         batches = steps_per_epoch(section, examples)
-        trainer.add_callback(StepLog(log, describe, phase="sft", batches_per_epoch=batches, view=drawn))
+        trainer.add_callback(
+            StepLog(
+                log,
+                describe,
+                phase="sft",
+                batches_per_epoch=batches,
+                view=drawn,
+                best=validation.best_line if validation is not None else str,
+            )
+        )
         keeper = Keeper(run, policy, phase="sft", is_warm_start=is_warm_start, resume=resume, validation=validation)
         keeper.train(trainer)
         release(trainer)

@@ -89,6 +89,13 @@ class Validation:
         """The metric's name, and steps and values so far."""
         return self.metric, self.values
 
+    def best_line(self) -> str:
+        """The best step so far and where it is kept; empty where nothing was measured."""
+        if not self.values:
+            return ""
+        step, value = max(self.values, key=lambda pair: (pair[1], -pair[0]))
+        return f"best {self.metric} {value:.4f} after step {step:,}, in {self._run.best}"
+
     def describe(self, folder: Path) -> None:
         """Say in a checkpoint what it reached."""
         step, value = self.values[-1]

@@ -193,8 +193,9 @@ def test_dry_run_prints_a_recipe_that_gives_the_same(tmp_path: Path) -> None:
         "--set",
         "trainer.max_steps=7",
     ]
-    done = run(*args, "--dry-run")
-    assert done.returncode == 0
+    assert run("data", "synth", "d", "--users", "200", "--items", "30", cwd=tmp_path).returncode == 0
+    done = run(*args, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     expected = load_config(
         algorithm="grpo",
         recipes=["beauty-grpo"],
@@ -284,7 +285,7 @@ def test_closed_and_full_outputs() -> None:
 
 def test_an_output_that_cannot_show_a_character() -> None:
     done = run("train", "grpo", "--dataset", "é…", "--dry-run", env={"PYTHONIOENCODING": "ascii"})
-    assert done.returncode == 0
+    assert done.returncode == 2  # there is no such dataset
     assert "path: \\xe9\\u2026\n" in done.stdout
 
 
@@ -372,3 +373,44 @@ def test_an_unknown_key_of_the_warm_start_is_not_said_to_be_another_algorithm_s(
     assert done.returncode == 2
     assert "did you mean `trainer.warm_start.learning_rate`?" in done.stderr
     assert "belongs to" not in done.stderr
+
+
+def test_a_table_wider_than_the_terminal_breaks_no_number() -> None:
+    columns = ["method", *(f"ndcg@{k}" for k in (5, 10, 20, 50)), "95 % interval"]
+    rows = [[name, 0.1234, 0.2345, 0.3456, 0.4567, "[+0.0197, +0.0558]"] for name in ("last item", "tuned policy")]
+    lines = draw(
+        f"from rl4rec_cli import console; console.table('means', {columns!r}, {rows!r})", {"COLUMNS": "40"}
+    ).splitlines()
+    assert max(map(len, lines)) <= 40
+    shown = [number for line in lines if line.startswith("tuned policy") for number in line.split()[2:]]
+    assert shown == ["0.1234", "0.2345", "0.3456", "0.4567", "[+0.0197,", "+0.0558]"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--dataset", "nowhere"], "nowhere: no such dataset folder"),
+        (["--dataset", "nowhere", "--dataset", "neither"], "no such dataset folder"),
+        (["--quick-test", "--set", "policy.device=cuda:7"], "policy.device=cuda:7, but this machine has"),
+        (["--quick-test", "--set", "retrieval.device=cuda:7"], "retrieval.device=cuda:7, but this machine has"),
+    ],
+)
+def test_a_dry_run_refuses_data_and_devices_that_are_not_there(args: list[str], said: str, tmp_path: Path) -> None:
+    done = run("train", "grpo", *args, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_dry_run_refuses_what_training_would(tmp_path: Path) -> None:
+    assert run("data", "synth", "d", "--users", "100", "--items", "30", cwd=tmp_path).returncode == 0
+    train = ("train", "grpo", "-r", "cpu", "--dataset", "d")
+    for flags, code, said in (
+        (["--set", "run.name=there"], 1, "there: this run is there already"),
+        (["--reward", "./none.py:r"], 2, "reward file ./none.py: no such file"),
+        (["--set", "data.train_users=1"], 2, "one step takes"),
+        (["--set", "run.name=new"], 0, "100 users, 30 items"),
+    ):
+        (tmp_path / "runs" / "there").mkdir(parents=True, exist_ok=True)
+        done = run(*train, *flags, "--dry-run", cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        assert said in done.stderr

@@ -106,3 +106,16 @@ def test_the_generated_pages_of_settings_are_current() -> None:
     command = [sys.executable, "scripts/make_settings_docs.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_no_summary_of_a_command_is_cut_at_80_columns(group: list[str]) -> None:
+    code = "import sys; from rl4rec_cli.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *group, "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
+        check=True,
+    )
+    assert not [line for line in done.stdout.splitlines() if line.endswith("...") and not line.startswith("Usage")]

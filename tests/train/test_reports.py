@@ -198,6 +198,26 @@ def test_one_that_is_not_installed(
     assert not (tmp_path / "runs").exists()
 
 
+def test_wandb_without_a_login_is_refused_before_a_run_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from rl4rec_cli.train.reports import check_trackers
+
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DISABLED", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    folder = ("--output", str(tmp_path / "runs"))
+    assert main(["train", "grpo", "--quick-test", "--report-to", "wandb", *folder]) == 2
+    err = capfd.readouterr().err
+    assert "error: --report-to wandb: nobody is logged in\nhint: log in with `wandb login`, or set WANDB_MODE=" in err
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40 + "\n")
+    check_trackers(["wandb"])
+    (tmp_path / "netrc").unlink()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_trackers(["wandb"])
+
+
 def test_one_that_does_not_exist(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "grpo", "--quick-test", "--report-to", "wandbb", "--dry-run"]) == 2
     err = capfd.readouterr().err
