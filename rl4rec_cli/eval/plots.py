@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl4rec_cli import console
+from rl4rec_cli.eval.plot_names import short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,12 +34,12 @@ STRETCHES = 200
 _INK, _LINE = "#010101", "#020202"
 _STYLES = ("-", "--", "-.", ":")
 _TICKS = (1, 2, 5)
-_LABEL = 26
 
 
 def metric_bars(report: Mapping[str, Any], family: str) -> str:
     """Means with 95 % intervals of `ndcg`, `hit` or `mrr` at every cut-off."""
     labels, ks = list(report["methods"]), report["ks"]
+    names = _names(labels)
 
     def draw(axis: Axes) -> None:
         width = 0.8 / len(labels)
@@ -48,7 +48,7 @@ def metric_bars(report: Mapping[str, Any], family: str) -> str:
             ends = np.array([report["intervals"][label][f"{family}@{k}"] for k in ks], float)
             at = np.arange(len(ks)) + (place - (len(labels) - 1) / 2) * width
             reach = np.clip(np.nan_to_num(np.abs(ends.T - means)), 0, None)
-            axis.bar(at, means, width * 0.92, color=_colour(place), label=_short(label))
+            axis.bar(at, means, width * 0.92, color=_colour(place), label=names[label])
             axis.errorbar(at, means, reach, fmt="none", ecolor=_INK, elinewidth=1, capsize=2)
         axis.set_xticks(np.arange(len(ks)), [f"{family}@{k}" for k in ks])
         axis.grid(axis="x", visible=False)
@@ -58,7 +58,7 @@ def metric_bars(report: Mapping[str, Any], family: str) -> str:
 
 def differences(report: Mapping[str, Any]) -> str:
     """Every tested difference with its 95 % interval, and a line at 0."""
-    pairs = report["pairs"]
+    pairs, names = report["pairs"], _names(report["methods"])
 
     def draw(axis: Axes) -> None:
         for row, pair in enumerate(pairs):
@@ -66,7 +66,7 @@ def differences(report: Mapping[str, Any]) -> str:
             colour = _colour(0) if pair["reads"] == "higher" else _colour(1) if pair["reads"] == "lower" else _INK
             axis.plot([low, high], [row, row], color=colour, linewidth=2)
             axis.plot([pair["mean"]], [row], "o", color=colour, markersize=6)
-            name = f"{_short(pair['ours'])} − {_short(pair['theirs'])}"
+            name = f"{names[pair['ours']]} − {names[pair['theirs']]}"
             axis.annotate(name, (0, row), (4, 9), xycoords=axis.get_yaxis_transform(), textcoords="offset points")
         axis.axvline(0, color=_INK, linewidth=0.8, linestyle="--")
         axis.set_yticks([])
@@ -78,7 +78,7 @@ def differences(report: Mapping[str, Any]) -> str:
 
 def won_and_lost(report: Mapping[str, Any]) -> str:
     """Share of users won, tied and lost in every tested pair."""
-    pairs = report["pairs"]
+    pairs, names = report["pairs"], _names(report["methods"])
 
     def draw(axis: Axes) -> None:
         for row, pair in enumerate(pairs):
@@ -87,7 +87,7 @@ def won_and_lost(report: Mapping[str, Any]) -> str:
                 share = 100 * pair[key] / max(1, report["users"])
                 axis.barh(row, share, 0.36, left=begin, color=colour, label=_WON[key] if row == 0 else None)
                 begin += share
-            name = f"{_short(pair['ours'])} against {_short(pair['theirs'])}"
+            name = f"{names[pair['ours']]} against {names[pair['theirs']]}"
             axis.annotate(name, (0, row), (1, 11), xycoords=axis.get_yaxis_transform(), textcoords="offset points")
         axis.set_yticks([])
         axis.set_ylim(len(pairs) - 0.5, -0.8)
@@ -121,13 +121,14 @@ def user_differences(report: Mapping[str, Any], differences_B: NDArray[np.float6
 def rank_curves(report: Mapping[str, Any]) -> str:
     """Share of users whose target stands within rank k, over k on a logarithmic axis; seeds are averaged."""
     labels, items = list(report["methods"]), report["items"]
+    names = _names(labels)
 
     def draw(axis: Axes) -> None:
         ks = np.unique(np.round(np.geomspace(1, max(2, items), 120)).astype(int))
         for place, label in enumerate(labels):
             ranks = np.array([record["ranks"][label] for record in report["records"]]).ravel()
             shares = np.searchsorted(np.sort(ranks), ks, side="right") / max(1, len(ranks))
-            axis.plot(ks, 100 * shares, color=_colour(place), linestyle=_style(place), label=_short(label))
+            axis.plot(ks, 100 * shares, color=_colour(place), linestyle=_style(place), label=names[label])
         axis.plot(ks, 100 * ks / items, color=_INK, linewidth=0.8, linestyle=":", label="chance")
         axis.set_xscale("log")
         ticks = [tick * 10**power for power in range(8) for tick in _TICKS if tick * 10**power <= items]
@@ -189,11 +190,12 @@ def curves(
         share: values are shares of 1, drawn as % from 0 to 100.
         marks: steps to mark by a line, each with the letter or number that stands at it ("" for none).
     """
+    names = _names(line.label for line in lines if line.label is not None)
     named = sum(line.label is not None for line in lines)
 
     def draw(axis: Axes) -> None:
         for line in lines:
-            _draw_curve(axis, line, 100.0 if share else 1.0)
+            _draw_curve(axis, line, 100.0 if share else 1.0, names.get(line.label or ""))
         for step, said in marks:
             axis.axvline(step, color=_INK, linewidth=0.8, linestyle=":" if said else "--", alpha=0.6)
             place: dict[str, Any] = {"xycoords": axis.get_xaxis_transform(), "textcoords": "offset points"}
@@ -211,12 +213,11 @@ def curves(
     return _svg(draw, name, legend=named if named > 1 else 0)
 
 
-def _draw_curve(axis: Axes, line: Curve, factor: float) -> None:
+def _draw_curve(axis: Axes, line: Curve, factor: float, label: str | None) -> None:
     style: dict[str, Any] = {"color": _colour(line.place), "linestyle": _style(line.place)}
     steps = np.asarray(line.steps, float)
     values = factor * np.array([np.nan if value is None else value for value in line.values], float)
     values[~np.isfinite(values)] = np.nan
-    label = _short(line.label) if line.label is not None else None
     if len(values) <= SMOOTHED or line.is_measured:
         # A value between two gaps, or the only one, would be no line at all.
         axis.plot(*_thinned(steps, values), label=label, marker="o", markersize=3, **style)
@@ -341,8 +342,10 @@ def _style(place: int) -> str:
     return _STYLES[place // SERIES % len(_STYLES)] if place >= SERIES else _STYLES[place % len(_STYLES)]
 
 
-def _short(label: str) -> str:
-    text = console.clean(label).strip()
+def _legend_name(name: str) -> str:
     # matplotlib leaves names that begin with `_` out of legends.
-    text = text if len(text) <= _LABEL else f"{text[: _LABEL - 1]}…"
-    return f"\u200a{text}" if text.startswith("_") else text
+    return f"\u200a{name}" if name.startswith("_") else name
+
+
+def _names(labels: Iterable[str]) -> dict[str, str]:
+    return {label: _legend_name(name) for label, name in short_names(labels).items()}

@@ -98,7 +98,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def results(run: Run) -> Trained:
-    return Trained(run, read_lines(run.folder / "training_log.jsonl"), read_lines(run.folder / "rollouts.jsonl"))
+    logs = [path for name in ("warm_start_log", "training_log") if (path := run.folder / f"{name}.jsonl").is_file()]
+    log = [record for path in logs for record in read_lines(path)]
+    return Trained(run, log, read_lines(run.folder / "rollouts.jsonl"))
 
 
 def whole(config: RunConfig, seed: int = 0) -> Trained:
