@@ -14,7 +14,7 @@ def add_to(app: typer.Typer) -> None:
         "serve-retrieval",
         epilog=epilog(
             "rl4rec serve-retrieval --datasets data/beauty data/toys --emb-type review_description --num-gpus 1",
-            "rl4rec serve-retrieval --status",
+            "rl4rec serve-retrieval --status --connect",
         ),
     )(serve_retrieval)
 
@@ -38,6 +38,9 @@ def serve_retrieval(
         str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster to join, instead of starting one here.")
     ] = None,
     status: Annotated[bool, typer.Option("--status", help="Say how a running service is, and stop.")] = False,
+    connect: Annotated[
+        bool, typer.Option("--connect", help="With --status: the lines that join it, for a shell and for Python.")
+    ] = False,
     sets: Sets = None,
 ) -> None:
     """Embed and rank for several trainers: a Ray service.
@@ -57,7 +60,7 @@ def serve_retrieval(
     section = load_config(algorithm=None, flags=given, sets=sets or []).retrieval
     from rl4rec_cli.retrieval import serving
 
-    if status:
-        serving.show_status(section)
+    if status or connect:
+        serving.show_status(section, connect=connect)
     else:
         serving.serve(section, [*(datasets or []), *(more or [])], num_gpus=num_gpus)

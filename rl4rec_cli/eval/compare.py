@@ -74,12 +74,14 @@ def compare(
     from rl4rec_cli.eval import page
     from rl4rec_cli.eval.comparison import Comparison
     from rl4rec_cli.policy.loading import check_tokenizer
-    from rl4rec_cli.retrieval.retriever import open_retriever
+    from rl4rec_cli.retrieval.retriever import FIRST_WAIT, open_retriever
 
     for entrant in (e for c in contestants for e in c.entrants):
         if entrant.model is not None:  # before the minutes of embedding
             check_tokenizer(entrant.config.policy.model_copy(update={"model": entrant.model}))
-    task = open_task(base, data, open_retriever(base.retrieval, data, base.data.paths), evaluation.examples)
+    task = open_task(
+        base, data, open_retriever(base.retrieval, data, base.data.paths, first_wait=FIRST_WAIT), evaluation.examples
+    )
     measured = _measure(contestants, base, task, evaluation)
     comparison = Comparison(evaluation, data, contestants, measured)
     comparison.about = {

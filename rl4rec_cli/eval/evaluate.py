@@ -270,13 +270,13 @@ def evaluate_run(
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
     from rl4rec_cli.policy.loading import check_tokenizer
-    from rl4rec_cli.retrieval.retriever import open_retriever
+    from rl4rec_cli.retrieval.retriever import FIRST_WAIT, open_retriever
 
     if model is not None:
         check_engine(config)
         prepare_backend(config.policy)
         check_tokenizer(config.policy.model_copy(update={"model": model}))  # before the minutes of embedding
-    retriever = open_retriever(config.retrieval, data, config.data.paths)
+    retriever = open_retriever(config.retrieval, data, config.data.paths, first_wait=FIRST_WAIT)
     task = open_task(config, data, retriever, evaluation.examples)
     evaluation.methods.extend(measure_baselines(config, task, evaluation.split))
     if model is not None:

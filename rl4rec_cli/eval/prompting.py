@@ -159,12 +159,12 @@ def sweep_templates(
     from rl4rec_cli.eval.sweep import TEMPLATES, try_templates
     from rl4rec_cli.eval.sweep import USERS as CHOSEN_ON
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
-    from rl4rec_cli.retrieval.retriever import open_retriever
+    from rl4rec_cli.retrieval.retriever import FIRST_WAIT, open_retriever
 
     examples = choose_examples(dataset, "validation", users or CHOSEN_ON)
     check_engine(config)
     prepare_backend(config.policy)
-    retriever = open_retriever(config.retrieval, dataset, config.data.paths)
+    retriever = open_retriever(config.retrieval, dataset, config.data.paths, first_wait=FIRST_WAIT)
     task = open_task(config, dataset, retriever, examples)
     models = Models(config, task)
     try:

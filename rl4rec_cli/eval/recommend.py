@@ -137,10 +137,10 @@ def open_recommender(
     prepare_backend(config.policy)
     from rl4rec_cli.policy.generation import Sampling
     from rl4rec_cli.policy.loading import check_tokenizer, open_policy
-    from rl4rec_cli.retrieval.retriever import open_retriever
+    from rl4rec_cli.retrieval.retriever import FIRST_WAIT, open_retriever
 
     check_tokenizer(config.policy.model_copy(update={"model": folder}))  # before the minutes of embedding
-    retriever = open_retriever(config.retrieval, data, config.data.paths)
+    retriever = open_retriever(config.retrieval, data, config.data.paths, first_wait=FIRST_WAIT)
     policy = open_policy(config, data, model=folder)
     config = with_day(config, policy.tokenizer, started=run.day)
     return Recommender(

@@ -24,9 +24,10 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, DataError, ServiceBusy, ServiceError
 from rl4rec_cli.retrieval import ray_cluster
 from rl4rec_cli.retrieval.embedding import lsa_name, model_identity
+from rl4rec_cli.retrieval.joining import serve_settings
 from rl4rec_cli.retrieval.ranking import ItemMatrix
 from rl4rec_cli.retrieval.retriever import Ranking
-from rl4rec_cli.shell import command_line, setting
+from rl4rec_cli.shell import command_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,18 +106,21 @@ class ServiceClient:
     Args:
         section: where the service is found, and what it should be started with where it is not.
         datasets: folders, for the command that starts it.
+        first_wait: seconds to wait for it now, as nobody has seen it yet; None: as long as later.
 
     Raises:
         ServiceError: the service is not found. ConfigError: Ray is not installed.
     """
 
-    def __init__(self, section: RetrievalSection, datasets: Sequence[str] = ()) -> None:
+    def __init__(
+        self, section: RetrievalSection, datasets: Sequence[str] = (), *, first_wait: float | None = None
+    ) -> None:
         ray_cluster.require_ray()
         self.section, self.service, self._datasets = section, section.service, datasets
         self.ray: Any = None
         self._handles: list[Any] = []
         self._turn = os.getpid()  # several trainers do not begin with the same replica
-        self.look_again()
+        self.look_again(first_wait)
 
     @property
     def command(self) -> str:
@@ -127,28 +131,24 @@ class ServiceClient:
         words += ["--actor-name", service.name, "--namespace", service.namespace]
         if service.address is not None:
             words += ["--address", service.address]
-        kept = ("lsa_dim",) if section.embedder == "lsa" else ("model", "query_prompt")
-        for key in kept:
-            value = getattr(section, key)
-            if key == "model" or value != type(section).model_fields[key].default:
-                words += ["--set", setting(f"retrieval.{key}", value)]
-        return command_line(*words)
+        return command_line(*words, *serve_settings(section))
 
-    def look_again(self) -> None:
+    def look_again(self, wait: float | None = None) -> None:
         """Find the service anew.
 
         Raises:
             ServiceError: it is not there and does not come within `wait` seconds.
         """
-        service, end, is_told = self.service, time.monotonic() + self.service.wait, False
+        wait = self.service.wait if wait is None else min(wait, self.service.wait)
+        service, end, is_told = self.service, time.monotonic() + wait, False
         while (problem := self._look()) is not None:
             if time.monotonic() >= end:
                 raise ServiceError(
                     f"{service.name} not found in namespace {service.namespace}: {problem}",
-                    hint=f"start it: {self.command}",
+                    hint=f"start it: {self.command}; or do without: --set retrieval.backend=in-process",
                 )
             if not is_told:
-                console.log(f"{service.name}: {problem}; waiting {service.wait:g} s for it")
+                console.log(f"{service.name}: {problem}; waiting {wait:g} s for it")
                 is_told = True
             time.sleep(min(_LOOK_SECONDS, max(0.0, end - time.monotonic())))
 
@@ -207,6 +207,7 @@ class RayRetriever:
         *,
         name: str | None = None,
         folders: Sequence[str] = (),
+        first_wait: float | None = None,
     ) -> RayRetriever:
         """The service's retriever of a dataset.
 
@@ -214,13 +215,14 @@ class RayRetriever:
             section: where the service is, and what should embed.
             dataset: must be what the service serves; None: whatever it serves as `name`, with whatever embeds there.
             folders: of the datasets, for the command that starts the service.
+            first_wait: as `ServiceClient`.
 
         Raises:
             ServiceError: the service is not found. DataError: it has no such dataset, or another one of that name.
             ConfigError: it embeds otherwise than configured.
         """
         name = name or section.service.dataset or (dataset.name if dataset is not None else "")
-        client = ServiceClient(section, folders)
+        client = ServiceClient(section, folders, first_wait=first_wait)
         served = client.ask("datasets")
         if name not in served:
             raise DataError(

@@ -11,6 +11,7 @@ only where clusters of several machines are switched off do all of them listen o
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import ipaddress
 import json
@@ -81,6 +82,31 @@ def write_note(section: ServiceSection, note: Note) -> None:
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(vars(note)), encoding="utf-8")
     temporary.replace(file)
+
+
+@contextmanager
+def claimed(section: ServiceSection) -> Iterator[None]:
+    """This user's only service of this name on this machine, for as long as this lasts: a second would hide the first.
+
+    Raises:
+        ServiceError: there is one.
+    """
+    file = _note_file(section).with_suffix(".lock")
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel gives it back, however a process ends
+        except BlockingIOError as error:
+            note = read_note(section)
+            where = f" at {note.address} (process {note.pid})" if note is not None else ", and loads"
+            raise ServiceError(
+                f"a {section.name} in namespace {section.namespace} runs on this machine already{where}",
+                hint="end it and serve all datasets by one, or give this one another name: --actor-name NAME, and "
+                "--set retrieval.service.name=NAME where it is used",
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_note(section: ServiceSection) -> None:

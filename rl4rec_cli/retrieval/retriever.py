@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.retrieval.ray_client import RayRetriever
 
+FIRST_WAIT = 2.0
+"""Seconds that a command which somebody sits before waits for a service: a run may have been trained by one that ended
+long ago."""
+
 
 class Ranking(NamedTuple):
     ranks: NDArray[np.int64]
@@ -208,27 +212,33 @@ def as_found(ids_BK: NDArray[np.int64], scores_BK: NDArray[np.float32]) -> list[
 
 
 def open_retriever(
-    section: RetrievalSection, dataset: Dataset, folders: Sequence[str] = ()
+    section: RetrievalSection, dataset: Dataset, folders: Sequence[str] = (), *, first_wait: float | None = None
 ) -> InProcessRetriever | RayRetriever:
     """The retriever a configuration names, with the dataset's item vectors loaded or made.
 
     Args:
         folders: the dataset's, for the command that starts a service where there is none.
+        first_wait: seconds to wait for a service; None: as configured.
 
     Raises:
         EmbeddingError: the embedder or the embedding file is not usable.
         ServiceError: backend `ray`, and the service is not there or serves something else.
     """
-    return open_retrievers(section, [dataset], folders)[0]
+    return open_retrievers(section, [dataset], folders, first_wait=first_wait)[0]
 
 
 def open_retrievers(
-    section: RetrievalSection, datasets: Sequence[Dataset], folders: Sequence[str] = ()
+    section: RetrievalSection,
+    datasets: Sequence[Dataset],
+    folders: Sequence[str] = (),
+    *,
+    first_wait: float | None = None,
 ) -> list[InProcessRetriever] | list[RayRetriever]:
     """A retriever for each dataset, all of one backend; in this process they share one embedder, unless it is fitted.
 
     Args:
         folders: the datasets', as `open_retriever`.
+        first_wait: likewise.
 
     Raises:
         EmbeddingError: the embedder or an embedding file is not usable.
@@ -237,7 +247,7 @@ def open_retrievers(
     if section.backend == "ray":
         from rl4rec_cli.retrieval.ray_client import RayRetriever
 
-        remote = [RayRetriever.open(section, dataset, folders=folders) for dataset in datasets]
+        remote = [RayRetriever.open(section, dataset, folders=folders, first_wait=first_wait) for dataset in datasets]
         console.log(f"Retrieval by {_by(section)}")
         return remote
     if section.backend == "auto" and (offered := offered_retrievers(section, datasets, folders)) is not None:

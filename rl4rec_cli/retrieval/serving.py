@@ -16,8 +16,8 @@ from rl4rec_cli import console
 from rl4rec_cli.data.dataset import load_dataset
 from rl4rec_cli.dataset_folders import find_folder
 from rl4rec_cli.errors import ConfigError, ServiceError
-from rl4rec_cli.retrieval import ray_cluster
-from rl4rec_cli.shell import command_line, setting
+from rl4rec_cli.retrieval import joining, ray_cluster
+from rl4rec_cli.shell import rl4rec
 
 if TYPE_CHECKING:
     from rl4rec_cli.config import RetrievalSection
@@ -53,27 +53,28 @@ def serve(
     section = _with_whole_paths(section)
     whole = [str(Path(folder).resolve()) for folder in folders]
     service = section.service
-    console.log("Starting Ray" if ray_cluster.is_own(service) else f"Joining Ray at {service.address}")
-    with ray_cluster.opened(service) as (ray, address):
-        if num_gpus is None:
-            num_gpus = float(min(1.0, ray.cluster_resources().get("GPU", 0.0)))
-        actors = start_service(ray, section.model_dump(mode="json"), whole, num_gpus=num_gpus)
-        served = ray.get(actors[0].datasets.remote())
-        is_own = ray_cluster.is_own(service)
-        token = str(ray_cluster.token_file()) if is_own else None
-        ray_cluster.write_note(service, ray_cluster.Note(address, os.getpid(), token))
-        try:
-            if ready is not None:
-                ready(address)
-            else:
-                _say_loaded(section, served, whole, address, num_gpus)
-            _wait(ray, actors, tell=ready is None)
-        finally:
-            ray_cluster.remove_note(service)
+    joined = service.address or os.environ.get("RAY_ADDRESS")
+    with ray_cluster.claimed(service):
+        console.log("Starting Ray" if joined is None else f"Joining Ray at {joined}")
+        with ray_cluster.opened(service) as (ray, address):
+            if num_gpus is None:
+                num_gpus = float(min(1.0, ray.cluster_resources().get("GPU", 0.0)))
+            actors = start_service(ray, section.model_dump(mode="json"), whole, num_gpus=num_gpus)
+            served = ray.get(actors[0].datasets.remote())
+            token = str(ray_cluster.token_file()) if joined is None else os.environ.get("RAY_AUTH_TOKEN_PATH")
+            ray_cluster.write_note(service, ray_cluster.Note(address, os.getpid(), token))
+            try:
+                if ready is not None:
+                    ready(address)
+                else:
+                    _say_loaded(section, served, whole, address, num_gpus)
+                _wait(ray, actors, tell=ready is None)
+            finally:
+                ray_cluster.remove_note(service)
 
 
-def show_status(section: RetrievalSection) -> None:
-    """Print how the service is.
+def show_status(section: RetrievalSection, *, connect: bool = False) -> None:
+    """Print how the service is; with `connect` also what joins it from a shell and from a Python program.
 
     Raises:
         ServiceError: it is not there, or could not load what it should serve.
@@ -90,6 +91,13 @@ def show_status(section: RetrievalSection) -> None:
     console.figures(health)
     if health["status"] != "ok":
         raise ServiceError(f"{section.service.name} could not load: {health['problem']}")
+    if connect:
+        address, note = client.ray.get_runtime_context().gcs_address, ray_cluster.read_note(section.service)
+        token = note.token_file if note is not None and note.address == address else None
+        variables = joining.environment(address, token or os.environ.get("RAY_AUTH_TOKEN_PATH"))
+        console.result(f"In a shell:\n\n{joining.shell_lines(variables)}\n")
+        program = joining.python_lines(section, variables, next(iter(client.ask("datasets"))))
+        console.result(f"In Python:\n\n{program}\n")
 
 
 def _with_whole_paths(section: RetrievalSection) -> RetrievalSection:
@@ -117,18 +125,10 @@ def _say_loaded(
     where = "this machine only" if ray_cluster.is_loopback(address) else "other machines can reach it"
     actors = f"{service.shards} shard(s), {service.replicas} replica(s), {num_gpus:g} GPU(s) each"
     console.result(f"{service.name} in namespace {service.namespace} at {address} ({where}): {actors}")
-    words = ["rl4rec", "train", "grpo", "--dataset", folders[0], "--set", "retrieval.backend=ray"]
-    settings = {"embedder": section.embedder, "emb_type": section.emb_type}
-    if section.embedder != "lsa":
-        settings["model"] = section.model
-    if not ray_cluster.is_own(service):
-        settings["service.address"] = address
-    for key, value in (("name", service.name), ("namespace", service.namespace)):
-        if value != type(service).model_fields[key].default:
-            settings[f"service.{key}"] = value
-    for key, value in settings.items():
-        words += ["--set", setting(f"retrieval.{key}", value)]
-    console.result(f"Train with it: {command_line(*words)}")
+    shared = None if ray_cluster.is_own(service) else address
+    words = ("train", "grpo", "--dataset", folders[0], *joining.run_settings(section, shared))
+    console.result(f"Train with it: {rl4rec(*words)}")
+    console.log("From a shell or a program of your own: rl4rec serve-retrieval --status --connect prints the lines")
     console.log("Ctrl-C stops it")
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rl4rec_cli.config import RetrievalSection, ServiceSection
 from rl4rec_cli.errors import ConfigError, ServiceError
-from rl4rec_cli.retrieval import ray_cluster
+from rl4rec_cli.layering import load_config
+from rl4rec_cli.retrieval import joining, ray_cluster
 from rl4rec_cli.retrieval.ray_cluster import Note
 
 SERVICE = ServiceSection(wait=0.0)
@@ -137,3 +140,54 @@ def test_a_run_whose_service_is_not_there_says_how_to_start_it(tmp_path: Path) -
     assert done.returncode == 1
     assert "error: RetrievalService not found in namespace rl4rec: no service runs on this machine" in done.stderr
     assert "hint: start it: rl4rec serve-retrieval --datasets PATH --embedder lsa" in done.stderr
+
+
+def test_a_second_service_of_a_name_is_refused_while_the_first_is_there() -> None:
+    with ray_cluster.claimed(SERVICE):
+        ray_cluster.write_note(SERVICE, Note("127.0.0.1:7", os.getpid(), None))
+        with pytest.raises(ServiceError, match=r"on this machine already at 127\.0\.0\.1:7") as caught:  # noqa: SIM117
+            with ray_cluster.claimed(SERVICE):
+                pass
+        assert "--actor-name NAME" in (caught.value.hint or "")
+        with ray_cluster.claimed(SERVICE.model_copy(update={"name": "Other"})):
+            pass
+        assert ray_cluster.find_address(SERVICE) == "127.0.0.1:7"
+        ray_cluster.remove_note(SERVICE)
+    with ray_cluster.claimed(SERVICE):
+        pass
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"embedder": "lsa", "lsa_dim": 24, "emb_type": "no", "query_prompt": "for: "},
+        {"model": "my models/a b", "query_prompt": "", "file": "x y.pt", "service": {"shards": 2, "namespace": "team"}},
+    ],
+)
+def test_the_settings_that_are_printed_give_the_same_vectors(settings: dict[str, Any]) -> None:
+    """Whatever a run's recipe says: what vectors depend on is all there, and read as it was."""
+    section = RetrievalSection.model_validate(settings)
+    words = joining.run_settings(section, "10.0.0.1:7")
+    sets = words[1::2]
+    assert shlex.split(shlex.join(words)) == words
+    other = ["retrieval.query_prompt=another", "retrieval.lsa_dim=7", "retrieval.emb_type=title", "retrieval.model=m"]
+    run = load_config(algorithm="grpo", sets=[*other, *sets]).retrieval
+    assert joining.vector_settings(run) == joining.vector_settings(section)
+    assert (run.backend, run.service.address, run.service.namespace) == ("ray", "10.0.0.1:7", section.service.namespace)
+    served = joining.serve_settings(section)[1::2]
+    flags = {"retrieval.embedder": section.embedder, "retrieval.emb_type": section.emb_type}
+    again = load_config(algorithm=None, flags=flags, sets=served).retrieval
+    assert joining.vector_settings(again) == joining.vector_settings(section)
+    assert (again.file, again.service.shards) == (section.file, section.service.shards)
+
+
+def test_a_command_looks_for_a_service_that_is_gone_but_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl4rec_cli.retrieval import ray_client
+
+    pytest.importorskip("ray", reason="pip install 'rl4rec[ray]'")
+    lines: list[str] = []
+    monkeypatch.setattr(ray_client.console, "log", lines.append)
+    with pytest.raises(ServiceError, match="no service runs on this machine") as caught:
+        ray_client.ServiceClient(RetrievalSection(backend="ray"), first_wait=0.1)
+    assert lines == ["RetrievalService: no service runs on this machine; waiting 0.1 s for it"]
+    assert "or do without: --set retrieval.backend=in-process" in (caught.value.hint or "")

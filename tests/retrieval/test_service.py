@@ -493,6 +493,28 @@ def test_the_command_serves_until_it_is_told_to_stop(catalogue: Any, tmp_path: P
         [*COMMAND, "serve-retrieval", "--status"], env=env, capture_output=True, text=True, check=False
     )
     assert (done.returncode, "ok" in done.stdout) == (0, True), done.stderr
+    second = subprocess.run(
+        [*COMMAND, "serve-retrieval", "--datasets", str(catalogue[0]), "--embedder", "lsa"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert "RetrievalService in namespace rl4rec runs on this machine already at 127.0.0.1:" in second.stderr
+    assert "--actor-name NAME" in second.stderr
+    done = subprocess.run(
+        [*COMMAND, "serve-retrieval", "--status", "--connect"], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr  # the second has hidden nothing
+    program = done.stdout[done.stdout.index("import os") :]
+    bare = {key: value for key, value in env.items() if key != "XDG_CACHE_HOME"}
+    pasted = subprocess.run([sys.executable, "-c", program], env=bare, capture_output=True, text=True, check=False)
+    assert (pasted.returncode, "(1, 301)" in pasted.stdout) == (0, True), pasted.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("export RAY_ADDRESS=")]
+    script = f"{line}; {sys.executable} -c 'import ray; ray.init(log_to_driver=False); print(ray.cluster_resources())'"
+    shell = subprocess.run(["bash", "-c", script], env=bare, capture_output=True, text=True, check=False)
+    assert "node:127.0.0.1" in shell.stdout, shell.stderr
     serve.send_signal(signal.SIGTERM)
     _, errors = serve.communicate(timeout=120)
     assert serve.returncode == 0, errors
