@@ -86,9 +86,13 @@ def excerpt(text: str, part: str, around: int = 30) -> str:
     found = re.search(r"\W*".join(map(re.escape, split(part))), text, re.IGNORECASE) if part else None
     if not found:
         return " ".join(f"{text[:80]}{'…' * (len(text) > 80)}".split())
-    start, end = found.span()
+    return _marked(text, *found.span(), around)
+
+
+def _marked(text: str, start: int, end: int, around: int = 30) -> str:
+    """A stretch of a text as «stretch», with what stands around it."""
     before, after = text[max(0, start - around) : start], text[end : end + around]
-    marked = f"{'…' * (start > around)}{before}«{found[0]}»{after}{'…' * (end + around < len(text))}"
+    marked = f"{'…' * (start > around)}{before}«{text[start:end]}»{after}{'…' * (end + around < len(text))}"
     return " ".join(marked.split())
 
 
@@ -240,8 +244,8 @@ def _fields(texts: Texts) -> Check:
 def _control_tokens(texts: Texts) -> Check:
     """Words in item texts that are control tokens of usual model families."""
     shown = [f"{title} | {text}" for title, text in zip(texts.raw_titles, texts.raw_rendered, strict=True)]
-    hits = [(i, name[0]) for i, text in enumerate(shown) if (name := CONTROL_TOKENS.search(text))]
-    names = ", ".join(sorted({name for _, name in hits})[:5])
+    hits = [(i, name) for i, text in enumerate(shown) if (name := CONTROL_TOKENS.search(text))]
+    names = ", ".join(sorted({name[0] for _, name in hits})[:5])
     return judge(
         "names of control tokens",
         Seen(len(hits), len(shown), "items"),
@@ -251,7 +255,7 @@ def _control_tokens(texts: Texts) -> Check:
         meaning="Prompts and training targets of rl4rec spell such words out. Other programs that read these texts may "
         "take them for the end of a turn or of the text.",
         remedy="take them out of titles and texts, or leave them as they are where that is what the items are called",
-        examples=(Example(None, i, excerpt(_raw(texts, i), name)) for i, name in hits),
+        examples=(Example(None, i, _marked(shown[i], *name.span())) for i, name in hits),
     )
 
 

@@ -584,3 +584,13 @@ def test_beauty_has_ids_in_order_of_first_appearance_and_nothing_else() -> None:
         beauty, items=tuple(items), sequences=tuple(tuple(new[i] for i in s) for s in beauty.sequences)
     )
     assert audit_dataset(shuffled).is_clean
+
+
+@pytest.mark.parametrize("name", ["<|im_end|>", "</s>", "<eos>", "[INST]", "<end_of_turn>"])
+def test_names_of_control_tokens_are_shown_where_they_stand(shop: Dataset, name: str) -> None:
+    planted = with_items(shop, lambda item: {"title": f"{item['title']}'s {name} box"} if item["item_id"] == 7 else {})
+    _, findings = audit_of(planted)
+    finding = findings["names of control tokens"]
+    assert (finding.severity, finding.count) == ("warning", 1)
+    assert name in finding.headline
+    assert f"'s «{name}» box" in finding.examples[0].text
