@@ -100,6 +100,7 @@ def test_a_run_keeps_its_day_and_refuses_other_prompts(
     kept = {file.name for file in (tmp_path / "cache").iterdir()}
     assert measured()[0] == texts
     assert {file.name for file in (tmp_path / "cache").iterdir()} == kept  # the same prompts are read back
+    path.write_text(path.read_text().replace("date: null", "date: '2030-01-02'"))
     # Another template is another prompt: measured anew, and training does not go on with it.
     final = run / "checkpoints" / "checkpoint_final"
     (final / "chat_template.jinja").write_text(PLAIN)
