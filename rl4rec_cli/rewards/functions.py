@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,10 +185,13 @@ def is_custom(name: str) -> bool:
     return ":" in name
 
 
-def shown_name(name: str) -> str:
-    """A reward's name in logs: one's own without the folder of its file, `my.py:words`."""
-    file, colon, attribute = name.rpartition(":")
-    return f"{Path(file).name}{colon}{attribute}" if file.endswith(".py") else name
+def log_names(names: Iterable[str]) -> dict[str, str]:
+    """Each reward's name in logs: one's own without the folder of its file, `my.py:words`, unless two would be one."""
+    short = {}
+    for name in names:
+        file, colon, attribute = name.rpartition(":")
+        short[name] = f"{Path(file).name}{colon}{attribute}" if file.endswith(".py") else name
+    return {name: name if list(short.values()).count(own) > 1 else own for name, own in short.items()}
 
 
 @dataclass(frozen=True)

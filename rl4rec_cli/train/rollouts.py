@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl4rec_cli.policy.generation import Sampling, decode_texts, write_ids, writing
-from rl4rec_cli.rewards.functions import shown_name
+from rl4rec_cli.rewards.functions import log_names
 from rl4rec_cli.rewards.scorer import start_scores
 from rl4rec_cli.train.health import MASKED
 from rl4rec_cli.train.out_of_memory import used_gib
@@ -114,8 +114,9 @@ class RetrievalReward:
         ranked = start_scores(self._scorers, texts, target, history, dataset)
         distinct = len(set(texts)) / len(texts)
         scores = ranked()
+        names = log_names(scores.parts)
         for name, values in scores.parts.items():
-            log_metric(f"reward/{shown_name(name)}", float(values.mean()))
+            log_metric(f"reward/{names[name]}", float(values.mean()))
         log_metric("mean_rank", float(scores.ranks.mean()))
         log_metric("distinct_texts", distinct)
         if self._is_reported:

@@ -22,7 +22,7 @@ from rl4rec_cli.errors import ConfigError, DataError, RewardError
 from rl4rec_cli.layering import load_config
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking
 from rl4rec_cli.rewards import RLRewardFunction, calculate_ndcg, create_reward_function
-from rl4rec_cli.rewards.functions import RANK_FUNCTIONS, rank_reward, rank_shaping
+from rl4rec_cli.rewards.functions import RANK_FUNCTIONS, log_names, rank_reward, rank_shaping
 from rl4rec_cli.rewards.scorer import Scorer
 
 
@@ -428,3 +428,10 @@ def test_a_reward_that_exits_is_an_error_like_any_other(tmp_path: Path, source: 
     path = own_reward(tmp_path, source)
     with pytest.raises(RewardError, match="SystemExit"):
         Scorer(FixedRanks(), RewardSection(functions={f"{path}:reward": 1.0})).score(["1", "7"], [4, 5], [[1], [2]])
+
+
+def test_rewards_of_files_of_one_name_are_two_in_logs() -> None:
+    names = ["ndcg", "/a/my.py:words", "/b/my.py:words", "/a/my.py:other", "module:words"]
+    expected = {name: name for name in names} | {"/a/my.py:other": "my.py:other"}
+    assert log_names(names) == expected
+    assert log_names(["/a/my.py:words"]) == {"/a/my.py:words": "my.py:words"}
