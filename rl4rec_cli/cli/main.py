@@ -91,20 +91,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     _survive_closed_output()
     with signals.handled():
-        try:
-            code = _run(args, debug=debug)
-            if sys.stdout is not None:
-                sys.stdout.flush()
-        except KeyboardInterrupt as stop:
-            is_term = isinstance(stop, signals.Terminated)
-            if argv is None:  # a second one while the interpreter ends has nobody to handle it: no traceback
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
-            _say("error: terminated" if is_term else "error: interrupted")
-            return 143 if is_term else 130
-        except Rl4RecError as error:  # the flush: a full disk
-            _say(f"error: {error.message}")
-            return error.exit_code
-        return code
+        code = _run_to_the_end(args, debug=debug)
+    if argv is None and code in (130, 143):  # another one while the interpreter ends has nobody to handle it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return code
+
+
+def _run_to_the_end(args: list[str], *, debug: bool) -> int:
+    try:
+        code = _run(args, debug=debug)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except KeyboardInterrupt as stop:
+        is_term = isinstance(stop, signals.Terminated)
+        _say("error: terminated" if is_term else "error: interrupted")
+        return 143 if is_term else 130
+    except Rl4RecError as error:  # the flush: a full disk
+        _say(f"error: {error.message}")
+        return error.exit_code
+    return code
 
 
 _LESS_MEMORY = (

@@ -341,6 +341,25 @@ def test_a_signal_elsewhere(
     assert final(tmp_path) == uninterrupted("length")
 
 
+def test_a_second_ctrl_c_while_the_interpreter_ends_prints_no_traceback(tmp_path: Path) -> None:
+    """One during the command, the next from what is done at exit."""
+    code = (
+        "import atexit, os, signal, sys\n"
+        "from rl4rec_cli.cli import main\n"
+        "def interrupt() -> None: os.kill(os.getpid(), signal.SIGINT)\n"
+        "atexit.register(interrupt)\n"
+        "main.app.registered_groups.clear()\n"
+        "main.app.registered_commands.clear()\n"
+        "main.app.command('one')(interrupt)\n"
+        "main.app.command('two')(interrupt)\n"
+        "sys.argv = ['rl4rec', 'one']\n"
+        "sys.exit(main.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode in (130, -signal.SIGINT)  # as a shell counts it, and as the kernel does
+    assert done.stderr == "error: interrupted\n"
+
+
 def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     args = command(tmp_path, reward="length", sets_=("trainer.max_steps=8",))
     stopped = run(args, tmp_path, signals=[("update", 15), ("last save", 15)])
