@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rl4rec_cli.data.dataset import Dataset, build_examples
 from rl4rec_cli.eval import statistics
 from rl4rec_cli.eval.baselines import measure_baseline
-from rl4rec_cli.eval.methods import Task
 from rl4rec_cli.eval.metrics import means, per_user
+from rl4rec_cli.eval.scoring import Task
 from rl4rec_cli.eval.statistics import paired_difference, seeds_difference
-from rl4rec_cli.retrieval import ranking
+from rl4rec_cli.ranking import ranks as ranking
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking
 
 USERS, ITEMS, DIM, HISTORY = 22_363, 12_101, 384, 8

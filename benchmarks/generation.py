@@ -29,12 +29,12 @@ from typing import Any
 import torch
 
 from rl4rec_cli import console
-from rl4rec_cli.config import LoraSection, PolicySection, RunConfig, TinySection
+from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig, TinySection
 from rl4rec_cli.data.dataset import open_dataset
-from rl4rec_cli.layering import load_config
+from rl4rec_cli.engine.vllm import VllmEngine
 from rl4rec_cli.policy.generation import Sampling, generate_ids, writing
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
-from rl4rec_cli.policy.vllm_engine import VllmEngine
 
 ENGINES = ("transformers", "vLLM, adapter swapped", "vLLM, adapter merged")
 SWAP_CLAIM = 0.2
@@ -195,11 +195,11 @@ PARTS = ("generation", "embedding", "ranking", "update")
 
 def _steps(engine: str, args: argparse.Namespace, place: Path) -> dict[str, float]:
     """Median seconds of each part of a GRPO step."""
-    from rl4rec_cli.policy.vllm_engine import make_engine
+    from rl4rec_cli.engine.vllm import make_engine
     from rl4rec_cli.retrieval.retriever import open_retriever
     from rl4rec_cli.rewards.scorer import Scorer
-    from rl4rec_cli.runs import JsonLines, create_run
-    from rl4rec_cli.train.domains import open_domains
+    from rl4rec_cli.runs.folder import JsonLines, create_run
+    from rl4rec_cli.train.environments import open_domains
     from rl4rec_cli.train.reinforcement import train_rl
 
     sets = [

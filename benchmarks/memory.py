@@ -1,9 +1,9 @@
 """What `rl4rec plan` predicts against what the real trainer takes, on a CPU or a CUDA GPU.
 
-For each configuration a Llama with random weights is built in a folder, `rl4rec_cli.train.peak` makes two optimiser
+For each configuration a Llama with random weights is built in a folder, `rl4rec_cli.commands.peak` makes two optimiser
 steps of the real trainer in a process of its own, and the growth of its resident set over that of the imported
-libraries (on a GPU: what torch reserves, and the context) stands beside what `rl4rec_cli.memory` says of prompts and
-texts of the lengths that came up.
+libraries (on a GPU: what torch reserves, and the context) stands beside what `rl4rec_cli.plan.memory` says of prompts
+and texts of the lengths that came up.
 
     python benchmarks/memory.py [--only NAME …] [--measured FILE] [--device cuda]
 
@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rl4rec_cli import console
-from rl4rec_cli.config import DataSection, RunConfig, SyntheticSection, TinySection
-from rl4rec_cli.layering import load_config
-from rl4rec_cli.memory import MIB, Surroundings, estimate
-from rl4rec_cli.model_facts import ModelFacts, read_facts
-from rl4rec_cli.train.peak import Peak, measure_peaks
+from rl4rec_cli.commands.peak import Peak, measure_peaks
+from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.config.sections import DataSection, RunConfig, SyntheticSection, TinySection
+from rl4rec_cli.models.shape import ModelFacts, read_facts
+from rl4rec_cli.plan.memory import MIB, Surroundings, estimate
 
 CLAIM = 0.15
 DATA = SyntheticSection(users=200, items=200)

@@ -33,11 +33,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rl4rec_cli.retrieval import counting
-from rl4rec_cli.retrieval.pairs import Queries
-from rl4rec_cli.retrieval.ranking import ItemMatrix, search, target_ranks
-from rl4rec_cli.retrieval.scan import blocks_of
-from rl4rec_cli.retrieval.tiles import product
+from rl4rec_cli.ranking import counting
+from rl4rec_cli.ranking.blocks import blocks_of
+from rl4rec_cli.ranking.exact_scores import Queries
+from rl4rec_cli.ranking.products import product
+from rl4rec_cli.ranking.ranks import ItemMatrix, search, target_ranks
 
 Variants = dict[str, Callable[[], object]]
 MIB = 1 << 20

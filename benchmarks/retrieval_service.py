@@ -24,12 +24,12 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same on both sides, and steadier
 
-from rl4rec_cli.config import RetrievalSection
+from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import load_dataset, save_dataset
 from rl4rec_cli.data.synthetic import synthesize
-from rl4rec_cli.retrieval import ray_cluster
 from rl4rec_cli.retrieval.retriever import open_retriever
-from rl4rec_cli.retrieval.serving import start_service
+from rl4rec_cli.retrieval.service import cluster
+from rl4rec_cli.retrieval.service.serving import start_service
 
 CLAIM_MS = 5.0
 TEXTS = 64
@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "catalogue"
         save_dataset(synthesize(1_000, args.items, 0), folder)
-        with ray_cluster.opened(section.service) as (ray, _):
+        with cluster.opened(section.service) as (ray, _):
             actors = start_service(ray, section.model_dump(mode="json"), [str(folder)], num_gpus=0)
             over = measure(section, folder, args.rounds, args.seconds)
             del actors

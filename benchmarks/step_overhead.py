@@ -27,15 +27,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tiny policy is no faster wi
 from transformers import PrinterCallback, TrainerCallback
 
 from rl4rec_cli import console
+from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.data.dataset import build_examples, open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
-from rl4rec_cli.layering import load_config
 from rl4rec_cli.policy.loading import load_policy
 from rl4rec_cli.retrieval.retriever import open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
-from rl4rec_cli.runs import JsonLines, create_run
-from rl4rec_cli.train.domains import Domain
-from rl4rec_cli.train.grpo import grpo_arguments
+from rl4rec_cli.runs.folder import JsonLines, create_run
+from rl4rec_cli.train.algorithms.grpo import grpo_arguments
+from rl4rec_cli.train.environments import Domain
 from rl4rec_cli.train.reinforcement import train_rl
 
 CLAIM = 1.05

@@ -32,9 +32,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tiny policy is no faster wi
 
 import numpy as np
 
-from rl4rec_cli.layering import load_config
-from rl4rec_cli.runs import read_jsonl
-from rl4rec_cli.train.session import train
+from rl4rec_cli.commands.train import train
+from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.runs.folder import read_jsonl
 
 HOW = ("keep", "leave_out", "refill")
 BRAND = "Tamsel"

@@ -14,11 +14,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rl4rec_cli.config import RunConfig
-from rl4rec_cli.hardware import Machine, Placement, parse_gpu, plan_placement
-from rl4rec_cli.layering import load_config
-from rl4rec_cli.memory import human
-from rl4rec_cli.model_facts import PRESET_FACTS, RetrievalFacts
+from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.config.sections import RunConfig
+from rl4rec_cli.models.shape import PRESET_FACTS, RetrievalFacts
+from rl4rec_cli.plan.machine import Machine, Placement, parse_gpu, plan_placement
+from rl4rec_cli.plan.memory import human
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 BASE = "beauty-grpo"

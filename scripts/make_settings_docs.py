@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
-from rl4rec_cli.aliases import GUIDES, LIBRARIES, Alias
-from rl4rec_cli.config import RunConfig
-from rl4rec_cli.settings import Setting, all_settings
+from rl4rec_cli.config.aliases import GUIDES, LIBRARIES, Alias
+from rl4rec_cli.config.sections import RunConfig
+from rl4rec_cli.config.settings import Setting, all_settings
 
 DOCS = Path(__file__).parent.parent / "docs"
 SETTINGS = """# Settings
@@ -25,7 +25,7 @@ A setting is given by a recipe (`-r`), by `--set section.key=value`, or by the f
 """
 GUIDE = """# From the guides' options, and TRL's, to these
 
-Written by `python scripts/make_settings_docs.py` from the table in `rl4rec_cli/aliases.py`; do not edit.
+Written by `python scripts/make_settings_docs.py` from the table in `rl4rec_cli/config/aliases.py`; do not edit.
 
 What a key means, its range and its default: [settings.md](settings.md), or `rl4rec settings NAME`, which knows these
 names too. Where an option of `rl4rec train` is named, it may be given instead of `--set KEY=VALUE`.

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from commands import ends
+from command_lines import ends
 
-from rl4rec_cli.layering import load_config
+from rl4rec_cli.config.layering import load_config
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_check.py"
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rl4rec_cli
-from rl4rec_cli.config_types import Section
-from rl4rec_cli.layering import load_config
+from rl4rec_cli.config.base import Section
+from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.shell import command_line, setting
 
 ODD = [

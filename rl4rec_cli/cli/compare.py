@@ -43,7 +43,7 @@ def compare(
     Every run is measured with its own prompt, generation and policy settings, a model with the first run's; retrieval
     must be the same for all. Baselines go by name: popularity, last_item, bm25, sasrec, fusion …
     """
-    from rl4rec_cli.eval.compare import compare as run
+    from rl4rec_cli.commands.compare import compare as run
 
     run(
         contestants,

@@ -69,7 +69,7 @@ def audit(
     The recipe's prompt settings, data.train_targets and retrieval.emb_type say what is shown and embedded.
     """
     from rl4rec_cli import console
-    from rl4rec_cli.layering import load_config
+    from rl4rec_cli.config.layering import load_config
 
     config = load_config(
         algorithm=None,
@@ -78,7 +78,7 @@ def audit(
         sets=sets or [],
         allow_custom_rewards=True,
     )
-    from rl4rec_cli.data.audit import audit_as_configured
+    from rl4rec_cli.data.audit.audit import audit_as_configured
     from rl4rec_cli.data.dataset import open_dataset
     from rl4rec_cli.errors import Rl4RecError
 

@@ -23,6 +23,6 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say whether all is there: versions, extras, GPUs, the Hub. Exit status 1 where something required is not."""
-    from rl4rec_cli.doctor import doctor as examine
+    from rl4rec_cli.commands.doctor import doctor as examine
 
     examine(paths or [], as_json=as_json)

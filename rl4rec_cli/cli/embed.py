@@ -31,7 +31,7 @@ def embed(
 ) -> None:
     """Embed a dataset's items and store the vectors."""
     from rl4rec_cli import console
-    from rl4rec_cli.layering import load_config
+    from rl4rec_cli.config.layering import load_config
 
     flags = {"embedder": embedder, "model": model, "emb_type": emb_type, "device": device, "batch_size": batch_size}
     given = {f"retrieval.{key}": value for key, value in flags.items() if value is not None}

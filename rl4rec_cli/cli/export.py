@@ -41,6 +41,6 @@ def export(
     A merged model is what was trained and measured, in plain weights: a base that was held in 4 or 8 bits is written
     out as it was computed with. Both forms load with plain transformers and PEFT, Unsloth and vLLM.
     """
-    from rl4rec_cli.eval.export import export as run_export
+    from rl4rec_cli.commands.export import export as run_export
 
     run_export(run, checkpoint=checkpoint, form=to, output=output, dtype=dtype, push_to=push_to_hub, public=public)

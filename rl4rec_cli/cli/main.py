@@ -174,7 +174,7 @@ def _usage_error(error: typer.TyperException) -> int:
 
 def _meant(option: str, context: Any) -> str:
     """What an unknown option means: another spelling, another project's name, or a setting; empty if nothing known."""
-    from rl4rec_cli.aliases import find_alias
+    from rl4rec_cli.config.aliases import find_alias
 
     own = {name for parameter in context.command.params for name in parameter.opts}
     dashed = "--" + option.lstrip("-").replace("_", "-")
@@ -186,7 +186,7 @@ def _meant(option: str, context: Any) -> str:
     if "--set" not in own:
         return ""
     if alias is None or not alias.key:
-        from rl4rec_cli.schema import keys_named
+        from rl4rec_cli.config.schema import keys_named
 
         keys = keys_named(option.lstrip("-").replace("-", "_"))
         return f"it is a setting: {' or '.join('--set ' + key + '=…' for key in keys)}" if keys else ""

@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 from rl4rec_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.config.sections import RunConfig
 
 Recipes = Annotated[
     list[str] | None,
@@ -76,11 +76,11 @@ def configure(
         ConfigError: see `load_config`.
     """
     from rl4rec_cli import console
-    from rl4rec_cli.layering import load_config
+    from rl4rec_cli.config.layering import load_config
 
     chosen = None
     if not recipes:
-        from rl4rec_cli.machine_recipe import choose_recipe
+        from rl4rec_cli.plan.recipe import choose_recipe
 
         chosen = choose_recipe(flags.get("policy.model"), sets, gpus or [])
         recipes = [chosen.recipe]

@@ -37,7 +37,7 @@ def plan(
 ) -> None:
     """Say what a run would take, whether it fits, and what would make it fit. Exit status 1 where it does not."""
     from rl4rec_cli import console
-    from rl4rec_cli.cli import placement
+    from rl4rec_cli.commands import placement
     from rl4rec_cli.errors import ConfigError
 
     flags = {"policy.model": model, "data.path": dataset or None}

@@ -52,20 +52,20 @@ def prompts(
     """Show prompts as the model reads them, measure templates, or let a model write summaries of users' tastes."""
     if user is not None and (template or users is not None or summaries is not None):
         raise ConfigError("--user shows one prompt: leave out --users, --template and --summaries")
-    from rl4rec_cli.eval.targets import resolve_target
+    from rl4rec_cli.eval.resolve import resolve_target
 
     files = {"sequential_file": sequential_file, "prompt_file": prompt_file}
     _, checkpoint, config = resolve_target(model, None, None, None, sets or [], recipe or [], dataset, files=files)
     if checkpoint is not None:
         config = config.model_copy(update={"policy": config.policy.model_copy(update={"model": checkpoint})})
     if summaries is not None:
-        from rl4rec_cli.eval.summaries import write_summaries
+        from rl4rec_cli.commands.summaries import write_summaries
 
         write_summaries(
             config, summaries, split=split or "train", users=users, templates=template or [], as_json=as_json
         )
         return
-    from rl4rec_cli.eval.prompting import show_prompts, sweep_templates
+    from rl4rec_cli.commands.prompts import show_prompts, sweep_templates
 
     if template:
         sweep_templates(config, split=split or "validation", users=users, templates=template, as_json=as_json)

@@ -20,7 +20,7 @@ app = typer.Typer(
 def list_recipes() -> None:
     """List the packaged recipes."""
     from rl4rec_cli import console
-    from rl4rec_cli.presets import packaged_recipes
+    from rl4rec_cli.config.recipes import packaged_recipes
 
     recipes = packaged_recipes().values()
     rows = [(r.name, r.header.get("purpose", ""), r.header.get("hardware", "")) for r in recipes]
@@ -31,7 +31,7 @@ def list_recipes() -> None:
 def show(name: Annotated[str, typer.Argument(metavar="NAME", help="Name, as `recipes list` shows it.")]) -> None:
     """Print a packaged recipe."""
     from rl4rec_cli import console
-    from rl4rec_cli.presets import find_recipe
+    from rl4rec_cli.config.recipes import find_recipe
 
     console.result(find_recipe(name).text)
 
@@ -44,7 +44,7 @@ def copy(
 ) -> None:
     """Write a packaged recipe to a file of your own, to change it."""
     from rl4rec_cli import console
-    from rl4rec_cli.presets import copy_recipe
+    from rl4rec_cli.config.recipes import copy_recipe
     from rl4rec_cli.shell import rl4rec
 
     path = copy_recipe(name, dest, force=force)

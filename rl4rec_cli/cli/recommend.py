@@ -63,7 +63,7 @@ def recommend(
                 "nothing to recommend for: give --user or --titles",
                 hint="on a terminal, titles are asked for without them; from a pipe they are read, one a line",
             )
-    from rl4rec_cli.eval.recommend import recommend as answer
+    from rl4rec_cli.commands.recommend import recommend as answer
 
     answer(
         run,

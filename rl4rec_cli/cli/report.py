@@ -26,6 +26,6 @@ def report(
 
     The page needs no network and no other file. Nothing is measured anew, and nothing in the run is changed.
     """
-    from rl4rec_cli.train.report import write_report
+    from rl4rec_cli.report.run_page import write_report
 
     write_report(run, out)

@@ -47,7 +47,7 @@ def serve_retrieval(
 
     Runs until Ctrl-C or SIGTERM. Needs `pip install 'rl4rec[ray]'`.
     """
-    from rl4rec_cli.layering import load_config
+    from rl4rec_cli.config.layering import load_config
 
     flags = {
         "retrieval.embedder": embedder,
@@ -58,7 +58,7 @@ def serve_retrieval(
     }
     given = {key: value for key, value in flags.items() if value is not None}
     section = load_config(algorithm=None, flags=given, sets=sets or []).retrieval
-    from rl4rec_cli.retrieval import serving
+    from rl4rec_cli.retrieval.service import serving
 
     if status or connect:
         serving.show_status(section, connect=connect)

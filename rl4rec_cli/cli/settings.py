@@ -26,7 +26,7 @@ def settings(
     from dataclasses import asdict
 
     from rl4rec_cli import console
-    from rl4rec_cli.settings import all_settings, find_settings
+    from rl4rec_cli.config.settings import all_settings, find_settings
 
     chosen = all_settings() if word is None else find_settings(word)
     if as_json:

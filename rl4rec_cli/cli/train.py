@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rl4rec_cli.aliases import PLAIN_OPTIONS
 from rl4rec_cli.cli.options import Grouped, configure, epilog, parse_rewards, parse_seeds
+from rl4rec_cli.config.aliases import PLAIN_OPTIONS
 from rl4rec_cli.errors import ConfigError
 
 app = typer.Typer(
@@ -138,11 +138,11 @@ def _add(algorithm: str, short: str, summary: str, *examples: str) -> None:
         )
         chosen = asked or (config.run.seed,)
         if dry_run:
-            from rl4rec_cli.cli.dry_run import show
+            from rl4rec_cli.commands.dry_run import show
 
             show(config, chosen, is_new=resume is None)
             return
-        from rl4rec_cli.train.session import train as run
+        from rl4rec_cli.commands.train import train as run
 
         run(config, chosen, resume=Path(resume) if resume is not None else None, allow_partial=allow_partial)
 
@@ -154,7 +154,7 @@ def _add(algorithm: str, short: str, summary: str, *examples: str) -> None:
 
 def _run_recipe(resume: str | None, seeds: str | None) -> list[str]:
     """The recipe of the run to go on with."""
-    from rl4rec_cli.runs import recipe_of
+    from rl4rec_cli.runs.folder import recipe_of
 
     if resume is None:
         return []

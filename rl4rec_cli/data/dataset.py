@@ -19,11 +19,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from rl4rec_cli.config import DataSection
+from rl4rec_cli.config.dataset_folders import find_folder
+from rl4rec_cli.config.sections import DataSection
 from rl4rec_cli.data.reading import ITEMS, META, PROMPTS, SEQUENCES, read_folder
-from rl4rec_cli.dataset_folders import find_folder
 from rl4rec_cli.errors import ConfigError, DataError
-from rl4rec_cli.files import parse_json, read_bytes
+from rl4rec_cli.files.reading import parse_json, read_bytes
 from rl4rec_cli.shell import command_line
 
 Split = Literal["train", "validation", "test"]

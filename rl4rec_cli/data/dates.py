@@ -13,7 +13,7 @@ from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.config.sections import RunConfig
 
 _OTHER_DAYS = ("2001-02-03", "2014-11-25")
 _PROBE = [{"role": "user", "content": "?"}]

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl4rec_cli import files
 from rl4rec_cli.errors import DataError
-from rl4rec_cli.file_kinds import recognise
+from rl4rec_cli.files import reading
+from rl4rec_cli.files.kinds import recognise
 
 MAX_TEXT_BYTES = 1 << 20
 """Longest title, text or prompt in UTF-8 bytes. Exactly 1 MiB is accepted."""
@@ -57,7 +57,7 @@ def without_mark(raw: bytes) -> bytes:
 def read_bytes(path: Path, problems: Problems, hint: str) -> bytes | None:
     """The file's bytes, or None with the problem noted."""
     try:
-        raw = files.read_bytes(path)
+        raw = reading.read_bytes(path)
     except FileNotFoundError:
         problems.add(problems.name(path), "the file is missing", hint=hint)
         return None

@@ -18,7 +18,7 @@ from rl4rec_cli.data.encoding import TextEncoder
 from rl4rec_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import PromptSection
+    from rl4rec_cli.config.sections import PromptSection
     from rl4rec_cli.data.dataset import Dataset, Example
 
 

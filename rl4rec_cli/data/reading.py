@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rl4rec_cli.config.dataset_folders import HOME, known_names
 from rl4rec_cli.data.parsing import (
     Problems,
     StrictJson,
@@ -29,7 +30,6 @@ from rl4rec_cli.data.parsing import (
     text_flaw,
     without_mark,
 )
-from rl4rec_cli.dataset_folders import HOME, known_names
 from rl4rec_cli.errors import DataError
 
 ITEMS = "items.jsonl"

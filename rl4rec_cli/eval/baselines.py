@@ -17,8 +17,8 @@ from rl4rec_cli import console
 from rl4rec_cli.data.words import LEAST_SHARED, share_with_common_words, words
 from rl4rec_cli.eval.cache import cached
 from rl4rec_cli.eval.examples import choose_examples
-from rl4rec_cli.eval.methods import Kind, Measured, Scored, SparseScores, Task, VectorScores, measure
-from rl4rec_cli.retrieval.ranking import ItemMatrix
+from rl4rec_cli.eval.scoring import Kind, Measured, Scored, SparseScores, Task, VectorScores, measure
+from rl4rec_cli.ranking.ranks import ItemMatrix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rl4rec_cli.data.dataset import Dataset, Example
-    from rl4rec_cli.eval.methods import Measured
+    from rl4rec_cli.eval.scoring import Measured
 
 
 def behaviour(

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from rl4rec_cli import console
-from rl4rec_cli.eval.methods import Measured, Task
-from rl4rec_cli.file_names import file_name
+from rl4rec_cli.eval.scoring import Measured, Task
+from rl4rec_cli.files.names import file_name
 from rl4rec_cli.retrieval.retriever import Ranking
 
 _VERSION = 4  # raise it when a method's scores change: what is kept then is not read again

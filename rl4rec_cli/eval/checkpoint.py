@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rl4rec_cli.errors import ConfigError, RunError
-from rl4rec_cli.files import object_flaw, read_object
-from rl4rec_cli.runs import Run
-from rl4rec_cli.whole_folders import written_digest
+from rl4rec_cli.files.folders import written_digest
+from rl4rec_cli.files.reading import object_flaw, read_object
+from rl4rec_cli.runs.folder import Run
 
 _WEIGHTS = (".safetensors", ".bin")
 NAMES = "best, final, start or step_N"

@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl4rec_cli.eval.checkpoint import describe_checkpoint
-from rl4rec_cli.eval.contestants import Contestant, differing_settings
 from rl4rec_cli.eval.evaluation import CACHED
 from rl4rec_cli.eval.metrics import metric_names, per_user
 from rl4rec_cli.eval.statistics import RESAMPLES, Difference, holm, paired_difference, reads, seeds_difference
+from rl4rec_cli.eval.systems import Contestant, differing_settings
 from rl4rec_cli.eval.verdict import against
-from rl4rec_cli.runs import TRAINING_LOG, read_log
+from rl4rec_cli.runs.folder import TRAINING_LOG, read_log
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.eval.evaluation import Evaluation
-    from rl4rec_cli.eval.methods import Measured
+    from rl4rec_cli.eval.scoring import Measured
 
     Values = NDArray[np.float64]
 

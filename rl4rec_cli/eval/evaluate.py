@@ -13,26 +13,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
+from rl4rec_cli.config.layering import dump_config
 from rl4rec_cli.data.dataset import Split, open_dataset
 from rl4rec_cli.data.dates import day_line, with_day, writes_day
 from rl4rec_cli.data.prompts import PromptBuilder
+from rl4rec_cli.data.provenance import changed_data
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.evaluation import Evaluation, print_evaluation, save_evaluation
 from rl4rec_cli.eval.examples import choose_examples
-from rl4rec_cli.eval.targets import resolve_target, untrained
-from rl4rec_cli.layering import dump_config
-from rl4rec_cli.run_data import changed_data
-from rl4rec_cli.runs import Run, kept_after, strict, warn_unwritable, write_text
+from rl4rec_cli.eval.resolve import resolve_target, untrained
+from rl4rec_cli.runs.folder import Run, kept_after, strict, warn_unwritable, write_text
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
-    from rl4rec_cli.eval.methods import Measured, Task
     from rl4rec_cli.eval.probes import Probe
+    from rl4rec_cli.eval.scoring import Measured, Task
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
 
@@ -63,7 +63,7 @@ def start_evaluation(config: RunConfig, dataset: Dataset, split: Split) -> Evalu
 
 def open_task(config: RunConfig, dataset: Dataset, retriever: VectorRetriever, examples: Sequence[Example]) -> Task:
     """What the baselines of a configuration are measured on."""
-    from rl4rec_cli.eval.methods import Task
+    from rl4rec_cli.eval.scoring import Task
 
     cache = Path(config.eval.cache_dir).expanduser() if config.eval.cache_dir is not None else None
     return Task(dataset, retriever, examples, cache=cache)
@@ -99,7 +99,7 @@ def measure_policy(
     Args:
         reads: whose histories the policy reads, one for each example, where they are not the examples' own (probes).
     """
-    from rl4rec_cli.eval.methods import VectorScores, measure
+    from rl4rec_cli.eval.scoring import VectorScores, measure
 
     texts = write_texts(name, policy, config, dataset, reads if reads is not None else examples)
     scored = VectorScores(retriever.text_vectors(texts), retriever.matrix)
@@ -314,7 +314,7 @@ def audit_line(config: RunConfig, dataset: Dataset, path: str | None) -> str:
     Args:
         path: the dataset's folder, where there is one.
     """
-    from rl4rec_cli.data.audit import audit_as_configured
+    from rl4rec_cli.data.audit.audit import audit_as_configured
 
     line = audit_as_configured(dataset, config).one_line(path or "PATH")
     console.log(line)
@@ -326,7 +326,7 @@ def _note_openings(evaluation: Evaluation, run: Run | None) -> None:
 
     Where it is opened now, that is recorded before anything is measured: an evaluation that fails half-way counts too.
     """
-    from rl4rec_cli.eval.test_lock import read_openings, record_opening
+    from rl4rec_cli.eval.openings import read_openings, record_opening
 
     if run is None:
         if evaluation.split == "test":

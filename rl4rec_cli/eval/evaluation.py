@@ -18,15 +18,15 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval.metrics import headline, means, per_user
 from rl4rec_cli.eval.statistics import Difference, holm, paired_difference, reads, seeds_difference
-from rl4rec_cli.locks import exclusive
-from rl4rec_cli.runs import write_json, write_jsonl
+from rl4rec_cli.files.locks import exclusive
+from rl4rec_cli.runs.folder import write_json, write_jsonl
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rl4rec_cli.data.dataset import Example, Split
-    from rl4rec_cli.eval.methods import Measured
     from rl4rec_cli.eval.probes import Probe
+    from rl4rec_cli.eval.scoring import Measured
 
 CACHED = "cached"
 """The note of a measurement that was read back: nothing of the result itself."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rl4rec_cli.errors import DataError
-from rl4rec_cli.retrieval import ranking
+from rl4rec_cli.ranking import ranks as ranking
 from rl4rec_cli.retrieval.retriever import Ranking
 from rl4rec_cli.rewards.functions import ndcg
 

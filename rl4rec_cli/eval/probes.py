@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl4rec_cli.errors import EmbeddingError
-from rl4rec_cli.eval.methods import Measured, Scored, VectorScores, measure
 from rl4rec_cli.eval.metrics import per_user
+from rl4rec_cli.eval.scoring import Measured, Scored, VectorScores, measure
 from rl4rec_cli.eval.statistics import Difference, paired_difference, reads
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
 
 SEED = 40_010

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import RunError
-from rl4rec_cli.files import object_flaw, read_object
+from rl4rec_cli.files.reading import object_flaw, read_object
 
 if TYPE_CHECKING:
     from rl4rec_cli.eval.evaluation import Table

@@ -33,8 +33,8 @@ from torch import Tensor
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import build_examples
 from rl4rec_cli.errors import DataError
-from rl4rec_cli.file_names import file_name
-from rl4rec_cli.retrieval import ranking
+from rl4rec_cli.files.names import file_name
+from rl4rec_cli.ranking import ranks
 from rl4rec_cli.retrieval.embedding import resolve_device
 from rl4rec_cli.rewards.functions import ndcg
 
@@ -391,9 +391,9 @@ def _validation_examples(dataset: Dataset, settings: SasRecSettings) -> list[Exa
 def _validation_ndcg(sasrec: SasRec, dataset: Dataset, examples: Sequence[Example]) -> float:
     """NDCG@10 over the whole catalogue, as it is measured everywhere."""
     histories = [example.history for example in examples]
-    ranks_B = ranking.target_ranks(
+    ranks_B = ranks.target_ranks(
         sasrec.queries(histories),
-        ranking.ItemMatrix.from_tensor(sasrec.items_ND),
+        ranks.ItemMatrix.from_tensor(sasrec.items_ND),
         torch.tensor([example.target for example in examples], dtype=torch.long),
         histories if dataset.mask_history else None,
     )

@@ -17,9 +17,9 @@ from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.metrics import headline, means
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.eval.evaluate import Models
-    from rl4rec_cli.eval.methods import Measured, Task
+    from rl4rec_cli.eval.scoring import Measured, Task
 
 USERS = 500
 """Validation users a prompt is chosen on."""

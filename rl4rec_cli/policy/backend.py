@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
+from rl4rec_cli.engine.process import check_installed
 from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.variables import check_one_process, import_noted
-from rl4rec_cli.vllm_process import check_installed
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import PolicySection, RunConfig
+    from rl4rec_cli.config.sections import PolicySection, RunConfig
 
 PATCHED = ("trl", "transformers", "peft")
 """What Unsloth patches, and must therefore find as it came."""

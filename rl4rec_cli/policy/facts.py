@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import PolicyError
-from rl4rec_cli.model_facts import PRESET_FACTS, ModelFacts, RetrievalFacts, read_facts
-from rl4rec_cli.policy.presets import find_preset
+from rl4rec_cli.models.names import find_preset
+from rl4rec_cli.models.shape import PRESET_FACTS, ModelFacts, RetrievalFacts, read_facts
 from rl4rec_cli.policy.sources import ADAPTER, check_files, read_base
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import PolicySection, RunConfig, TinySection
+    from rl4rec_cli.config.sections import PolicySection, RunConfig, TinySection
 
 # Parameters and dimensions, as published.
 _EMBEDDERS = {

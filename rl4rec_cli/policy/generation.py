@@ -17,7 +17,7 @@ from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.policy.fast_inference import has_engine, write_by_engine
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import GenerationSection
+    from rl4rec_cli.config.sections import GenerationSection
     from rl4rec_cli.policy.loading import Policy
 
 _ENGINE_BATCH = 1024

@@ -16,15 +16,15 @@ import torch
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, PolicyError
+from rl4rec_cli.files.folders import write_folder
 from rl4rec_cli.policy.backend import TINY, check_policy, choose_backend, prepare_backend
 from rl4rec_cli.policy.pretrained import find_device, find_dtype, is_peft, load_pretrained, read_tokenizer
 from rl4rec_cli.policy.sources import check_whole
-from rl4rec_cli.whole_folders import write_folder
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import PolicySection, RunConfig, TinySection
+    from rl4rec_cli.config.sections import PolicySection, RunConfig, TinySection
     from rl4rec_cli.data.dataset import Dataset
-    from rl4rec_cli.policy.vllm_engine import VllmEngine
+    from rl4rec_cli.engine.vllm import VllmEngine
 
 
 @dataclass
@@ -118,7 +118,7 @@ def open_policy(config: RunConfig, dataset: Dataset, *, model: str | None = None
     Raises:
         PolicyError, ConfigError: as `load_policy` says.
     """
-    from rl4rec_cli.policy.vllm_engine import make_engine
+    from rl4rec_cli.engine.vllm import make_engine
 
     section = config.policy if model is None else config.policy.model_copy(update={"model": model})
     policy = load_policy(

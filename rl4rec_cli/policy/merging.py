@@ -19,7 +19,7 @@ from rl4rec_cli.policy.pretrained import find_device, find_dtype, load_tokenizer
 from rl4rec_cli.policy.sources import find_source
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import PolicySection
+    from rl4rec_cli.config.sections import PolicySection
 
 
 def load_merged(section: PolicySection, folder: Path, *, dtype: str = "auto") -> Policy:

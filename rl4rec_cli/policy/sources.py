@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from rl4rec_cli import console, hub
+from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, PolicyError
-from rl4rec_cli.file_kinds import odd_file
-from rl4rec_cli.policy.presets import PRESETS, repository_of
-from rl4rec_cli.runs import BASE
-from rl4rec_cli.whole_folders import MANIFEST, problems
+from rl4rec_cli.files.folders import MANIFEST, problems
+from rl4rec_cli.files.kinds import odd_file
+from rl4rec_cli.models import hub
+from rl4rec_cli.models.names import PRESETS, repository_of
+from rl4rec_cli.runs.folder import BASE
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import PolicySection
+    from rl4rec_cli.config.sections import PolicySection
 
 ADAPTER = "adapter_config.json"
 CARRIED = "base"
@@ -232,7 +233,7 @@ def with_own_adapter(section: PolicySection) -> PolicySection:
         ConfigError: settings of another adapter were given. PolicyError: the adapter cannot be read, or is of a kind
             that is not trained here.
     """
-    from rl4rec_cli.config import LoraSection
+    from rl4rec_cli.config.sections import LoraSection
 
     folder = Path(section.model).expanduser()
     if not (folder / ADAPTER).is_file():

@@ -19,14 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl4rec_cli import console, hub
+from rl4rec_cli import console
 from rl4rec_cli.data.words import LEAST_SHARED, share_with_common_words, words
 from rl4rec_cli.errors import EmbeddingError
-from rl4rec_cli.file_kinds import odd_file
-from rl4rec_cli.vocabulary import RESIZE, describe_extra, extra_tokens
+from rl4rec_cli.files.kinds import odd_file
+from rl4rec_cli.models import hub
+from rl4rec_cli.models.vocabulary import RESIZE, describe_extra, extra_tokens
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RetrievalSection
+    from rl4rec_cli.config.sections import RetrievalSection
     from rl4rec_cli.data.dataset import Dataset
 
 # Vectors this near to unit length are left as they are: dividing again would move their last bits.

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import EmbeddingError
-from rl4rec_cli.file_kinds import ZIP, recognise_file
-from rl4rec_cli.file_names import file_name
-from rl4rec_cli.part_files import part_of
+from rl4rec_cli.files.kinds import ZIP, recognise_file
+from rl4rec_cli.files.names import file_name
+from rl4rec_cli.files.parts import part_of
 from rl4rec_cli.retrieval.embedding import (
     embed_items,
     is_blank,
@@ -31,11 +31,11 @@ from rl4rec_cli.retrieval.embedding import (
     reason_of,
 )
 from rl4rec_cli.retrieval.embedding_parts import embed_in_parts
-from rl4rec_cli.runs import check_writable, why_unwritable
+from rl4rec_cli.runs.folder import check_writable, why_unwritable
 from rl4rec_cli.shell import rl4rec
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RetrievalSection
+    from rl4rec_cli.config.sections import RetrievalSection
     from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.retrieval.embedding import Embedder
 

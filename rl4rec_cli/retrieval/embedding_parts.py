@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import Rl4RecError
-from rl4rec_cli.part_files import held
+from rl4rec_cli.files.parts import held
 from rl4rec_cli.retrieval.embedding import distinct
 
 if TYPE_CHECKING:

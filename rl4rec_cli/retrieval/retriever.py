@@ -8,7 +8,7 @@ Decides: what a retriever offers (`Retriever`) and the rules every backend keeps
   also where the catalogue is so small that its worst rank would earn some;
 - a non-finite embedding is an error.
 
-Hides: embedding and the ranking kernel (`ranking.py`).
+Hides: embedding and the ranking kernel (`ranking/ranks.py`).
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ import torch
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import DataError, EmbeddingError, Rl4RecError
-from rl4rec_cli.retrieval import ranking, ray_cluster
+from rl4rec_cli.ranking import ranks as ranking
 from rl4rec_cli.retrieval.embedding import Embedder, embed_items, open_embedder, resolve_device
 from rl4rec_cli.retrieval.embedding_check import check_vectors
 from rl4rec_cli.retrieval.embedding_files import embed_into_cache, stored_embeddings, unsigned_file
+from rl4rec_cli.retrieval.service import cluster
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from rl4rec_cli.config import RetrievalSection
+    from rl4rec_cli.config.sections import RetrievalSection
     from rl4rec_cli.data.dataset import Dataset
-    from rl4rec_cli.retrieval.ray_client import RayRetriever
+    from rl4rec_cli.retrieval.service.client import RayRetriever
 
 FIRST_WAIT = 2.0
 """Seconds that a command which somebody sits before waits for a service: a run may have been trained by one that ended
@@ -245,7 +246,7 @@ def open_retrievers(
         ServiceError: backend `ray`, and the service is not there or serves something else.
     """
     if section.backend == "ray":
-        from rl4rec_cli.retrieval.ray_client import RayRetriever
+        from rl4rec_cli.retrieval.service.client import RayRetriever
 
         remote = [RayRetriever.open(section, dataset, folders=folders, first_wait=first_wait) for dataset in datasets]
         console.log(f"Retrieval by {_by(section)}")
@@ -266,9 +267,9 @@ def offered_retrievers(
 
     Which of them, and why not, is logged.
     """
-    if not ray_cluster.is_offered(section.service):
+    if not cluster.is_offered(section.service):
         return None
-    from rl4rec_cli.retrieval.ray_client import RayRetriever
+    from rl4rec_cli.retrieval.service.client import RayRetriever
 
     try:
         found = [RayRetriever.open(section, dataset, folders=folders) for dataset in datasets]

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl4rec_cli.engine.process import VllmProcess, same_gpu
 from rl4rec_cli.retrieval.embedding import cannot_load, check_files, each_once, model_identity
-from rl4rec_cli.vllm_process import VllmProcess, same_gpu
 
 TIMEOUT = 1800.0
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from rl4rec_cli.config import RetrievalSection
+    from rl4rec_cli.config.sections import RetrievalSection
     from rl4rec_cli.retrieval.retriever import Retriever
 
 RankFunction = Callable[["NDArray[np.int64]", int], "NDArray[np.float64]"]
@@ -135,7 +135,7 @@ def calculate_ndcg(
     """
     import torch
 
-    from rl4rec_cli.retrieval import ranking
+    from rl4rec_cli.ranking import ranks as ranking
 
     if k < 1:
         raise ConfigError(f"k must be at least 1, got {k}")
@@ -314,13 +314,13 @@ def create_reward_function(
     if k < 1:
         raise ConfigError(f"k must be at least 1, got {k}")
     if retriever is None:
-        from rl4rec_cli.config import RetrievalSection
+        from rl4rec_cli.config.sections import RetrievalSection
         from rl4rec_cli.data.dataset import load_dataset
         from rl4rec_cli.retrieval.retriever import open_retriever
 
         section = retrieval or RetrievalSection()
         if retrieval_service_name is not None or namespace is not None:
-            from rl4rec_cli.retrieval.ray_client import RayRetriever
+            from rl4rec_cli.retrieval.service.client import RayRetriever
 
             given = {"name": retrieval_service_name, "namespace": namespace}
             service = {

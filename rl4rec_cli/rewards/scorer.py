@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl4rec_cli.config_types import LARGEST_REWARD
+from rl4rec_cli.config.base import LARGEST_REWARD
 from rl4rec_cli.errors import RewardError
 from rl4rec_cli.retrieval.retriever import submit_ranks
 from rl4rec_cli.rewards.functions import Custom, is_custom, load_custom, rank_reward, rank_shaping, where_raised
@@ -22,7 +22,7 @@ from rl4rec_cli.rewards.functions import Custom, is_custom, load_custom, rank_re
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from rl4rec_cli.config import RewardSection
+    from rl4rec_cli.config.sections import RewardSection
     from rl4rec_cli.retrieval.retriever import Ranking, Retriever
 
 _WAY_OUT = f"beyond ±{LARGEST_REWARD:g} sums and squares of rewards do not fit in float32: scale it down"

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import OptimSection, RlSection, RunConfig
-    from rl4rec_cli.config_trainer import TrainerSection
+    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.trainer import OptimSection, RlSection, TrainerSection
     from rl4rec_cli.policy.loading import Policy
 
 

@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 from rl4rec_cli import console
 
 if TYPE_CHECKING:
-    from rl4rec_cli.live import TrainingView
-    from rl4rec_cli.runs import JsonLines
+    from rl4rec_cli.runs.folder import JsonLines
+    from rl4rec_cli.train.live import TrainingView
     from rl4rec_cli.train.watch import Watch
 
 

@@ -19,17 +19,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
+from rl4rec_cli.data.provenance import changed_datasets
 from rl4rec_cli.errors import ConfigError, RunError
-from rl4rec_cli.files import object_flaw, read_object
-from rl4rec_cli.run_data import changed_datasets
-from rl4rec_cli.runs import TRAINING_LOG, WARM_START_LOG, read_jsonl, recipe_text, whole_reward, write_jsonl, write_text
+from rl4rec_cli.files.folders import MANIFEST, problems
+from rl4rec_cli.files.reading import object_flaw, read_object
+from rl4rec_cli.runs.folder import (
+    TRAINING_LOG,
+    WARM_START_LOG,
+    read_jsonl,
+    recipe_text,
+    whole_reward,
+    write_jsonl,
+    write_text,
+)
 from rl4rec_cli.shell import command_line
 from rl4rec_cli.strict_yaml import YamlError, load_yaml
-from rl4rec_cli.whole_folders import MANIFEST, problems
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RunConfig
-    from rl4rec_cli.runs import Run
+    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.runs.folder import Run
 
 RECIPE = "recipe.yaml"
 PROGRESS = "progress.json"

@@ -18,7 +18,7 @@ import torch
 from rl4rec_cli.train.health import MASKED
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import VllmSection
+    from rl4rec_cli.config.sections import VllmSection
 
 _RATIO = "importance_sampling_ratio"
 

@@ -13,7 +13,7 @@ import numpy as np
 from rl4rec_cli.data.dataset import build_examples, count_train_examples
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
 
 

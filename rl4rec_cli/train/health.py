@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli.errors import HealthError, PolicyError
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config_health import HealthSection
+    from rl4rec_cli.config.health import HealthSection
 
 MASKED = "masked_share"
 """Key of a record: the share of tokens (or texts) that importance sampling left out or cut; only engines give it."""

@@ -1,8 +1,8 @@
 """When memory runs out in a run.
 
 Decides: which errors mean that, what was being done, how much can be used, and which settings the run goes on with: the
-cheapest that fit by the plan (`memory.py`, from the shape of the loaded model), or, where the plan believed that what
-ran out would fit, those that take a good deal less there.
+cheapest that fit by the plan (`plan/memory.py`, from the shape of the loaded model), or, where the plan believed that
+what ran out would fit, those that take a good deal less there.
 Hides: how torch words it.
 """
 
@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rl4rec_cli.errors import PolicyError
-from rl4rec_cli.hardware import USABLE, Gpu, Machine, ram, surroundings
-from rl4rec_cli.memory import RUNTIME_GPU, Estimate, Phase, Surroundings, estimate, human
-from rl4rec_cli.model_facts import ModelFacts, read_facts
+from rl4rec_cli.models.shape import ModelFacts, read_facts
+from rl4rec_cli.plan.fitting import Room, changed, least, savings, set_texts, smaller_pieces, way_on
+from rl4rec_cli.plan.machine import USABLE, Gpu, Machine, ram, surroundings
+from rl4rec_cli.plan.memory import RUNTIME_GPU, Estimate, Phase, Surroundings, estimate, human
 from rl4rec_cli.policy.facts import retrieval_facts
-from rl4rec_cli.savings import Room, changed, least, savings, set_texts, smaller_pieces, way_on
 from rl4rec_cli.shell import set_flags
 from rl4rec_cli.train.checkpoints import changed_keys
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.policy.loading import Policy
 
 STEP_DOWN = 0.6

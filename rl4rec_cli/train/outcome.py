@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
 from rl4rec_cli.eval import evaluate, evaluation
-from rl4rec_cli.runs import kept_after
+from rl4rec_cli.runs.folder import kept_after
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.eval.evaluation import Evaluation
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.runs import Run
-    from rl4rec_cli.train.domains import Domain
-    from rl4rec_cli.train.reports import Reports
+    from rl4rec_cli.runs.folder import Run
+    from rl4rec_cli.train.environments import Domain
+    from rl4rec_cli.train.trackers import Reports
 
 
 class Outcome:

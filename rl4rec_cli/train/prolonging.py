@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
+from rl4rec_cli.config.layering import dump_config
 from rl4rec_cli.data.dataset import dataset_name
 from rl4rec_cli.errors import RunError
-from rl4rec_cli.layering import dump_config
 from rl4rec_cli.policy.loading import write_checkpoint
 from rl4rec_cli.train.checkpoints import PROGRESS, RECIPE, final_steps
 
 if TYPE_CHECKING:
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.runs import Run
+    from rl4rec_cli.runs.folder import Run
 
 
 def write_final(policy: Policy, run: Run, *, steps: int) -> None:

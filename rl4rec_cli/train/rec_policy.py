@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl4rec_cli.config_types import LARGEST_REWARD
+from rl4rec_cli.config.base import LARGEST_REWARD
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.prompts import Prompt, PromptBuilder
 from rl4rec_cli.errors import ConfigError, DataError, RewardError
@@ -35,10 +35,10 @@ from rl4rec_cli.policy.generation import Sampling, decode_texts, write_ids, writ
 from rl4rec_cli.policy.loading import open_policy
 from rl4rec_cli.policy.sources import with_own_adapter
 from rl4rec_cli.rewards.scorer import as_number
-from rl4rec_cli.train.advantages import clipped_policy_loss, discounted_returns, token_rewards, whiten
+from rl4rec_cli.train.algorithms.advantages import clipped_policy_loss, discounted_returns, token_rewards, whiten
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.config.sections import RunConfig
 
 History = Sequence[int] | Sequence[str]
 """What a user has chosen, oldest first: item ids of a dataset, or titles."""
@@ -73,7 +73,7 @@ class RecPolicy:
         config: RunConfig | None = None,
     ) -> None:
         if config is None:
-            from rl4rec_cli.layering import load_config
+            from rl4rec_cli.config.layering import load_config
 
             config = load_config(algorithm="reinforce")
         section = config.policy.model_copy(update={"model": model_name, "device": device})

@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.live import TrainingView, shown
 from rl4rec_cli.policy.generation import Sampling
 from rl4rec_cli.train.arguments import number_of_steps, release, steps_per_epoch, weights_kept
 from rl4rec_cli.train.callbacks import StepLog
 from rl4rec_cli.train.checkpoints import steps_done
-from rl4rec_cli.train.domains import count_examples
 from rl4rec_cli.train.engine_rollouts import learn_from_engine
+from rl4rec_cli.train.environments import count_examples
+from rl4rec_cli.train.live import TrainingView, shown
 from rl4rec_cli.train.resumable import Keeper
 from rl4rec_cli.train.rollouts import RetrievalReward, Rollout, step_record
 from rl4rec_cli.train.watch import Watch
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.runs import JsonLines, Run
-    from rl4rec_cli.train.domains import Domain
+    from rl4rec_cli.runs.folder import JsonLines, Run
+    from rl4rec_cli.train.environments import Domain
     from rl4rec_cli.train.validation import Validation
 
 
@@ -82,11 +82,11 @@ def make_trainer(parts: TrainerParts) -> Any:
     algorithm = parts.config.trainer.algorithm
     make: Callable[[TrainerParts], Any]
     if algorithm == "grpo":
-        from rl4rec_cli.train.grpo import make_grpo as make
+        from rl4rec_cli.train.algorithms.grpo import make_grpo as make
     elif algorithm == "rloo":
-        from rl4rec_cli.train.rloo import make_rloo as make
+        from rl4rec_cli.train.algorithms.rloo import make_rloo as make
     elif algorithm in ("ppo", "reinforce"):
-        from rl4rec_cli.train.ppo import make_ppo as make
+        from rl4rec_cli.train.algorithms.ppo import make_ppo as make
     else:
         raise ConfigError(f"trainer.algorithm is {algorithm}, which is no reinforcement learning")
     with weights_kept(parts.policy.model):

@@ -21,10 +21,11 @@ import torch
 from transformers import TrainerCallback
 
 from rl4rec_cli import console, signals
+from rl4rec_cli.config.layering import dump_config
 from rl4rec_cli.errors import Rl4RecError
-from rl4rec_cli.layering import dump_config
+from rl4rec_cli.files.folders import torch_save
 from rl4rec_cli.policy.loading import load_weights, write_checkpoint
-from rl4rec_cli.runs import environment
+from rl4rec_cli.runs.folder import environment
 from rl4rec_cli.train.checkpoints import (
     ALGORITHM,
     OPTIMIZER,
@@ -39,11 +40,10 @@ from rl4rec_cli.train.checkpoints import (
 from rl4rec_cli.train.health import check_finite
 from rl4rec_cli.train.out_of_memory import Doing, OutOfMemory, is_out_of_memory, tell
 from rl4rec_cli.train.snapshot import random_states_kept, restore, size, take
-from rl4rec_cli.whole_folders import torch_save
 
 if TYPE_CHECKING:
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.runs import Run
+    from rl4rec_cli.runs.folder import Run
     from rl4rec_cli.train.snapshot import Snapshot, Stateful
     from rl4rec_cli.train.validation import Validation
     from rl4rec_cli.train.watch import Watch

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.rewards.scorer import Scorer
-    from rl4rec_cli.runs import JsonLines
+    from rl4rec_cli.runs.folder import JsonLines
 
 
 # What the trainer of `ppo.py` logs beside what TRL does.

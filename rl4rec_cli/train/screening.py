@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.runs import write_text
+from rl4rec_cli.runs.folder import write_text
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config_trainer import RlSection
+    from rl4rec_cli.config.trainer import RlSection
     from rl4rec_cli.data.dataset import Example
     from rl4rec_cli.retrieval.retriever import VectorRetriever
 

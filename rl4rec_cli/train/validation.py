@@ -16,15 +16,15 @@ from rl4rec_cli import console
 from rl4rec_cli.eval.evaluate import measure_policy
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.metrics import headline, means
-from rl4rec_cli.runs import JsonLines, write_json
+from rl4rec_cli.runs.folder import JsonLines, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rl4rec_cli.config import RunConfig
+    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.runs import Run
-    from rl4rec_cli.train.domains import Domain
+    from rl4rec_cli.runs.folder import Run
+    from rl4rec_cli.train.environments import Domain
 
 LOG = "validation_log.jsonl"
 

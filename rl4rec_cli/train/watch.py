@@ -14,8 +14,8 @@ from rl4rec_cli import console
 from rl4rec_cli.train.health import Finding, Health, stop_for
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config_health import HealthSection
-    from rl4rec_cli.runs import JsonLines
+    from rl4rec_cli.config.health import HealthSection
+    from rl4rec_cli.runs.folder import JsonLines
 
 
 class Watch:

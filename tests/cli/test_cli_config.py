@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rl4rec_cli.layering import dump_config, load_config, packaged_recipes
+from rl4rec_cli.config.layering import dump_config, load_config, packaged_recipes
 
 RL4REC = [sys.executable, "-m", "rl4rec_cli.cli.main"]
 
@@ -40,11 +40,11 @@ def in_process(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 STUB = """
-session = types.ModuleType("rl4rec_cli.train.session")
+session = types.ModuleType("rl4rec_cli.commands.train")
 def train(config, seeds, resume=None, allow_partial=False):
     {body}
 session.train = train
-sys.modules["rl4rec_cli.train.session"] = session
+sys.modules["rl4rec_cli.commands.train"] = session
 """
 
 

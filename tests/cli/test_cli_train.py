@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.data.synthetic import synthesize
-from rl4rec_cli.eval.test_lock import read_openings
-from rl4rec_cli.layering import load_config
-from rl4rec_cli.runs import open_run
+from rl4rec_cli.eval.openings import read_openings
+from rl4rec_cli.runs.folder import open_run
 
 RL4REC = [sys.executable, "-m", "rl4rec_cli.cli.main"]
 SMALL = [

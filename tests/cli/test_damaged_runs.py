@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rl4rec_cli.cli.main import main
-from rl4rec_cli.whole_folders import sha256
+from rl4rec_cli.files.folders import sha256
 
 SETS = [
     *("data.synthetic.users=40", "data.synthetic.items=25", "policy.tiny.hidden_size=32", "policy.tiny.heads=2"),

@@ -24,8 +24,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from rl4rec_cli.files.folders import problems
 from rl4rec_cli.strict_yaml import load_yaml
-from rl4rec_cli.whole_folders import problems
 
 SMALL = [
     *("data.synthetic.users=40", "data.synthetic.items=25", "policy.tiny.hidden_size=32", "policy.tiny.heads=2"),
@@ -80,7 +80,8 @@ ZYGOTE = """
 import json, os, resource, signal, sys
 import datasets, peft, transformers, trl
 from trl import GRPOTrainer, SFTTrainer
-import rl4rec_cli.train.grpo, rl4rec_cli.train.session, rl4rec_cli.train.reinforcement, rl4rec_cli.train.sft
+import rl4rec_cli.train.algorithms.grpo, rl4rec_cli.train.algorithms.sft
+import rl4rec_cli.commands.train, rl4rec_cli.train.reinforcement
 import rl4rec_cli.eval.evaluate, rl4rec_cli.eval.baselines, rl4rec_cli.retrieval.retriever
 import sklearn.decomposition, sklearn.feature_extraction.text
 import rl4rec_cli.train.resumable as resumable

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = {
     *("torch", "transformers", "trl", "peft", "unsloth", "vllm", "ray", "datasets", "numpy", "sklearn", "scipy"),
-    *("pydantic", "pydantic_core", "yaml", "rich", "sentence_transformers", "pandas", "rl4rec_cli.config"),
+    *("pydantic", "pydantic_core", "yaml", "rich", "sentence_transformers", "pandas", "rl4rec_cli.config.sections"),
 }
 GROUPS = [[], ["data"], ["train"], ["recipes"]]
 COMMANDS = [

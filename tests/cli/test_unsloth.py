@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import DRIVER, log_of, said
+from command_lines import DRIVER, log_of, said
 from safetensors.torch import load_file
 
 pytestmark = [
@@ -109,7 +109,7 @@ def adapter(place: Path, name: str, which: str = "final") -> dict[str, torch.Ten
 
 @pytest.mark.parametrize("algorithm", TRAININGS)
 def test_every_trainer_moves_the_adapter_and_leaves_the_4bit_base(algorithm: str, place: Path) -> None:
-    from rl4rec_cli.whole_folders import problems
+    from rl4rec_cli.files.folders import problems
 
     told = said(place, algorithm)["err"]
     assert "Backend unsloth, quantization 4bit: policy.backend says so" in told
@@ -145,7 +145,7 @@ def test_it_was_unsloth_in_4_bits(place: Path) -> None:
     assert {"unsloth", "unsloth_zoo", "bitsandbytes"} <= set(json.loads((place / "modules.json").read_text()))
     code = (
         "from pathlib import Path\n"
-        "from rl4rec_cli.runs import open_run\n"
+        "from rl4rec_cli.runs.folder import open_run\n"
         "from rl4rec_cli.policy.loading import load_policy\n"
         "run = open_run(Path('runs/grpo'))\n"
         "policy = load_policy(run.config.policy.model_copy(update={'model': str(run.final)}), trainable=True)\n"
@@ -196,7 +196,7 @@ def test_all_ways_of_reloading_write_the_same_text(place: Path, tmp_path: Path) 
     from rl4rec_cli.policy.generation import Sampling, generate_texts
     from rl4rec_cli.policy.loading import Policy, load_policy
     from rl4rec_cli.policy.pretrained import keep_trainable_layout
-    from rl4rec_cli.runs import open_run
+    from rl4rec_cli.runs.folder import open_run
 
     opened = open_run(place / "runs" / "grpo")
     dataset = open_dataset(opened.config.data)
@@ -230,7 +230,7 @@ def test_all_ways_of_reloading_write_the_same_text(place: Path, tmp_path: Path) 
 
 
 def test_presets_are_the_repositories_that_unsloth_takes() -> None:
-    from rl4rec_cli.policy.presets import PRESETS
+    from rl4rec_cli.models.names import PRESETS
 
     table = Path(find_spec("unsloth").origin).parent / "models" / "mapper.py"  # type: ignore[union-attr, arg-type]
     taken = runpy.run_path(str(table))["FLOAT_TO_INT_MAPPER"]

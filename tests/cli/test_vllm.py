@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import DRIVER, ends, log_of, said
+from command_lines import DRIVER, ends, log_of, said
 from safetensors.torch import load_file
 
 pytestmark = [
@@ -86,7 +86,7 @@ def length(texts, targets, histories, **kwargs):
 
 def engines():
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    return [p for p in children if "vllm_worker" in Path(f"/proc/{p}/cmdline").read_text()]
+    return [p for p in children if "engine.worker" in Path(f"/proc/{p}/cmdline").read_text()]
 """
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from rl4rec_cli.config import PromptSection
-from rl4rec_cli.data.audit import Audit, Check, Finding, audit_dataset
+from rl4rec_cli.config.sections import PromptSection
+from rl4rec_cli.data.audit.audit import Audit, Check, Finding, audit_dataset
 from rl4rec_cli.data.dataset import Dataset, load_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ConfigError, DataError
@@ -552,7 +552,8 @@ def test_settings_that_do_not_fit(clean: Dataset) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys; from rl4rec_cli.data.audit import audit_dataset; from rl4rec_cli.data.synthetic import synthesize;"
+        "import sys; from rl4rec_cli.data.audit.audit import audit_dataset;"
+        "from rl4rec_cli.data.synthetic import synthesize;"
         "assert audit_dataset(synthesize(50, 50, 0)).is_clean;"
         "print([m for m in ('torch', 'transformers', 'scipy', 'sklearn') if m in sys.modules])"
     )

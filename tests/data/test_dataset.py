@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl4rec_cli.config import DataSection, SyntheticSection
+from rl4rec_cli.config.sections import DataSection, SyntheticSection
 from rl4rec_cli.data.dataset import (
     Dataset,
     Example,

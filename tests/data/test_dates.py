@@ -13,13 +13,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from rl4rec_cli.cli.main import main
-from rl4rec_cli.config import PromptSection
+from rl4rec_cli.commands import train
+from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.config.sections import PromptSection
 from rl4rec_cli.data import dates
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import ConfigError, RunError
-from rl4rec_cli.layering import load_config
-from rl4rec_cli.runs import open_run
-from rl4rec_cli.train import session
+from rl4rec_cli.runs.folder import open_run
 
 DATED = (
     "{{ bos_token }}{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}26 Jul 2024{% endif %}\n"
@@ -78,7 +78,7 @@ def test_a_run_keeps_its_day_and_refuses_other_prompts(
     sets = [*SMALL, f"eval.cache_dir={tmp_path / 'cache'}"]
     config = load_config(algorithm="grpo", recipes=["quick-test"], flags=flags, sets=sets)
     is_today(monkeypatch, "2030-01-02")
-    session.train(config, (1,))
+    train.train(config, (1,))
     assert "writes the date into every prompt: 2030-01-02" in capsys.readouterr().err
     run = tmp_path / "r"
     assert open_run(run).config.prompt.date == "2030-01-02"
@@ -112,8 +112,8 @@ def test_a_run_keeps_its_day_and_refuses_other_prompts(
     try:
         config = load_config(algorithm="grpo", recipes=[str(path)])
         with pytest.raises(RunError, match="its prompts are not those it was begun with"):
-            session.train(config, (1,), resume=run)
-        session.train(config, (1,), resume=run, allow_partial=True)
+            train.train(config, (1,), resume=run)
+        train.train(config, (1,), resume=run, allow_partial=True)
         assert "Going on all the same" in capsys.readouterr().err
     finally:
         (model / "chat_template.jinja").write_text(DATED)

@@ -14,12 +14,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from rl4rec_cli.cli.main import main
-from rl4rec_cli.config import PromptSection, SftSection
+from rl4rec_cli.config.sections import PromptSection
+from rl4rec_cli.config.trainer import SftSection
 from rl4rec_cli.data.dataset import Dataset, Example
 from rl4rec_cli.data.encoding import MARK, TextEncoder
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import PolicyError
-from rl4rec_cli.train.sft import build_pairs
+from rl4rec_cli.train.algorithms.sft import build_pairs
 
 Make = Callable[..., Dataset]
 CHAT = (

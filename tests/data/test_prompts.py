@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl4rec_cli.config import PromptSection
+from rl4rec_cli.config.sections import PromptSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.prompts import PromptBuilder, item_renderer
 from rl4rec_cli.errors import ConfigError

@@ -13,11 +13,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rl4rec_cli.config import RetrievalSection
+from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset, Example, build_examples, load_dataset
 from rl4rec_cli.eval.baselines import BASELINES, bm25_scores, label, measure_baseline
-from rl4rec_cli.eval.methods import Measured, SparseScores, Task, measure
 from rl4rec_cli.eval.metrics import means
+from rl4rec_cli.eval.scoring import Measured, SparseScores, Task, measure
 from rl4rec_cli.retrieval.embedding_files import embedding_path, load_embeddings
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking, open_retriever
 

@@ -11,7 +11,7 @@ import pytest
 
 from rl4rec_cli.data.dataset import Dataset, Example
 from rl4rec_cli.eval.behaviour import behaviour, user_slices
-from rl4rec_cli.eval.methods import Measured
+from rl4rec_cli.eval.scoring import Measured
 from rl4rec_cli.retrieval.retriever import Ranking
 
 Make = Callable[..., Dataset]

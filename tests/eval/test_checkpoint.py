@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from rl4rec_cli.cli.main import main
-from rl4rec_cli.config import PolicySection
+from rl4rec_cli.commands.train import train
+from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.config.sections import PolicySection
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint, find_checkpoint
-from rl4rec_cli.eval.targets import find_run
-from rl4rec_cli.layering import load_config
+from rl4rec_cli.eval.resolve import find_run
 from rl4rec_cli.policy.loading import load_policy
-from rl4rec_cli.runs import Run, open_run
-from rl4rec_cli.train.session import train
+from rl4rec_cli.runs.folder import Run, open_run
 
 SMALL = (
     *("data.synthetic.users=24", "data.synthetic.items=20", "generation.max_completion_length=6"),

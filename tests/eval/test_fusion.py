@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval.fusion import WEIGHTS, Fused, choose_weight, cross_fitted, fuse
-from rl4rec_cli.retrieval import ranking
+from rl4rec_cli.ranking import ranks as ranking
 
 USERS, ITEMS = 40, 90
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from rl4rec_cli.config import EvalSection, RetrievalSection, RunConfig
+from rl4rec_cli.config.sections import EvalSection, RetrievalSection, RunConfig
 from rl4rec_cli.data.dataset import Dataset, Example, build_examples
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.eval import probes
 from rl4rec_cli.eval.evaluation import Evaluation
-from rl4rec_cli.eval.methods import Measured, VectorScores, measure
+from rl4rec_cli.eval.scoring import Measured, VectorScores, measure
 from rl4rec_cli.eval.verdict import verdict
-from rl4rec_cli.retrieval.ranking import ItemMatrix
+from rl4rec_cli.ranking.ranks import ItemMatrix
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking, open_retriever
 
 LSA = RunConfig(retrieval=RetrievalSection(embedder="lsa", device="cpu"))

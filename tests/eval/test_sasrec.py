@@ -14,7 +14,7 @@ from rl4rec_cli.data.dataset import Dataset, build_examples
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval import sasrec
 from rl4rec_cli.eval.sasrec import SasRec, SasRecSettings, open_sasrec
-from rl4rec_cli.retrieval import ranking
+from rl4rec_cli.ranking import ranks as ranking
 from rl4rec_cli.rewards.functions import ndcg
 
 ITEMS = 60

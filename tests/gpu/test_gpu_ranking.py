@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rl4rec_cli import console
-from rl4rec_cli.retrieval import counting
-from rl4rec_cli.retrieval.ranking import ItemMatrix, search, target_ranks
+from rl4rec_cli.ranking import counting
+from rl4rec_cli.ranking.ranks import ItemMatrix, search, target_ranks
 
 STORAGES = ["fp32", "fp16", "bf16", "int8"]
 pytestmark = pytest.mark.gpu
@@ -53,7 +53,7 @@ def test_a_gpu_counts_by_the_kernel_what_it_counts_by_tiles(
     storage: Any, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device == "cpu":
-        pytest.skip("the kernel needs a CUDA device; Triton's interpreter runs it in tests/retrieval/test_counting.py")
+        pytest.skip("the kernel needs a CUDA device; Triton's interpreter runs it in tests/ranking/test_counting.py")
     vectors, queries = torch.randn(50_000, 96), torch.randn(100, 96)
     vectors[40_000:] = vectors[:10_000]
     queries[-1] = 0

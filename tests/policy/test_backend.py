@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rl4rec_cli.config import LoraSection, PolicySection, TinySection
+from rl4rec_cli.config.sections import LoraSection, PolicySection, TinySection
 from rl4rec_cli.errors import ConfigError, PolicyError
+from rl4rec_cli.models.names import PRESETS, find_preset, repository_of
 from rl4rec_cli.policy import backend
 from rl4rec_cli.policy.backend import check_policy, choose_backend, import_unsloth, prepare_backend
-from rl4rec_cli.policy.presets import PRESETS, find_preset, repository_of
 from rl4rec_cli.policy.pretrained import lora_targets
 
 LORA = LoraSection()
@@ -128,7 +128,7 @@ def test_unsloth_is_never_imported_too_late(machine: Any, monkeypatch: pytest.Mo
 def test_choosing_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from rl4rec_cli.config import PolicySection, LoraSection\n"
+        "from rl4rec_cli.config.sections import PolicySection, LoraSection\n"
         "from rl4rec_cli.policy.backend import check_policy\n"
         "check_policy(PolicySection(lora=LoraSection(), device='cpu', model='gpt2'), trainable=True)\n"
         "print(sorted({'torch', 'transformers', 'trl', 'peft', 'unsloth'} & set(sys.modules)))"

@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from rl4rec_cli.config import DataSection, PolicySection, RetrievalSection, RunConfig, SyntheticSection, TinySection
+from rl4rec_cli.config.sections import (
+    DataSection,
+    PolicySection,
+    RetrievalSection,
+    RunConfig,
+    SyntheticSection,
+    TinySection,
+)
 from rl4rec_cli.errors import PolicyError
-from rl4rec_cli.model_facts import PRESET_FACTS
+from rl4rec_cli.models.shape import PRESET_FACTS
 from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
 
 SMALL = {

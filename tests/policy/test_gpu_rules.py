@@ -14,24 +14,25 @@ from typing import Any
 import pytest
 import torch
 
-from rl4rec_cli import variables, vllm_process
-from rl4rec_cli.config import LoraSection, PolicySection, RunConfig
+from rl4rec_cli import variables
+from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig
+from rl4rec_cli.engine import process
+from rl4rec_cli.engine.process import VllmProcess
 from rl4rec_cli.errors import ConfigError, EngineError
-from rl4rec_cli.layering import load_config
 from rl4rec_cli.policy import backend, unsloth_loading
 from rl4rec_cli.policy.backend import check_engine, check_one_gpu
 from rl4rec_cli.policy.pretrained import find_dtype
 from rl4rec_cli.policy.sources import find_source
 from rl4rec_cli.policy.unsloth_loading import load_by_unsloth
 from rl4rec_cli.train.arguments import resolve_precision
-from rl4rec_cli.vllm_process import VllmProcess
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Pretend that there is a GPU, and every package."""
     monkeypatch.setattr(backend, "find_spec", lambda name: object())
-    monkeypatch.setattr(vllm_process, "find_spec", lambda name: object())
+    monkeypatch.setattr(process, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
     def pretend(*, has_bf16: bool) -> None:
@@ -85,7 +86,7 @@ def test_children_do_not_inherit_what_an_import_put_into_the_environment(monkeyp
 def test_vllm_gets_no_expandable_segments_by_the_name_that_it_does_not_know(
     given: str, handed: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(vllm_process, "find_spec", lambda name: object())
+    monkeypatch.setattr(process, "find_spec", lambda name: object())
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", given)
     shows = "import os; print('has', os.environ.get('PYTORCH_ALLOC_CONF'), flush=True)"
     with pytest.raises(EngineError):

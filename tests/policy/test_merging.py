@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rl4rec_cli.config import LoraSection, PolicySection, RunConfig
+from rl4rec_cli.commands import export
+from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig
+from rl4rec_cli.engine.vllm import VllmEngine, check_fits
+from rl4rec_cli.engine.weights import adapts_tied_ends, whole_tensors
 from rl4rec_cli.errors import ConfigError, PolicyError
-from rl4rec_cli.eval import export
 from rl4rec_cli.policy import merging
 from rl4rec_cli.policy.agreement import largest_difference, limit_of, logits_of
-from rl4rec_cli.policy.handover import adapts_tied_ends, whole_tensors
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
 from rl4rec_cli.policy.merging import load_merged
-from rl4rec_cli.policy.vllm_engine import VllmEngine, check_fits
 
 TARGETS = [("lm_head",), ("embed_tokens",), ("embed_tokens", "lm_head"), ("q_proj",)]
 SEQUENCES = [[5, 17, 4, 230], [9]]
@@ -89,7 +89,7 @@ def test_vllm_refuses_adapters_that_are_more_than_added_products(
     change: dict[str, Any], said: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = adapted(tiny_folder, ("q_proj",))
-    monkeypatch.setattr("rl4rec_cli.policy.vllm_engine.check_head", lambda *_: None)  # the tiny policy's is narrow
+    monkeypatch.setattr("rl4rec_cli.engine.vllm.check_head", lambda *_: None)  # the tiny policy's is narrow
     section, generation = PolicySection(), RunConfig().generation
     check_fits(policy, section, generation)
     for name, value in change.items():

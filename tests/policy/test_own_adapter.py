@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from rl4rec_cli.cli.main import main
-from rl4rec_cli.config import LoraSection, PolicySection
+from rl4rec_cli.commands.train import train
+from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.config.sections import LoraSection, PolicySection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import ConfigError, PolicyError
-from rl4rec_cli.layering import load_config
 from rl4rec_cli.policy.loading import load_policy, save_policy
 from rl4rec_cli.policy.sources import with_own_adapter
-from rl4rec_cli.train.session import train
 
 OWN = {"r": 3, "alpha": 5, "dropout": 0.0, "target_modules": ("q_proj", "v_proj"), "seed": None}
 

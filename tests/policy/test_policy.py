@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from rl4rec_cli import whole_folders
-from rl4rec_cli.config import GenerationSection, LoraSection, PolicySection
+from rl4rec_cli.config.sections import GenerationSection, LoraSection, PolicySection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import ConfigError, PolicyError
+from rl4rec_cli.files import folders
 from rl4rec_cli.policy.generation import Sampling, decode_texts, generate_ids, generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
 from rl4rec_cli.policy.pretrained import is_peft, policy_identity
@@ -534,11 +534,11 @@ def test_a_whole_checkpoint_stands_at_every_step_of_a_replacement(
     """A crash comes at each call that renames or removes, in turn; nothing is done after it."""
 
     if not can_swap:
-        monkeypatch.setattr(whole_folders, "_swap", lambda one, other: False)
+        monkeypatch.setattr(folders, "_swap", lambda one, other: False)
     else:
         (tmp_path / "a").mkdir()
         (tmp_path / "b").mkdir()
-        if not whole_folders._swap(tmp_path / "a", tmp_path / "b"):
+        if not folders._swap(tmp_path / "a", tmp_path / "b"):
             pytest.skip("this filesystem cannot exchange two names in one step")
     folder = tmp_path / "checkpoints" / "checkpoint"
     old, new = build(make_dataset(), 1), build(make_dataset(), 2)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from rl4rec_cli.cli.main import main
-from rl4rec_cli.config import LoraSection, PolicySection
+from rl4rec_cli.config.sections import LoraSection, PolicySection
 from rl4rec_cli.data.dataset import Dataset, save_dataset
 from rl4rec_cli.errors import PolicyError
+from rl4rec_cli.models.vocabulary import RESIZE
 from rl4rec_cli.policy.loading import check_tokenizer, load_policy, save_policy
 from rl4rec_cli.policy.sources import find_base, find_source
-from rl4rec_cli.vocabulary import RESIZE
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 2471645608\n"
 

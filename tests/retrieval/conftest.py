@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rl4rec_cli.config import RetrievalSection, ServiceSection
+from rl4rec_cli.config.sections import RetrievalSection, ServiceSection
 from rl4rec_cli.data.dataset import Dataset
 
 
@@ -16,7 +16,7 @@ from rl4rec_cli.data.dataset import Dataset
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str, Path]]:
     """The module `ray` connected to a cluster of our own, its address, and the cache folder with its token."""
     pytest.importorskip("ray", reason="pip install 'rl4rec[ray]'")
-    from rl4rec_cli.retrieval import ray_cluster
+    from rl4rec_cli.retrieval.service import cluster as ray_cluster
 
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
@@ -32,7 +32,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str
 @pytest.fixture(scope="session")
 def start(cluster: tuple[Any, str, Path]) -> Callable[..., tuple[RetrievalSection, list[Any]]]:
     """Starts a service over dataset folders, once by each name; gives the section that finds it, and its actors."""
-    from rl4rec_cli.retrieval.serving import start_service
+    from rl4rec_cli.retrieval.service.serving import start_service
 
     kept: dict[str, Any] = {}  # an actor lives as long as a handle of this process
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl4rec_cli.config import RetrievalSection
+from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import safe_open, save_file
 
-from rl4rec_cli.config import RetrievalSection
+from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset, save_dataset
 from rl4rec_cli.errors import DataError, EmbeddingError
 from rl4rec_cli.retrieval import embedding_files

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rl4rec_cli.config import RetrievalSection
+from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.part_files import held, part_of
+from rl4rec_cli.files.parts import held, part_of
 from rl4rec_cli.retrieval import embedding_files, retriever
 from rl4rec_cli.retrieval.embedding import SentenceTransformerEmbedder
 from rl4rec_cli.retrieval.embedding_files import embed_dataset, embedding_path

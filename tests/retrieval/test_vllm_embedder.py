@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from commands import ends
+from command_lines import ends
 
-from rl4rec_cli.config import RetrievalSection
+from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.retrieval.embedding import SentenceTransformerEmbedder
@@ -79,7 +79,7 @@ def test_a_run_embeds_items_and_rewards_by_it(minilm: str, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr[-3000:]
     assert RetrievalSection(embedder="vllm").embedder == "vllm"
     (file,) = (tmp_path / "data_emb").glob("*.safetensors")
-    from rl4rec_cli.config import DataSection
+    from rl4rec_cli.config.sections import DataSection
     from rl4rec_cli.data.dataset import open_dataset
 
     dataset = open_dataset(DataSection.model_validate({"synthetic": {"users": 60, "items": 24}, "path": None}))
@@ -116,6 +116,6 @@ def _engines_of(parent: int) -> set[int]:
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it ended meanwhile
             words = process.read_bytes().split(b"\0")
-            if b"rl4rec_cli.vllm_worker" in words and str(parent).encode() in words:
+            if b"rl4rec_cli.engine.worker" in words and str(parent).encode() in words:
                 found.add(int(process.parent.name))
     return found

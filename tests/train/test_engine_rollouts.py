@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from rl4rec_cli.config import RunConfig, VllmSection
+from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.config.sections import RunConfig, VllmSection
+from rl4rec_cli.engine.vllm import Handover
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.layering import load_config
 from rl4rec_cli.policy.backend import check_engine
 from rl4rec_cli.policy.generation import Sampling, generate_ids
 from rl4rec_cli.policy.loading import Policy
-from rl4rec_cli.policy.vllm_engine import Handover
 from rl4rec_cli.train.engine_rollouts import weigh_texts
 
 SMALL = (
@@ -58,15 +58,16 @@ class StandIn:
 
 @pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
-    from rl4rec_cli.policy import backend, vllm_engine
-    from rl4rec_cli.train.session import train
+    from rl4rec_cli.commands.train import train
+    from rl4rec_cli.engine import vllm
+    from rl4rec_cli.policy import backend
 
     monkeypatch.setattr(backend, "check_installed", lambda what: None)
     monkeypatch.setattr(backend, "check_head", lambda *_: None)
 
     def run(algorithm: str, off: float, *sets: str) -> list[dict[str, Any]]:
         engine = StandIn(off)
-        monkeypatch.setattr(vllm_engine, "make_engine", lambda config, log=None: engine)
+        monkeypatch.setattr(vllm, "make_engine", lambda config, log=None: engine)
         batch = ("trainer.batch_size=4", "trainer.num_generations=4")
         if algorithm in ("ppo", "reinforce"):
             batch = ("trainer.batch_size=16",) + (("trainer.mini_batch_size=8",) if algorithm == "ppo" else ())

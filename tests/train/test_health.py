@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from rl4rec_cli.config import HealthSection
+from rl4rec_cli.commands.train import train
+from rl4rec_cli.config.health import HealthSection
+from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.errors import HealthError, PolicyError
-from rl4rec_cli.layering import load_config
 from rl4rec_cli.train import rollouts
 from rl4rec_cli.train.health import Finding, Health, check_finite
-from rl4rec_cli.train.session import train
 
 ALL = ("entropy", "length", "truncated", "kl", "masked", "zero_variance", "overfit")
 WELL = {

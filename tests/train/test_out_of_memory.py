@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from rl4rec_cli.config import RunConfig
-from rl4rec_cli.layering import load_config
-from rl4rec_cli.memory import GB, Surroundings, estimate, human
-from rl4rec_cli.model_facts import PRESET_FACTS
+from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.config.sections import RunConfig
+from rl4rec_cli.models.shape import PRESET_FACTS
+from rl4rec_cli.plan.memory import GB, Surroundings, estimate, human
 from rl4rec_cli.train.out_of_memory import Doing, OutOfMemory, Usable, is_out_of_memory, tell, told, used_gib
 
 MODEL = "qwen2.5-1.5b"
@@ -47,8 +47,8 @@ def test_which_errors_are_it(error: BaseException, is_it: bool) -> None:
         (["rl4rec_cli.train.rollouts", "rl4rec_cli.rewards.scorer", "torch.nn"], "ranking", False),
         (["rl4rec_cli.train.validation", "rl4rec_cli.policy.generation"], "validation", True),
         (["rl4rec_cli.eval.evaluate", "rl4rec_cli.retrieval.embedding"], "ranking", True),
-        (["rl4rec_cli.train.session", "rl4rec_cli.policy.pretrained"], "loading", False),
-        (["rl4rec_cli.train.rollouts", "rl4rec_cli.policy.vllm_engine"], "writing", False),
+        (["rl4rec_cli.commands.train", "rl4rec_cli.policy.pretrained"], "loading", False),
+        (["rl4rec_cli.train.rollouts", "rl4rec_cli.engine.vllm"], "writing", False),
     ],
 )
 def test_what_was_being_done(modules: list[str], what: str, is_measuring: bool) -> None:

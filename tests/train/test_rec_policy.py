@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import ConfigError, DataError, RewardError
-from rl4rec_cli.layering import load_config
 from rl4rec_cli.train.rec_policy import DummyRecPolicy, RecPolicy
 
 HISTORIES = [[0, 1], [2], [3, 4, 5], [1]] * 8

@@ -13,17 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rl4rec_cli import whole_folders
-from rl4rec_cli.config import RunConfig
+from rl4rec_cli.commands.train import train
+from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.data.dataset import open_dataset
 from rl4rec_cli.errors import ConfigError, PolicyError, RunError
-from rl4rec_cli.layering import load_config
+from rl4rec_cli.files import folders
+from rl4rec_cli.files.folders import problems
 from rl4rec_cli.policy.loading import load_policy, save_policy
-from rl4rec_cli.runs import open_run
+from rl4rec_cli.runs.folder import open_run
 from rl4rec_cli.train import resumable
 from rl4rec_cli.train.checkpoints import changed_keys
-from rl4rec_cli.train.session import train
-from rl4rec_cli.whole_folders import problems
 
 SMALL = (
     *("data.synthetic.users=24", "data.synthetic.items=20", "data.train_targets=last"),
@@ -419,10 +419,10 @@ def test_a_fault_at_every_operation_of_a_save(tmp_path: Path, monkeypatch: pytes
 
             def failing(self: Any, snapshot: Any, save: Any = save, patch: Any = patch, fault: Any = fault) -> Any:
                 if snapshot.step == 2:
-                    patch.setattr(whole_folders, "torch_save", fault.wrap(whole_folders.torch_save))
+                    patch.setattr(folders, "torch_save", fault.wrap(folders.torch_save))
                     patch.setattr(resumable, "torch_save", fault.wrap(resumable.torch_save))
                     for name in ("_sync", "sha256", "_put_in_place"):
-                        patch.setattr(whole_folders, name, fault.wrap(getattr(whole_folders, name)))
+                        patch.setattr(folders, name, fault.wrap(getattr(folders, name)))
                     patch.setattr(Path, "replace", fault.wrap(Path.replace))
                     patch.setattr(Path, "write_text", fault.wrap(Path.write_text))
                 return save(self, snapshot)
@@ -439,7 +439,7 @@ def test_a_fault_at_every_operation_of_a_save(tmp_path: Path, monkeypatch: pytes
         names = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
         assert names in ({"checkpoint_start", "checkpoint_step_1"}, {"checkpoint_start", "checkpoint_step_2"})
         for name in names:
-            assert whole_folders.problems(tmp_path / "run" / "checkpoints" / name) == []
+            assert folders.problems(tmp_path / "run" / "checkpoints" / name) == []
         if at % 6 == 1:
             go_on(tmp_path / "run")
             again = outcome(tmp_path / "run")[2]

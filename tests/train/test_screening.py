@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rl4rec_cli.config_trainer import GrpoSection
+from rl4rec_cli.config.trainer import GrpoSection
 from rl4rec_cli.data.dataset import Dataset, Example
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.retrieval.retriever import InProcessRetriever

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from rl4rec_cli.cli.main import main
-from rl4rec_cli.config import RetrievalSection, RewardSection
+from rl4rec_cli.config.layering import dump_config, load_config
+from rl4rec_cli.config.sections import RetrievalSection, RewardSection
 from rl4rec_cli.data.dataset import Dataset, load_dataset, save_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.layering import dump_config, load_config
 from rl4rec_cli.retrieval.retriever import Ranking, open_retriever, open_retrievers
 from rl4rec_cli.rewards.scorer import open_scorers, start_scores
 

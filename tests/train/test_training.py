@@ -16,22 +16,22 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl4rec_cli.cli.main import main
-from rl4rec_cli.config import RunConfig
+from rl4rec_cli.commands.train import train
+from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.data.dataset import Dataset, build_examples, open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import ConfigError, PolicyError, RewardError, RunError
-from rl4rec_cli.layering import load_config
 from rl4rec_cli.policy.generation import Sampling, generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
-from rl4rec_cli.runs import JsonLines, Run, create_run
+from rl4rec_cli.runs.folder import JsonLines, Run, create_run
+from rl4rec_cli.train.algorithms.grpo import grpo_arguments
+from rl4rec_cli.train.algorithms.sft import build_pairs, train_sft
 from rl4rec_cli.train.arguments import number_of_steps
-from rl4rec_cli.train.domains import Domain
-from rl4rec_cli.train.grpo import grpo_arguments
+from rl4rec_cli.train.environments import Domain
 from rl4rec_cli.train.reinforcement import train_rl
-from rl4rec_cli.train.session import train
-from rl4rec_cli.train.sft import build_pairs, train_sft
 
 SMALL = (
     *("data.synthetic.users=80", "data.synthetic.items=30", "data.train_targets=last"),
@@ -619,7 +619,7 @@ def test_a_process_trains_on_one_gpu_however_many_it_sees(
 ) -> None:
     from transformers import TrainingArguments
 
-    from rl4rec_cli.train import ppo, rloo
+    from rl4rec_cli.train.algorithms import ppo, rloo
 
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: getattr(self, "_n_gpu", 0) or 2))
     own = ["trainer.mini_batch_size=4"] if algorithm == "ppo" else []
@@ -633,7 +633,7 @@ def test_a_process_trains_on_one_gpu_however_many_it_sees(
 def test_a_run_keeps_where_files_lie_that_are_not_in_the_datasets_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rl4rec_cli.train.session import _with_whole_paths
+    from rl4rec_cli.commands.train import _with_whole_paths
 
     monkeypatch.chdir(tmp_path)
     for name in ("p.json", "s.txt"):

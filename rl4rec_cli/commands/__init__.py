@@ -1,0 +1,1 @@
+"""What each command does. A command returns what it made; `cli` prints it."""

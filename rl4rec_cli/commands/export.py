@@ -1,0 +1,252 @@
+"""A run's policy as others load it: the adapter or one merged model, with a model card, on disk and on the Hub.
+
+Decides: which files belong to an export; that nothing is merged into quantised weights; that an adapter goes to the Hub
+only where its base is there too; that a new repository is private unless it is said otherwise.
+Hides: `huggingface_hub`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli import console
+from rl4rec_cli.errors import ConfigError, PolicyError, RunError
+from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
+from rl4rec_cli.eval.resolve import find_run
+from rl4rec_cli.files.folders import MANIFEST, write_folder
+from rl4rec_cli.policy.sources import ADAPTER, CARRIED, read_base
+from rl4rec_cli.report.model_card import model_card
+from rl4rec_cli.runs.folder import Run, why_unwritable
+from rl4rec_cli.shell import command_line
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import PolicySection
+
+FORMS = ("merged", "adapter")
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+_FILES = ("adapter_*", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
+
+
+def export(
+    run: str,
+    *,
+    form: str,
+    output: str | None,
+    dtype: str,
+    push_to: str | None,
+    public: bool,
+    checkpoint: str | None = None,
+) -> None:
+    """`rl4rec export`.
+
+    Raises:
+        ConfigError: no such form or type, or one that the run cannot take.
+        RunError: not a run, or there is something in the folder's place.
+        PolicyError: it cannot be loaded, merged, written or uploaded.
+    """
+    _check_words(form, dtype, push_to, public=public)
+    found = find_run(run, checkpoint)
+    if found is None:
+        raise RunError(f"{run}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
+    opened, stored = found[0], Path(found[1])
+    has_adapter = (stored / ADAPTER).is_file()
+    if form == "adapter" and not has_adapter:
+        raise ConfigError(f"{stored}: all its weights were trained, there is no adapter", hint="use --to merged")
+    base = read_base(stored)[0] if has_adapter else opened.config.policy.model
+    if form == "adapter" and push_to is not None and Path(base).is_dir():
+        raise ConfigError(
+            f"--push-to-hub: the base of this adapter is a folder of this machine, {base}", hint="use --to merged"
+        )
+    folder = Path(output) if output is not None else opened.folder / "export" / form
+    if folder.exists():
+        raise RunError(f"{folder}: is there already", hint="name another --output, or remove it")
+    if (reason := why_unwritable(folder)) is not None:  # before a model is loaded
+        raise RunError(f"{folder}: cannot be written: {reason}", hint="name another --output")
+    if push_to is not None:
+        _check_login()
+    console.log(checkpoint_line(describe_checkpoint(opened, stored)))
+    _write(opened, stored, folder, form=form, dtype=dtype, base=base)
+    console.result(str(folder))
+    if push_to is not None:
+        console.result(_upload(folder, push_to, public=public))
+
+
+def _check_words(form: str, dtype: str, push_to: str | None, *, public: bool) -> None:
+    if form not in FORMS:
+        if re.search(r"[48].?bit", form):
+            raise ConfigError(
+                f"--to {form}: nothing is merged into quantised weights, whose steps are larger than what was learnt",
+                hint="use --to merged and quantise that, or --to adapter and load its base in 4 bits",
+            )
+        raise ConfigError(f"--to {form}: must be {' or '.join(FORMS)}")
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype}: must be {', '.join(DTYPES)}")
+    if form == "adapter" and dtype != "auto":
+        raise ConfigError("--dtype is for merged models: an adapter stays as it is", hint="leave it out")
+    if public and push_to is None:
+        raise ConfigError("--public is for --push-to-hub", hint="give --push-to-hub NAME, or leave it out")
+    if push_to is not None:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        try:
+            validate_repo_id(push_to)
+        except HFValidationError as error:
+            raise ConfigError(
+                f"--push-to-hub {push_to}: {str(error).splitlines()[0]}", hint="e.g. me/beauty"
+            ) from error
+
+
+def _write(run: Run, checkpoint: Path, folder: Path, *, form: str, dtype: str, base: str) -> None:
+    section = run.config.policy.model_copy(update={"backend": "hf", "fast_inference": False})
+    size = sum(file.stat().st_size for file in checkpoint.glob("adapter_*"))
+    trained = _Trained(section, checkpoint, run.config.prompt.template)
+    policy: Any = None
+    carried = Path(base) if form == "adapter" and Path(base).is_dir() else None
+    if form == "merged":
+        from rl4rec_cli.policy.merging import load_merged
+
+        policy = load_merged(section, checkpoint, dtype=dtype)
+        size = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    if carried is not None:
+        taken = _files_of_model(carried)
+        size += sum(file.stat().st_size for file in taken)
+        console.log(f"The base goes along, as {folder / CARRIED}: {carried} is a folder of this machine")
+    weights = "" if policy is None else str(policy.model.dtype).removeprefix("torch.")
+    card = model_card(run, checkpoint, form=form, base=base, weights=weights)
+
+    def fill(temporary: Path) -> None:
+        if policy is not None:
+            policy.model.save_pretrained(temporary)
+            policy.tokenizer.save_pretrained(temporary)
+            trained.check_merged(temporary, policy.model)
+        else:
+            for file in sorted(checkpoint.iterdir()):
+                if file.is_file() and any(fnmatch(file.name, pattern) for pattern in _FILES):
+                    shutil.copyfile(file, temporary / file.name)
+            if carried is not None:
+                (temporary / CARRIED).mkdir()
+                for file in taken:
+                    shutil.copyfile(file, temporary / CARRIED / file.name)
+                _name_base(temporary / ADAPTER, folder.resolve() / CARRIED)
+            trained.check_adapter(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+
+    try:
+        write_folder(folder, fill, size=size)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PolicyError(f"{folder}: cannot write the export of about {size:,} bytes: {reason}") from error
+
+
+def _files_of_model(folder: Path) -> list[Path]:
+    """Everything of a model's folder that its loaders may read."""
+    kept = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "*.bin")
+    no_part = {MANIFEST, "progress.json", "validation.json", "trainer_state.json", "critic.safetensors"}
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and file.name not in no_part]
+    return [file for file in files if any(fnmatch(file.name, pattern) for pattern in kept)]
+
+
+def _name_base(config: Path, base: Path) -> None:
+    """Write into an adapter's configuration where its base lies: PEFT loads it from there, until it is moved."""
+    saved = json.loads(config.read_text(encoding="utf-8"))
+    saved["base_model_name_or_path"] = str(base)
+    config.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+
+
+class _Trained:
+    """What a checkpoint computes, to which an export is held.
+
+    Args:
+        section: what it was trained with.
+        template: the run's prompt, of which the first tokens are read.
+    """
+
+    def __init__(self, section: PolicySection, checkpoint: Path, template: str) -> None:
+        from rl4rec_cli.policy.agreement import logits_of, probe_sequences
+        from rl4rec_cli.policy.loading import load_policy
+
+        self._section = section
+        policy = load_policy(section.model_copy(update={"model": str(checkpoint)}))
+        rows = policy.model.get_input_embeddings().weight.shape[0]
+        self._sequences = probe_sequences(policy.tokenizer, template, vocabulary=min(rows, len(policy.tokenizer)))
+        self._logits = logits_of(policy.model, self._sequences)
+        self._dtype = policy.model.dtype
+        self._is_quantised = section.quantization != "none"
+
+    def check_adapter(self, folder: Path) -> None:
+        """Refuse an adapter that is another policy, with the base that is found for it.
+
+        Raises:
+            PolicyError: its logits are not those of the checkpoint.
+        """
+        from rl4rec_cli.policy.loading import load_policy
+
+        read = load_policy(self._section.model_copy(update={"model": str(folder)}))
+        self._compare(read.model, "the exported adapter is not what was trained")
+
+    def check_merged(self, folder: Path, model: Any) -> None:
+        """Refuse a folder that plain transformers reads as another model.
+
+        Args:
+            model: what was written there.
+
+        Raises:
+            PolicyError: its logits are not those of the checkpoint.
+        """
+        from transformers import AutoModelForCausalLM
+
+        read: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+        self._compare(
+            read.to(model.device), "the merged model is not what was trained", hint="export it with --to adapter; "
+        )
+
+    def _compare(self, model: Any, otherwise: str, *, hint: str = "") -> None:
+        from rl4rec_cli.policy.agreement import largest_difference, limit_of, logits_of
+
+        difference = largest_difference(self._logits, logits_of(model, self._sequences))
+        limit = limit_of(self._dtype, model.dtype, is_quantised=self._is_quantised)
+        if difference > limit:
+            raise PolicyError(
+                f"{otherwise}: its logits differ by {difference:.2g} of their size, where rounding explains "
+                f"{limit:g}; nothing was written",
+                hint=f"{hint}please report this with the model's name",
+            )
+        console.log(f"Read back: logits differ by {difference:.1e} of their size from the trained policy's")
+
+
+def _check_login() -> None:
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise PolicyError("--push-to-hub: nobody is logged in", hint="`hf auth login`, or the variable HF_TOKEN")
+
+
+def _upload(folder: Path, name: str, *, public: bool) -> str:
+    from httpx import HTTPError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    try:
+        # Of a repository that is there already, `private` changes nothing.
+        repository = api.create_repo(name, private=not public, exist_ok=True)
+        # The manifest is for folders on disk.
+        api.upload_folder(
+            repo_id=repository.repo_id,
+            folder_path=folder,
+            commit_message="Upload from rl4rec",
+            ignore_patterns=["manifest.json"],
+        )
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PolicyError(
+            f"cannot upload to {name}: {reason}",
+            hint=f"the export is in {folder}; `{command_line('hf', 'upload', name, folder)}` tries again",
+        ) from error
+    return str(repository)

@@ -1,0 +1,228 @@
+"""What a step of the real trainer takes at most: measured, in a process of its own.
+
+Decides: what is counted (growth of the resident set over that of the imported libraries on a CPU; on a GPU what torch
+reserved, and the context), and that two optimiser steps are made: the second meets the optimiser's state that the
+first one made.
+Hides: the process, `/proc`, torch's counters.
+
+The examples with the longest prompts are taken, as many as two steps need: a step of the run takes no more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli.errors import Rl4RecError
+from rl4rec_cli.variables import settings_win
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.trainer import TrainerSection
+    from rl4rec_cli.retrieval.retriever import VectorRetriever
+
+STEPS = 2
+_ALL_EXAMPLES = {"screen_rank": None, "screen_solved": None, "screen_by": "last_item"}
+
+
+@dataclass(frozen=True)
+class Peak:
+    """One phase's largest memory."""
+
+    phase: str
+    """The algorithm; `sft` also for a warm start."""
+    bytes: int
+    prompt_tokens: int
+    """Longest prompt that was used."""
+    text_tokens: int
+    """Longest text: what the policy wrote, or was taught."""
+
+
+def measure_peaks(config: RunConfig) -> list[Peak]:
+    """Make two optimiser steps of each phase of a run (warm start, then the algorithm) and see what they take.
+
+    Raises:
+        Rl4RecError: as training does, with its message; or the process was killed, as the kernel does where memory
+            ran out.
+    """
+    from rl4rec_cli.config.layering import dump_config
+
+    with tempfile.TemporaryDirectory() as folder:
+        recipe, answer = Path(folder) / "config.yaml", Path(folder) / "peaks.json"
+        recipe.write_text(dump_config(config), encoding="utf-8")
+        # The allocator gives back what is freed, so that the resident set is what is in use.
+        own = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576", "MALLOC_ARENA_MAX": "1"}
+        command = [sys.executable, "-m", "rl4rec_cli.commands.peak", str(recipe), str(answer), folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **own})
+        if done.returncode < 0:
+            raise Rl4RecError(
+                f"the measured step was ended by {signal.Signals(-done.returncode).name}",
+                hint="if memory ran out, that is the answer: it does not fit",
+            )
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            raise Rl4RecError(f"the measured step failed: {said[-1].removeprefix('error: ') if said else last}")
+        return [Peak(**one) for one in json.loads(answer.read_text(encoding="utf-8"))]
+
+
+@settings_win()
+def _measure(config: RunConfig, folder: Path) -> list[Peak]:
+    """In the process of its own."""
+    from rl4rec_cli import console
+    from rl4rec_cli.data.dataset import joint_digest, open_datasets
+
+    datasets = open_datasets(config.data)
+    from rl4rec_cli.policy.backend import prepare_backend
+
+    prepare_backend(config.policy)  # Unsloth before all others
+    console.quiet_libraries()
+    _import_all(config)
+    import torch
+
+    on_gpu = config.policy.device.startswith("cuda") or (config.policy.device == "auto" and torch.cuda.is_available())
+    meter = _GpuMeter() if on_gpu else _ProcessMeter()
+
+    from rl4rec_cli.commands import train
+    from rl4rec_cli.policy.loading import save_policy
+    from rl4rec_cli.retrieval.retriever import open_retrievers
+    from rl4rec_cli.rewards.scorer import open_scorers
+    from rl4rec_cli.runs.folder import JsonLines, create_run
+    from rl4rec_cli.train.algorithms.sft import build_pairs, train_sft
+    from rl4rec_cli.train.environments import open_domains
+    from rl4rec_cli.train.reinforcement import train_rl
+
+    opened: Sequence[VectorRetriever] = open_retrievers(config.retrieval, datasets)
+    retrievers = {dataset.name: one for dataset, one in zip(datasets, opened, strict=True)}
+    policy = train.load_start(config, datasets)
+    domains = open_domains(config, datasets, retrievers, open_scorers(retrievers, config.reward), policy.tokenizer)
+    longest = [(len(d.builder.build(e.user, e.history).ids), d.name, e) for d in domains for e in d.examples]
+    longest.sort(key=lambda one: -one[0])
+    run = create_run(config, dataset="+".join(retrievers), digest=joint_digest(datasets))
+    log, rollouts = JsonLines(folder / "log.jsonl"), JsonLines(folder / "rollouts.jsonl")
+    peaks = []
+    for phase in _phases(config):
+        own = config.model_copy(update={"trainer": phase})
+        used = longest[: _examples_needed(phase)]
+        some = [replace(d, examples=[e for _, name, e in used if name == d.name]) for d in domains]
+        if phase.algorithm == "sft":
+            limit = config.generation.max_completion_length
+            pairs = [build_pairs(phase, d.dataset, d.examples, d.builder, max_completion_length=limit) for d in some]
+            texts = max(sum(label >= 0 for label in row["labels"]) for rows in pairs for row in rows)
+            train_sft(phase, own, run, policy, some, log)
+        else:
+            if train.makes_base(config):
+                train.put_adapter(policy, run)
+            if config.policy.model == "tiny":
+                save_policy(policy, run.start)
+                policy.model.config._name_or_path = str(run.start)
+            train_rl(own, run, policy, some, log, rollouts)
+            texts = config.generation.max_completion_length
+        peaks.append(Peak(phase.algorithm, meter.peak(), used[0][0], texts))
+    log.close()
+    rollouts.close()
+    return peaks
+
+
+def _phases(config: RunConfig) -> list[TrainerSection]:
+    """The phases, cut to two optimiser steps."""
+    trainer = config.trainer
+    warm = [] if trainer.algorithm == "sft" or trainer.warm_start is None else [trainer.warm_start]
+    short: dict[str, Any] = {"max_steps": STEPS, "num_train_epochs": 1000.0}
+    last = short if trainer.algorithm == "sft" else {**short, "warm_start": None, **_ALL_EXAMPLES}
+    return [*(phase.model_copy(update=short) for phase in warm), trainer.model_copy(update=last)]
+
+
+def _examples_needed(phase: TrainerSection) -> int:
+    return phase.batch_size * phase.gradient_accumulation_steps * -(-STEPS // phase.updates_per_batch)
+
+
+def _import_all(config: RunConfig) -> None:
+    """Everything that a run imports, so that it is part of what growth is counted from."""
+    from importlib import import_module
+
+    modules = ["accelerate", "datasets", "peft", "sklearn.feature_extraction.text", "transformers", "trl"]
+    modules += ["sentence_transformers"] if config.retrieval.embedder == "sentence-transformers" else []
+    loaded = {name: import_module(name) for name in modules}
+    # These two load their classes when they are first asked for.
+    for module, name in (("trl", "SFTTrainer"), ("trl", "GRPOTrainer"), ("transformers", "AutoModelForCausalLM")):
+        getattr(loaded[module], name)
+
+
+class _ProcessMeter:
+    """Growth of the process's resident set since it was made."""
+
+    def __init__(self) -> None:
+        self._before = _status("VmRSS")
+        self._reset()
+
+    def peak(self) -> int:
+        """Bytes at most since the last call."""
+        most = _status("VmHWM") - self._before
+        self._reset()
+        return most
+
+    def _reset(self) -> None:
+        # Sets the high-water mark back; where the kernel lets nobody do that, the mark is that of the whole process.
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise Rl4RecError(f"/proc/self/status has no {field}: memory can be measured on Linux only")
+
+
+class _GpuMeter:
+    """What torch holds of the GPU, and what of it is held outside torch since this was made."""
+
+    def __init__(self) -> None:
+        import torch
+
+        free, _ = torch.cuda.mem_get_info()
+        # The context is made by the first call; what was taken before it by others is not ours.
+        self._free = free
+        torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> int:
+        import torch
+
+        free, _ = torch.cuda.mem_get_info()
+        outside = max(0, self._free - free - torch.cuda.memory_reserved())
+        most = torch.cuda.max_memory_reserved() + outside
+        torch.cuda.reset_peak_memory_stats()
+        return int(most)
+
+
+def main(recipe: str, answer: str, folder: str) -> None:
+    from rl4rec_cli.config.layering import load_config
+
+    # Rewards take no memory of note, and code of the user's runs only where the command that measures names it.
+    config = load_config(algorithm=None, recipes=[recipe], allow_custom_rewards=True)
+    quiet = {
+        "run": config.run.model_copy(update={"output_dir": folder, "name": "measured"}),
+        "reward": config.reward.model_copy(update={"functions": {"ndcg": 1.0}}),
+        "eval": config.eval.model_copy(update={"steps": None}),
+        "logging": config.logging.model_copy(update={"save_steps": 10**9, "rollouts": 0, "report_to": ()}),
+    }
+    peaks = _measure(config.model_copy(update=quiet), Path(folder))
+    Path(answer).write_text(json.dumps([vars(peak) for peak in peaks]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except Rl4RecError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        sys.exit(1)

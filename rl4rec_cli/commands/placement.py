@@ -1,0 +1,151 @@
+"""Where a run would go: what `rl4rec plan` and `train … --dry-run` print.
+
+Decides: how a `Placement` is worded and drawn.
+Hides: where the facts about models, data and machine come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli import console
+from rl4rec_cli.errors import Rl4RecError
+from rl4rec_cli.plan.machine import Machine, Placement, find_machine, parse_gpu, plan_placement
+from rl4rec_cli.plan.memory import Phase, human
+from rl4rec_cli.shell import set_flags
+
+if TYPE_CHECKING:
+    from rl4rec_cli.commands.peak import Peak
+    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.plan.fitting import Saving
+
+
+def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
+    """The placement on this machine, or on one with these GPUs (`24`, in gigabytes).
+
+    Raises:
+        PolicyError: the model's shape cannot be found out, or its tokenizer does not fit it. ConfigError: no such GPU.
+    """
+    from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
+    from rl4rec_cli.policy.sources import with_own_adapter
+
+    config = config.model_copy(update={"policy": with_own_adapter(config.policy)})
+    facts = policy_facts(config.policy)
+    if Path(config.policy.model).is_dir():
+        from rl4rec_cli.policy.loading import check_tokenizer
+
+        check_tokenizer(config.policy)
+    if config.retrieval.embedder != "lsa" and Path(config.retrieval.model).expanduser().is_dir():
+        from rl4rec_cli.retrieval.embedding import check_embedder
+
+        check_embedder(config.retrieval.model)
+    asked = tuple(parse_gpu(text, index) for index, text in enumerate(gpus))
+    machine = find_machine() if not asked else _with(asked)
+    return plan_placement(machine, config, facts, retrieval_facts(config))
+
+
+def _with(gpus: tuple[Any, ...]) -> Machine:
+    """This machine with other GPUs."""
+    import os
+
+    from rl4rec_cli.plan.machine import ram
+
+    return Machine(gpus, len(os.sched_getaffinity(0)), *ram())
+
+
+def show(config: RunConfig, placement: Placement) -> None:
+    """The whole answer, on standard output."""
+    phase = placement.estimate.peak
+    rows = [(name, human(size)) for name, size in sorted(phase.parts.items(), key=lambda part: -part[1]) if size]
+    console.table("", [f"most memory: {phase.name}", "needs"], [*rows, ("all", human(phase.total))])
+    console.result(f"{sentence(placement)}\n")
+    title = "with way out 1:" if placement.ways_out else ""
+    console.table(title, ["what", "choice", "why"], [(c.what, c.value, c.reason) for c in placement.choices])
+    for number, way in enumerate(placement.ways_out, 1):
+        cost = "\n".join(f"  {cost}" for cost in way.costs)
+        console.result(f"\nway out {number}, {human(way.estimate.bytes)}:\n  {_set_flags(way)}\n{cost}")
+    for note in placement.notes:
+        console.log(f"note: {note}")
+
+
+def brief(placement: Placement) -> list[str]:
+    """A few lines for `--dry-run`."""
+    choices = ", ".join(f"{c.what} {c.value}" for c in placement.choices)
+    lines = [f"placement: policy on {placement.device}; {choices}", f"memory: {sentence(placement)}"]
+    reason = next(c.reason for c in placement.choices if c.what == "retrieval")
+    lines.insert(1, f"retrieval: {reason}")
+    return lines + [f"way out: {_set_flags(way)} ({human(way.estimate.bytes)})" for way in placement.ways_out]
+
+
+def sentence(placement: Placement) -> str:
+    verdict = "fits" if placement.fits else "does not fit"
+    return (
+        f"needs about {human(placement.estimate.bytes)}, {human(placement.room)} can be used"
+        f" ({placement.memory}): {verdict}"
+    )
+
+
+def complain(config: RunConfig, placement: Placement) -> None:
+    """Raises: Rl4RecError: it does not fit, with the way out."""
+    if placement.fits:
+        return
+    said = f"{config.policy.model} {sentence(placement)}"
+    if placement.ways_out:
+        raise Rl4RecError(said, hint=_set_flags(placement.ways_out[0]))
+    raise Rl4RecError(
+        f"{said}, and nothing that can be cut makes it fit",
+        hint="a smaller model, a larger GPU (--gpu 80), or shorter prompts and texts (prompt.max_prompt_length)",
+    )
+
+
+def as_json(placement: Placement) -> dict[str, Any]:
+    phase = placement.estimate.peak
+    return {
+        "device": placement.device,
+        "room_bytes": placement.room,
+        "needs_bytes": phase.total,
+        "fits": placement.fits,
+        "phase": phase.name,
+        "parts": dict(phase.parts),
+        "phases": {one.name: one.total for one in placement.estimate.phases},
+        "choices": {c.what: {"value": c.value, "reason": c.reason} for c in placement.choices},
+        "ways_out": [
+            {"set": list(way.sets), "needs_bytes": way.estimate.bytes, "costs": list(way.costs)}
+            for way in placement.ways_out
+        ],
+        "notes": list(placement.notes),
+    }
+
+
+def checked(config: RunConfig, *, as_json: bool) -> dict[str, Any]:
+    """Make a real step and set what it takes beside what was predicted, for the lengths that came up."""
+    from rl4rec_cli.commands.peak import measure_peaks
+    from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
+
+    console.log("Making two real steps of each phase in a process of its own …")
+    facts, retrieval = policy_facts(config.policy), retrieval_facts(config)
+    rows = []
+    for peak in measure_peaks(config):
+        lengths = (peak.prompt_tokens, peak.text_tokens)
+        placed = plan_placement(find_machine(), config, facts, retrieval, lengths=lengths)
+        phase = _predicted(placed.estimate.phases, peak)
+        rows.append((peak.phase, phase.name, phase.total, peak.bytes, phase.total / peak.bytes))
+    if not as_json:
+        cells = [(n, p, human(predicted), human(real), f"{ratio:.2f}") for n, p, predicted, real, ratio in rows]
+        console.table("", ["trainer", "largest phase", "predicted", "measured", "ratio"], cells)
+        console.log("Prompts and texts are as long as they came up; a run may meet longer ones, up to its limits.")
+    keys = ("trainer", "phase", "predicted_bytes", "measured_bytes", "ratio")
+    return {"check": [dict(zip(keys, row, strict=True)) for row in rows]}
+
+
+def _predicted(phases: Sequence[Phase], peak: Peak) -> Phase:
+    """The largest of what was measured: validation was not."""
+    is_warm = peak.phase == "sft" and any(phase.name.startswith("warm start: ") for phase in phases)
+    own = [p for p in phases if p.name.startswith("warm start: ") == is_warm and not p.name.endswith("validation")]
+    return max(own, key=lambda phase: phase.total)
+
+
+def _set_flags(way: Saving) -> str:
+    return set_flags(way.sets)

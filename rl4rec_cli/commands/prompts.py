@@ -1,0 +1,240 @@
+"""`rl4rec prompts`: prompts as the model reads them, and what other templates are worth.
+
+Decides: what is told of prompts; that templates are compared on validation users only, each with the configured one.
+Hides: nothing of how prompts are made: that is `data/prompts.py`, here as in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl4rec_cli import console
+from rl4rec_cli.data.dataset import build_examples, open_dataset
+from rl4rec_cli.data.prompts import Prompt, PromptBuilder
+from rl4rec_cli.data.reading import PROMPTS
+from rl4rec_cli.errors import ConfigError, DataError
+from rl4rec_cli.eval.examples import choose_examples
+from rl4rec_cli.shell import set_flags, setting
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.eval.evaluation import Evaluation
+
+USERS = 1_000
+"""Users whose prompts are made, unless more are asked for."""
+_SHOWN = 3
+_LAST = 4
+OWN = "own prompt"
+ALL = "all"
+
+
+def show_prompts(config: RunConfig, *, split: Any, users: int | None, user: str | None, as_json: bool) -> None:
+    """Print some prompts whole, and figures of many.
+
+    Raises:
+        DataError: no such user, or one without an example in this split.
+    """
+    dataset = open_dataset(config.data)
+    examples = choose_examples(dataset, split, users or USERS) if user is None else _of_user(dataset, split, user)
+    from rl4rec_cli.policy.loading import load_tokenizer_alone
+
+    builder = PromptBuilder(config.prompt, dataset, load_tokenizer_alone(config.policy, dataset))
+    made = make_prompts(builder, examples)
+    figures = {"model": config.policy.model, **_figures(builder, dataset, examples, made)}
+    if as_json:
+        shown = [
+            {
+                "user": example.user,
+                "text": prompt.text,
+                "tokens": len(prompt.ids),
+                "last_tokens": last_tokens(builder, prompt),
+                "history": len(example.history),
+                "items": prompt.items,
+                "from_prompts_json": example.user in dataset.prompts,
+                "cut_to_fit": prompt.is_cut,
+            }
+            for example, prompt in zip(examples, made, strict=True)
+        ]
+        console.print_json({"dataset": dataset.name, "split": split, "figures": figures, "prompts": shown})
+        return
+    for example, prompt in list(zip(examples, made, strict=True))[:_SHOWN]:
+        source = (
+            f"from {config.data.prompt_file or PROMPTS}"
+            if example.user in dataset.prompts
+            else f"{prompt.items} of {len(example.history)} items of the history"
+        )
+        cut = ", cut to fit" if prompt.is_cut else ""
+        console.result(f"# {split}, user {console.clean(example.user)}: {len(prompt.ids)} tokens, {source}{cut}")
+        console.result(console.clean(prompt.text, keep="\n\t").removesuffix("\n"))
+        console.result(f"# its last tokens: {console.clean(' '.join(last_tokens(builder, prompt)))}\n\n")
+    if user is None:
+        console.figures(figures)
+
+
+def _of_user(dataset: Dataset, split: Any, user: str) -> list[Example]:
+    dataset.user_index(user)
+    found = [example for example in build_examples(dataset, split) if example.user == user]
+    if not found:
+        raise DataError(f"user {user} has no {split} example: the sequence is too short", hint="try --split test")
+    return found
+
+
+def last_tokens(builder: PromptBuilder, prompt: Prompt) -> list[str]:
+    """The tokens that a prompt ends with, each with its number: what a text shows does not say where a token ends."""
+    ids = list(prompt.ids[-_LAST:])
+    names = builder.tokenizer.convert_ids_to_tokens(ids)
+    return [f"{name} ({number})" for name, number in zip(names, ids, strict=True)]
+
+
+def make_prompts(builder: PromptBuilder, examples: Sequence[Example]) -> list[Prompt]:
+    """The prompt of every example, with progress on the terminal."""
+    made = []
+    with console.progress(len(examples), "Making prompts") as advance:
+        for example in examples:
+            made.append(builder.build(example.user, example.history))
+            advance(1)
+    return made
+
+
+def _figures(
+    builder: PromptBuilder, dataset: Dataset, examples: Sequence[Example], made: Sequence[Prompt]
+) -> dict[str, Any]:
+    section = builder.section
+    tokens = np.array([len(prompt.ids) for prompt in made])
+    by_template = [(e, p) for e, p in zip(examples, made, strict=True) if e.user not in dataset.prompts]
+    return {
+        "prompts": len(made),
+        "tokens": {
+            "median": int(np.median(tokens)),
+            "p95": int(np.quantile(tokens, 0.95, method="higher")),
+            "most": int(tokens.max()),
+            "allowed": section.max_prompt_length,
+        },
+        "chat_template": "yes" if builder.chat else "no",
+        "from_prompts_json": len(made) - len(by_template),
+        "older_items_left_out": sum(lost_items(builder, e, p) for e, p in by_template),
+        "cut_to_fit": sum(prompt.is_cut for prompt in made),
+    }
+
+
+def lost_items(builder: PromptBuilder, example: Example, prompt: Prompt) -> bool:
+    """Whether items were left out for length that `prompt.max_history` would show."""
+    return prompt.items < min(len(example.history), builder.section.max_history)
+
+
+def sweep_templates(
+    config: RunConfig, *, split: str, users: int | None, templates: Sequence[str], as_json: bool
+) -> None:
+    """Measure a model with several templates on the same validation users, each against the configured one.
+
+    Args:
+        templates: what to try; `all` stands for the built-in ones.
+
+    Raises:
+        ConfigError: a template without {history}; another split than validation; nothing fits; an untrained model.
+    """
+    if split != "validation":
+        raise ConfigError(
+            f"--template with --split {split}: a prompt is chosen on validation users; the test split would be spent"
+        )
+    if bad := [template for template in templates if template != ALL and "{history}" not in template]:
+        raise ConfigError(f"--template {bad[0]!r}: must contain {{history}}", hint="`all` tries the built-in ones")
+    check_model(config, "--template")
+    dataset = open_dataset(config.data)
+    if dataset.prompts:
+        raise ConfigError(
+            f"dataset {dataset.name} has {config.data.prompt_file or PROMPTS}, whose texts no template changes",
+            hint="leave --prompt-file out" if config.data.prompt_file is not None else "move it away meanwhile",
+        )
+    own_key = "templates." + dataset.name if dataset.name in config.prompt.templates else "template"
+    config = config.model_copy(update={"prompt": config.prompt.of(dataset.name)})
+
+    from rl4rec_cli.eval.evaluate import Models, open_task
+    from rl4rec_cli.eval.evaluation import Evaluation, compare_all
+    from rl4rec_cli.eval.sweep import TEMPLATES, try_templates
+    from rl4rec_cli.eval.sweep import USERS as CHOSEN_ON
+    from rl4rec_cli.policy.backend import check_engine, prepare_backend
+    from rl4rec_cli.retrieval.retriever import FIRST_WAIT, open_retriever
+
+    examples = choose_examples(dataset, "validation", users or CHOSEN_ON)
+    check_engine(config)
+    prepare_backend(config.policy)
+    retriever = open_retriever(config.retrieval, dataset, config.data.paths, first_wait=FIRST_WAIT)
+    task = open_task(config, dataset, retriever, examples)
+    models = Models(config, task)
+    try:
+        tried = [one for template in templates for one in (TEMPLATES if template == ALL else [template])]
+        found = try_templates(models, config.policy.model, config, task, [config.prompt.template, *tried])
+    finally:
+        models.close()
+    evaluation = Evaluation("validation", examples, config.eval.ks, about={"dataset": dataset.name})
+    names: dict[str, str] = {}
+    for template, measured in found.items():
+        name = OWN if template == config.prompt.template else f"prompt {len(names) + (OWN not in names)}"
+        names[name] = template
+        evaluation.methods.append(replace(measured, name=name))
+    others = [name for name in names if name != OWN and OWN in names]
+    differences = compare_all({name: evaluation.difference(name, OWN) for name in others})
+    if as_json:
+        console.print_json(
+            {
+                "dataset": dataset.name,
+                "model": config.policy.model,
+                "users": len(examples),
+                "templates": names,
+                "metric": evaluation.headline,
+                "methods": evaluation.as_json()["methods"],
+                "differences": differences,
+            }
+        )
+        return
+    _show_sweep(config, evaluation, names, differences, own_key)
+
+
+def _show_sweep(
+    config: RunConfig,
+    evaluation: Evaluation,
+    names: Mapping[str, str],
+    differences: Mapping[str, Mapping[str, Any]],
+    own_key: str,
+) -> None:
+    from rl4rec_cli.eval.evaluation import difference_table, metric_table
+
+    found = evaluation.as_json()
+    for name, template in names.items():
+        console.result(f"{name}: {template!r}")
+    console.result("")
+    console.table(
+        f"{config.policy.model} on {evaluation.about['dataset']}, {len(evaluation.examples):,} validation users",
+        *metric_table(found["methods"], {}, "prompt"),
+    )
+    if differences:
+        console.result("")
+        columns, rows = difference_table(differences)
+        console.table(f"… minus {OWN}, {evaluation.headline}", ["prompt", *columns[1:]], rows)
+    best = max(names, key=lambda name: found["methods"][name][evaluation.headline])
+    console.result(
+        f"\nBest here: {best}. It was chosen on the users it is measured on, so its figure is a little too good."
+    )
+    if best != OWN:
+        console.log(f"use it: {set_flags([setting(f'prompt.{own_key}', names[best])])}")
+
+
+def check_model(config: RunConfig, what: str) -> None:
+    """Refuse a model that has learned nothing.
+
+    Raises:
+        ConfigError: it is `tiny`, which is built with random weights.
+    """
+    from rl4rec_cli.policy.backend import TINY
+
+    if config.policy.model == TINY:
+        raise ConfigError(
+            f"{what} needs a model that can write, and the tiny policy has learned nothing yet",
+            hint="name a run or a model with --model",
+        )

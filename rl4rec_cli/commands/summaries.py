@@ -1,0 +1,302 @@
+"""What a model makes of each user's history, as prompts for `prompts.json`.
+
+Decides: what is read (by default only what comes before the training target, so that no target is among it), how the
+answer becomes a prompt, what is said before the texts are used, and that a job that was ended goes on where it stood.
+Hides: `FILE.part`, which holds the texts written so far.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli import console
+from rl4rec_cli.commands.prompts import check_model, lost_items, make_prompts
+from rl4rec_cli.data.audit.audit import audit_as_configured
+from rl4rec_cli.data.dataset import open_dataset
+from rl4rec_cli.data.parsing import text_flaw
+from rl4rec_cli.data.prompts import PromptBuilder, TemplateTooLongError
+from rl4rec_cli.errors import ConfigError, DataError, RunError
+from rl4rec_cli.eval.examples import choose_examples
+from rl4rec_cli.files.parts import held, part_of
+from rl4rec_cli.files.reading import read_bytes
+from rl4rec_cli.runs.folder import JsonLines, check_writable, write_json
+from rl4rec_cli.shell import command_line
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import PromptSection, RunConfig
+    from rl4rec_cli.data.audit.audit import Finding
+    from rl4rec_cli.data.dataset import Dataset, Example
+
+REQUEST = (
+    "A customer chose these products, oldest first:\n{history}\n"
+    "Describe in two sentences what this customer likes: kinds of products, brands and properties."
+)
+FRAME = "Describe in a few words the product that a customer will choose next. What is known of the customer: {summary}"
+"""What matters comes first: a prompt that is too long is cut at its end."""
+_ENGINE_CHUNK = 1024
+"""Texts between two savings where an engine writes, which is kept busy by many."""
+_BEGIN = b'{"settings": "'
+"""Of `FILE.part`."""
+_ABOUT_PROMPTS = ("prompts.json", "shared prompts")
+"""What the names of the audit's checks of prompts hold."""
+
+
+def write_summaries(
+    config: RunConfig, file: str, *, split: Any, users: int | None, templates: Sequence[str], as_json: bool
+) -> None:
+    """Write `{user: prompt}`; a user of whom nothing was written is left out, and so gets the template.
+
+    Args:
+        file: to write. `FILE.part` holds what is done; the same command goes on from it.
+        split: each is written from what comes before this split's target.
+        users: those whom `eval.users` of this number measures, as far as they have an example in this split.
+        templates: what the model is asked, with `{history}` (else `REQUEST`), and the prompt that is made of the
+            answer, with `{summary}` (else `FRAME`).
+
+    Raises:
+        ConfigError: FILE exists, or FILE.part is damaged or of other settings; a template that is neither, or does not
+            fit; an untrained model.
+        DataError: as in evaluation, or nobody has an example in this split.
+        PolicyError, EngineError: as in evaluation; what was written until then is kept.
+    """
+    request, frame = _request_and_frame(templates)
+    check_model(config, "--summaries")
+    path = Path(file)
+    check_writable(path)
+    _refuse_existing(path)
+    whole = open_dataset(config.data)
+    dataset = replace(whole, prompts={})  # the model is asked, whatever prompts there are
+    examples, too_short = _examples(dataset, split, users)
+
+    from rl4rec_cli.policy.backend import check_engine, prepare_backend
+    from rl4rec_cli.policy.loading import load_tokenizer_alone
+
+    check_engine(config)
+    prepare_backend(config.policy)
+    tokenizer = load_tokenizer_alone(config.policy, dataset)
+    section = config.prompt.of(dataset.name).model_copy(update={"template": request})
+    try:
+        builder = PromptBuilder(section, dataset, tokenizer)
+    except TemplateTooLongError as error:
+        raise ConfigError(
+            error.message.replace("prompt.template", "what is asked"),
+            hint="shorten it (--template), or raise prompt.max_prompt_length",
+        ) from error
+    _check_room(builder, frame)
+    part = part_of(path)
+    with held(part):
+        _refuse_existing(path)  # another job may have ended meanwhile
+        asked = make_prompts(builder, examples)
+        digest = _digest(config, dataset, section, split, users, builder.digest(examples))
+        done, cut = _read_part(part, digest, len(examples))
+        try:
+            cut += _write_rest(config, dataset, [prompt.ids for prompt in asked], part, done)
+        except BaseException:
+            if done:
+                kept = f"{len(done):,} of {len(examples):,} summaries"
+                console.log(f"{part} keeps {kept}: the same command goes on from there")
+            else:
+                part.unlink(missing_ok=True)
+            raise
+        prompts = {
+            example.user: frame.replace("{summary}", summary)
+            for example, summary in zip(examples, done, strict=True)
+            if text_flaw(summary) is None and text_flaw(frame.replace("{summary}", summary)) is None
+        }
+        if not prompts:
+            part.unlink()
+            raise RunError(
+                f"{config.policy.model} wrote nothing of any user", hint="another model, or ask otherwise (--template)"
+            )
+        _refuse_existing(path)
+        write_json(path, prompts)
+        part.unlink()
+    told = {
+        "file": str(path),
+        "users": len(prompts),
+        "sequence_too_short": too_short,
+        "nothing_written": len(examples) - len(prompts),
+        "older_items_left_out": sum(lost_items(builder, e, p) for e, p in zip(examples, asked, strict=True)),
+        "as_long_as_allowed": cut,
+        "cut_to_fit": sum(builder.build_written(prompt).is_cut for prompt in prompts.values()),
+    }
+    found = _findings(config, replace(whole, prompts=prompts))
+    if split != "train":
+        known = "training target" if split == "validation" else "training and validation targets"
+        console.log(f"warning: these texts know the {known}: they are for evaluation on the {split} split alone")
+    if as_json:
+        console.print_json({**told, "findings": [finding.headline for finding in found]})
+        return
+    console.figures(told)
+    for finding in found:
+        console.log(f"\n{finding}")
+    if split == "train" and config.data.paths:
+        _say_use(path, Path(config.data.paths[0]) / "prompts.json", found)
+
+
+def _say_use(path: Path, live: Path, found: Sequence[Finding]) -> None:
+    if path.resolve() == live.resolve():
+        console.log("they take the template's place from now on" + (": think about the above" if found else ""))
+    else:
+        first = "think about the above; then, " if found else ""
+        console.log(f"{first}to use them: {command_line('--prompt-file', path)}, or copy it to {live}")
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise ConfigError(f"{path} exists", hint="move it away, or name another file")
+
+
+def _examples(dataset: Dataset, split: Any, users: int | None) -> tuple[list[Example], int]:
+    """The split's examples, of the users that an evaluation of so many users measures; and how many have none."""
+    chosen = set(dataset.users)
+    if users is not None:
+        chosen = {example.user for example in choose_examples(dataset, "validation", users)}
+    found = [example for example in choose_examples(dataset, split, None) if example.user in chosen]
+    if not found:
+        raise DataError(
+            f"none of {len(chosen):,} users has a {split} example: the sequences are too short",
+            hint="more --users, or --split validation",
+        )
+    return found, len(chosen) - len(found)
+
+
+def _check_room(builder: PromptBuilder, frame: str) -> None:
+    """Refuse a prompt that would be cut before what was written of the user.
+
+    Raises:
+        ConfigError: it is so long.
+    """
+    if builder.build_written(frame.partition("{summary}")[0] + "{summary}").is_cut:
+        raise ConfigError(
+            "the prompt made of the answer has no room for it in "
+            f"prompt.max_prompt_length={builder.section.max_prompt_length}: {frame[:200]!r}",
+            hint="shorten it (--template), or raise prompt.max_prompt_length",
+        )
+
+
+def _digest(
+    config: RunConfig, dataset: Dataset, section: PromptSection, split: str, users: int | None, prompts: str
+) -> str:
+    """Of all that the texts depend on."""
+    from rl4rec_cli.policy.pretrained import policy_identity
+
+    about = {
+        "dataset": dataset.digest,
+        "model": policy_identity(config.policy.model),
+        "load": config.policy.model_dump(mode="json"),
+        "prompt": section.model_copy(update={"date": None}).model_dump(mode="json"),  # the prompts say it
+        "prompts": prompts,
+        "generation": config.generation.model_dump(mode="json"),
+        "eval": [config.eval.temperature, config.eval.batch_size],
+        "seed": config.run.seed,
+        "split": split,
+        "users": users,
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _findings(config: RunConfig, dataset: Dataset) -> list[Finding]:
+    """What the audit has to say of the prompts."""
+    found = audit_as_configured(dataset, config).findings
+    return [finding for finding in found if any(name in finding.check for name in _ABOUT_PROMPTS)]
+
+
+def _request_and_frame(templates: Sequence[str]) -> tuple[str, str]:
+    given: dict[str, str] = {}
+    for template in templates:
+        fields = [field for field in ("{history}", "{summary}") if field in template]
+        if len(fields) != 1:
+            raise ConfigError(
+                f"--template {template!r}: must contain {{history}} (what is asked) or {{summary}} (the prompt made of "
+                "the answer), and not both"
+            )
+        if fields[0] in given:
+            raise ConfigError(f"--template: two with {fields[0]}", hint="with --summaries give one of each at most")
+        given[fields[0]] = template
+    return given.get("{history}", REQUEST), given.get("{summary}", FRAME)
+
+
+def _read_part(part: Path, digest: str, total: int) -> tuple[list[str], int]:
+    """The summaries written so far, in the order of the examples, and how many of them were cut at the limit.
+
+    The file is made ready for the next.
+
+    Raises:
+        ConfigError: they were written with other settings, or the file is damaged, or none of ours.
+    """
+    raw = read_bytes(part)
+    lines = raw.split(b"\n")[:-1]
+    done: list[str] = []
+    cut = 0
+    try:
+        if not (raw.startswith(_BEGIN) or _BEGIN.startswith(raw)):
+            raise ValueError("it does not begin as a file of summaries does")
+        records = [json.loads(line.decode("utf-8")) for line in lines]
+        for record in records[1:]:
+            texts = record["summaries"]
+            whole = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+            if not whole or record["start"] != len(done):
+                raise ValueError(f"what follows summary {len(done)} does not belong there")
+            "".join(texts).encode()  # no lone surrogates, which JSON can hold and no file can
+            done += texts
+            cut += int(record["cut"])
+        if len(done) > total:
+            raise ValueError(f"it holds {len(done):,} summaries of {total:,} users")
+        settings = records[0]["settings"] if records else digest
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{part} is damaged: {error}", hint="move it away to begin anew") from error
+    if settings != digest and done:
+        raise ConfigError(
+            f"{part} was written with another dataset, model or settings",
+            hint="delete it to begin anew, or name another file",
+        )
+    if done:
+        console.log(f"{part}: {len(done):,} of {total:,} summaries are there already")
+    # What was being written when the job was ended goes; so do other settings without a summary.
+    os.truncate(part, sum(len(line) + 1 for line in lines) if settings == digest else 0)
+    if settings != digest or not records:
+        log = JsonLines(part)
+        log.write({"settings": digest})
+        log.close()
+    return done, cut
+
+
+def _write_rest(
+    config: RunConfig, dataset: Dataset, prompts: Sequence[tuple[int, ...]], part: Path, done: list[str]
+) -> int:
+    """Append the summaries that are missing to `done` and to the file, some at a time; how many did not end."""
+    if len(done) == len(prompts):
+        return 0
+    from transformers import set_seed
+
+    from rl4rec_cli.policy.generation import Sampling, decode_texts, ending_ids, generate_completions
+    from rl4rec_cli.policy.loading import open_policy
+
+    policy = open_policy(config, dataset)
+    log = JsonLines(part)
+    try:
+        sampling = Sampling.from_section(config.generation, temperature=config.eval.temperature)
+        batch, ends, all_cut = config.eval.batch_size, set(ending_ids(policy.model, policy.tokenizer)), 0
+        size = batch if policy.engine is None else _ENGINE_CHUNK
+        with console.progress(len(prompts) - len(done), "Writing summaries") as advance:
+            for start in range(len(done), len(prompts), size):
+                set_seed(config.run.seed + start)  # the same texts, wherever an earlier job was ended
+                some = prompts[start : start + size]
+                written = generate_completions(policy, some, sampling, batch_size=batch, progress=advance)
+                cut = sum(not ends.intersection(ids[-1:]) for ids in written)
+                # One line, whatever the model's paragraphs: it stands inside another text.
+                summaries = [" ".join(text.split()) for text in decode_texts(policy.tokenizer, written)]
+                log.write({"start": start, "summaries": summaries, "cut": cut})
+                done += summaries
+                all_cut += cut
+        return all_cut
+    finally:
+        log.close()
+        policy.close()

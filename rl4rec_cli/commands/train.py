@@ -1,0 +1,466 @@
+"""A training run from configuration to table.
+
+Decides: the order of things: data, retrieval, policy, warm start, measurement, reinforcement learning, measurement.
+Hides: where each of them comes from.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from traceback import clear_frames
+from typing import TYPE_CHECKING, Any, cast
+
+from rl4rec_cli import console
+from rl4rec_cli.data.dataset import joint_digest, open_datasets
+from rl4rec_cli.data.dates import day_line, with_day, writes_day
+from rl4rec_cli.data.provenance import keep_datasets
+from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.runs.folder import (
+    TRAINING_LOG,
+    WARM_START_LOG,
+    JsonLines,
+    Run,
+    check_new,
+    create_run,
+    resume_command,
+    whole_reward,
+)
+from rl4rec_cli.shell import rl4rec
+from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
+from rl4rec_cli.train.checkpoints import Place, check_data, check_prompts, cut_logs, find_place, keep_recipe
+from rl4rec_cli.train.environments import check_datasets, open_domains, screen_domains
+from rl4rec_cli.train.examples import number_of_training_examples
+from rl4rec_cli.train.trackers import Reports, check_trackers, open_reports
+from rl4rec_cli.variables import settings_win
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import PolicySection, RunConfig
+    from rl4rec_cli.config.trainer import SftSection, TrainerSection
+    from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.eval.evaluation import Evaluation
+    from rl4rec_cli.policy.loading import Policy
+    from rl4rec_cli.retrieval.retriever import VectorRetriever
+    from rl4rec_cli.train.environments import Domain
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is there before any policy, the same for all seeds."""
+
+    datasets: list[Dataset]
+    audits: dict[str, str]
+    retrievers: dict[str, VectorRetriever]
+
+    @property
+    def digest(self) -> str:
+        return joint_digest(self.datasets)
+
+
+@dataclass(frozen=True)
+class Trained:
+    run: Run
+    evaluations: dict[str, Evaluation]
+    """By the datasets' names."""
+    seconds: float
+
+
+@settings_win()
+def train(
+    config: RunConfig, seeds: tuple[int, ...], *, resume: Path | None = None, allow_partial: bool = False
+) -> list[Trained]:
+    """Train once per seed and print what came of it.
+
+    Args:
+        resume: a run folder; go on with it instead of making one, with its seed. Empty is returned where it is done.
+        allow_partial: go on with a changed recipe, or without the optimiser's or the random state.
+
+    Raises:
+        ConfigError: the environment says that several processes were started.
+        Rl4RecError: as the parts say. What was trained before an error stays in the run folder.
+    """
+    from rl4rec_cli.eval import evaluate
+    from rl4rec_cli.policy.backend import choose_backend
+    from rl4rec_cli.policy.sources import with_own_adapter
+    from rl4rec_cli.rewards.functions import is_custom
+
+    # Everything that can be wrong with the input is found before anything heavy is imported.
+    datasets = open_datasets(config.data)
+    config = _with_whole_paths(config)
+    if resume is None:
+        config = config.model_copy(update={"policy": with_own_adapter(config.policy)})
+    audits = {}
+    for dataset, path in zip(datasets, config.data.paths or (None,), strict=True):
+        console.log(f"Dataset {dataset.name}: {len(dataset.users):,} users, {dataset.num_items:,} items")
+        audits[dataset.name] = evaluate.audit_line(config, dataset, path)
+    configs = [of_seed(config, seed, len(seeds)) for seed in seeds]
+    for own in configs:
+        _check(own, datasets, is_new=resume is None)
+    if config.policy.lora is not None:
+        backend = choose_backend(config.policy)
+        console.log(f"Backend {backend.name}, quantization {config.policy.quantization}: {backend.reason}")
+    for name in filter(is_custom, config.reward.functions):
+        file, _, attribute = name.rpartition(":")
+        console.log(f"Reward {attribute}: running your code in {file}, as --reward asks")
+    if resume is not None:
+        return _resume(configs[0], resume, datasets, audits, allow_partial=allow_partial)
+
+    from rl4rec_cli.eval.evaluation import print_seeds
+    from rl4rec_cli.policy.backend import prepare_backend
+    from rl4rec_cli.policy.loading import check_tokenizer
+
+    prepare_backend(config.policy)
+    console.quiet_libraries()
+    check_tokenizer(config.policy)  # before the minutes that embedding takes
+    with _opened(config, datasets, audits) as data:
+        results = [_train_one(own, data) for own in configs]
+    for name in audits if len(results) > 1 else ():
+        of = {r.run.config.run.seed: r.evaluations[name] for r in results}
+        print_seeds(of, start=evaluate.start_name(config), dataset=name if len(datasets) > 1 else None)
+    _say_next(results[-1].run, datasets)
+    return results
+
+
+@contextmanager
+def _opened(config: RunConfig, datasets: list[Dataset], audits: dict[str, str]) -> Iterator[_Data]:
+    from rl4rec_cli.retrieval.service.own_service import retrievers_of
+
+    with retrievers_of(config, datasets) as found:
+        yield _Data(datasets, audits, {d.name: one for d, one in zip(datasets, found, strict=True)})
+
+
+def _say_next(run: Run, datasets: Sequence[Dataset]) -> None:
+    one = ("--dataset", datasets[0].name) if len(datasets) > 1 else ()
+    measure = rl4rec("eval", run.folder, *one, "--split", "test")
+    recommend = rl4rec("recommend", run.folder, *one, "--user", datasets[0].users[0])
+    console.log(f"Next: {measure}    or: {recommend}")
+
+
+def _resume(
+    config: RunConfig, folder: Path, datasets: list[Dataset], audits: dict[str, str], *, allow_partial: bool
+) -> list[Trained]:
+    phases = [phase.algorithm for phase in _phases(config)]
+    run = Run(folder, config, digest=joint_digest(datasets))
+    with run.locked():
+        most = number_of_steps(config.trainer, sum(number_of_training_examples(config, one) for one in datasets))
+        place = find_place(run, phases, allow_partial=allow_partial, most=most)
+        check_data(run, _digests(datasets), allow_partial=allow_partial)
+        is_measured = all((run.results(name) / "validation.json").is_file() for name in audits)
+        if place.phase == len(phases) and is_measured:
+            console.log(f"Run {folder} is finished: there is nothing to go on with")
+            _say_next(run, datasets)
+            return []
+        from rl4rec_cli.policy.backend import prepare_backend
+
+        prepare_backend(config.policy)
+        keep_datasets(run.folder, _digests(datasets))
+        keep_recipe(run)
+        console.quiet_libraries()
+        with _opened(config, datasets, audits) as data:
+            results = [_train_one(config, data, run, place, allow_partial=allow_partial)]
+    _say_next(run, datasets)
+    return results
+
+
+def _digests(datasets: Sequence[Dataset]) -> dict[str, str]:
+    return {dataset.name: dataset.digest for dataset in datasets}
+
+
+def _with_whole_paths(config: RunConfig) -> RunConfig:
+    """The run may be evaluated from another folder: paths that are there are written whole."""
+
+    def whole(path: str | None) -> str | None:
+        return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
+
+    paths = tuple(str(whole(path)) for path in config.data.paths)
+    data = config.data.model_copy(
+        update={
+            "path": paths if len(paths) > 1 else whole(*paths) if paths else None,
+            "sequential_file": whole(config.data.sequential_file),
+            "prompt_file": whole(config.data.prompt_file),
+        }
+    )
+    policy = config.policy
+    if policy.model != "tiny":
+        policy = policy.model_copy(update={"model": whole(policy.model)})
+    retrieval = config.retrieval.model_copy(
+        update={
+            "model": whole(config.retrieval.model),
+            "file": whole(config.retrieval.file),
+            "emb_dir": str(Path(config.retrieval.emb_dir).expanduser().resolve()),
+        }
+    )
+    cache = config.eval.cache_dir
+    whole_cache = str(Path(cache).expanduser().resolve()) if cache is not None else None
+    measured = config.eval.model_copy(update={"cache_dir": whole_cache})
+    named = {whole_reward(name): weight for name, weight in config.reward.functions.items()}
+    reward = config.reward.model_copy(update={"functions": named})
+    sections = {"data": data, "policy": policy, "retrieval": retrieval, "reward": reward, "eval": measured}
+    return config.model_copy(update=sections)
+
+
+def of_seed(config: RunConfig, seed: int, count: int) -> RunConfig:
+    name = config.run.name
+    own = {"seed": seed, "name": f"{name}-s{seed}" if name is not None and count > 1 else name}
+    return config.model_copy(update={"run": config.run.model_copy(update=own)})
+
+
+def _phases(config: RunConfig) -> list[TrainerSection]:
+    trainer = config.trainer
+    return [trainer] if trainer.algorithm == "sft" or trainer.warm_start is None else [trainer.warm_start, trainer]
+
+
+def _check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> None:
+    """What would end the run later, once models are loaded or a warm start is done.
+
+    Raises:
+        Rl4RecError: as `check_settings` says.
+        PolicyError: the policy's folder is no model, or a file of it not what its name says.
+    """
+    from rl4rec_cli.policy.backend import check_policy
+    from rl4rec_cli.policy.sources import find_source
+
+    check_settings(config, datasets, is_new=is_new)
+    checkpointing = next((p.gradient_checkpointing for p in _phases(config) if p.gradient_checkpointing), False)
+    backend = check_policy(config.policy, trainable=True, gradient_checkpointing=checkpointing)
+    if config.policy.model != "tiny":
+        find_source(config.policy, backend.name)
+
+
+def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> None:
+    """What settings alone say of a run that cannot be; nothing heavy is imported.
+
+    Raises:
+        RunError: the run is there already. ConfigError: too few examples, no such reward file, or a tracker that is
+            not installed or not logged in to.
+    """
+    from rl4rec_cli.policy.backend import check_engine, check_one_gpu
+
+    if is_new:
+        check_new(config)
+    check_datasets(config, datasets)
+    check_engine(config)
+    check_one_gpu(config.policy.device)
+    check_trackers(config.logging.report_to)
+    for phase in _phases(config):
+        number_of_steps(phase, sum(number_of_training_examples(config, dataset) for dataset in datasets))
+    for name in config.reward.functions:
+        file = name.rpartition(":")[0]
+        if file.endswith(".py") and not Path(file).is_file():
+            raise ConfigError(f"reward file {file}: no such file")
+
+
+def _train_one(
+    config: RunConfig,
+    data: _Data,
+    run: Run | None = None,
+    place: Place | None = None,
+    *,
+    allow_partial: bool = False,
+) -> Trained:
+    """Train, from `place` on where a run is resumed (and is locked already), and measure."""
+    from rl4rec_cli.engine.vllm import make_engine
+    from rl4rec_cli.eval import evaluate
+    from rl4rec_cli.rewards.scorer import open_scorers
+    from rl4rec_cli.train.outcome import Outcome
+
+    started = time.perf_counter()
+    scorers = open_scorers(data.retrievers, config.reward)
+    policy = _load(config, _start_section(config, run, place), data.datasets)
+    if run is None:
+        config = with_day(config, policy.tokenizer)
+    else:
+        run.config = config = with_day(config, policy.tokenizer, started=run.day)
+    domains = open_domains(config, data.datasets, data.retrievers, scorers, policy.tokenizer)
+    prompts = "+".join(one.builder.digest(one.examples) for one in domains)
+    if run is not None:
+        check_prompts(run, prompts, allow_partial=allow_partial)
+    if writes_day(policy.tokenizer, chat=config.prompt.chat):
+        console.log(day_line(str(config.prompt.date)))
+    for phase in _phases(config):
+        resolve_precision(phase, str(policy.device))
+    outcome = Outcome(config, domains, data.audits)
+    with ExitStack() as stack:
+        if run is None:
+            run = create_run(
+                config,
+                dataset="+".join(data.retrievers),
+                digest=data.digest,
+                datasets=_digests(data.datasets),
+                prompts=prompts,
+            )
+            stack.enter_context(run.locked())
+        policy.engine = make_engine(config, log=run.folder / "vllm.log")
+        stack.callback(policy.close)
+        stack.enter_context(_telling_how_to_go_on(run, policy))
+        reports = stack.enter_context(open_reports(run, done=_done(config, place)))
+        console.log(f"Run {run.folder} (seed {config.run.seed}, {_size(policy.model)} on {policy.device})")
+        outcome.measure_baselines()
+
+        def measure_start() -> None:
+            if "untrained" in config.eval.baselines:
+                outcome.measure(evaluate.start_name(config), policy)
+
+        _learn(run, place or Place(0), policy, domains, reports, measure_start)
+        outcome.measure(evaluate.TUNED, policy)
+        outcome.finish(run)
+        seconds = time.perf_counter() - started
+        outcome.show_and_save(run, reports, seconds)
+    return Trained(run, outcome.evaluations, seconds)
+
+
+def _start_section(config: RunConfig, run: Run | None, place: Place | None) -> PolicySection:
+    """What to load: the policy that the last phase started from, once it is known, else the configured one."""
+    if run is not None and place is not None and place.phase >= len(_phases(config)) - 1 and run.start.is_dir():
+        return config.policy.model_copy(update={"model": str(run.start)})
+    if makes_base(config):
+        whole = {"lora": None, "quantization": "none", "backend": "hf"}
+        return config.policy.model_copy(update=whole)
+    return config.policy
+
+
+def load_start(config: RunConfig, datasets: Sequence[Dataset]) -> Policy:
+    """The policy that a new run starts from."""
+    return _load(config, _start_section(config, None, None), datasets)
+
+
+def makes_base(config: RunConfig) -> bool:
+    """Whether the policy is built here and then gets an adapter: all its weights are warm-started first."""
+    return config.policy.model == "tiny" and config.policy.lora is not None
+
+
+def _load(config: RunConfig, section: PolicySection, datasets: Sequence[Dataset] | None = None) -> Policy:
+    """What a section names, for this run's training."""
+    from rl4rec_cli.plan.machine import engine_share
+    from rl4rec_cli.policy.backend import choose_backend
+    from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
+    from rl4rec_cli.policy.loading import load_policy
+
+    # With transformers it is the trainer's alone.
+    is_unsloth, is_engine = choose_backend(section).name == "unsloth", section.fast_inference
+    return load_policy(
+        section,
+        dataset=datasets,
+        seed=config.run.seed,
+        trainable=True,
+        max_length=config.max_length,
+        gradient_checkpointing=config.trainer.gradient_checkpointing if is_unsloth else False,
+        engine_share=engine_share(config, policy_facts(section), retrieval_facts(config)) if is_engine else None,
+    )
+
+
+def put_adapter(policy: Policy, run: Run) -> None:
+    """Store a policy that was built here, and put an adapter on what was stored, held as the configuration says."""
+    from rl4rec_cli.policy.loading import save_policy
+
+    base = run.base.resolve()
+    save_policy(policy, base)
+    loaded = _load(run.config, run.config.policy.model_copy(update={"model": str(base)}))
+    policy.model, policy.tokenizer, policy.backend = loaded.model, loaded.tokenizer, loaded.backend
+
+
+def _done(config: RunConfig, place: Place | None) -> int:
+    """Steps that are made of the last phase."""
+    return place.step if place is not None and place.phase == len(_phases(config)) - 1 else 0
+
+
+@contextmanager
+def _telling_how_to_go_on(run: Run, policy: Policy) -> Iterator[None]:
+    """The command that resumes the run is the last thing said before the error.
+
+    Raises:
+        OutOfMemory: memory ran out where a policy is measured; the trainers' own comes from there.
+    """
+    from rl4rec_cli.train.out_of_memory import Doing, OutOfMemory, is_out_of_memory, tell
+
+    try:
+        yield
+    except BaseException as error:
+        if told := is_out_of_memory(error):
+            clear_frames(error.__traceback__)
+            ended: BaseException = tell(error, run.config, policy, when="", during=Doing.of(error).what)
+        else:
+            ended = error
+        command = resume_command(run)
+        command += f" {ended.flags}" if isinstance(ended, OutOfMemory) and ended.flags else ""
+        console.log(f"To go on with it: {command}")
+        if told:
+            raise ended from error
+        raise
+
+
+def _learn(
+    run: Run,
+    place: Place,
+    policy: Policy,
+    domains: Sequence[Domain],
+    reports: Reports,
+    measure_start: Callable[[], None],
+) -> None:
+    """All phases, from `place` on, until `checkpoint_final` stands there."""
+    from rl4rec_cli.policy.loading import load_weights, save_policy
+    from rl4rec_cli.train.algorithms.sft import train_sft
+    from rl4rec_cli.train.prolonging import write_final
+    from rl4rec_cli.train.reinforcement import train_rl
+    from rl4rec_cli.train.validation import Validation
+
+    config = run.config
+    phases = _phases(config)
+    last = len(phases) - 1
+    cut_logs(run, [phase.algorithm for phase in phases], place)
+    log = JsonLines(run.folder / TRAINING_LOG, also=reports.step)
+    rollouts = JsonLines(run.folder / "rollouts.jsonl")
+    try:
+        if place.phase < last:
+            console.log("Warm start: supervised fine-tuning")
+            warm_start = phases[0]
+            with closing(JsonLines(run.folder / WARM_START_LOG, also=reports.step)) as warm_log:
+                train_sft(
+                    *(cast("SftSection", warm_start), config, run, policy, domains, warm_log),
+                    is_warm_start=True,
+                    resume=place.checkpoint,
+                )
+        if not run.start.is_dir() and makes_base(config):
+            put_adapter(policy, run)
+        if not run.start.is_dir() and (last > 0 or config.policy.model == "tiny"):
+            save_policy(policy, run.start)
+            for folder in run.warm_steps():
+                shutil.rmtree(folder)
+        if run.start.is_dir():
+            # TRL loads the reference policy of full fine-tuning by this name: it must be the one training starts from.
+            policy.model.config._name_or_path = str(run.start)
+        measure_start()
+        if place.phase > last:
+            load_weights(policy.model, run.final)
+            return
+        resume = place.checkpoint if place.phase == last else None
+        validation = Validation(run, policy, domains, report=reports.validation)
+        go_on: Any = {"resume": resume, "validation": validation}
+        if config.trainer.algorithm == "sft":
+            steps = train_sft(config.trainer, config, run, policy, domains, log, **go_on)
+        else:
+            screened = screen_domains(config.trainer, domains, write=_writer(policy, config), folder=run.folder)
+            steps = train_rl(config, run, policy, screened, log, rollouts, **go_on)
+        write_final(policy, run, steps=steps)
+    finally:
+        log.close()
+        rollouts.close()
+
+
+def _writer(policy: Policy, config: RunConfig) -> Callable[[Dataset, Sequence[Example]], list[str]]:
+    """What writes a policy's most likely text for each example of a dataset."""
+    from rl4rec_cli.eval.evaluate import write_texts
+
+    likeliest = config.model_copy(update={"eval": config.eval.model_copy(update={"temperature": 0.0})})
+    return lambda dataset, examples: write_texts("screening", policy, likeliest, dataset, examples)
+
+
+def _size(model: object) -> str:
+    parameters = sum(p.numel() for p in model.parameters())  # type: ignore[attr-defined]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # type: ignore[attr-defined]
+    share = "" if trained == parameters else f", {trained / 1e6:.2f} M trained"
+    return f"{parameters / 1e6:.2f} M parameters{share}"

@@ -1,0 +1,63 @@
+"""The `health` section: what is taken as a sign that training goes wrong, and what is then done.
+
+Decides: which rules there are, their thresholds and what each does by default.
+Hides: nothing; `train/health.py` applies them to the logged steps.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rl4rec_cli.config.base import Fraction, NonNegative, PositiveFloat, PositiveInt, Section
+
+Action = Literal["off", "warn", "stop"]
+
+
+class HealthSection(Section):
+    """Each rule is `off`, warns, or stops the run; what it takes for a sign must hold for `window` logged steps."""
+
+    window: PositiveInt = 5
+    """Logged steps in a row that a sign must hold for."""
+    entropy: Action = "warn"
+    """The policy writes almost the same text whatever is drawn, or its texts turn to noise."""
+    entropy_below: NonNegative = 0.05
+    """Entropy, in nats per token, that is too low."""
+    entropy_share_below: Fraction = 0.05
+    """Share of the first logged step's entropy that is too low."""
+    entropy_above: PositiveFloat = 4.0
+    """Entropy, in nats per token, that is too high where it is also so many times the first step's:"""
+    entropy_share_above: Annotated[float, Field(gt=1.0)] = 3.0
+    """Multiple of the first logged step's entropy."""
+    length: Action = "warn"
+    """Texts collapse or blow up."""
+    length_share_below: Fraction = 0.2
+    """Share of the first logged step's mean length that is too short."""
+    length_share_above: Annotated[float, Field(gt=1.0)] = 3.0
+    """Multiple of the first logged step's mean length that is too long."""
+    truncated: Action = "warn"
+    """Texts are cut at `generation.max_completion_length`."""
+    truncated_above: Fraction = 0.9
+    """Share of the texts that is too large."""
+    kl: Action = "warn"
+    """The policy goes far from the reference policy (measured where trainer.beta > 0)."""
+    kl_above: PositiveFloat = 1.0
+    """Divergence, in nats per token, that is too large."""
+    masked: Action = "warn"
+    """Tokens or texts left out of the loss, or weighed less, because the engine that wrote them gave them other
+    probabilities than the policy."""
+    masked_above: Fraction = 0.2
+    """Share that is too large."""
+    zero_variance: Action = "warn"
+    """Groups whose texts all have one reward, from which nothing is learnt."""
+    zero_variance_above: Fraction = 0.9
+    """Share of the groups that is too large."""
+    overfit: Action = "warn"
+    """The reward rises while the validation metric falls."""
+    overfit_checks: Annotated[int, Field(ge=2)] = 3
+    """Measurements of validation users in a row (each `eval.steps` steps) that must lie below the best one."""
+    overfit_drop: Fraction = 0.1
+    """How far below, as a share of the best."""
+    non_finite: Literal["stop"] = "stop"
+    """A loss or gradient that is not finite: always stops, before the weights take it in."""

@@ -1,0 +1,461 @@
+"""The typed run configuration.
+
+Decides: every setting there is, its default and its allowed range.
+Hides: pydantic. Nothing here reads a file or imports anything heavy; `layering.py` builds a `RunConfig` from
+recipes, flags and ``--set``.
+
+Sections follow the way of the data: data → prompt → policy → generation → retrieval → reward → trainer → eval.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from rl4rec_cli.config.base import (
+    Fraction,
+    NonNegative,
+    PositiveFloat,
+    PositiveInt,
+    Precision,
+    RewardSize,
+    RewardWeight,
+    Section,
+)
+from rl4rec_cli.config.health import HealthSection
+from rl4rec_cli.config.trainer import (
+    GrpoSection,
+    TrainerSection,
+)
+
+Baseline = Literal[
+    "popularity",
+    "last_item",
+    "history_mean",
+    "decayed_mean",
+    "bm25",
+    "transitions",
+    "transitions_2",
+    "sasrec",
+    "fusion",
+    "nearest_history_item",
+    "target_text",
+    "zero_shot",
+    "untrained",
+]
+
+
+class RunSection(Section):
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)
+    """Name of the run folder; made from algorithm, dataset, model and time when absent."""
+    output_dir: str = "runs"
+    """Folder that run folders are made in."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
+    """Seed of data order, initialisation, warm start and sampling."""
+
+
+class SyntheticSection(Section):
+    users: PositiveInt = 1000
+    """Users, each one row of `sequential_data.txt`."""
+    items: Annotated[int, Field(ge=20)] = 300
+    """Catalogue size."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the catalogue and of the users' tastes."""
+
+
+class DataSection(Section):
+    path: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Dataset folder with `items.jsonl` and `sequential_data.txt`, or a list of such folders to train on together: the
+    texts for each example are ranked in its own catalogue."""
+    synthetic: SyntheticSection | None = None
+    """Make a synthetic dataset instead of reading a folder."""
+    sequential_file: str | None = None
+    """Users' sequences, instead of the folder's `sequential_data.txt` (one dataset only)."""
+    prompt_file: str | None = None
+    """Prompts by user, instead of the folder's `prompts.json` (one dataset only)."""
+    train_targets: Literal["last", "all"] = "last"
+    """Training examples: each user's last training item, or every position that has a history."""
+    train_users: PositiveInt | None = None
+    """Use only this many users of each dataset for training, drawn by the run's seed; all when absent."""
+
+    @field_validator("path")
+    @classmethod
+    def _one_is_no_list(cls, value: Any) -> Any:
+        return value[0] if isinstance(value, tuple) and len(value) == 1 else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        if self.path is not None and self.synthetic is not None:
+            raise ValueError("give data.path or data.synthetic, not both")
+        for name in ("sequential_file", "prompt_file"):
+            if getattr(self, name) is not None and len(self.paths) != 1:
+                there = "several are named" if self.paths else "none is named"
+                raise ValueError(f"data.{name} goes with one dataset folder (data.path), and {there}")
+        if twice := [path for path in self.paths if self.paths.count(path) > 1]:
+            raise ValueError(f"data.path names {twice[0]} twice")
+        return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The dataset folders; none where the data is synthetic."""
+        return () if self.path is None else (self.path,) if isinstance(self.path, str) else self.path
+
+
+class PromptSection(Section):
+    template: str = (
+        "A customer chose these products, oldest first:\n{history}\n"
+        "Describe in a few words the product this customer will choose next."
+    )
+    """Prompt text; `{history}` is replaced by the history items."""
+    item_template: str = "{title}"
+    """How a history item is written; any field of `items.jsonl` but `item_id` may be named."""
+    templates: dict[str, str] = Field(default={})
+    """`template` of single datasets, by their names, where a run has several."""
+    item_templates: dict[str, str] = Field(default={})
+    """`item_template` of single datasets, by their names."""
+    separator: str = "\n"
+    """Text between history items."""
+    order: Literal["oldest_first", "newest_first"] = "oldest_first"
+    """Order in which the history is written."""
+    max_history: PositiveInt = 10
+    """Most recent history items to show; older ones are dropped first when the prompt is too long."""
+    max_prompt_length: PositiveInt = 128
+    """Longest prompt in tokens, chat template included."""
+    system: str | None = None
+    """System message for chat models."""
+    chat: Literal["auto", "always", "never"] = "auto"
+    """Use the tokenizer's chat template: `auto` uses it where there is one."""
+    date: str | None = Field(default=None, pattern=r"^\d{4}-\d{2}-\d{2}$")
+    """Day, as `2026-11-26`, for chat templates that write one into prompts. When absent the day that the run is begun
+    on, which is kept with it."""
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                date.fromisoformat(value)
+            except ValueError:
+                raise ValueError(f"{value} is no day of the calendar") from None
+        return value
+
+    @model_validator(mode="after")
+    def _has_history(self) -> PromptSection:
+        if "{history}" not in self.template:
+            raise ValueError("prompt.template must contain {history}")
+        if bad := [name for name, template in self.templates.items() if "{history}" not in template]:
+            raise ValueError(f"prompt.templates.{bad[0]} must contain {{history}}")
+        return self
+
+    def of(self, dataset: str) -> PromptSection:
+        """As it is for one dataset, by its name: with the templates that are its own."""
+        own = {
+            "template": self.templates.get(dataset, self.template),
+            "item_template": self.item_templates.get(dataset, self.item_template),
+        }
+        return self.model_copy(update={**own, "templates": {}, "item_templates": {}})
+
+
+class LoraSection(Section):
+    r: PositiveInt = 16
+    """Rank."""
+    alpha: PositiveInt = 32
+    """Scaling numerator: the update is scaled by alpha / r."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapter's input."""
+    target_modules: str | tuple[str, ...] = "auto"
+    """Modules to adapt: names, `all-linear` (every linear layer but the head), or `auto`: a preset's, else all."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """Seed of the adapter's initialisation; the run's when absent."""
+
+
+class FourBitSection(Section):
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    """Form of the 16 values that a weight may take."""
+    double_quantization: bool = True
+    """Quantise the scales too: 0.4 bits less for each weight."""
+    compute_dtype: Precision = "auto"
+    """Type that layers compute in; `auto`: that of `policy.dtype`."""
+
+
+class TinySection(Section):
+    hidden_size: PositiveInt = 64
+    """Width."""
+    layers: PositiveInt = 2
+    """Transformer layers."""
+    heads: PositiveInt = 4
+    """Attention heads; must divide the width."""
+    head_dim: PositiveInt | None = None
+    """Width of a head; `hidden_size / heads` when absent, at least 32 where vLLM writes (its CPU kernels have none
+    narrower)."""
+    vocab_size: Annotated[int, Field(ge=300)] = 512
+    """Tokens of the byte-level BPE trained on the catalogue."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> TinySection:
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError("policy.tiny.hidden_size must be an even multiple of policy.tiny.heads")
+        if self.head_dim is not None and self.head_dim % 2:
+            raise ValueError("policy.tiny.head_dim must be even")
+        return self
+
+    @property
+    def head_width(self) -> int:
+        """Width of an attention head."""
+        return self.head_dim or self.hidden_size // self.heads
+
+
+class PolicySection(Section):
+    model: str = "tiny"
+    """`tiny` (built locally), a preset (`qwen2.5-0.5b`, `llama-3.1-8b` …), a Hugging Face name, a model folder, or a
+    checkpoint of a run."""
+    backend: Literal["auto", "hf", "unsloth"] = "auto"
+    """What loads and trains it: transformers with PEFT, or Unsloth. `auto`: unsloth for an adapter where there is a GPU
+    and unsloth is installed, else hf."""
+    quantization: Literal["none", "4bit", "8bit"] = "none"
+    """Hold the weights that are not trained in 4 or 8 bits (bitsandbytes). 4bit by default with backend unsloth."""
+    four_bit: FourBitSection = FourBitSection()
+    """How 4 bits are used."""
+    fast_inference: bool = False
+    """Let Unsloth write by a vLLM engine in the same process, which shares its weights (GPU only, beta 0)."""
+    revision: str | None = None
+    """Branch, tag or commit of a model from the Hub."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Off: such models are refused."""
+    dtype: Precision = "auto"
+    """Type the weights are loaded in; `auto`: on a GPU bf16, or where it has none fp16 (fp32 where all weights are
+    trained); without one fp32."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1` …"""
+    lora: LoraSection | None = None
+    """Train a LoRA adapter; absent: all weights are trained. Present by default with backend unsloth."""
+    tiny: TinySection = TinySection()
+    """Shape of the `tiny` policy."""
+
+    @model_validator(mode="after")
+    def _unsloth_is_4bit_lora(self) -> PolicySection:
+        # Written in place, as the section is being made: what is dumped says it, and reads back as it is.
+        if self.backend == "unsloth" and "lora" not in self.model_fields_set:
+            self.__dict__["lora"] = LoraSection()
+        if self.backend == "unsloth" and self.lora is not None and "quantization" not in self.model_fields_set:
+            self.__dict__["quantization"] = "4bit"
+        return self
+
+
+class VllmSection(Section):
+    handover: Literal["auto", "adapter", "merged"] = "auto"
+    """What brings vLLM to an adapter's weights: the adapter itself, or all weights with it merged into them. `auto`:
+    merged on the CPU in fp32, where vLLM is slow with adapters, else the adapter."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type it computes in; `auto`: that of the policy's weights."""
+    memory_share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of the GPU's memory it may take, beside what trains; when absent, what `rl4rec plan` shows."""
+    sleep: bool = False
+    """Give the GPU's memory back while nothing is written; costs a copy of the weights each time."""
+    enforce_eager: bool = False
+    """Start sooner and write slower: no CUDA graphs. Always so without a GPU."""
+    timeout: PositiveFloat = 1800.0
+    """Seconds an answer may take."""
+    server: str | None = None
+    """Write by a running `vllm serve` instead, e.g. `http://127.0.0.1:8000`."""
+    correction: Literal["auto", "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "auto"
+    """How training corrects for vLLM's probabilities not being the trainer's: each token or text is weighed by their
+    ratio, which is cut (`truncate`) or left out (`mask`) where it is too large. `auto`: `token_truncate`; for rloo,
+    which learns from whole texts, `sequence_truncate`."""
+    correction_max: PositiveFloat = 3.0
+    """The largest ratio."""
+
+
+class GenerationSection(Section):
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What writes texts, in training and after it. `vllm` is quicker on a GPU and where texts share a long prompt."""
+    vllm: VllmSection = VllmSection()
+    """Settings of vLLM."""
+    batch_size: PositiveInt | None = None
+    """Texts written at once in training; all of a step's when absent. Fewer take less memory."""
+    max_completion_length: PositiveInt = 64
+    """Longest text in new tokens."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature in training."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus sampling; below 1 the policy gradient is biased."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample among the k most likely tokens; 0 = all."""
+    repetition_penalty: PositiveFloat = 1.0
+    """Above 1 discourages tokens already written."""
+
+
+class ServiceSection(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=80)] = "RetrievalService"
+    """Name of the Ray actor."""
+    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=80)] = "rl4rec"
+    """Ray namespace it is found in."""
+    address: str | None = None
+    """Ray cluster, `host:port`; when absent RAY_ADDRESS, else the service that runs on this machine."""
+    dataset: str | None = None
+    """Name the dataset has in the service; its own when absent."""
+    shards: PositiveInt = 1
+    """Actors that each hold a part of the items; ranks stay exact."""
+    replicas: PositiveInt = 1
+    """Copies of the whole service, which requests take turns with."""
+    retries: Annotated[int, Field(ge=0, le=100)] = 3
+    """Times a request is sent again after the service died or refused."""
+    timeout: PositiveFloat = 600.0
+    """Seconds an answer may take, a restart of the service included."""
+    wait: NonNegative = 60.0
+    """Seconds to wait for a service that is not there."""
+    queue: PositiveInt = 64
+    """Requests that may wait; more are refused."""
+    merge_ms: NonNegative = 2.0
+    """Where several callers wait: milliseconds more to gather requests that are then ranked together."""
+    max_texts: PositiveInt = 65_536
+    """Most texts in a request."""
+    max_text_length: PositiveInt = 20_000
+    """Longest text, in characters."""
+    max_values: PositiveInt = 250_000_000
+    """Largest answer in numbers: a score matrix has texts × items, vectors have items × dimensions."""
+    store_mb: Annotated[int, Field(ge=80)] | None = None
+    """Memory of Ray's object store where `rl4rec serve-retrieval` starts Ray; Ray's own rule when absent."""
+
+
+class RetrievalSection(Section):
+    backend: Literal["auto", "in-process", "ray"] = "auto"
+    """Where ranking runs. `ray`: in the service of `rl4rec serve-retrieval`. `auto`: there if one runs on this machine;
+    else, in training with two GPUs or more, in a service that the run starts on a GPU the policy does not use; else in
+    this process, on the GPU if there is one, else on the CPU."""
+    service: ServiceSection = ServiceSection()
+    """The retrieval service: where it is found, and how it is run by `rl4rec serve-retrieval`."""
+    embedder: Literal["sentence-transformers", "vllm", "lsa"] = "sentence-transformers"
+    """What turns texts into vectors. `vllm`: the same models run by vLLM. `lsa`: TF-IDF + truncated SVD fitted on the
+    catalogue, no download."""
+    model: str = "mixedbread-ai/mxbai-embed-large-v1"
+    """sentence-transformers model: a Hub name or a folder."""
+    memory_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Share of the GPU's memory that embedder `vllm` may take."""
+    query_prompt: str = ""
+    """Text put before each generated text (not before items), as some embedding models ask for."""
+    emb_type: str = "text"
+    """Field of `items.jsonl` that is embedded."""
+    emb_dir: str = "data_emb"
+    """Folder of item embeddings."""
+    file: str | None = None
+    """Item embeddings to use (`.safetensors` or `.pt`), instead of the file in `emb_dir`."""
+    device: str = "auto"
+    """Device of embedder and item matrix."""
+    batch_size: PositiveInt = 128
+    """Texts embedded at once."""
+    lsa_dim: PositiveInt = 128
+    """Dimensions of `lsa`."""
+
+
+class RewardSection(Section):
+    functions: dict[str, RewardWeight] = Field(default={"ndcg": 1.0}, min_length=1)
+    """Reward functions and weights: `ndcg`, `hit`, `mrr`, `mixed` or `module:attr`. Weight 0 = logged only."""
+    k: PositiveInt = 10
+    """Cut-off of the rewards."""
+    mixed_ndcg: RewardSize = 0.5
+    """Weight of NDCG in `mixed`."""
+    mixed_hit: RewardSize = 0.5
+    """Weight of Hit in `mixed`."""
+    rank_shaping: RewardSize = 0.0
+    """ε of ε·(1 − ln rank / ln N), added to the weighted sum."""
+    normalize_rewards: Literal["auto", "group", "batch", "none"] = "auto"
+    """Divide advantages by the standard deviation of the group or the batch. `auto`: for grpo `group`, but `none` with
+    rank shaping, whose small tail differences a group's deviation would blow up to ±1; for ppo and reinforce `batch`;
+    for rloo `none`."""
+
+    @property
+    def scale_rewards(self) -> str:
+        """The value the `scale_rewards` of TRL's GRPO gets."""
+        if self.normalize_rewards == "auto":
+            return "none" if self.rank_shaping > 0 else "group"
+        return self.normalize_rewards
+
+
+class EvalSection(Section):
+    split: Literal["validation", "test"] = "validation"
+    """Split that `eval` measures; training itself always measures validation."""
+    ks: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
+    """Cut-offs."""
+    users: PositiveInt | None = None
+    """Measure this many users, drawn by a fixed seed; all when absent."""
+    steps: PositiveInt | None = 100
+    """Measure validation users every so many steps of training and keep the best as `checkpoint_best`; null: never."""
+    step_users: PositiveInt = 200
+    """Users of these measurements, drawn by a fixed seed."""
+    temperature: NonNegative = 0.0
+    """0: the most likely text."""
+    batch_size: PositiveInt = 64
+    """Texts generated at once."""
+    baselines: tuple[Baseline, ...] = (
+        "popularity",
+        "last_item",
+        "history_mean",
+        "decayed_mean",
+        "bm25",
+        "transitions",
+        "untrained",
+    )
+    """What the policy is compared with. `sasrec` is trained here once (minutes), `fusion` joins it to text retrieval,
+    `zero_shot` is the starting model with the best of several prompts, `nearest_history_item` and `target_text` are
+    ceilings."""
+    cache_dir: str | None = "data_baselines"
+    """Folder where measured baselines are kept, by dataset digest; null keeps nothing."""
+    probes: bool = True
+    """Let `eval` also rank the texts by a second embedder, and shuffle or exchange the histories."""
+    second_embedder: str = "auto"
+    """What ranks the same texts a second time: `lsa`, `bm25` or a sentence-transformers model. `auto`: `lsa`, or
+    `bm25` where `lsa` is the first."""
+
+
+class LoggingSection(Section):
+    steps: PositiveInt = 1
+    """Log every so many optimiser steps."""
+    save_steps: PositiveInt = 500
+    """Write a checkpoint every so many optimiser steps."""
+    save_total_limit: Annotated[int, Field(ge=1)] = 2
+    """Periodic checkpoints kept."""
+    rollouts: Annotated[int, Field(ge=0)] = 4
+    """Texts per step written to `rollouts.jsonl`."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Also give the numbers of the log to these; each needs its extra, as `pip install 'rl4rec[wandb]'`."""
+    project: str = Field(default="rl4rec", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)
+    """Project that `wandb` and `trackio` put the run into."""
+
+
+class RunConfig(Section):
+    """Everything a run needs; written whole to the run folder's `config.yaml`, which is itself a recipe."""
+
+    run: RunSection = RunSection()
+    data: DataSection = DataSection()
+    prompt: PromptSection = PromptSection()
+    policy: PolicySection = PolicySection()
+    generation: GenerationSection = GenerationSection()
+    retrieval: RetrievalSection = RetrievalSection()
+    reward: RewardSection = RewardSection()
+    trainer: TrainerSection = GrpoSection()
+    eval: EvalSection = EvalSection()
+    logging: LoggingSection = LoggingSection()
+    health: HealthSection = HealthSection()
+
+    @property
+    def max_length(self) -> int:
+        """Longest prompt and text together, in tokens."""
+        return self.prompt.max_prompt_length + self.generation.max_completion_length
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> RunConfig:
+        tiny, engine = self.policy.tiny, self.generation.engine
+        if engine == "vllm" and self.policy.model == "tiny" and tiny.head_width < 32 and tiny.head_dim is None:
+            # What is dumped says it, and reads back as it is.
+            widened = self.policy.model_copy(update={"tiny": tiny.model_copy(update={"head_dim": 32})})
+            self.__dict__["policy"] = widened
+        correction = self.generation.vllm.correction
+        if engine == "vllm" and self.trainer.algorithm == "rloo" and correction.startswith("token"):
+            raise ValueError(
+                f"generation.vllm.correction={correction}: rloo learns from whole texts; use sequence_truncate or "
+                "sequence_mask"
+            )
+        return self

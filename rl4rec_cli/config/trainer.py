@@ -1,0 +1,237 @@
+"""The `trainer` section: one class for each algorithm, a union on `algorithm`.
+
+Decides: every setting of a trainer, its default, its range, and which settings go together.
+Hides: how many optimiser steps an algorithm makes of one batch of texts (`updates_per_batch`).
+
+Inside, the names are those of transformers and TRL; PPO's are those of TRL's former `PPOConfig`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rl4rec_cli.config.base import Fraction, NonNegative, PositiveFloat, PositiveInt, Precision, Section
+
+DEFAULT_BETA = 0.04
+"""Weight of the KL penalty where a reference policy is asked for and no weight is given: that of arXiv:2402.03300."""
+
+
+class OptimSection(Section):
+    """What every trainer has; the names are those of `transformers.TrainingArguments`."""
+
+    learning_rate: NonNegative = 1e-5
+    """Peak learning rate."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "linear"
+    """Course of the learning rate."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
+    weight_decay: NonNegative = 0.0
+    """AdamW weight decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient clipping."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Micro-batches per optimiser step."""
+    num_train_epochs: PositiveFloat = 3.0
+    """Passes over the training examples, unless `max_steps` comes first."""
+    max_steps: PositiveInt = 10_000
+    """Most optimiser steps."""
+    precision: Precision = "auto"
+    """Autocast type; `auto`: on a GPU bf16, or where it has none fp16; without one fp32."""
+    gradient_checkpointing: bool | Literal["unsloth"] = False
+    """Recompute activations in the backward pass: less memory, more time. `unsloth` keeps some in the computer's memory
+    instead (backend unsloth only)."""
+    dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
+    """Loader processes."""
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimiser steps made of one batch of examples."""
+        return 1
+
+
+class SftSection(OptimSection):
+    """Supervised fine-tuning: the warm start."""
+
+    algorithm: Literal["sft"] = "sft"
+    batch_size: PositiveInt = 16
+    """Examples per micro-batch."""
+    learning_rate: NonNegative = 1e-4
+    """Peak learning rate."""
+    target: Literal["next", "last"] = "next"
+    """Text to write: the item chosen next, or the last item of the history (a copy that RL then improves)."""
+    target_template: str = "{title}"
+    """How the target item is written; any field of `items.jsonl` but `item_id`."""
+
+
+class RlSection(OptimSection):
+    """What every algorithm of reinforcement learning has."""
+
+    epsilon: PositiveFloat = 0.2
+    """Clipping of the policy ratio."""
+    epsilon_high: PositiveFloat | None = None
+    """Upper clipping where it differs."""
+    beta: NonNegative = 0.0
+    """Weight of the KL penalty towards the reference policy."""
+    use_ref_model: bool | None = None
+    """Hold a frozen reference policy; by default exactly when beta > 0. True alone sets beta to 0.04."""
+    mask_truncated_completions: bool = False
+    """Leave texts that hit the length limit out of the loss."""
+    screen_rank: PositiveInt | None = None
+    """Reinforce only on training examples whose target ranks within so many items (see `screen_by`); all when absent.
+    Far targets reward all texts of a group alike. The warm start sees all examples."""
+    screen_solved: PositiveInt | None = None
+    """Leave out training examples whose target ranks within so many items already."""
+    screen_by: Literal["last_item", "policy"] = "last_item"
+    """What ranks targets for these two: the last item's text, or the most likely text of the policy that reinforcement
+    learning starts from (a text is written for each training example, once)."""
+    warm_start: SftSection | None = None
+    """Supervised fine-tuning before RL."""
+
+    @model_validator(mode="after")
+    def _reference(self) -> RlSection:
+        if self.use_ref_model is True and "beta" not in self.model_fields_set:
+            # Written in place: what is dumped says it, and reads back as it is.
+            self.__dict__["beta"] = DEFAULT_BETA
+        if self.use_ref_model is False and self.beta > 0:
+            raise ValueError("beta > 0 needs the reference policy: set use_ref_model true or beta 0")
+        if self.use_ref_model is True and self.beta == 0:
+            raise ValueError("use_ref_model has no effect with beta 0: set beta above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _screens(self) -> RlSection:
+        if self.screen_rank is not None and self.screen_solved is not None and self.screen_solved >= self.screen_rank:
+            raise ValueError(
+                f"screen_solved {self.screen_solved} leaves nothing within screen_rank {self.screen_rank}: lower it"
+            )
+        if self.screen_by == "policy" and self.screen_rank is None and self.screen_solved is None:
+            raise ValueError("screen_by has no effect without screen_rank or screen_solved: set one of them")
+        return self
+
+
+class GroupSection(RlSection):
+    """What GRPO and RLOO share: several texts per prompt, whose rewards are each other's baseline."""
+
+    batch_size: PositiveInt = 4
+    """Prompts per micro-batch. Completions per optimiser step = batch_size × num_generations × accumulation."""
+    num_generations: Annotated[int, Field(ge=2)] = 4
+    """Texts per prompt (the group)."""
+    gradient_accumulation_steps: PositiveInt = 4
+    """Micro-batches per optimiser step."""
+    num_iterations: PositiveInt = 1
+    """Updates from one batch of texts (μ)."""
+    zero_variance: Literal["keep", "leave_out", "refill"] = "keep"
+    """Groups whose texts all have one reward: learnt from as they are (with beta > 0 they pull towards the reference),
+    left out of loss and KL, or replaced by fresh prompts as far as `refill_rounds` goes."""
+    refill_rounds: PositiveInt = 2
+    """How often fresh prompts are drawn for one batch."""
+
+    @property
+    def updates_per_batch(self) -> int:
+        return self.num_iterations
+
+
+class GrpoSection(GroupSection):
+    """Group relative policy optimisation (arXiv:2402.03300) by TRL's `GRPOTrainer`."""
+
+    algorithm: Literal["grpo"] = "grpo"
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
+    """How token losses are averaged."""
+
+
+class RlooSection(GroupSection):
+    """REINFORCE with a leave-one-out baseline (arXiv:2402.14740) by TRL's `RLOOTrainer`.
+
+    The ratio is that of whole texts, and the KL penalty is part of the reward.
+    """
+
+    algorithm: Literal["rloo"] = "rloo"
+
+
+class SingleSection(RlSection):
+    """What PPO and REINFORCE share: one text per prompt."""
+
+    batch_size: PositiveInt = 16
+    """Prompts per batch. Texts per batch = batch_size × accumulation."""
+    num_generations: int = 1
+    """Texts per prompt: 1."""
+    gamma: Fraction = 1.0
+    """Discount of the reward over the tokens before it; 1 = none."""
+    entropy_coef: NonNegative = 0.0
+    """Weight of the entropy bonus (mean entropy per token)."""
+
+    @model_validator(mode="after")
+    def _one_text(self) -> SingleSection:
+        if self.num_generations != 1:
+            raise ValueError(
+                "num_generations must be 1: one text per prompt is all this algorithm supports; several are what grpo "
+                "and rloo learn from"
+            )
+        if self.batch_size * self.gradient_accumulation_steps < 2:
+            raise ValueError("a batch of one text is its own mean, nothing is learnt from it: raise batch_size")
+        return self
+
+
+class PpoSection(SingleSection):
+    """Proximal policy optimisation (arXiv:1707.06347) with a critic and GAE (arXiv:1506.02438)."""
+
+    algorithm: Literal["ppo"] = "ppo"
+    mini_batch_size: PositiveInt = 4
+    """Texts per micro-batch of the updates; must divide batch_size."""
+    ppo_epochs: PositiveInt = 4
+    """Passes over a batch of texts before new ones are written."""
+    lam: Fraction = 0.95
+    """λ of generalised advantage estimation: 1 = whole returns, 0 = one-step differences of the critic."""
+    critic: Literal["head", "adapter"] = "head"
+    """What estimates values: a small network on the policy's hidden states, or the same on those of a LoRA adapter of
+    the critic's own over the shared base (one more pass through the model; needs policy.lora)."""
+    critic_learning_rate: NonNegative = 1e-4
+    """Peak learning rate of the critic."""
+    critic_trains_policy: bool = False
+    """Let the value loss change the policy's weights too (critic `head` only)."""
+    vf_coef: NonNegative = 0.5
+    """Weight of the value loss."""
+    cliprange_value: PositiveFloat | None = 0.2
+    """Most that a value may move from what it was when the texts were written; null = no clipping."""
+    value_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """First optimiser steps, in which only the critic learns."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where the KL penalty (beta) goes: off every token's reward, or on the loss as in GRPO."""
+    target_kl: PositiveFloat | None = None
+    """Stop changing the policy with a batch of texts once it is this far (nats per token) from the one that wrote
+    them; the critic learns on."""
+
+    @property
+    def updates_per_batch(self) -> int:
+        return self.ppo_epochs * (self.batch_size // self.mini_batch_size)
+
+    @model_validator(mode="after")
+    def _fits(self) -> PpoSection:
+        if self.batch_size % self.mini_batch_size:
+            raise ValueError(
+                f"mini_batch_size {self.mini_batch_size} does not divide batch_size {self.batch_size}: every text "
+                "must be in one mini-batch"
+            )
+        if self.critic == "adapter" and self.critic_trains_policy:
+            raise ValueError("critic_trains_policy needs critic: head; an adapter's hidden states are not the policy's")
+        if self.critic == "adapter" and self.gradient_checkpointing:
+            raise ValueError(
+                "critic: adapter cannot be used with gradient_checkpointing, which would recompute the policy with "
+                "the critic's adapter; use critic: head"
+            )
+        return self
+
+
+class ReinforceSection(SingleSection):
+    """REINFORCE (Williams 1992): no critic, the batch's mean is the baseline, each text is learnt from once."""
+
+    algorithm: Literal["reinforce"] = "reinforce"
+    max_steps: PositiveInt = 1000
+    """Most optimiser steps."""
+
+
+TrainerSection = Annotated[
+    SftSection | GrpoSection | RlooSection | PpoSection | ReinforceSection, Field(discriminator="algorithm")
+]

@@ -1,0 +1,361 @@
+"""What prompts give away of the targets.
+
+Decides: when a prompt tells more of its target than the history before it explains. The measure is the targets of other
+users, dealt out at random among the same prompts: they are as popular and their titles as long as those of the true
+ones, so what they have in common with a prompt they have by chance.
+Hides: the dealing, and what counts as explained.
+
+A text of `prompts.json` is shown in training, validation and test alike, so it should be written from what comes before
+every target in question.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from rl4rec_cli.data.audit.findings import Check, Example, Seen, Severity, judge, percent
+from rl4rec_cli.data.audit.texts import Texts, excerpt, numbers, squeeze
+
+SPLITS = {"validation": 2, "test": 1}
+"""Splits and how far from a sequence's end their target stands."""
+DEALS = 100_000
+"""Targets of other users tried in all: at least 2 and at most 10 for each prompt."""
+WORDS = 5_000
+"""Most prompts whose words are compared: enough to tell a share to one per cent."""
+LEAST_SHARED = 0.01
+"""Share of prompts that stand word for word under another user too from which on it is no coincidence."""
+GUESSED = 0.2
+"""Share of targets whose brand, new to the user, is in the prompt, below which it may have been guessed."""
+WRITTEN_WITH = (0.25, 0.5)
+"""From which part of the way on, between an other user's target and an item the prompt was written from, the target's
+own words are a warning and a leak. A prompt that was written without the target stays near 0 (a good guesser comes to
+.1 or so), one that was written with it near 1, and a half of each in the middle."""
+
+_REWRITE = "write prompts.json anew from all but the last two items of each sequence"
+# For a user and the number of items that may be known: whether a target shows in the prompt; None where it cannot tell.
+Look = Callable[[int, int], Callable[[int], bool | None]]
+
+
+def prompt_checks(written: WrittenPrompts, train_targets: str) -> Iterator[Check]:
+    """Checks of prompts, in the order to show them.
+
+    Args:
+        train_targets: `last` or `all`, as in `data.train_targets`.
+    """
+    texts = written.texts
+    if len(written.users) < len(texts.dataset.users):
+        yield _title_in_template(texts)
+        yield _brand_in_template(texts)
+    if not texts.dataset.prompts:
+        yield Check("prompts.json", "ok", "there is none: every prompt is made by the template")
+        return
+    yield _coverage(texts)
+    yield _targets(written, written.title, "title", "target's title")
+    yield _targets(written, written.brand, "brand", "target's brand, new to the user,")
+    yield _targets(written, written.number, "id", "target's id")
+    yield _words(written)
+    yield _training_target(written, train_targets)
+    yield _shared(texts)
+
+
+def ids_shown(written: WrittenPrompts) -> bool:
+    """Whether a policy can read ids: in the texts of half of the items, or of three in ten history items in prompts.
+
+    Numbers that happen to equal an id are far fewer.
+    """
+    texts = written.texts
+    items = len(texts.titles)
+    raw = enumerate(zip(texts.raw_titles, texts.raw_rendered, texts.raw_embedded, strict=True))
+    if sum(i in numbers(" ".join(parts)) for i, parts in raw) >= items / 2:
+        return True
+    count, chance = 0, 0.0
+    shown = [(i, found) for u, found in written.numbers.items() for i in written.sequences[u][:-2][-3:]]
+    for i, found in shown:
+        count += i in found
+        chance += sum(number < items for number in found) / items
+    return count >= max(0.3 * len(shown), 2 * chance, 3)
+
+
+class WrittenPrompts:
+    """The prompts of `prompts.json`, and what of a target shows in them."""
+
+    def __init__(self, texts: Texts) -> None:
+        self.texts = texts
+        names, self.sequences = texts.dataset.users, texts.dataset.sequences
+        self.users = [u for u, name in enumerate(names) if name in texts.prompts]
+        self.raw = {u: texts.dataset.prompts[names[u]] for u in self.users}
+        self.prompts = {u: texts.prompts[names[u]] for u in self.users}
+        self.numbers = {u: numbers(text) for u, text in self.raw.items()}
+        self.content_words = [
+            frozenset(word for word in words if len(word) > 2 and not word.isdecimal()) for words in texts.title_words
+        ]
+
+    def title(self, user: int, end: int) -> Callable[[int], bool | None]:
+        texts, known, prompt = self.texts, self.sequences[user][:end], self.prompts[user]
+
+        def explained(target: int) -> bool:
+            """Whether the history has these words: in one item, or a short title's anywhere."""
+            words = texts.title_words[target]
+            return any(words <= texts.words([i]) for i in known) or (len(words) <= 3 and words <= texts.words(known))
+
+        def look(target: int) -> bool | None:
+            if not texts.is_telling[target]:
+                return None
+            return texts.titles[target] in prompt and target not in known and not explained(target)
+
+        return look
+
+    def brand(self, user: int, end: int) -> Callable[[int], bool | None]:
+        texts, known, prompt = self.texts, self.sequences[user][:end], self.prompts[user]
+        brands = {texts.brands[i] for i in known}
+
+        def look(target: int) -> bool | None:
+            brand = texts.brands[target]
+            if len(brand) < 5 or brand in brands:  # three letters and two spaces
+                return None
+            return brand in prompt and not texts.words(known).issuperset(brand.split())
+
+        return look
+
+    def number(self, user: int, end: int) -> Callable[[int], bool | None]:
+        known, found = self.sequences[user][:end], self.numbers[user]
+        return lambda target: None if target in known else target in found
+
+    def own_words(self, user: int, end: int) -> Callable[[int], bool | None]:
+        texts, known, words = self.texts, self.sequences[user][:end], set(self.prompts[user].split())
+        all_known = texts.words(known)
+
+        def look(target: int) -> bool | None:
+            others = texts.words(i for i in known if i != target) if target in known else all_known
+            own = self.content_words[target] - others
+            return not own.isdisjoint(words) if own else None
+
+        return look
+
+    def compare(
+        self, look: Look, back: int, known: int | None = None, *, most: int | None = None
+    ) -> tuple[Seen, list[tuple[int, int]]]:
+        """How often targets show in their prompts, beside other users' targets; the (user, target) of those that do.
+
+        Args:
+            back: how far from a sequence's end the target stands; 0 for the middle of the training part. Users whose
+                target would be the first item are left out.
+            known: how far from the end the part of the sequence stops that prompts may be written from; None: before
+                the target.
+            most: look at this many users, drawn at random.
+        """
+        rng = np.random.default_rng(0)
+        users = self.users
+        if most is not None and len(users) > most:
+            users = [users[i] for i in sorted(rng.choice(len(users), most, replace=False).tolist())]
+        rows = []
+        for user in users:
+            sequence = self.sequences[user]
+            at = len(sequence) - back if back else (len(sequence) - 2) // 2
+            if at >= 1:
+                rows.append((user, sequence[at], at if known is None else len(sequence) - known))
+        targets = [target for _, target, _ in rows]
+        deals = max(2, min(10, DEALS // max(len(rows), 1)))
+        dealt = [rng.permutation(targets).tolist() for _ in range(deals)] if rows else []
+        hits, count, others, chance = [], 0, 0, 0
+        for row, (user, target, end) in enumerate(rows):
+            shows = look(user, end)
+            shown = shows(target)
+            if shown is not None:
+                count += 1
+                if shown:
+                    hits.append((user, target))
+            chosen = set(self.sequences[user])
+            for deal in dealt:
+                if deal[row] not in chosen and (shown := shows(deal[row])) is not None:
+                    others += 1
+                    chance += shown
+        # Half a case more than was seen: none among the others does not prove that there can be none.
+        return Seen(len(hits), count, "prompts", min((chance + 0.5) / max(others, 1), 1.0)), hits
+
+    def example(self, user: int, target: int, part: str) -> Example:
+        return Example(self.texts.dataset.users[user], target, excerpt(self.raw[user], part))
+
+
+def _targets(written: WrittenPrompts, look: Look, what: str, headline: str) -> Check:
+    """Validation and test targets that show in their prompts."""
+    found = {split: written.compare(look, back, 2) for split, back in SPLITS.items()}
+    guilty = [split for split, (seen, _) in found.items() if seen.above_chance()]
+    seen = _pooled([seen for seen, _ in found.values()])
+    shares = ", ".join(f"{split} {percent(one.share)}" for split, (one, _) in found.items())
+    texts = written.texts
+    part = {"title": texts.raw_titles, "brand": texts.brands, "id": list(map(str, range(len(texts.titles))))}[what]
+    meaning = f"The text tells what is to be predicted: figures for {' and '.join(guilty or found)} are not real."
+    guess = what == "brand" and max(one.share for one, _ in found.values()) < GUESSED
+    if guess:
+        meaning = (
+            "Either the texts were written with the target in sight, or their writer guesses well: see the examples."
+        )
+    note = f" [{shares}]"
+    if what == "title" and (short := 2 * len(written.users) - seen.of):
+        note += f"; {short:,} titles too short to tell"
+    return judge(
+        f"{what} in prompts.json",
+        seen,
+        flagged=bool(guilty) or seen.above_chance(),
+        severity="warning" if guess else "leak",
+        headline=f"{headline} in {{share}} of prompts",
+        meaning=meaning,
+        remedy=_REWRITE,
+        examples=(
+            written.example(user, target, part[target]) for split in guilty or found for user, target in found[split][1]
+        ),
+        note=note,
+    )
+
+
+def _pooled(parts: Sequence[Seen]) -> Seen:
+    of = sum(part.of for part in parts)
+    expected = sum((part.expected or 0.0) * part.of for part in parts) / max(of, 1)
+    return Seen(sum(part.count for part in parts), of, parts[0].unit, expected)
+
+
+def _words(written: WrittenPrompts) -> Check:
+    """Words that only the target would bring, beside those that only one item of the training part would bring.
+
+    Finds prompts that were written from the target too but do not quote it.
+    """
+    name, texts = "target's words in prompts.json", written.texts
+    # The fourth last item: known whatever prompts were written from, and outside of what training predicts.
+    control, _ = written.compare(written.own_words, 4, 2, most=WORDS)
+    found = {split: written.compare(written.own_words, back, 2, most=WORDS) for split, back in SPLITS.items()}
+    worst = max(found, key=lambda split: found[split][0].share)
+    seen, hits = found[worst]
+    if seen.of < 20 or control.of < 20:
+        return Check(name, "not checked", "too few prompts with words of one item alone")
+    way = (seen.share - (seen.expected or 0)) / max(control.share - (control.expected or 0), 1e-9)
+    note = f" [{worst}; a known item's {percent(control.share)}]"
+    severity: Severity = "leak" if way >= WRITTEN_WITH[1] else "warning"
+    return judge(
+        name,
+        seen,
+        flagged=seen.above_chance() and way >= WRITTEN_WITH[0],
+        severity=severity,
+        headline="words that only the target has in {share} of prompts",
+        meaning=f"They come up {way:.0%} as often, beyond chance, as the words of items that the texts were written "
+        f"from: some of the texts were written with the {worst} target in sight.",
+        remedy=_REWRITE,
+        examples=(
+            written.example(u, t, max(written.content_words[t] - texts.words(written.sequences[u][:-2]), key=len))
+            for u, t in hits
+        ),
+        note=note,
+    )
+
+
+def _training_target(written: WrittenPrompts, train_targets: str) -> Check:
+    seen, hits = written.compare(written.title, 3 if train_targets == "last" else 0)
+    before = "the last three items" if train_targets == "last" else "every target (no one text can be, with `all`)"
+    return judge(
+        "training target in prompts.json",
+        seen,
+        severity="warning",
+        headline="training target's title in {share} of prompts",
+        meaning="In training the answer can be copied from the prompt, in evaluation it cannot: copying is learnt.",
+        remedy=f"write prompts.json from all but {before}, or for other users than those trained on",
+        examples=(written.example(user, target, written.texts.raw_titles[target]) for user, target in hits),
+    )
+
+
+def _coverage(texts: Texts) -> Check:
+    dataset = texts.dataset
+    unknown = sorted(set(dataset.prompts) - set(dataset.users))
+    covered = len(dataset.prompts) - len(unknown)
+    if not unknown:
+        rest = "" if covered == len(dataset.users) else "; the others get the template"
+        said = f"{percent(covered / len(dataset.users))} ({covered:,} of {len(dataset.users):,} users have one){rest}"
+        return Check("users of prompts.json", "info", said)
+    return judge(
+        "users of prompts.json",
+        Seen(len(unknown), len(dataset.prompts), "prompts are for unknown users"),
+        flagged=True,
+        severity="warning",
+        headline="{share} of prompts are for unknown users",
+        meaning="The texts may belong to other users than their keys say.",
+        remedy="make prompts.json from the users of sequential_data.txt",
+        examples=(Example(user, None, excerpt(dataset.prompts[user], "")) for user in unknown),
+    )
+
+
+def _shared(texts: Texts) -> Check:
+    counts = Counter(texts.prompts.values())
+    shared = [user for user, text in texts.prompts.items() if counts[text] > 1]
+    seen = Seen(len(shared), len(texts.prompts), "prompts")
+    return judge(
+        "shared prompts",
+        seen,
+        flagged=seen.above_chance(least=LEAST_SHARED),
+        severity="warning",
+        headline="{share} of prompts are word for word another user's",
+        meaning="Such a text says nothing of the user, or users and texts were joined wrongly.",
+        remedy="check how the texts were made and joined; leave users without a text of their own out of prompts.json",
+        examples=(
+            Example(user, None, excerpt(texts.dataset.prompts[user], ""))
+            for user in sorted(shared, key=lambda user: texts.prompts[user])
+        ),
+    )
+
+
+def _templated(texts: Texts) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """(user, target, history items shown) of validation and test where the template makes the prompt."""
+    most = texts.section.max_history
+    for u, (user, sequence) in enumerate(zip(texts.dataset.users, texts.dataset.sequences, strict=True)):
+        if user not in texts.prompts:
+            for back in SPLITS.values():
+                end = len(sequence) - back
+                yield u, sequence[end], sequence[max(0, end - most) : end]
+
+
+def _title_in_template(texts: Texts) -> Check:
+    """Other history items that bear the target's title, or whose text names it. The target itself is another check."""
+    titles = [squeeze(title) for title in texts.raw_titles]
+    same = {title: i for i, title in enumerate(titles)}
+    key = [same[title] for title in titles]
+    tells_more = texts.rendered is not texts.titles
+    count, hits = 0, []
+    for user, target, history in _templated(texts):
+        count += 1
+        title = texts.titles[target]
+        for i in history:
+            named = tells_more and title in texts.rendered[i] and title not in texts.titles[i]
+            if i != target and (key[i] == key[target] or (named and texts.is_telling[target])):
+                hits.append((user, target, i))
+                break
+    return judge(
+        "title in templated prompts",
+        Seen(len(hits), count, "prompts"),
+        severity="leak",
+        headline="target's title in {share} of prompts",
+        meaning="Another item of the history bears the target's title or names it, so that copying is right.",
+        remedy="merge items that are the same, and show fields in prompt.item_template that name no other item",
+        examples=(
+            Example(
+                texts.dataset.users[u],
+                target,
+                f"history item {i}: {excerpt(texts.raw_rendered[i], texts.raw_titles[target])}",
+            )
+            for u, target, i in hits
+        ),
+    )
+
+
+def _brand_in_template(texts: Texts) -> Check:
+    """For information: users stay with brands, and a history shows them."""
+    name = "brand in templated prompts"
+    rows = [(target, history) for _, target, history in _templated(texts) if texts.brands[target].strip()]
+    if not rows:
+        return Check(name, "ok", "items have no brands")
+    dealt = np.random.default_rng(0).permutation([target for target, _ in rows]).tolist()
+    shown = [{texts.brands[i] for i in history} for _, history in rows]
+    count = sum(texts.brands[target] in brands for (target, _), brands in zip(rows, shown, strict=True))
+    chance = sum(texts.brands[target] in brands for target, brands in zip(dealt, shown, strict=True))
+    seen = Seen(count, len(rows), "prompts", chance / len(rows))
+    return Check(name, "info", f"{seen}; users stay with brands")

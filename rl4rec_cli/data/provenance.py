@@ -1,0 +1,112 @@
+"""Which data a run was trained on, and whether they are still the same.
+
+Decides: that the digest of each dataset is kept with the run (`datasets.json`) before anything is trained, and what is
+said of data that were changed since. Whoever trains on with them is refused, whoever measures keeps the results apart.
+Hides: the file, and where runs of earlier versions have the digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli.errors import RunError
+from rl4rec_cli.files.reading import parse_json, read_bytes
+from rl4rec_cli.runs.folder import DATASETS, write_json
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import DataSection
+    from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.runs.folder import Run
+
+
+def keep_datasets(folder: Path, digests: Mapping[str, str]) -> None:
+    """Write down what a run is trained on from now on; what it was trained on until now is kept below `before`.
+
+    Args:
+        digests: by the datasets' names.
+
+    Raises:
+        RunError: it cannot be written, or what was there is damaged.
+    """
+    before = _read(folder)
+    if before is not None and before["datasets"] == dict(digests):
+        return
+    history = [] if before is None else [*before.get("before", []), before["datasets"]]
+    write_json(folder / DATASETS, {"datasets": dict(digests), **({"before": history} if history else {})})
+
+
+def trained_on(run: Run) -> dict[str, str]:
+    """The digest of each dataset a run is trained on, by its name; empty where an earlier version kept none.
+
+    Raises:
+        RunError: the record is damaged.
+    """
+    record = _read(run.folder)
+    if record is not None:
+        return dict(record["datasets"])
+    found = {}
+    for result in [run.folder / "eval" / "validation.json", *(run.folder / "eval").glob("*/validation.json")]:
+        name = result.parent.name
+        is_own = name == "eval" if len(run.config.data.paths) < 2 else run.results(name) == result.parent
+        try:
+            told = parse_json(read_bytes(result)) if is_own and result.is_file() else {}
+        except (OSError, ValueError):  # a damaged result says nothing of the data
+            told = {}
+        if isinstance(told, dict) and {"dataset", "dataset_digest"} <= told.keys():
+            found[str(told["dataset"])] = str(told["dataset_digest"])
+    return found
+
+
+def changed_datasets(run: Run, digests: Mapping[str, str]) -> list[str]:
+    """What differs between the data a run was trained on and those that are there, as sentences.
+
+    Args:
+        digests: of what is there, by the datasets' names.
+    """
+    known = trained_on(run)
+    if len(known) == len(digests) == 1:  # a name is no part of the data
+        known = dict(zip(digests, known.values(), strict=True))
+    return [
+        f"dataset {name} is not the one that {run.folder} was trained on: its digest is {digest[:12]}, was "
+        f"{known[name][:12]}"
+        for name, digest in digests.items()
+        if name in known and known[name] != digest
+    ]
+
+
+def is_own_data(run: Run, asked: DataSection) -> bool:
+    """Whether a run was trained on these items, however their folders are spelled."""
+    trained = run.config.data
+    if not asked.paths:
+        return not trained.paths and asked.synthetic == trained.synthetic
+    asked_folders, own = ({Path(path).expanduser().resolve() for path in data.paths} for data in (asked, trained))
+    return asked_folders <= own
+
+
+def changed_data(run: Run, asked: DataSection, dataset: Dataset) -> str | None:
+    """What to say where one of a run's own datasets was changed after training; None where it was not.
+
+    Args:
+        asked: the section that the dataset was opened by.
+    """
+    if not is_own_data(run, asked):  # another dataset, and asked for as such
+        return None
+    return next(iter(changed_datasets(run, {dataset.name: dataset.digest})), None)
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    path = folder / DATASETS
+    if not path.exists():
+        return None
+    try:
+        record = parse_json(read_bytes(path))
+        before = record.get("before", [])
+        if not all(isinstance(digest, str) for digest in record["datasets"].values()) or not isinstance(before, list):
+            raise ValueError("a digest is no text")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{path}: cannot be read: {error}", hint="put back the file that was there; it says what was trained on"
+        ) from error
+    return dict(record)

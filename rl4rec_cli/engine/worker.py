@@ -1,0 +1,160 @@
+"""What runs in the process that holds vLLM: `python -m rl4rec_cli.engine.worker FD`.
+
+Decides: that a whole batch is handed to vLLM before its first step, so that equal batches are computed in equal pieces,
+and that nothing is left running when the process that asked is gone.
+Hides: vLLM's classes. What is asked, and how, is in `engine/process.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+Answer = tuple[str, Any]
+
+
+class Worker:
+    """One vLLM, and what can be asked of it.
+
+    Args:
+        make: vLLM's `LLM`; tests put something else in its place.
+    """
+
+    def __init__(self, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        self._llm = make(**options)
+        self._adapter: Any = None
+        self._number = 0
+
+    def adapter(self, number: int, folder: str) -> None:
+        """Take the adapter of a folder in place of the one before; its number is none that was used before."""
+        from vllm.lora.request import LoRARequest
+
+        engine = self._llm.llm_engine
+        if self._adapter is not None:
+            engine.remove_lora(self._adapter.lora_int_id)
+            self._adapter = None
+        request = LoRARequest(f"adapter-{number}", number, folder)
+        if not engine.add_lora(request):
+            raise ValueError(f"vLLM did not take adapter {number}")
+        self._adapter = request
+
+    def weights(self, number: int) -> None:
+        """Read all weights anew, from the folder that the model was loaded from; `write` names them by this number."""
+        self._llm.collective_rpc("reload_weights")
+        if not self._llm.reset_prefix_cache():  # it holds what the old weights made of prompts
+            raise RuntimeError("vLLM did not empty its cache of prompts")
+        self._number = number
+
+    def write(
+        self, prompts: Sequence[Sequence[int]], settings: Mapping[str, Any], seeds: Sequence[int | None]
+    ) -> list[tuple[list[int], list[float], int]]:
+        """For each prompt: tokens, their log-probabilities, and the number of the weights or adapter they are of."""
+        from vllm import SamplingParams
+
+        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        how = [SamplingParams(**settings, seed=seed, logprobs=0, detokenize=False) for seed in seeds]
+        written = self._llm.generate(given, sampling_params=how, use_tqdm=False, lora_request=self._adapter)
+        return [
+            (
+                list(text.token_ids),
+                [step[token].logprob for step, token in zip(text.logprobs, text.token_ids, strict=True)],
+                one.lora_request.lora_int_id if one.lora_request is not None else self._number,
+            )
+            for one in written
+            for text in one.outputs
+        ]
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> Any:
+        """`[len(prompts), dim]` float32, as the model's own pooling gives them, of unit length."""
+        import numpy as np
+
+        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        return np.asarray([one.outputs.embedding for one in self._llm.embed(given, use_tqdm=False)], np.float32)
+
+    def sleep(self) -> tuple[int, int]:
+        """Give the GPU's memory back: weights go to the CPU, the cache is dropped.
+
+        Returns:
+            Free bytes of the GPU before and after.
+        """
+        before = _free()
+        self._llm.sleep(level=1)
+        return before, _free()
+
+    def wake(self) -> None:
+        self._llm.wake_up()
+
+
+def _free() -> int:
+    """Bytes of the GPU that nobody holds; 0 where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0
+    torch.cuda.synchronize()
+    return int(torch.cuda.mem_get_info()[0])
+
+
+ASKED = ("adapter", "weights", "write", "embed", "sleep", "wake")
+
+
+def serve(connection: Connection, make: Callable[..., Any]) -> None:
+    """Answer until the other side is gone. The first message is what vLLM is made with."""
+    worker: Worker | None = None
+    while True:
+        try:
+            name, arguments = connection.recv()
+        except EOFError:
+            return
+        answer: Answer
+        try:
+            if worker is None:
+                worker, result = Worker(make, arguments[0]), None
+            else:
+                result = getattr(worker, name)(*arguments) if name in ASKED else None
+            answer = ("done", result)
+        except Exception as error:  # told to whoever asked, who decides what becomes of the run
+            import traceback
+
+            traceback.print_exc()
+            is_full = "OutOfMemory" in type(error).__name__ or "out of memory" in str(error).lower()
+            answer = ("memory" if is_full else "failed", f"{type(error).__name__}: {error}")
+        connection.send(answer)
+
+
+def _die_with(parent: int) -> None:
+    """End when the parent does, however it ends: it may be killed while this process computes.
+
+    Linux could do so (PR_SET_PDEATHSIG), but would end this process with the thread that started it.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
+    _die_with(parent)
+    # Ctrl-C in a terminal goes to all of its processes; the one that asked decides what ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(Connection(descriptor), _make)
+
+
+def _make(**options: Any) -> Any:
+    from vllm import LLM
+
+    return LLM(**options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What a word of a command line names: a run, a checkpoint or a model, and with which settings it is measured.
+
+Decides: that a run brings its configuration, over which recipes, flags and settings are laid, but no other model.
+Hides: where runs keep their configuration and checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from rl4rec_cli import console
+from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.data.dataset import find_path
+from rl4rec_cli.errors import ConfigError, RunError
+from rl4rec_cli.eval.checkpoint import find_checkpoint
+from rl4rec_cli.runs.folder import Run, open_run
+from rl4rec_cli.shell import rl4rec
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import RunConfig
+
+
+def find_run(target: str, checkpoint: str | None = None) -> tuple[Run, str] | None:
+    """The run that a path names, and the checkpoint meant: a run folder, or one of its checkpoints; else None.
+
+    Args:
+        checkpoint: which one of a run folder's, see `find_checkpoint`.
+
+    Raises:
+        RunError: a run without a checkpoint, or without this one.
+        ConfigError: two checkpoints are named, or something that is none.
+    """
+    path = Path(target)
+    if (path / "config.yaml").is_file():
+        run = open_run(path)
+        return run, str(find_checkpoint(run, checkpoint))
+    whole = path.resolve()  # also from inside `checkpoints`, where the path says nothing of the run
+    if whole.parent.name != "checkpoints" or not (whole.parent.parent / "config.yaml").is_file():
+        return None
+    if checkpoint is not None:
+        raise ConfigError(f"--checkpoint {checkpoint}: {target} is a checkpoint already", hint="name the run's folder")
+    if not path.is_dir():
+        there = ", ".join(sorted(p.name for p in whole.parent.glob("checkpoint_*"))) or "none"
+        raise RunError(f"{path}: no such checkpoint", hint=f"there: {there}")
+    return open_run(whole.parent.parent if path.parent.name != "checkpoints" else path.parent.parent), str(path)
+
+
+def baseline_names(text: str) -> list[str]:
+    """`--baselines`: `default`, `all`, `none`, or names with commas."""
+    from rl4rec_cli.config.sections import Baseline, EvalSection
+
+    named = {"none": [], "default": list(EvalSection().baselines), "all": list(get_args(Baseline))}
+    return named[text] if text in named else [name.strip() for name in text.split(",")]
+
+
+def resolve_target(
+    target: str | None,
+    split: str | None,
+    users: int | None,
+    baselines: str | None,
+    sets: Sequence[str],
+    recipes: Sequence[str],
+    dataset: str | None,
+    checkpoint: str | None = None,
+    files: Mapping[str, str | None] | None = None,
+) -> tuple[Run | None, str | None, RunConfig]:
+    """Run (None for a model), checkpoint or model, and configuration.
+
+    Args:
+        target: None where nothing but the configuration is asked for.
+        split, users, baselines: of `eval`, where they are given.
+        dataset: a folder, or the name of one of the run's or of one in `data/`.
+        files: `sequential_file` and `prompt_file`, read instead of the folder's.
+        checkpoint: which one of a run's, see `find_checkpoint`.
+
+    Raises:
+        RunError: neither a run nor a model with a dataset. ConfigError: settings that are none.
+    """
+    flags: dict[str, Any] = {"eval": {}}
+    if split is not None:
+        flags["eval"]["split"] = split
+    if users is not None:
+        flags["eval"]["users"] = users
+    if baselines is not None:
+        flags["eval"]["baselines"] = baseline_names(baselines)
+    found = find_run(target, checkpoint) if target is not None else None
+    if found is None and checkpoint is not None:
+        raise ConfigError(f"--checkpoint {checkpoint}: {target or 'nothing'} is no run", hint="name a run's folder")
+    if dataset is not None:
+        path = find_path(found[0].config.data, dataset) if found is not None else dataset
+        flags["data"] = {"path": path, "synthetic": None}
+    if given := {name: file for name, file in (files or {}).items() if file is not None}:
+        flags["data"] = flags.get("data", {}) | given
+    layers: dict[str, Any] = {"flags": flags, "sets": sets, "allow_custom_rewards": True}
+    if found is not None:
+        run, folder = found
+        config = load_config(algorithm=None, recipes=[str(run.folder / "config.yaml"), *recipes], **layers)
+        if config.policy.model != run.config.policy.model:  # what it was trained from is measured too, by that name
+            console.log(f"policy.model={config.policy.model} is left out: a run is measured with the model it trained")
+            kept = config.policy.model_copy(update={"model": run.config.policy.model})
+            config = config.model_copy(update={"policy": kept})
+        return run, folder, config
+    if target is not None:
+        flags["policy"] = {"model": target}
+    config = load_config(algorithm="grpo", recipes=recipes, **layers)
+    if target is not None and config.data.path is None and config.data.synthetic is None:
+        raise RunError(
+            f"{target}: not a run folder or a checkpoint of one, and a model needs a dataset to be measured on",
+            hint=rl4rec("eval", target, "--dataset", "PATH"),
+        )
+    return None, target, config
+
+
+def untrained(run: Run | None, config: RunConfig) -> str | None:
+    """The policy before reinforcement learning; None for a plain model, which is its own."""
+    if run is None:
+        return None
+    return str(run.start) if run.start.is_dir() else config.policy.model

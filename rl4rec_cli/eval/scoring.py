@@ -1,0 +1,183 @@
+"""What is measured: a method scores the catalogue for every example, and is ranked by the rules that all share.
+
+Decides: what a measurement keeps (ranks, the best items, texts), and that baselines without vectors follow the
+kernel's rules too: rank = 1 + unmasked others that score at least as much, history masked, the target never.
+Hides: how scores that are no dot product are ranked without a row of the whole catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import torch
+
+from rl4rec_cli.ranking import ranks
+from rl4rec_cli.retrieval.retriever import Ranking
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.retrieval.retriever import VectorRetriever
+
+Kind = Literal["baseline", "ceiling", "policy"]
+TOP = 10
+"""Best items kept of every example."""
+_QUERIES = 1 << 14
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all baselines are measured on.
+
+    Attributes:
+        seed: of what is trained.
+        cache: folder of measurements and trained baselines; None keeps nothing.
+    """
+
+    dataset: Dataset
+    retriever: VectorRetriever
+    examples: Sequence[Example]
+    seed: int = 0
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method over a split's examples."""
+
+    name: str
+    ranking: Ranking
+    texts: list[str] | None
+    """`[B]` what a policy wrote; None for what writes no text."""
+    kind: Kind
+    """`ceiling`: knows the target; `policy`: writes texts, or is joined to what does."""
+    top_BK: NDArray[np.int64]
+    """`[B, 10]` best items, best first; -1 where fewer are left."""
+    notes: dict[str, object] = field(default_factory=dict)
+    """What was chosen or trained on the way, for the result file."""
+
+
+class Scored(Protocol):
+    """The catalogue's scores for B examples, which nobody holds as a whole."""
+
+    def ranks(self, targets: Sequence[int], masks: Sequence[Sequence[int]] | None) -> Ranking: ...
+
+    def top(self, k: int, masks: Sequence[Sequence[int]] | None) -> NDArray[np.int64]: ...
+
+
+class VectorScores:
+    """Scores that are dot products: ranked by the kernel, exactly.
+
+    Args:
+        queries_BD: one vector for each example; a zero one says nothing and ranks last.
+        items: the vectors of the catalogue.
+    """
+
+    def __init__(self, queries_BD: torch.Tensor, items: ranks.ItemMatrix) -> None:
+        self.queries_BD = queries_BD
+        self.items = items
+
+    def ranks(self, targets: Sequence[int], masks: Sequence[Sequence[int]] | None) -> Ranking:
+        scorable_B = self.queries_BD.ne(0).any(dim=1).cpu()
+        wanted_B = torch.tensor(list(targets), dtype=torch.long)
+        parts = [
+            ranks.target_ranks(self.queries_BD[part], self.items, wanted_B[part], masks and masks[part])
+            for part in self._parts()
+        ]
+        ranks_B = torch.cat(parts) if parts else wanted_B
+        return Ranking(torch.where(scorable_B, ranks_B, self.items.num_items).numpy(), scorable_B.numpy())
+
+    def top(self, k: int, masks: Sequence[Sequence[int]] | None) -> NDArray[np.int64]:
+        parts = [ranks.search(self.queries_BD[p], self.items, k, masks and masks[p])[0].numpy() for p in self._parts()]
+        return np.concatenate(parts) if parts else np.zeros((0, min(k, self.items.num_items)), np.int64)
+
+    def _parts(self) -> list[slice]:
+        """What one call holds grows with its queries: so many at once read the catalogue seldom and hold little."""
+        return [slice(i, i + _QUERIES) for i in range(0, len(self.queries_BD), _QUERIES)]
+
+
+class SparseScores:
+    """Scores that are no dot product: one score for every item, and for each example a few items that score more.
+
+    Costs what the few items cost; no row of the whole catalogue is touched.
+
+    Args:
+        count: examples, B.
+        base_N: `[N]`, the score of an item nothing more is known of.
+        extra: `extra(row)` gives distinct item ids and what each scores above its base.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        base_N: NDArray[np.float64],
+        extra: Callable[[int], tuple[NDArray[np.int64], NDArray[np.float64]]],
+    ) -> None:
+        self._count, self._base_N, self._extra = count, base_N, extra
+        self._ascending_N = np.sort(base_N)
+        self._order_N = np.argsort(-base_N, kind="stable")
+        self._says_nothing = not base_N.any()
+
+    def ranks(self, targets: Sequence[int], masks: Sequence[Sequence[int]] | None) -> Ranking:
+        base_N, num_items = self._base_N, len(self._base_N)
+        ranks_B, scorable_B = np.full(self._count, num_items), np.ones(self._count, np.bool_)
+        for row in range(self._count):
+            ids, more = self._extra(row)
+            if self._says_nothing and not more.any():
+                scorable_B[row] = False
+                continue
+            scores, target = base_N[ids] + more, targets[row]
+            place = np.flatnonzero(ids == target)
+            goal = scores[place[0]] if len(place) else base_N[target]
+            out = {target, *(masks[row] if masks is not None else ())}
+            # By the base alone, then corrected for the items that score more and for those left out.
+            reached = num_items - np.searchsorted(self._ascending_N, goal, side="left")
+            reached -= np.count_nonzero(base_N[ids] >= goal)
+            known = set(ids.tolist())
+            reached -= sum(base_N[i] >= goal for i in out if i not in known)
+            reached += np.count_nonzero((scores >= goal) & ~np.isin(ids, list(out)))
+            ranks_B[row] = 1 + reached
+        return Ranking(ranks_B, scorable_B)
+
+    def top(self, k: int, masks: Sequence[Sequence[int]] | None) -> NDArray[np.int64]:
+        k = min(k, len(self._base_N))
+        best_BK = np.full((self._count, k), -1, np.int64)
+        for row in range(self._count):
+            ids, more = self._extra(row)
+            out = np.asarray(list(set(masks[row])) if masks is not None else [], np.int64)
+            # Enough of the others, best first, that k are left whichever are taken away.
+            others = self._order_N[: k + len(ids) + len(out)]
+            others = others[~np.isin(others, ids)]
+            found = np.concatenate([ids, others])
+            scores = np.concatenate([self._base_N[ids] + more, self._base_N[others]])
+            kept = ~np.isin(found, out)
+            found, scores = found[kept], scores[kept]
+            found = found[np.lexsort((found, -scores))][:k]  # equal scores by lower id, as in the kernel
+            best_BK[row, : len(found)] = found
+        return best_BK
+
+
+def measure(
+    name: str,
+    scored: Scored,
+    dataset: Dataset,
+    examples: Sequence[Example],
+    *,
+    kind: Kind = "baseline",
+    texts: list[str] | None = None,
+    notes: dict[str, object] | None = None,
+) -> Measured:
+    """Rank the examples' targets and keep the best items, with the dataset's rule for histories."""
+    histories = [e.history for e in examples]
+    masks = histories if dataset.mask_history else None
+    ranked = scored.ranks([e.target for e in examples], masks)
+    top_BK = scored.top(TOP, masks)
+    # A text that says nothing ties with everything: what would be listed for it is no recommendation.
+    top_BK = np.where(ranked.scorable[:, None], top_BK, -1)
+    return Measured(name, ranked, texts, kind, top_BK, notes or {})

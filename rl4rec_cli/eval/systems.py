@@ -1,0 +1,361 @@
+"""Who is compared: words of the command line become runs, models and baselines that can be measured side by side.
+
+Decides: what a word names, with whose settings it is measured, and what must be the same for all: the dataset, and
+everything in `retrieval` that ranks depend on. A run keeps its own prompt, generation and policy settings; a model has
+none and takes those of the first run.
+Hides: layering of each run's configuration.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from rl4rec_cli.config.sections import Baseline
+from rl4rec_cli.data.dataset import Dataset, open_dataset, open_datasets
+from rl4rec_cli.errors import ConfigError, DataError, RunError
+from rl4rec_cli.eval.evaluate import NEEDS_POLICY
+from rl4rec_cli.eval.resolve import find_run, resolve_target
+from rl4rec_cli.shell import set_flags, setting
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import RetrievalSection, RunConfig
+    from rl4rec_cli.runs.folder import Run
+
+BASELINES = tuple(name for name in get_args(Baseline) if name not in NEEDS_POLICY)
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SHOWN_SETTINGS = ("prompt", "policy", "generation", "reward", "trainer")
+_MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One thing that is measured.
+
+    Attributes:
+        word: as it was named.
+        name: the same, short.
+        model: what is loaded; None for a baseline.
+        config: what it is measured with.
+    """
+
+    word: str
+    name: str
+    run: Run | None
+    model: str | None
+    config: RunConfig
+
+    @property
+    def kind(self) -> Literal["run", "model", "baseline"]:
+        return "baseline" if self.model is None else "model" if self.run is None else "run"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One method: one entrant, or runs that differ in their seed."""
+
+    label: str
+    entrants: tuple[Entrant, ...]
+
+    @property
+    def kind(self) -> str:
+        return self.entrants[0].kind
+
+    @property
+    def runs(self) -> list[Run]:
+        return [entrant.run for entrant in self.entrants if entrant.run is not None]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.config.run.seed for run in self.runs]
+
+
+def open_contestants(
+    words: Sequence[str],
+    *,
+    split: str | None,
+    users: int | None,
+    sets: Sequence[str],
+    recipes: Sequence[str],
+    dataset: str | None,
+    checkpoint: str | None = None,
+) -> tuple[list[Contestant], RunConfig]:
+    """The contestants, and the configuration of what they share: dataset, users, cut-offs, retrieval, cache.
+
+    Args:
+        checkpoint: which one of every run, see `find_checkpoint`.
+
+    Raises:
+        ConfigError: fewer than two, a word that names nothing, the same one twice, seeds that do not fit.
+        RunError: a damaged run, or one without a checkpoint.
+    """
+    if len(words) < 2:
+        raise ConfigError(
+            f"compare needs at least two, and {words[0] if words else 'nothing'} is alone",
+            hint="e.g. `rl4rec compare runs/a runs/b`, or a baseline: `rl4rec compare runs/a popularity`",
+        )
+    groups = [_members(word) for word in words]
+    named = {word: _classify(word) for word in itertools.chain(*groups)}
+    layers = (split, users, None, sets, recipes, dataset)
+    if checkpoint is not None and "run" not in named.values():
+        raise ConfigError(f"--checkpoint {checkpoint}: none of them is a run", hint="leave it out")
+    first = next((word for word, kind in named.items() if kind == "run"), None)
+    base_run, _, base = resolve_target(first, *layers)
+    if base.data.path is None and base.data.synthetic is None:
+        raise ConfigError(
+            "no dataset to compare on: none of them is a run", hint="give --dataset PATH (and -r for the embedder)"
+        )
+    found = {}
+    for word, kind in named.items():
+        if kind != "run":
+            model = word if kind == "model" else None
+            config = base.model_copy(update={"policy": _policy(word, base, base_run)}) if model is not None else base
+            name = Path(word).resolve().name if model is not None and Path(word).is_dir() else word
+            found[word] = Entrant(word, name, None, model, config)
+            continue
+        run, folder, config = resolve_target(word, *layers, checkpoint)
+        name = _run_name(word, run, folder, is_named=checkpoint is not None)
+        found[word] = Entrant(word, name, run, folder, config)
+    _check_different([found[word] for word in itertools.chain(*groups)])
+    contestants = [_contestant([found[word] for word in group]) for group in groups]
+    _check_seeds(contestants)
+    return _with_own_labels(contestants), base
+
+
+def _run_name(word: str, run: Run | None, checkpoint: str | None, *, is_named: bool) -> str:
+    """The run's, and the checkpoint's where one was named."""
+    if run is None or checkpoint is None:  # gone since it was looked at
+        raise RunError(f"{word}: not a run any more")
+    name = run.folder.resolve().name
+    is_default = Path(word).resolve() == run.folder.resolve() and not is_named
+    return name if is_default else f"{name}/{Path(checkpoint).resolve().name}"
+
+
+def _members(word: str) -> list[str]:
+    """`A1,A2,A3` is three runs of one method, unless there is a folder of this very name."""
+    if Path(word).exists():
+        return [word]
+    members = [member.strip() for member in word.split(",")]
+    if not all(members):
+        raise ConfigError(
+            f"{word!r} names nothing" if len(members) == 1 else f"{word!r}: a name is missing beside a comma"
+        )
+    return members
+
+
+def _classify(word: str) -> Literal["run", "model", "baseline"]:
+    """What a word names. A baseline's name always means the baseline; `./popularity` is the folder."""
+    if word in BASELINES:
+        return "baseline"
+    if word in NEEDS_POLICY:
+        raise ConfigError(
+            f"{word}: not a method of its own, as it belongs to a run",
+            hint="name what the run started from: its checkpoints/checkpoint_start, or its model",
+        )
+    if find_run(word) is not None:
+        return "run"
+    path = Path(word)
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise RunError(
+                f"{word}: neither a run (no config.yaml) nor a model (no config.json)",
+                hint="runs are made by `rl4rec train`",
+            )
+        return "model"
+    is_local = word.startswith((".", "/", "~")) or (len(path.parts) > 1 and path.parent.is_dir())
+    close = [*difflib.get_close_matches(word, BASELINES, n=2), *_runs_like(path, is_local=is_local)]
+    if close or is_local or not _HUB_NAME.fullmatch(word):
+        hint = f"did you mean {' or '.join(close[:3])}?" if close else f"baselines: {', '.join(BASELINES)}"
+        raise RunError(f"{word}: no run, model or baseline of this name", hint=hint)
+    return "model"
+
+
+def _runs_like(path: Path, *, is_local: bool) -> list[str]:
+    """Runs beside a path that is not there; for a bare name, which may be the Hub's, only what is nearly the same."""
+    folders = [path.parent] if is_local else [Path(), Path("runs")]
+    there = {file.parent.name: str(file.parent) for folder in folders for file in sorted(folder.glob("*/config.yaml"))}
+    return [there[name] for name in difflib.get_close_matches(path.name, there, n=2, cutoff=0.6 if is_local else 0.8)]
+
+
+def _policy(model: str, base: RunConfig, run: Run | None) -> Any:
+    """The first run's policy settings for another model; a pinned revision is that of the run's own model."""
+    own = run is not None and base.policy.revision == run.config.policy.revision and base.policy.model != model
+    return base.policy.model_copy(update={"model": model, **({"revision": None} if own else {})})
+
+
+def _check_different(entrants: Sequence[Entrant]) -> None:
+    seen: dict[str, str] = {}
+    for entrant in entrants:
+        path = Path(entrant.model or "")
+        what = os.path.realpath(path) if entrant.model is not None and path.is_dir() else entrant.model or entrant.word
+        if what in seen:
+            if seen[what] == entrant.word:
+                raise ConfigError(f"{entrant.word} is named twice")
+            raise ConfigError(f"{seen[what]} and {entrant.word} are the same")
+        seen[what] = entrant.word
+
+
+def _contestant(entrants: Sequence[Entrant]) -> Contestant:
+    if len(entrants) == 1:
+        return Contestant(entrants[0].name, tuple(entrants))
+    for entrant in entrants:
+        if entrant.kind != "run":
+            raise ConfigError(
+                f"{entrant.word}: names with commas are several seeds of one method, and this is a {entrant.kind}",
+                hint="separate what is to be compared by spaces",
+            )
+    ordered = sorted(entrants, key=_seed)
+    for one, other in itertools.pairwise(ordered):
+        if _seed(one) == _seed(other):
+            raise ConfigError(
+                f"{one.word} and {other.word} both have seed {_seed(one)}: runs with commas are seeds of one method",
+                hint="separate what is to be compared by spaces",
+            )
+    return Contestant(f"{_common_name([e.name for e in entrants])} ({len(ordered)} seeds)", tuple(ordered))
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """`a-s0` and `a-s1` are "a"; names that share no beginning are all told."""
+    letters = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
+    common = "".join(column[0] for column in letters)
+    return re.sub(r"([-_.]+(seed|s)?)?[-_.]*$", "", common) or ", ".join(names)
+
+
+def _seed(entrant: Entrant) -> int:
+    """The seed of the training; `--set run.seed` only draws texts."""
+    return (entrant.run.config if entrant.run is not None else entrant.config).run.seed
+
+
+def _check_seeds(contestants: Sequence[Contestant]) -> None:
+    counts = {len(c.entrants): c.label for c in contestants if len(c.entrants) > 1}
+    if len(counts) > 1:
+        raise ConfigError(
+            f"{' against '.join(counts.values())}: groups need equally many seeds",
+            hint="name as many runs on both sides, the same seeds where there are any",
+        )
+
+
+def _with_own_labels(contestants: Sequence[Contestant]) -> list[Contestant]:
+    """Where two names are the same, the whole words."""
+    labels = [c.label for c in contestants]
+    return [
+        replace(c, label=",".join(e.word for e in c.entrants)) if labels.count(c.label) > 1 else c for c in contestants
+    ]
+
+
+def shared_dataset(contestants: Sequence[Contestant], base: RunConfig) -> tuple[Dataset, list[str]]:
+    """The dataset all are measured on, and what is to be said of runs that were trained on another one.
+
+    Raises:
+        ConfigError: a run has another dataset, and the command names none for all.
+        DataError: the dataset is not valid.
+    """
+    ours = open_dataset(base.data)
+    remarks = []
+    for contestant in contestants:
+        for entrant in contestant.entrants:
+            if entrant.run is None:
+                continue
+            theirs = _other_dataset(entrant.config, base, ours)
+            if theirs is not None:
+                raise ConfigError(
+                    f"not the same dataset: {ours.name} (digest {ours.digest[:12]}) is compared on, and "
+                    f"{entrant.word} has {theirs.name} (digest {theirs.digest[:12]})",
+                    hint="--dataset PATH measures all of them on one dataset",
+                )
+            try:
+                trained = _other_dataset(entrant.run.config, base, ours)
+            except (DataError, ConfigError):
+                remarks.append(f"{entrant.name}: the dataset it was trained on is not there to be compared.")
+            else:
+                if trained is not None:
+                    where = f"{trained.name} (digest {trained.digest[:12]})"
+                    remarks.append(f"{entrant.name} was trained on {where}, not on what is measured.")
+    return ours, remarks
+
+
+def _other_dataset(config: RunConfig, base: RunConfig, ours: Dataset) -> Dataset | None:
+    """The dataset of a configuration, or the first of several, where none of them is `ours`."""
+    of_both = [(data.synthetic, data.sequential_file, data.prompt_file) for data in (config.data, base.data)]
+    if of_both[0] == of_both[1] and set(base.data.paths) <= set(config.data.paths):
+        return None
+    theirs = open_datasets(config.data)
+    return None if any(one.digest == ours.digest for one in theirs) else theirs[0]
+
+
+def check_retrieval(contestants: Sequence[Contestant], base: RunConfig) -> None:
+    """Ranks of different embedders say nothing about each other.
+
+    Raises:
+        ConfigError: a contestant's ranks would come from other retrieval settings than the first run's.
+    """
+    ours = _ranking_settings(base.retrieval)
+    first = next((c.entrants[0].word for c in contestants if c.runs), "")
+    for entrant in itertools.chain(*(c.entrants for c in contestants)):
+        theirs = _ranking_settings(entrant.config.retrieval)
+        differ = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+        if differ:
+            told = ", ".join(
+                f"retrieval.{key} {ours.get(key, _MISSING)!s} / {theirs.get(key, _MISSING)!s}" for key in differ
+            )
+            chosen = set_flags(setting(f"retrieval.{key}", ours[key]) for key in differ if key in ours)
+            raise ConfigError(
+                f"{first} and {entrant.word} rank by different retrieval settings: {told}",
+                hint=f"choose one for all: `{chosen or '-r RECIPE'}`, or a recipe with -r",
+            )
+
+
+def _ranking_settings(section: RetrievalSection) -> dict[str, Any]:
+    """What ranks depend on; where vectors are kept and computed is not among it."""
+    own = ("lsa_dim",) if section.embedder == "lsa" else ("model",)
+    return {key: getattr(section, key) for key in ("embedder", *own, "query_prompt", "emb_type", "file")}
+
+
+def differing_settings(contestants: Sequence[Contestant]) -> dict[str, dict[str, str]]:
+    """Settings that runs do not share, by key and contestant; the seeds of a group in one cell."""
+    runs = [c for c in contestants if c.runs]
+    leaves = {c.label: [_leaves(e.config) for e in c.entrants] for c in runs}
+    configs = [one for each in leaves.values() for one in each]
+    # What only one algorithm has, or only an adapter, is said by the setting that there is one.
+    keys = [key for key in (configs[0] if configs else ()) if all(key in one for one in configs)]
+    table = {}
+    for key in keys:
+        cells = {label: ", ".join(dict.fromkeys(one[key] for one in each)) for label, each in leaves.items()}
+        is_mixed = key != "run.seed" and any(len({one[key] for one in each}) > 1 for each in leaves.values())
+        if len(set(cells.values())) > 1 or is_mixed:
+            table[key] = cells
+    return table
+
+
+def mixed_groups(contestants: Sequence[Contestant]) -> list[str]:
+    """What to say of groups whose runs differ in more than their seed."""
+    remarks = []
+    for contestant in contestants:
+        keys = differing_settings([contestant])
+        if keys:
+            remarks.append(f"{contestant.label}: its runs differ in {', '.join(keys)} too, not in their seed alone.")
+    return remarks
+
+
+def _leaves(config: RunConfig) -> dict[str, str]:
+    whole = config.model_dump(mode="json")
+    leaves = {"run.seed": str(config.run.seed)}
+    for key in ("train_targets", "train_users"):
+        leaves |= _flat(whole["data"][key], f"data.{key}")
+    for section in _SHOWN_SETTINGS:
+        leaves |= _flat(whole[section], section)
+    return leaves
+
+
+def _flat(value: Any, path: str) -> dict[str, str]:
+    """`trainer.warm_start` is "set" and has keys below it, or is "null"."""
+    if isinstance(value, Mapping):
+        below = {key: text for name, part in value.items() for key, text in _flat(part, f"{path}.{name}").items()}
+        return {path: "set", **below}
+    return {path: "null" if value is None else str(value)}

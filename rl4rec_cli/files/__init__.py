@@ -1,0 +1,1 @@
+"""Files: read with care, written whole, locked, named."""

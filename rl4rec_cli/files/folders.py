@@ -1,0 +1,186 @@
+"""Folders that are whole or known not to be.
+
+Decides: a folder is written beside its name, synced and renamed, and holds a manifest of its files: names, sizes and
+SHA-256. What was killed half-way has no manifest, what a disk or a copy damaged differs from it.
+Hides: temporary names, swapping of folders, and how each library words a full disk.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from rl4rec_cli.files.reading import parse_json, read_bytes
+
+MANIFEST = "manifest.json"
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], *, size: int) -> None:
+    """Write a folder whole; an existing one of this name is replaced.
+
+    Args:
+        fill: writes the files into the (empty) folder it is given.
+        size: bytes that will be needed, about; where the disk has fewer, nothing is begun.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched, and nothing is left beside it.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
+        free = shutil.disk_usage(folder.parent).free
+        if free < size:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({free:,} bytes are free)")
+        temporary.mkdir()
+        try:
+            fill(temporary)
+        except Exception as error:  # safetensors and tokenizers have no class of their own for what a disk refuses
+            if said := re.search(r"\(os error (\d+)\)", str(error)):
+                raise OSError(int(said[1]), os.strerror(int(said[1]))) from error
+            raise
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        manifest = {str(p.relative_to(temporary)): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
+        (temporary / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1) + "\n")
+        for file in [*files, temporary / MANIFEST]:
+            _sync(file)
+        _sync(temporary)
+        _put_in_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def torch_save(value: Any, path: Path) -> None:
+    """`torch.save`, whose own words for a full disk say nothing of the disk ("unexpected pos 64 vs 0").
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    import torch
+
+    with path.open("wb") as file:
+        kept = _Keeping(file)
+        try:
+            torch.save(value, kept)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            if kept.error is not None:
+                raise kept.error from error
+            raise
+
+
+class _Keeping:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def problems(
+    folder: Path, *, but: frozenset[str] = frozenset(), only: Callable[[str], bool] = lambda name: True
+) -> list[str]:
+    """What a folder lacks or what differs from its manifest; empty where it is whole.
+
+    Args:
+        but: files whose absence is no problem.
+        only: the files that are looked at, by their names in the folder.
+    """
+    try:
+        files = parse_json(read_bytes(folder / MANIFEST))["files"]
+        listed = [(str(n), int(file["size"]), str(file["sha256"])) for n, file in files.items() if only(str(n))]
+    except FileNotFoundError:
+        return [f"no {MANIFEST}" if folder.is_dir() else "no such folder"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [f"{MANIFEST} is damaged"]
+    found = []
+    for name, size, digest in listed:
+        path = folder / name
+        try:
+            if not path.is_file():
+                found += [] if name in but else [f"{name} is missing"]
+            elif path.stat().st_size != size:
+                found.append(f"{name} has {path.stat().st_size:,} bytes instead of {size:,}")
+            elif sha256(path) != digest:
+                found.append(f"{name} is not what was written")
+        except OSError as error:
+            found.append(f"{name}: {error.strerror or error}")
+    return found
+
+
+def written_digest(folder: Path, *, only: Callable[[str], bool]) -> str | None:
+    """One digest (hex) of a folder's files as they were written, by its manifest; None where that lists none.
+
+    Args:
+        only: the files that count, by their names in the folder.
+    """
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        lines = sorted(f"{name} {file['sha256']}" for name, file in files.items() if only(str(name)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whoever loads the folder says so
+        return None
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Give a finished folder its name; what had the name before is removed only when the new one stands there.
+
+    Raises:
+        OSError: it cannot; what was there is there still.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise NotADirectoryError(errno.ENOTDIR, "there is something here that is not a folder", str(folder))
+    old = new.with_suffix(".old")
+    if not folder.exists():
+        new.replace(folder)
+    elif _swap(new, folder):
+        new.replace(old)
+    else:
+        # Two steps where the filesystem cannot swap: a crash between them leaves both, under their hidden names.
+        folder.replace(old)
+        try:
+            new.replace(folder)
+        except OSError:
+            old.replace(folder)
+            raise
+    with suppress(OSError):  # in place is in place
+        _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchange two names in one step (Linux's renameat2); false where that cannot be done."""
+    here, exchange = -100, 2
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0

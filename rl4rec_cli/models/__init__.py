@@ -1,0 +1,1 @@
+"""Language models and embedders by name, shape and vocabulary: nothing is loaded."""

@@ -1,0 +1,307 @@
+"""Settings of a run that take less memory, cheapest first.
+
+Decides: what may be changed, what each change costs, that a step learns from as many texts as before where that can
+be, and what a run that has begun may still change.
+Hides: the search: every combination is tried on paper.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli.plan.memory import Estimate, Phase, Surroundings, batch_shape, estimate
+from rl4rec_cli.shell import setting
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.trainer import TrainerSection
+    from rl4rec_cli.models.shape import ModelFacts
+
+# What a change costs, as far as one can say: the order is what counts.
+_COSTS = {
+    "eval_batch": (0.2, "validation in smaller batches"),
+    "write_parts": (0.4, "a step's texts are written in several parts: writing takes longer"),
+    "split": (0.3, "smaller micro-batches, as many texts a step: a little slower"),
+    "retrieval_cpu": (1.5, "embedding and ranking on the CPU: rewards take longer"),
+    "checkpointing": (2.0, "activations are computed twice: learning takes about a third longer"),
+    "4bit": (3.0, "weights are rounded to 4 bits, and unpacked at every use: slower"),
+    "lora": (6.0, "an adapter instead of all weights: it can learn less"),
+    "fewer": (9.0, "fewer texts a step: noisier gradients"),
+    "shorter": (12.0, "shorter prompts or texts: the policy reads or writes less"),
+}
+_FEW = 8
+"""Sequences below which a GPU is mostly idle."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A way to take less memory."""
+
+    config: RunConfig
+    """With the settings."""
+    settings: Mapping[str, Any]
+    costs: tuple[str, ...]
+    kinds: frozenset[str]
+    estimate: Estimate
+    cost: float
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The settings, as `--set` takes them."""
+        return set_texts(self.settings)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that each phase may take."""
+
+    most: float
+    own: Mapping[str, float] = field(default_factory=dict)
+    """Of phases that have less, by name."""
+
+    def of(self, name: str) -> float:
+        return min(self.most, self.own.get(name, self.most))
+
+    def over(self, result: Estimate) -> list[Phase]:
+        """The phases that take more, the one that is furthest from fitting first."""
+        found = [phase for phase in result.phases if phase.total > self.of(phase.name)]
+        return sorted(found, key=lambda phase: self.of(phase.name) - phase.total)
+
+
+def savings(
+    config: RunConfig,
+    facts: ModelFacts,
+    around: Surroundings,
+    room: Room,
+    *,
+    keep_texts: bool = True,
+    keep_weights: bool = False,
+) -> list[Saving]:
+    """The ways to fit into `room`, cheapest first; none contains another.
+
+    Args:
+        keep_texts: a step learns from as many texts as before; else fewer are tried too.
+        keep_weights: what is trained, and how the rest is held, stays as it is.
+    """
+    found = list(_all(config, facts, around, room, [{}], keep_weights=keep_weights))
+    if not found and not keep_texts:
+        found = list(_all(config, facts, around, room, _fewer(config.trainer), keep_weights=keep_weights))
+    found.sort(key=lambda saving: (saving.cost, saving.estimate.bytes))
+    kept: list[Saving] = []
+    for saving in found:
+        if not any(other.kinds <= saving.kinds for other in kept):
+            kept.append(saving)
+    return kept
+
+
+def way_on(config: RunConfig, facts: ModelFacts, around: Surroundings, room: Room) -> Saving | None:
+    """The cheapest way to fit that a run which has begun can take: with the weights it has.
+
+    As many texts a step come first, then fewer, then shorter ones. None where nothing fits.
+    """
+    for shorter in ({}, *_shorter(config)):
+        short = changed(config, shorter)
+        if shorter and not room.over(result := estimate(short, facts, around)):
+            return Saving(short, shorter, (_COSTS["shorter"][1],), frozenset({"shorter"}), result, _COSTS["shorter"][0])
+        found = savings(short, facts, around, room, keep_texts=False, keep_weights=True)
+        if found:
+            way = found[0]
+            if not shorter:
+                return way
+            price, words = _COSTS["shorter"]
+            costs, kinds = (*way.costs, words), way.kinds | {"shorter"}
+            return replace(way, settings={**shorter, **way.settings}, costs=costs, kinds=kinds, cost=way.cost + price)
+    return None
+
+
+def least(config: RunConfig, facts: ModelFacts, around: Surroundings) -> Estimate:
+    """What a run that has begun takes with everything cut that `way_on` may cut."""
+    trainer = config.trainer
+    sets = {**(_shorter(config) or [{}])[-1], **(_fewer(trainer) or [{}])[-1], **_checkpoint(trainer)}
+    cut = changed(config, {**sets, "eval.batch_size": 1, "generation.batch_size": 1})
+    cut = changed(cut, _split(cut.trainer, _divisors(cut.trainer)[-1], "trainer"))
+    here = replace(around, retrieval_on_device=around.retrieval_on_device and not around.on_gpu)
+    return estimate(cut, facts, here)
+
+
+def smaller_pieces(trainer: TrainerSection) -> dict[str, Any]:
+    """The same updates in micro-batches of half the size and with gradient checkpointing, as far as that goes.
+
+    For a model whose shape is not known, where nothing can be said of what these take.
+    """
+    return {
+        **next((way for n in _divisors(trainer)[1:] if (way := _split(trainer, n, "trainer"))), {}),
+        **_checkpoint(trainer),
+    }
+
+
+def _all(
+    config: RunConfig,
+    facts: ModelFacts,
+    around: Surroundings,
+    room: Room,
+    shrinkings: Sequence[dict[str, Any]],
+    *,
+    keep_weights: bool,
+) -> Iterator[Saving]:
+    policy = config.policy
+    own = policy.model != "tiny" and not keep_weights
+    options: list[list[tuple[str, dict[str, Any]]]] = [[("", {})] for _ in range(4)]
+    if own and policy.lora is None:
+        options[0].append(("lora", {"policy.lora.r": 16}))
+    if own and around.on_gpu and policy.quantization == "none":
+        options[1].append(("4bit", {"policy.quantization": "4bit"}))
+    if checkpoint := _checkpoint(config.trainer):
+        options[2].append(("checkpointing", checkpoint))
+    if around.on_gpu and around.retrieval_on_device:
+        options[3].append(("retrieval_cpu", {"retrieval.device": "cpu"}))
+    for shrinking, *chosen in itertools.product(shrinkings, *options):
+        kinds = {kind for kind, _ in chosen if kind}
+        sets = {key: value for _, values in chosen for key, value in values.items()} | shrinking
+        tried = changed(config, sets)
+        if "4bit" in kinds and tried.policy.lora is None:
+            continue
+        here = replace(around, retrieval_on_device=around.retrieval_on_device and "retrieval_cpu" not in kinds)
+        made = _shrunk_to_fit(tried, facts, here, room)
+        if made is None:
+            continue
+        more, splits, result = made
+        kinds |= {"split"} if splits > 1 else set()
+        kinds |= {"eval_batch"} if "eval.batch_size" in more else set()
+        kinds |= {"write_parts"} if "generation.batch_size" in more else set()
+        kinds |= {"fewer"} if shrinking else set()
+        cost = sum(_COSTS[kind][0] for kind in kinds - {"split"})
+        if splits > 1:
+            rows = batch_shape(changed(tried, more).trainer).micro
+            cost += _COSTS["split"][0] * math.log2(splits) + (1.0 * math.log2(_FEW / rows) if rows < _FEW else 0.0)
+        sets |= more
+        costs = tuple(_COSTS[kind][1] for kind in _COSTS if kind in kinds)
+        yield Saving(changed(config, sets), sets, costs, frozenset(kinds), result, cost)
+
+
+def _shrunk_to_fit(
+    config: RunConfig, facts: ModelFacts, around: Surroundings, room: Room
+) -> tuple[dict[str, Any], int, Estimate] | None:
+    """The largest micro-batches, and batch of validation, that fit.
+
+    Returns:
+        Settings, the most that a micro-batch was cut by, what the run takes with them; None where nothing fits.
+    """
+    sets: dict[str, Any] = {}
+    most = 1
+    for path in ("trainer.warm_start", "trainer"):
+        trainer = config.trainer if path == "trainer" else getattr(config.trainer, "warm_start", None)
+        if trainer is None:
+            continue
+        for parts in _divisors(trainer):
+            split = _split(trainer, parts, path)
+            learning = _learning(estimate(changed(config, split), facts, around), path)
+            if learning.total <= room.of(learning.name):
+                sets |= split
+                most = max(most, parts)
+                break
+        else:
+            return None
+    sizes = {"validation": config.eval.batch_size, "writing": batch_shape(config.trainer).written}
+    sizes["writing"] = min(sizes["writing"], config.generation.batch_size or sizes["writing"])
+    settings = {"validation": "eval.batch_size", "writing": "generation.batch_size"}
+    while True:
+        result = estimate(changed(config, sets), facts, around)
+        over = room.over(result)
+        if not over:
+            return sets, most, result
+        name = over[0].name.rpartition(": ")[2]
+        if sizes.get(name, 1) == 1:
+            return None
+        sizes[name] //= 2
+        sets[settings[name]] = sizes[name]
+
+
+def _learning(result: Estimate, path: str) -> Phase:
+    """Learning in the warm start, or in the algorithm's own phase."""
+    name = "warm start: learning" if path == "trainer.warm_start" else "learning"
+    return next(phase for phase in result.phases if phase.name == name)
+
+
+def _divisors(trainer: TrainerSection) -> list[int]:
+    size = trainer.mini_batch_size if trainer.algorithm == "ppo" else trainer.batch_size
+    return [n for n in range(1, size + 1) if size % n == 0]
+
+
+def _split(trainer: TrainerSection, parts: int, path: str) -> dict[str, Any]:
+    """Micro-batches cut in `parts`, that many more of them; empty where they cannot be."""
+    if parts == 1 or parts not in _divisors(trainer):
+        return {}
+    sets = {
+        f"{path}.batch_size": trainer.batch_size // parts,
+        f"{path}.gradient_accumulation_steps": trainer.gradient_accumulation_steps * parts,
+    }
+    if trainer.algorithm == "ppo":  # as many texts in a batch and in an update
+        sets[f"{path}.mini_batch_size"] = trainer.mini_batch_size // parts
+    return sets
+
+
+def _checkpoint(trainer: TrainerSection) -> dict[str, Any]:
+    """Gradient checkpointing, also in the warm start, where it is off."""
+    sets: dict[str, Any] = {}
+    if not trainer.gradient_checkpointing and not (trainer.algorithm == "ppo" and trainer.critic == "adapter"):
+        sets["trainer.gradient_checkpointing"] = True
+    warm = None if trainer.algorithm == "sft" else trainer.warm_start
+    if warm is not None and not warm.gradient_checkpointing:
+        sets["trainer.warm_start.gradient_checkpointing"] = True
+    return sets
+
+
+def _fewer(trainer: TrainerSection) -> list[dict[str, Any]]:
+    """Fewer prompts a step, then fewer texts a prompt."""
+    if trainer.algorithm != "grpo" and trainer.algorithm != "rloo":
+        return []
+    ways: list[dict[str, Any]] = []
+    accumulation = trainer.gradient_accumulation_steps
+    while accumulation > 1:
+        accumulation //= 2
+        ways.append({"trainer.gradient_accumulation_steps": accumulation})
+    texts = trainer.num_generations
+    while texts > 2:
+        texts //= 2
+        ways.append({**(ways[-1] if ways else {}), "trainer.num_generations": texts})
+    return ways
+
+
+def _shorter(config: RunConfig) -> list[dict[str, Any]]:
+    """Shorter texts, then prompts too: half, then a quarter."""
+    text, prompt = config.generation.max_completion_length, config.prompt.max_prompt_length
+    ways = [{"generation.max_completion_length": text // 2}] if text > 1 else []
+    for parts in (2, 4):
+        if text >= parts and prompt >= parts:
+            both = {"generation.max_completion_length": text // parts, "prompt.max_prompt_length": prompt // parts}
+            ways.append(both)
+    return ways
+
+
+def changed(config: RunConfig, sets: Mapping[str, Any]) -> RunConfig:
+    """The configuration with some settings changed; they are known to go together."""
+    for key, value in sets.items():
+        config = _put(config, key.split("."), value)
+    return config
+
+
+def _put(section: Any, path: Sequence[str], value: Any) -> Any:
+    name, *below = path
+    if below:
+        inner = getattr(section, name)
+        if inner is None and name == "lora":
+            from rl4rec_cli.config.sections import LoraSection
+
+            inner = LoraSection()
+        value = _put(inner, below, value)
+    return section.model_copy(update={name: value})
+
+
+def set_texts(sets: Mapping[str, Any]) -> tuple[str, ...]:
+    """Settings as `--set` takes them."""
+    return tuple(setting(key, value) for key, value in sets.items())

@@ -1,0 +1,399 @@
+"""What is there (GPUs, memory, cores), and what a run makes of it.
+
+Decides: how GPUs and free memory are found without torch, how much of them may be used, whether a run fits, and which
+backend, precision of weights, micro-batch and retrieval it would have (`plan_placement`, pure).
+Hides: `nvidia-smi`, `/proc`, control groups.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rl4rec_cli.errors import ConfigError, Rl4RecError
+from rl4rec_cli.plan.fitting import Room, Saving, savings
+from rl4rec_cli.plan.memory import (
+    ENGINE_TEXTS,
+    GB,
+    Estimate,
+    Surroundings,
+    activation_saving,
+    batch_shape,
+    engine_bytes,
+    estimate,
+    human,
+    plain_weights,
+)
+from rl4rec_cli.variables import check_one_process
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.models.shape import ModelFacts, RetrievalFacts
+
+__all__ = ["Choice", "Gpu", "Machine", "Placement", "RetrievalPlace", "find_machine", "parse_gpu", "plan_placement"]
+
+# Of what is free: the rest goes to fragmentation, and to the error of the estimate.
+USABLE = 0.92
+
+
+@dataclass(frozen=True)
+class Gpu:
+    index: int
+    name: str
+    total: int
+    """Bytes."""
+    free: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    gpus: tuple[Gpu, ...]
+    cores: int
+    ram: int
+    """Bytes, within the control group's limit."""
+    ram_free: int
+    has_ray: bool = True
+    """Whether Ray is installed."""
+
+
+@dataclass(frozen=True)
+class RetrievalPlace:
+    """Where embedder and item matrix go."""
+
+    backend: Literal["in-process", "ray"]
+    where: str
+    """Device, `cpu` or `cuda:N`; of a service that somebody else runs, in words."""
+    reason: str
+    own_gpu: int | None = None
+    """GPU of a service that the run itself starts; None: it starts none."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    what: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a run goes and whether it fits."""
+
+    device: str
+    """`cpu`, or `cuda:N`."""
+    memory: str
+    """What is there, in words."""
+    room: int
+    """Bytes that may be used."""
+    estimate: Estimate
+    fits: bool
+    choices: tuple[Choice, ...]
+    """As configured where that fits; else as the cheapest way out has it."""
+    ways_out: tuple[Saving, ...]
+    """The two cheapest, where it does not fit."""
+    notes: tuple[str, ...] = ()
+
+
+def find_machine() -> Machine:
+    """This machine, without importing torch.
+
+    Raises:
+        ConfigError: the environment says that several processes were started.
+        Rl4RecError: there is an NVIDIA GPU and `nvidia-smi` fails.
+    """
+    check_one_process()
+    has_ray = importlib.util.find_spec("ray") is not None
+    return Machine(_gpus(), len(os.sched_getaffinity(0)), *ram(), has_ray)
+
+
+def parse_gpu(text: str, index: int = 0) -> Gpu:
+    """`24` or `24GB`: a GPU sold with so many gigabytes (of 10⁹ bytes: what such cards have at least).
+
+    Raises:
+        ConfigError: no number above 0.
+    """
+    number = text.strip().upper().removesuffix("B").removesuffix("G").strip()
+    try:
+        size = float(number)
+    except ValueError:
+        raise ConfigError(
+            f"--gpu {text!r}: must be the memory of one GPU in gigabytes", hint="e.g. --gpu 24, or --gpu 24 --gpu 24"
+        ) from None
+    if not 0 < size < 10_000:
+        raise ConfigError(
+            f"--gpu {text}: no GPU has {size:g} GB", hint="for a machine without one: --set policy.device=cpu"
+        )
+    return Gpu(index, f"{size:g} GB", int(size * GB), int(size * GB))
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
+        return ()
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        raise Rl4RecError(
+            "there is an NVIDIA GPU, but no nvidia-smi to ask for its memory",
+            hint="install the driver's tools, or name the GPU: rl4rec plan --gpu 24",
+        )
+    query = "--query-gpu=index,uuid,name,memory.total,memory.free"
+    try:
+        done = subprocess.run(
+            [command, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True, timeout=20
+        )
+    except (subprocess.SubprocessError, OSError) as error:
+        raise Rl4RecError(f"nvidia-smi failed: {error}", hint="is the driver loaded? `nvidia-smi` says") from error
+    return visible(read_smi(done.stdout), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def read_smi(text: str) -> list[tuple[str, Gpu]]:
+    """Identity and GPU of each line of nvidia-smi's answer."""
+    found = []
+    for line in text.splitlines():
+        index, uuid, name, total, free = (part.strip() for part in line.split(","))
+        found.append((uuid, Gpu(int(index), name, int(total) << 20, int(free) << 20)))
+    return found
+
+
+def visible(gpus: Sequence[tuple[str, Gpu]], setting: str | None) -> tuple[Gpu, ...]:
+    """What CUDA_VISIBLE_DEVICES leaves, in its order and numbered as torch numbers them."""
+    if setting is None:
+        return tuple(gpu for _, gpu in gpus)
+    shown: list[Gpu] = []
+    for wanted in filter(None, (part.strip() for part in setting.split(","))):
+        match = [
+            g for uuid, g in gpus if wanted == str(g.index) or (wanted.startswith("GPU") and uuid.startswith(wanted))
+        ]
+        if not match:  # as CUDA does: what follows an unknown one is not seen
+            break
+        shown.append(replace(match[0], index=len(shown)))
+    return tuple(shown)
+
+
+def ram() -> tuple[int, int]:
+    """Bytes of memory there, and free, within the limits of the control group and of this process (`ulimit -v`)."""
+    fields = {}
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        fields[name] = int(value.split()[0]) * 1024
+    total, free = fields["MemTotal"], fields["MemAvailable"]
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text(encoding="ascii").strip()) != "max":
+        total = min(total, int(text))
+        free = min(free, int(text) - int(used.read_text(encoding="ascii")))
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        own = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        total, free = min(total, most), min(free, most - own)
+    return total, max(0, free)
+
+
+def plan_placement(
+    machine: Machine,
+    config: RunConfig,
+    facts: ModelFacts,
+    retrieval: RetrievalFacts,
+    *,
+    lengths: tuple[int, int] | None = None,
+) -> Placement:
+    """Where a run goes, what it takes and whether that fits.
+
+    Args:
+        machine: what is there, or what is asked about.
+        facts: of the policy.
+        retrieval: of catalogue and embedder.
+        lengths: tokens of the longest prompt and text, where they are known better than by the limits.
+
+    Raises:
+        ConfigError: `policy.device` names a GPU that is not there.
+    """
+    gpu = _policy_gpu(machine, config.policy.device)
+    found = place_retrieval(machine, config)
+    around = surroundings(machine, config, retrieval, lengths=lengths)
+    free = gpu.free if gpu else machine.ram_free
+    beside = _engine_size(config, facts, around, gpu)
+    room = int(USABLE * free) - beside
+    result = estimate(config, facts, around)
+    fits = result.bytes <= room
+    ways = () if fits else tuple(savings(config, facts, around, Room(room), keep_texts=False)[:2])
+    chosen = config if fits or not ways else ways[0].config
+    choices = _choices(chosen, config, facts, around, gpu)
+    backend = Choice("retrieval", f"{found.backend} on {_where(chosen, found)}", found.reason)
+    said = f"{gpu.name}, {human(gpu.free)} free" if gpu else f"{human(machine.ram_free)} of memory free, no GPU is used"
+    if beside:
+        said += f", {human(beside)} of it vLLM's"
+    return Placement(
+        f"cuda:{gpu.index}" if gpu else "cpu", said, room, result, fits, (*choices, backend), ways, retrieval.notes
+    )
+
+
+def surroundings(
+    machine: Machine, config: RunConfig, retrieval: RetrievalFacts, *, lengths: tuple[int, int] | None = None
+) -> Surroundings:
+    """What a run's memory depends on besides its configuration and its policy; arguments as of `plan_placement`.
+
+    Raises:
+        ConfigError: `policy.device` names a GPU that is not there.
+    """
+    gpu = _policy_gpu(machine, config.policy.device)
+    where = place_retrieval(machine, config).where
+    return Surroundings(
+        on_gpu=gpu is not None,
+        items=retrieval.items,
+        embedder_parameters=retrieval.embedder_parameters,
+        embedding_dim=retrieval.dim,
+        retrieval_on_device=where == (f"cuda:{gpu.index}" if gpu else "cpu"),
+        prompt_tokens=lengths[0] if lengths else None,
+        text_tokens=lengths[1] if lengths else None,
+    )
+
+
+def _policy_gpu(machine: Machine, device: str) -> Gpu | None:
+    if device == "cpu" or (device == "auto" and not machine.gpus):
+        return None
+    name, _, number = ("cuda" if device == "auto" else device).partition(":")
+    index = int(number or 0) if name == "cuda" and (not number or number.isdigit()) else None
+    if index is None:
+        raise ConfigError(f"policy.device={device} is no device", hint="auto, cpu, cuda, cuda:1 …")
+    if index >= len(machine.gpus):
+        there = f"{len(machine.gpus)} GPU{'s' * (len(machine.gpus) != 1)} there"
+        raise ConfigError(f"policy.device={device}, but {there}", hint="use auto or cpu, or plan for one: --gpu 24")
+    return machine.gpus[index]
+
+
+def place_retrieval(machine: Machine, config: RunConfig) -> RetrievalPlace:
+    """Where a run's embedder and item matrix go; `retrieval.backend: auto` is decided here, by the GPUs there are.
+
+    A service that runs on this machine already, which `auto` takes before all this, is no part of it.
+
+    Raises:
+        ConfigError: `policy.device` names a GPU that is not there.
+    """
+    backend, device = config.retrieval.backend, config.retrieval.device
+    gpu = _policy_gpu(machine, config.policy.device)
+    if backend == "ray":
+        return RetrievalPlace("ray", "devices of its own", "a retrieval service embeds and ranks (retrieval.backend)")
+    if device != "auto":
+        return RetrievalPlace("in-process", "cuda:0" if device == "cuda" else device, "retrieval.device says so")
+    if not machine.gpus:
+        return RetrievalPlace("in-process", "cpu", "no GPU: in this process, on the CPU")
+    if len(machine.gpus) == 1 and gpu is not None:
+        return RetrievalPlace("in-process", "cuda:0", "one GPU: in this process, beside the policy")
+    if gpu is None:
+        return RetrievalPlace("in-process", "cuda:0", "in this process, on a GPU that the policy does not use")
+    against = _against_a_service(machine, config)
+    if against is None:
+        own = max(other.index for other in machine.gpus if other.index != gpu.index)
+        reason = (
+            f"{len(machine.gpus)} GPUs: a service that the run starts, and ends, on one that the policy does not use"
+        )
+        return RetrievalPlace("ray", f"cuda:{own}", reason, own_gpu=own)
+    beside = "beside the policy" if gpu.index == 0 else "on a GPU that the policy does not use"
+    return RetrievalPlace("in-process", "cuda:0", f"in this process, {beside}: {against}")
+
+
+def _against_a_service(machine: Machine, config: RunConfig) -> str | None:
+    """Why a run does not start a retrieval service of its own where there are GPUs enough; None: it does."""
+    if config.retrieval.backend == "in-process":
+        return "retrieval.backend says so (--set retrieval.device=cuda:1 for another GPU)"
+    if config.data.synthetic is not None:
+        return "synthetic data lies in no folder that a service could read"
+    if config.data.sequential_file is not None:
+        return "data.sequential_file lies elsewhere than in the folder that a service would read"
+    if not machine.has_ray:
+        return "a service on another GPU needs Ray (pip install 'rl4rec[ray]'); or --set retrieval.device=cuda:1"
+    return None
+
+
+def _where(chosen: RunConfig, found: RetrievalPlace) -> str:
+    return "cpu" if chosen.retrieval.device == "cpu" and found.backend != "ray" else found.where
+
+
+def _choices(
+    chosen: RunConfig, config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu | None
+) -> tuple[Choice, ...]:
+    """What the run has, each with its reason; `chosen` differs from `config` where that did not fit."""
+    policy, trainer = chosen.policy, chosen.trainer
+    forced = "as configured it does not fit"
+    full, packed = plain_weights(chosen, facts, around), estimate(chosen, facts, around).phases[-1].parts["weights"]
+    if policy.lora is None:
+        backend = Choice("backend", "hf", "all weights are trained, no adapter (policy.lora)")
+    elif policy.backend != "auto":
+        backend = Choice("backend", policy.backend, "policy.backend says so")
+    elif gpu is None:
+        backend = Choice("backend", "hf", "no GPU is used")
+    else:
+        backend = Choice("backend", "unsloth", "an adapter on a GPU; hf where unsloth is not installed")
+    if policy.quantization == "none":
+        quantised = Choice("quantization", "none", f"the weights take {human(full)} as they are")
+    else:
+        because = forced if config.policy.quantization == "none" else "policy.quantization says so"
+        quantised = Choice("quantization", policy.quantization, f"{because}; {human(packed)} instead of {human(full)}")
+    batch = batch_shape(trainer)
+    changed = batch_shape(config.trainer) != batch
+    texts = f"{batch.micro} sequences × {trainer.gradient_accumulation_steps}"
+    if trainer.algorithm in ("grpo", "rloo"):
+        texts = (
+            f"{trainer.batch_size} prompts × {trainer.num_generations} texts × {trainer.gradient_accumulation_steps}"
+        )
+    learnt = f"{batch.micro * trainer.gradient_accumulation_steps} learnt from in a step, {batch.micro} at once"
+    size = Choice("batch", texts, f"{forced}; {learnt}" if changed else learnt)
+    without, kept = activation_saving(chosen, facts, around)
+    if trainer.gradient_checkpointing:
+        because = "trainer.gradient_checkpointing says so" if config.trainer.gradient_checkpointing else forced
+        again = Choice(
+            "gradient checkpointing", "on", f"{because}; activations take {human(kept)}, not {human(without)}"
+        )
+    else:
+        again = Choice("gradient checkpointing", "off", f"activations take {human(without)}; with it {human(kept)}")
+    return (backend, quantised, size, again, _vllm(chosen, facts, around, gpu))
+
+
+def _engine_size(config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu | None) -> int:
+    """Bytes of the device that vLLM gets, in a process of its own."""
+    share = config.generation.vllm.memory_share
+    need = engine_bytes(config, facts, around)
+    return int(share * gpu.total) if need and gpu is not None and share is not None else need
+
+
+def engine_share(config: RunConfig, facts: ModelFacts, retrieval: RetrievalFacts) -> float | None:
+    """The share of its GPU that the engine of `policy.fast_inference` gets, as a plan for this machine shows it.
+
+    None without that engine.
+
+    Raises:
+        ConfigError: `policy.device` names a GPU that is not there.
+    """
+    if not config.policy.fast_inference:
+        return None
+    machine = find_machine()
+    around = surroundings(machine, config, retrieval)
+    return float(_vllm(config, facts, around, _policy_gpu(machine, config.policy.device)).value) or None
+
+
+def _vllm(config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu | None) -> Choice:
+    """The share of the GPU that vLLM gets."""
+    if beside := _engine_size(config, facts, around, gpu):
+        texts = config.generation.batch_size or ENGINE_TEXTS
+        why = f"weights of its own and the cache of {texts} texts take {human(beside)} (generation.engine=vllm)"
+        return Choice("vLLM share", f"{beside / gpu.total:.2f}" if gpu else "0", why if gpu else f"no GPU: {why}")
+    if gpu is None or not config.policy.fast_inference:
+        return Choice("vLLM share", "0", "texts are written by the policy itself (generation.engine)")
+    writing = next((p for p in estimate(config, facts, around).phases if p.name == "writing"), None)
+    if writing is None:
+        return Choice("vLLM share", "0", "no texts are written")
+    if (asked := config.generation.vllm.memory_share) is not None:
+        return Choice("vLLM share", f"{asked:.2f}", "generation.vllm.memory_share says so")
+    # The weights are shared with the engine, which wants room beside the cache for a batch of its own.
+    need = writing.parts["weights"] + 1.2 * writing.parts["KV cache"] + GB
+    return Choice(
+        "vLLM share",
+        f"{min(0.9, need / gpu.total):.2f}",
+        f"weights and the cache of {batch_shape(config.trainer).written} texts",
+    )

@@ -1,0 +1,386 @@
+"""What a run's memory goes to, in bytes, from its configuration and the shape of its model: arithmetic, nothing loaded.
+
+Decides: which tensors live at once in each phase of a step (writing texts, learning from them, updating), and how many
+bytes each takes. What autograd keeps of a layer was counted tensor by tensor (`tests/plan/test_memory.py` counts
+again).
+Hides: nothing; `docs/results/memory.md` says how far it is from what was measured.
+
+Upper bounds: every prompt and every text is taken to be as long as the configuration allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig
+    from rl4rec_cli.config.trainer import TrainerSection
+    from rl4rec_cli.models.shape import ModelFacts
+
+MIB, GB = 1 << 20, 10**9
+# Bytes of a weight: nf4 with its scales in 8 bits, per block of 64, takes 4.13 bits; without, 4.5; int8 and its scales.
+_QUANTISED = {"4bit": 4.13 / 8, "8bit": 1.01}
+# Context, cuBLAS workspaces and what torch holds back on a GPU; on a CPU thread pools, the trainer's objects and
+# modules that are imported late. The second was measured, the first could not be.
+RUNTIME_GPU, RUNTIME_CPU = 900 * MIB, 60 * MIB
+# vLLM holds the scales of 4 bits in float32, one for 64 weights.
+_ENGINE_4BIT = 4.5 / 8
+# vLLM's process without weights, cache and passes: assumed on a GPU (context, libraries, CUDA graphs), about what it
+# held for tiny policies on the CPU, where passes are in it.
+ENGINE_GPU, ENGINE_CPU = 1536 * MIB, 900 * MIB
+ENGINE_PASS = 8192
+"""Most tokens that vLLM reads in one pass, where a text is no longer. It profiles a pass of so many when it starts; by
+itself it would take up to 16,384."""
+ENGINE_TEXTS = 256
+"""Texts vLLM writes at once where `generation.batch_size` does not say."""
+# Rows of logits that TRL computes entropies of at once, in three tensors.
+_ENTROPY_ROWS = 128
+_PASSING = frozenset({"activations", "logits", "KV cache", "gradients"})
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What memory depends on besides the configuration and the policy."""
+
+    on_gpu: bool
+    items: int
+    """Catalogue size."""
+    embedder_parameters: int = 0
+    """0: `lsa`."""
+    embedding_dim: int = 128
+    retrieval_on_device: bool = True
+    """Embedder and item matrix share the policy's memory."""
+    prompt_tokens: int | None = None
+    """Longest prompt, where it is known better than by the limit."""
+    text_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What lives at once at one moment."""
+
+    name: str
+    parts: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by what they hold."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def passing(self) -> int:
+        """What is there in this phase only: less of it where less is done at once."""
+        return sum(size for name, size in self.parts.items() if name in _PASSING)
+
+    @property
+    def lasting(self) -> int:
+        """What is there all the time."""
+        return self.total - self.passing
+
+    def without_passing(self, name: str) -> Phase:
+        return Phase(name, {part: size for part, size in self.parts.items() if part not in _PASSING})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    phases: tuple[Phase, ...]
+
+    @property
+    def peak(self) -> Phase:
+        return max(self.phases, key=lambda phase: phase.total)
+
+    @property
+    def bytes(self) -> int:
+        return self.peak.total
+
+
+@dataclass(frozen=True)
+class _Types:
+    """Bytes per number."""
+
+    weights: int
+    """Of weights that are not quantised, and of the residual stream."""
+    compute: int
+    """Of what layers compute in."""
+    trained: int
+    """Of the weights that are trained, their gradients and optimiser states."""
+    quantised: float | None
+    """Of a weight of a linear layer, where it is quantised."""
+
+
+def _types(policy: PolicySection, precision: str, *, on_gpu: bool) -> _Types:
+    half = {"fp32": False, "bf16": True, "fp16": True, "auto": on_gpu}
+    weights = 2 if half[policy.dtype] else 4
+    compute = 2 if half[precision] else weights
+    quantised = _QUANTISED.get(policy.quantization) if policy.lora is not None else None
+    # PEFT holds adapters in float32 beside half-precision weights.
+    return _Types(weights, compute, 4 if policy.lora is not None else weights, quantised)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    micro: int
+    """Sequences learnt from at once."""
+    written: int
+    """Texts written at once; 0: none."""
+    accumulates: bool
+    """Gradients of earlier micro-batches are there."""
+
+
+def batch_shape(trainer: TrainerSection) -> _Batch:
+    """Sequences in a micro-batch, and texts written at once, as the trainers' arguments make them."""
+    accumulation = trainer.gradient_accumulation_steps
+    if trainer.algorithm == "sft":
+        return _Batch(trainer.batch_size, 0, accumulation > 1)
+    if trainer.algorithm == "ppo":
+        texts = trainer.batch_size * accumulation
+        return _Batch(trainer.mini_batch_size, texts, accumulation > 1)
+    micro = trainer.batch_size * trainer.num_generations
+    return _Batch(micro, micro * accumulation, accumulation > 1)
+
+
+def trained_parameters(facts: ModelFacts, lora: LoraSection | None) -> int:
+    return facts.parameters if lora is None else facts.lora_parameters(lora.r, lora.target_modules)
+
+
+def weight_bytes(facts: ModelFacts, types: _Types) -> int:
+    if types.quantised is None:
+        return facts.parameters * types.weights
+    rest = facts.parameters - facts.linear_parameters
+    return int(facts.linear_parameters * types.quantised) + rest * types.weights
+
+
+def layer_bytes(facts: ModelFacts, tokens: int, types: _Types, lora: LoraSection | None) -> int:
+    """Bytes that autograd keeps of one layer for each token of sequences of `tokens` tokens."""
+    f, e = facts, types.compute
+    adapted = set() if lora is None else {name for name, _, _ in f.adapted(lora.target_modules)}
+    trains = lora is None
+    queries, keys = f.heads * f.head_dim, f.kv_heads * f.head_dim
+    shared = trains or types.trained == e  # one copy of a linear layer's input serves all that read it
+    if f.family == "gpt2":
+        # Inputs of the norms, dropout's masks, scores of attention (which has dropout too), the approximated GELU.
+        kept = 4 * f.hidden * e + 12 * queries + 12 * f.heads * tokens + 4 * f.ffn * e + 16
+        if shared:
+            kept += (2 * f.hidden + queries + f.ffn) * e
+    else:
+        gemma = f.family in ("gemma2", "gemma3")
+        normed = 4 if gemma else e  # Gemma multiplies by the weight in float32
+        norms = 4 if gemma else 2
+        kept = norms * (4 * f.hidden + 4 + (normed * f.hidden if trains else 0))
+        if f.qk_norm:
+            kept += (queries + keys) * (4 + (normed if trains else 0)) + 4 * (f.heads + f.kv_heads)
+        kept += 4 * queries * e + 4 * f.heads + e * tokens  # q, k, v (keys and values repeated), output, mask
+        kept += 3 * f.ffn * e  # gate, its activation, up
+        if shared:
+            kept += (2 * f.hidden + f.ffn) * e
+    if lora is not None:
+        linear = {name: ins for name, ins, _ in f.linears}
+        kept += sum(lora.r * e for _ in adapted)
+        if types.trained != e:  # every adapter casts its input anew
+            kept += sum(linear[name] * e for name in adapted)
+        if lora.dropout:
+            kept += sum(linear[name] * (e + 1) for name in adapted)
+    return kept
+
+
+def activation_bytes(
+    facts: ModelFacts, sequences: int, tokens: int, types: _Types, lora: LoraSection | None, *, checkpointing: bool
+) -> tuple[int, int]:
+    """Bytes without the logits: what autograd keeps until the backward pass, and what that pass needs beside it.
+
+    The second is there once the logits are gone: a layer made again (checkpointing), and the gradients within one.
+    """
+    layer = layer_bytes(facts, tokens, types, lora)
+    own = 4 * facts.hidden + 2 * facts.hidden * types.compute  # embeddings and the last norm
+    mask = tokens  # of booleans, a row for each token
+    kept = facts.layers * (facts.hidden * types.weights if checkpointing else layer) + own + mask
+    passing = 2 * facts.ffn * types.compute + (layer if checkpointing else 0)
+    return sequences * tokens * kept, sequences * tokens * passing
+
+
+def kv_cache_bytes(facts: ModelFacts, sequences: int, tokens: int, types: _Types) -> int:
+    return 2 * facts.kv_heads * facts.head_dim * facts.layers * types.weights * sequences * tokens
+
+
+def estimate(config: RunConfig, facts: ModelFacts, around: Surroundings) -> Estimate:
+    """Every phase of a run: the warm start's, the algorithm's, and measuring in between."""
+    trainer = config.trainer
+    warm = None if trainer.algorithm == "sft" else trainer.warm_start
+    phases = [] if warm is None else _phases(config, warm, facts, around, prefix="warm start: ")
+    return Estimate((*phases, *_phases(config, trainer, facts, around)))
+
+
+def _phases(
+    config: RunConfig, trainer: TrainerSection, facts: ModelFacts, around: Surroundings, prefix: str = ""
+) -> list[Phase]:
+    lora = config.policy.lora
+    types = _types(config.policy, trainer.precision, on_gpu=around.on_gpu)
+    prompt = around.prompt_tokens or config.prompt.max_prompt_length
+    text = around.text_tokens or config.generation.max_completion_length
+    batch = batch_shape(trainer)
+    is_rl = trainer.algorithm != "sft"
+    trained = trained_parameters(facts, lora)
+    resident = _resident(config, trainer, facts, around, types)
+    gradients = trained * types.trained
+
+    learn = dict(resident)
+    kept, passing = activation_bytes(
+        facts, batch.micro, prompt + text, types, lora, checkpointing=bool(trainer.gradient_checkpointing)
+    )
+    positions = text + 1 if is_rl else prompt + text
+    logits = _logit_bytes(facts, batch.micro * positions, types, is_rl=is_rl, trains_head=lora is None)
+    if logits >= passing:
+        learn |= {"activations": kept, "logits": logits}
+    else:
+        learn["activations"] = kept + passing
+    if batch.accumulates:
+        learn["gradients"] = gradients
+
+    update = {**resident, "gradients": gradients}
+    if lora is None and facts.is_tied:  # the gradient of the embedding is summed with that of the head
+        update["gradients"] += facts.vocab * facts.hidden * types.trained
+    phases = [Phase(f"{prefix}learning", learn), Phase(f"{prefix}updating", update)]
+    if config.generation.engine == "vllm":  # which writes beside the run: see `engine_bytes`
+        return phases
+    if batch.written:
+        at_once = min(batch.written, config.generation.batch_size or batch.written)
+        phases.append(Phase("writing", _writing(resident, facts, at_once, prompt, text, types)))
+    if config.eval.steps is not None:
+        phases.append(Phase("validation", _writing(resident, facts, config.eval.batch_size, prompt, text, types)))
+    return phases
+
+
+def _resident(
+    config: RunConfig, trainer: TrainerSection, facts: ModelFacts, around: Surroundings, types: _Types
+) -> dict[str, int]:
+    """What is there all the time, from the second step on."""
+    lora = config.policy.lora
+    trained = trained_parameters(facts, lora)
+    weights = weight_bytes(facts, types)
+    parts = {"weights": weights}
+    if types.quantised is not None:  # a layer is made whole while it is used
+        parts["weights"] += max(ins * outs for _, ins, outs in facts.linears) * types.compute
+    elif types.compute < types.weights:  # autocast keeps its copies until the pass is over
+        parts["weights"] += facts.linear_parameters * types.compute
+    if lora is not None:
+        parts["adapter"] = trained * types.trained
+    parts["optimizer"] = 2 * trained * types.trained
+    if getattr(trainer, "beta", 0.0) > 0:
+        parts["reference model"] = trained * types.trained if lora is not None else weights
+    if trainer.algorithm == "ppo":
+        head = 4 * (facts.hidden * facts.hidden + 3 * facts.hidden)
+        own = trained * types.trained if trainer.critic == "adapter" else 0
+        parts["critic"] = 4 * (head + own)  # with its gradients and optimiser states
+    if around.retrieval_on_device:
+        if around.embedder_parameters:
+            width, texts = around.embedding_dim, config.retrieval.batch_size
+            # Weights in float32; of a batch of texts of about 32 tokens, the feed-forward layer's input and output.
+            parts["embedder"] = 4 * around.embedder_parameters + 4 * texts * 32 * 10 * width
+        parts["item matrix"] = 4 * around.items * around.embedding_dim
+    parts["context" if around.on_gpu else "runtime"] = RUNTIME_GPU if around.on_gpu else RUNTIME_CPU
+    return parts
+
+
+def _logit_bytes(facts: ModelFacts, positions: int, types: _Types, *, is_rl: bool, trains_head: bool) -> int:
+    """Logits, what the loss and the entropies make of them in float32, and their gradients.
+
+    Cross-entropy: logits, their log-softmax and a shifted copy, beside which entropies are computed. Our rewards' loss:
+    logits, the gradients of gather and of logsumexp; or, in between, a copy for the entropies or the head's gradient.
+    """
+    one = 4 * positions * facts.vocab
+    entropies = 3 * 4 * min(_ENTROPY_ROWS, positions) * facts.vocab
+    head = facts.vocab * facts.hidden * types.trained if trains_head else 0
+    half = positions * facts.vocab * types.compute if types.compute < 4 else 0
+    softcapped = one if facts.softcap else 0
+    most = max(3 * one, 2 * one + entropies, 2 * one + head) if is_rl else max(3 * one + entropies, 2 * one + head)
+    return most + half + softcapped
+
+
+def _writing(
+    resident: Mapping[str, int], facts: ModelFacts, texts: int, prompt: int, text: int, types: _Types
+) -> dict[str, int]:
+    """The prompts are read in one pass, which keeps one layer's tensors; then the cache grows by a token at a time."""
+    width = 4 * facts.hidden + 3 * facts.heads * facts.head_dim + 3 * facts.ffn
+    reading = texts * prompt * (width * types.weights + prompt * (1 + types.weights))
+    return {
+        **resident,
+        "KV cache": kv_cache_bytes(facts, texts, prompt + text, types),
+        "activations": reading,
+        "logits": 3 * 4 * texts * facts.vocab,
+    }
+
+
+def engine_cache(cache: float) -> int:
+    """Bytes that vLLM gets for the keys and values of the texts it writes at once: it rounds each up to blocks."""
+    return max(256 * MIB, int(1.2 * cache))
+
+
+def pass_tokens(longest: int) -> int:
+    """Most tokens of one of vLLM's passes.
+
+    Args:
+        longest: a prompt with its text, in tokens.
+    """
+    return max(longest, ENGINE_PASS)
+
+
+def pass_bytes(*, hidden: int, ffn: int, vocab: int, tokens: int, texts: int, itemsize: int) -> int:
+    """Bytes of one of vLLM's passes on a GPU: the widest layer's activations, and the texts' logits thrice (fp32)."""
+    return tokens * (2 * ffn + 6 * hidden) * itemsize + 3 * 4 * texts * vocab
+
+
+def engine_need(weights: float, cache: float, passes: float, *, on_gpu: bool) -> int:
+    """Bytes that vLLM takes.
+
+    Args:
+        weights: its own copy.
+        cache: keys and values of the texts it writes at once.
+        passes: see `pass_bytes`; without a GPU they are in what its process holds.
+    """
+    return int(weights + engine_cache(cache) + (passes + ENGINE_GPU if on_gpu else ENGINE_CPU))
+
+
+def engine_bytes(config: RunConfig, facts: ModelFacts, around: Surroundings) -> int:
+    """Bytes that vLLM takes beside the run; 0 where the policy itself writes."""
+    if config.generation.engine != "vllm" or config.generation.vllm.server is not None:
+        return 0
+    types = _types(config.policy, config.trainer.precision, on_gpu=around.on_gpu)
+    tokens = config.max_length
+    texts = config.generation.batch_size or ENGINE_TEXTS
+    cache = kv_cache_bytes(facts, texts, tokens, types)
+    passes = pass_bytes(
+        hidden=facts.hidden,
+        ffn=facts.ffn,
+        vocab=facts.vocab,
+        tokens=pass_tokens(tokens),
+        texts=texts,
+        itemsize=types.weights,
+    )
+    is_4bit = types.quantised == _QUANTISED["4bit"]
+    own = replace(types, quantised=_ENGINE_4BIT) if is_4bit else types
+    return engine_need(weight_bytes(facts, own), cache, passes, on_gpu=around.on_gpu)
+
+
+def plain_weights(config: RunConfig, facts: ModelFacts, around: Surroundings) -> int:
+    """Bytes of the weights without quantisation."""
+    types = _types(config.policy, config.trainer.precision, on_gpu=around.on_gpu)
+    return facts.parameters * types.weights
+
+
+def activation_saving(config: RunConfig, facts: ModelFacts, around: Surroundings) -> tuple[int, int]:
+    """Bytes of a micro-batch's activations without and with gradient checkpointing."""
+    types = _types(config.policy, config.trainer.precision, on_gpu=around.on_gpu)
+    tokens = (around.prompt_tokens or config.prompt.max_prompt_length) + (
+        around.text_tokens or config.generation.max_completion_length
+    )
+    rows = batch_shape(config.trainer).micro
+    both = (False, True)
+    off, on = (sum(activation_bytes(facts, rows, tokens, types, config.policy.lora, checkpointing=on)) for on in both)
+    return off, on
+
+
+def human(size: float) -> str:
+    """`3.4 GB` (of 10⁹ bytes), `120 MB`."""
+    return f"{size / GB:.1f} GB" if size >= GB else f"{size / 1e6:.0f} MB"

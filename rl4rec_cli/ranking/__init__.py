@@ -1,0 +1,1 @@
+"""Exact ranks and top-k over vectors and ids: knows nothing of texts."""

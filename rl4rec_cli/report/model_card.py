@@ -1,0 +1,185 @@
+"""The model card of an export: what it was trained on, how, and what was measured, from the run's folder.
+
+Decides: what others need to judge and use the policy; no path of this machine is in it.
+Hides: the forms of the run's files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rl4rec_cli import __version__
+from rl4rec_cli.data.dataset import dataset_name
+from rl4rec_cli.data.provenance import trained_on
+from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint, is_of
+from rl4rec_cli.eval.result_files import read_result
+from rl4rec_cli.policy.sources import CARRIED
+from rl4rec_cli.runs.folder import Run
+from rl4rec_cli.strict_yaml import dump_yaml
+
+_SHOWN = ("prompt", "generation", "reward", "trainer")
+
+
+def model_card(run: Run, checkpoint: Path, *, form: str, base: str, weights: str) -> str:
+    """The text of `README.md`.
+
+    Args:
+        form: `merged` or `adapter`.
+        base: what was trained: a Hub name, or a folder of this machine.
+        weights: type of a merged model's weights.
+    """
+    config = run.config
+    is_local = Path(base).is_dir() or base == "tiny"
+    head: dict[str, Any] = {
+        "library_name": "peft" if form == "adapter" else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["rl4rec", "recommender-system", config.trainer.algorithm, *(["lora"] if config.policy.lora else [])],
+    }
+    if not is_local:
+        head["base_model"] = base
+    parts = [
+        f"---\n{dump_yaml(head)}---\n",
+        f"# {run.folder.resolve().name}\n",
+        "A language model that reads what a user has chosen so far and writes a short text describing what the user "
+        f"wants next; the text is embedded and ranked against the catalogue. Trained with rl4rec {__version__}.\n",
+        "## Training\n",
+        _training(run, checkpoint, base="a small model built and trained locally" if is_local else f"`{base}`"),
+        "## Data\n",
+        _data(run),
+        "## Results\n",
+        _results(run, checkpoint),
+        "## Use\n",
+        _use(run, form=form, weights=weights, is_local=is_local),
+        "## Recipe\n",
+        _recipe(config),
+    ]
+    return "\n".join(parts)
+
+
+def _training(run: Run, checkpoint: Path, *, base: str) -> str:
+    config = run.config
+    lora = config.policy.lora
+    how = "all its weights" if lora is None else f"a LoRA adapter (rank {lora.r}, alpha {lora.alpha})"
+    if config.policy.quantization != "none":
+        how += f" over its weights in {config.policy.quantization.replace('bit', ' bits')}"
+    warm = getattr(config.trainer, "warm_start", None)
+    lines = [
+        f"- base: {base}",
+        f"- trained: {how}, by {config.trainer.algorithm.upper()}" + (" after a supervised warm start" if warm else ""),
+        f"- rewards: {', '.join(f'{n} × {w:g}' for n, w in _rewards(config).items())}, at {config.reward.k}",
+        f"- {_checkpoint(run, checkpoint)}; seed {config.run.seed}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _checkpoint(run: Run, checkpoint: Path) -> str:
+    line = checkpoint_line(describe_checkpoint(run, checkpoint)).partition(". The best step")[0]
+    return line[:1].lower() + line[1:].removesuffix(".")
+
+
+def _rewards(config: Any) -> dict[str, float]:
+    """Names of the rewards; of one's own code only the name in it."""
+    return {re.sub(r"^.*[:/]", "", name): weight for name, weight in config.reward.functions.items()}
+
+
+def _data(run: Run) -> str:
+    lines = []
+    digests = trained_on(run)
+    for name in _datasets(run):
+        found = _evaluation(run.results(name) / "validation.json")
+        if found is None:
+            lines.append(f"`{name}`{_digest(digests, name)}. Not measured.\n")
+        else:
+            lines.append(f"`{found['dataset']}` (digest `{found['dataset_digest'][:16]}`). {found['audit']}\n")
+    return "\n".join(lines)
+
+
+def _digest(digests: Mapping[str, str], name: str) -> str:
+    """Of the dataset a run was trained on; of only one, whatever it is called."""
+    found = next(iter(digests.values())) if len(digests) == 1 else digests.get(name)
+    return f" (digest `{found[:16]}`)" if found else ""
+
+
+def _datasets(run: Run) -> list[str]:
+    """Names of the run's datasets; of only one, whose results need no name, that of its folder."""
+    paths = run.config.data.paths
+    return [dataset_name(path) for path in paths] if len(paths) > 1 else [Path(p).name for p in paths] or ["synthetic"]
+
+
+def _evaluation(path: Path) -> dict[str, Any] | None:
+    return read_result(path) if path.is_file() else None
+
+
+def _results(run: Run, checkpoint: Path) -> str:
+    """What was measured of this very checkpoint."""
+    name = checkpoint.resolve().name
+    own = "" if name == run.final.name else name
+    parts = []
+    names = _datasets(run)
+    for name, split in itertools.product(names, ("validation", "test")):
+        found = _evaluation(run.results(name) / own / f"{split}.json")
+        if found is None or not is_of(found, checkpoint):
+            continue
+        of = f"{name}, " if len(names) > 1 else ""
+        metrics = [n for n in next(iter(found["methods"].values())) if n.endswith("@10")] or [found["metric"]]
+        rows = ["| method | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
+        for method, values in found["methods"].items():
+            cells = " | ".join(f"{values[n]:.4f}" if n in values else "" for n in metrics)
+            rows.append(f"| {'**' + method + '**' if method == found['subject'] else method} | {cells} |")
+        parts += [
+            f"{of}{split if of else split.capitalize()} split, {found['users']:,} users:\n",
+            "\n".join(rows) + "\n",
+        ]
+        if found.get("verdict"):
+            parts.append(f"{found['verdict'][:1].upper()}{found['verdict'][1:]}\n")
+    return "\n".join(parts) or "This checkpoint was not measured.\n"
+
+
+def _use(run: Run, *, form: str, weights: str, is_local: bool) -> str:
+    template = run.config.prompt.template
+    said = f"The prompt is {json.dumps(template, ensure_ascii=False)}, `{{history}}` being the titles chosen so far"
+    lines = [f"{said}, joined by {json.dumps(run.config.prompt.separator)}.\n"]
+    for name, own in run.config.prompt.templates.items():
+        lines.append(f"For `{name}` it is {json.dumps(own, ensure_ascii=False)}.\n")
+    if form == "merged":
+        lines.append(
+            "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'model = AutoModelForCausalLM.from_pretrained("NAME", dtype="{weights}")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("NAME")\n```\n'
+        )
+        return "\n".join(lines)
+    quantised = run.config.policy.quantization != "none"
+    imported, given = "", ""
+    if quantised:
+        imported = "from transformers import BitsAndBytesConfig\n"
+        four = ', bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
+        kind = run.config.policy.quantization
+        given = f", quantization_config=BitsAndBytesConfig(load_in_{kind}=True{four if kind == '4bit' else ''})"
+    if is_local:
+        lines.append(
+            f"Its base lies in the folder `{CARRIED}`, which goes wherever this folder goes.\n\n```python\n"
+            f"from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n{imported}\n"
+            f'base = AutoModelForCausalLM.from_pretrained("NAME/{CARRIED}"{given})\n'
+            'model = PeftModel.from_pretrained(base, "NAME")\n```\n'
+        )
+        return "\n".join(lines)
+    lines.append(
+        f"```python\nfrom peft import AutoPeftModelForCausalLM\n{imported}\n"
+        f'model = AutoPeftModelForCausalLM.from_pretrained("NAME"{given})\n```\n'
+    )
+    return "\n".join(lines)
+
+
+def _recipe(config: Any) -> str:
+    """The settings that what the policy writes depends on, without the paths."""
+    whole = config.model_dump(mode="json")
+    shown = {name: whole[name] for name in _SHOWN}
+    shown["reward"]["functions"] = _rewards(config)
+    policy = whole["policy"]
+    shown["policy"] = {name: policy[name] for name in ("quantization", "four_bit", "dtype", "lora")}
+    return f"```yaml\n{dump_yaml(shown)}```\n"

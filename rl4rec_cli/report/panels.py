@@ -1,0 +1,232 @@
+"""What the plots of a training log show.
+
+Decides: which numbers of `training_log.jsonl` and `validation_log.jsonl` stand in one plot, their names and units, and
+which steps are marked in it. What was not logged is not drawn.
+Hides: how it is drawn (`report/plots.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rl4rec_cli.report import plots
+from rl4rec_cli.report.html import Figure
+from rl4rec_cli.rewards.functions import RANK_FUNCTIONS
+
+Record = Mapping[str, Any]
+EPOCHS = 12
+"""More epochs than these are not marked."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot.
+
+    Attributes:
+        title: what is above it.
+        lines: key of the log and its name in the legend; a key that ends with `/` stands for all that begin with it.
+        unit: of the axis.
+        words: what to know for reading it.
+        form: of the axis: `ranks` (logarithmic, 1 at the top) or `share` (0 to 100 %).
+    """
+
+    title: str
+    lines: Mapping[str, str]
+    unit: str
+    words: str = ""
+    form: str = ""
+
+
+PANELS = (
+    Panel(
+        "Reward",
+        {"avg_reward": "reward, as optimised", "reward/": ""},
+        "mean of the texts",
+        "Of the texts that were written for learning from, on training users.",
+    ),
+    Panel(
+        "Reward by dataset",
+        {"avg_reward/": ""},
+        "mean of the texts",
+        "Where several datasets are trained on together: of the texts whose example is of this one.",
+    ),
+    Panel("Rank of the target", {"mean_rank": "mean rank"}, "mean rank", "1 is best; logarithmic.", "ranks"),
+    Panel(
+        "Divergence",
+        {"kl": "from the reference policy", "approximate_kl": "from the policy that wrote the texts"},
+        "nats per token",
+    ),
+    Panel(
+        "Entropy",
+        {"entropy": "entropy"},
+        "nats per token",
+        "Near 0 the texts of a prompt are all the same and nothing more is learnt.",
+    ),
+    Panel("Length", {"mean_length": "mean length"}, "tokens"),
+    Panel(
+        "Shares",
+        {
+            "zero_variance_share": "groups of one reward",
+            "truncated_share": "texts cut at the limit",
+            "distinct_texts": "distinct texts",
+            "clip_share": "clipped tokens",
+            "stopped_share": "updates stopped by target_kl",
+        },
+        "share",
+        "Groups whose texts all have one reward teach nothing of which text is better. What stayed at 0 is left out.",
+        "share",
+    ),
+    Panel(
+        "Groups of one reward",
+        {
+            "groups/zero_variance": "found",
+            "groups/refilled": "replaced",
+            "groups/left_out": "left out",
+            "groups/drawn": "drawn in their place",
+        },
+        "groups a step",
+    ),
+    Panel("Loss", {"loss": "loss", "policy_loss": "of the policy"}, "loss"),
+    Panel("Loss of the critic", {"value_loss": "value loss"}, "loss"),
+    Panel(
+        "Variance that the critic explains",
+        {"explained_variance": "explained variance"},
+        "share of 1",
+        "1: the values are the returns; 0: a constant does as well.",
+    ),
+    Panel("Accuracy", {"mean_token_accuracy": "accuracy"}, "tokens", "Tokens of the text to write.", "share"),
+    Panel("Gradient", {"grad_norm": "norm"}, "norm before clipping"),
+)
+
+
+def figures_of(
+    records: Sequence[Record], phase: str, *, k: int, limit: int, marks: Sequence[tuple[int, str]]
+) -> list[Figure]:
+    """A figure for every panel that has something to show.
+
+    Args:
+        records: of one phase, in order.
+        phase: its name.
+        k: cut-off of the rewards.
+        limit: most tokens of a text.
+        marks: see `plots.curves`.
+    """
+    found = []
+    for number, panel in enumerate(PANELS):
+        curves, same = _curves(records, panel, k)
+        if curves:
+            words = [panel.words, f"At most {limit:,} tokens." if panel.title == "Length" else "", same]
+            drawing = plots.curves(
+                f"{phase}-{number}",
+                curves,
+                xlabel=f"step of {phase}",
+                ylabel=panel.unit,
+                ranks=panel.form == "ranks",
+                share=panel.form == "share",
+                marks=marks,
+            )
+            found.append((panel.title, " ".join(filter(None, words)), drawing))
+    return found
+
+
+def validation_figure(records: Sequence[Record], metric: str) -> list[Figure]:
+    """The validation users' metrics at the cut-off of `metric`, `ndcg@10`; nothing where they were not measured."""
+    k = metric.partition("@")[2]
+    points = [r for r in records if _number(r.get(metric)) is not None]
+    if not points:
+        return []
+    steps = [r["step"] for r in points]
+    names = [name for name in (metric, f"hit@{k}", f"mrr@{k}") if all(_number(r.get(name)) is not None for r in points)]
+    lines = [
+        plots.Curve(name, steps, [r[name] for r in points], place, is_measured=True) for place, name in enumerate(names)
+    ]
+    best = max(points, key=lambda r: r[metric])
+    words = (
+        f"{points[-1].get('users', 0):,} held-out users, the most likely text for each. "
+        f"Best {metric}: {best[metric]:.4f} after step {best['step']:,}."
+    )
+    of = {key: key.partition("/")[2] for key in points[0] if key.startswith(f"{metric}/")}
+    over = "mean over datasets" if of else "mean over users"
+    found = [("Validation", words, plots.curves("validation", lines, xlabel="step", ylabel=over))]
+    if of:
+        by_dataset = [
+            plots.Curve(name, steps, [_number(r.get(key)) for r in points], place, is_measured=True)
+            for place, (key, name) in enumerate(of.items())
+        ]
+        drawing = plots.curves("validation-datasets", by_dataset, xlabel="step", ylabel=f"{metric}, mean over users")
+        found.append((f"Validation by dataset, {metric}", "", drawing))
+    return found
+
+
+def step_marks(records: Sequence[Record], warned: Sequence[int]) -> list[tuple[int, str]]:
+    """Steps at which an epoch begins (""), the run was gone on with ("r") or a rule warned ("!")."""
+    epochs = [
+        (now["step"], "")
+        for before, now in itertools.pairwise(records)
+        if now.get("epoch", 1) != before.get("epoch", 1)
+    ]
+    resumed = [(first["step"], "r") for first in _segments(records)[1:]]
+    return [*(epochs if len(epochs) < EPOCHS else []), *resumed, *((step, "!") for step in dict.fromkeys(warned))]
+
+
+def seconds_of(records: Sequence[Record]) -> float:
+    """Time of a phase: its clock begins again whenever the run is gone on with."""
+    ends = [0.0]
+    for record in records:
+        now = _number(record.get("seconds")) or 0.0
+        if now < ends[-1]:
+            ends.append(now)
+        else:
+            ends[-1] = now
+    return sum(ends)
+
+
+def _segments(records: Sequence[Record]) -> list[Record]:
+    """The first record of every stretch that one process logged."""
+    found: list[Record] = list(records[:1])
+    for before, now in itertools.pairwise(records):
+        if (_number(now.get("seconds")) or 0.0) < (_number(before.get("seconds")) or 0.0):
+            found.append(now)
+    return found
+
+
+def _curves(records: Sequence[Record], panel: Panel, k: int) -> tuple[list[plots.Curve], str]:
+    """The lines of a plot, and what to say of those that would cover another."""
+    names = dict.fromkeys(name for record in records for name in record)
+    keys = {
+        name: label or _reward_name(name.removeprefix(key), k)
+        for key, label in panel.lines.items()
+        for name in (filter(key.__eq__, names) if label else (n for n in names if n.startswith(key)))
+    }
+    curves: list[plots.Curve] = []
+    same = []
+    for name, label in keys.items():
+        own = [r for r in records if name in r]
+        values = [_number(r[name]) for r in own]
+        if all(value is None for value in values) or (panel.title == "Shares" and not any(values)):
+            continue
+        curve = plots.Curve(label, [r["step"] for r in own], values, len(curves))
+        twin = next((c for c in curves if panel.title == "Reward" and _alike(c, curve)), None)
+        if twin is not None:
+            same.append(f"{label} is the same line.")
+        else:
+            curves.append(curve)
+    return curves, " ".join(same)
+
+
+def _reward_name(name: str, k: int) -> str:
+    return f"{name}@{k}" if name in RANK_FUNCTIONS or name == "mixed" else name
+
+
+def _alike(one: plots.Curve, other: plots.Curve) -> bool:
+    pairs = zip(one.values, other.values, strict=False)
+    return list(one.steps) == list(other.steps) and all(
+        a is not None and b is not None and abs(a - b) < 1e-6 for a, b in pairs
+    )
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

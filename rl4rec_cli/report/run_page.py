@@ -1,0 +1,428 @@
+"""`rl4rec report`: everything a run has left in its folder, as one page.
+
+Decides: what of a run is shown, in which order and words, and that a run that is unfinished, was killed, gone on with
+or copied without its data has a page as well, which says what is missing.
+Hides: the page's template (`run_page.html.j2`), what is drawn (`panels.py`), and how tables of results read
+(`eval/evaluation.py`). Nothing in the run is changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli import __version__, console
+from rl4rec_cli.config.base import Section
+from rl4rec_cli.errors import Rl4RecError, RunError
+from rl4rec_cli.eval.checkpoint import is_of
+from rl4rec_cli.eval.result_files import read_result, result_tables
+from rl4rec_cli.files.reading import read_object
+from rl4rec_cli.runs.folder import (
+    TRAINING_LOG,
+    WARM_START_LOG,
+    check_writable,
+    open_run,
+    read_log,
+    resume_command,
+    write_text,
+)
+from rl4rec_cli.train.checkpoints import CheckpointState, checkpoint_states
+
+if TYPE_CHECKING:
+    from rl4rec_cli.eval.evaluation import Table
+    from rl4rec_cli.report.html import Figure
+    from rl4rec_cli.runs.folder import Run
+
+FILE = "report.html"
+SAMPLED_STEPS = 6
+"""Steps whose texts are shown."""
+SAMPLED_TEXTS = 6
+"""Texts of each."""
+TEXT = 600
+"""Characters of a text."""
+WARNINGS = 50
+"""Warnings that are shown."""
+
+
+def write_report(run: str, out: str | None) -> None:
+    """Write the page of a run and print where it is.
+
+    Raises:
+        RunError: no run folder, nothing logged in it, or the page cannot be written.
+        ConfigError: no file can be written there, or the run's configuration is damaged.
+    """
+    opened = open_run(run)
+    file = Path(out).expanduser() if out is not None else opened.folder / FILE
+    check_writable(file)
+    logged = read_logged(opened)
+    write_text(file, as_html(logged))
+    for remark in logged.remarks:
+        console.log(f"Note: {remark}")
+    console.result(str(file))
+
+
+@dataclass
+class Logged:
+    """What a run says of itself.
+
+    Attributes:
+        phases: records of each phase, in order; the last is what the run is for.
+        validation: records of the measurements in between.
+        rollouts: some texts of the steps.
+        warnings: records of health rules.
+        remarks: what is missing, and why.
+    """
+
+    run: Run
+    phases: dict[str, list[dict[str, Any]]]
+    validation: list[dict[str, Any]]
+    rollouts: list[dict[str, Any]]
+    warnings: list[dict[str, Any]]
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def algorithm(self) -> str:
+        return self.run.config.trainer.algorithm
+
+    @cached_property
+    def datasets(self) -> list[str]:
+        """Names of the datasets where there are several; else one, which needs no name."""
+        from rl4rec_cli.data.dataset import dataset_name
+
+        paths = self.run.config.data.paths
+        return [dataset_name(path) for path in paths] if len(paths) > 1 else [""]
+
+    @cached_property
+    def results(self) -> dict[str, dict[str, Any]]:
+        """The evaluations by split, `validation`; of several datasets by dataset and split, `toys, validation`."""
+        found = {}
+        for name, split in itertools.product(self.datasets, ("validation", "test")):
+            path = self.run.results(name) / f"{split}.json"
+            if not path.exists():
+                continue
+            try:
+                value = found[_of(name, split)] = read_result(path)
+            except RunError as error:
+                self.remarks.append(f"Left out: {_line(error.message)}.")
+                continue
+            if not is_of(value, self.run.final):
+                self.remarks.append(
+                    f"{path.relative_to(self.run.folder)} was measured with other weights than checkpoint_final "
+                    "has now: measure it again."
+                )
+        return found
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is a result of every dataset's validation split."""
+        return all(_of(name, "validation") in self.results for name in self.datasets)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """What `env.json` says; nothing of one that cannot be read, which is said."""
+        try:
+            return read_object(self.run.folder / "env.json")
+        except RunError as error:
+            self.remarks.append(f"Left out: {_line(error.message)}.")
+            return {}
+
+    @cached_property
+    def checkpoints(self) -> list[CheckpointState]:
+        return checkpoint_states(self.run)
+
+
+def _of(dataset: str, split: str) -> str:
+    return f"{dataset}, {split}" if dataset else split
+
+
+def read_logged(run: Run) -> Logged:
+    """The logs of a run.
+
+    Raises:
+        RunError: nothing is logged.
+    """
+    remarks = []
+
+    def read(name: str, *numbers: str) -> list[dict[str, Any]]:
+        records, damaged = read_log(run.folder / name)
+        good = [r for r in records if all(isinstance(r.get(key), int) for key in numbers)]
+        if lost := damaged + len(records) - len(good):
+            lines = "1 line is no record and is" if lost == 1 else f"{lost:,} lines are no records and are"
+            remarks.append(f"{name}: {lines} left out (a run that is killed, or a full disk, leaves half a line).")
+        return good
+
+    # A run of an earlier version has both phases in one log.
+    steps = read(WARM_START_LOG, "step") + read(TRAINING_LOG, "step")
+    warnings = [r for r in steps if "health" in r]
+    phases: dict[str, list[dict[str, Any]]] = {}
+    for record in steps:
+        if "health" not in record:
+            phases.setdefault(str(record.get("phase", run.config.trainer.algorithm)), []).append(record)
+    if not phases:
+        raise RunError(
+            f"{run.folder}: nothing is logged in it yet",
+            hint="a step is logged every logging.steps steps; report it then",
+        )
+    return Logged(
+        run, phases, read("validation_log.jsonl", "step"), read("rollouts.jsonl", "step", "target"), warnings, remarks
+    )
+
+
+def as_html(logged: Logged) -> str:
+    """The page."""
+    from rl4rec_cli.eval.openings import read_openings
+    from rl4rec_cli.report.html import figures, render
+
+    run = logged.run
+    openings = read_openings(run)
+    values = {
+        "title": run.folder.resolve().name,
+        "heading": heading(logged),
+        "status": status(logged),
+        "verdicts": verdicts(logged),
+        "openings": openings.line() if openings.count or openings.problem else "",
+        "warnings": warning_lines(logged),
+        "plots": [(name, words, figures(drawn)) for name, words, drawn in plots_of(logged)],
+        "results": [(split, result_tables(found)) for split, found in logged.results.items()],
+        "samples": samples(logged),
+        "checkpoints": checkpoint_table(logged),
+        "settings": settings_table(run.config),
+        "environment": environment_table(logged.environment),
+        "recipe": (run.folder / "config.yaml").read_text(encoding="utf-8"),
+        "made": f"rl4rec {__version__}, {datetime.now(UTC).isoformat(timespec='seconds')}",
+    }
+    return render(Path(__file__).with_name("run_page.html.j2"), remarks=logged.remarks, **values)
+
+
+def verdicts(logged: Logged) -> list[str]:
+    """The verdict of every evaluation; of several datasets with the name before it."""
+    several = len(logged.datasets) > 1
+    return [
+        f"{name}: {one['verdict']}{_measured_with(one)}" if several else f"{one['verdict']}{_measured_with(one)}"
+        for name, one in logged.results.items()
+    ]
+
+
+def _measured_with(result: Mapping[str, Any]) -> str:
+    checkpoint = result.get("checkpoint")  # results of older versions do not say
+    return f" Measured: {checkpoint['name']}." if isinstance(checkpoint, dict) and "name" in checkpoint else ""
+
+
+def heading(logged: Logged) -> str:
+    """`grpo on beauty, model tiny, reward ndcg@10, seed 0`"""
+    config = logged.run.config
+    data = config.data
+    made_up = f"synthetic data of {data.synthetic.users:,} users" if data.synthetic is not None else "no dataset"
+    measured = dict.fromkeys(r["dataset"] for r in logged.results.values() if "dataset" in r)
+    names = list(measured) if len(data.paths) < 2 else logged.datasets
+    dataset = " and ".join(names or [Path(path).name for path in data.paths] or [made_up])
+    weights = ", ".join(f"{name}@{config.reward.k} × {weight:g}" for name, weight in config.reward.functions.items())
+    shaping = f" + rank shaping {config.reward.rank_shaping:g}" if config.reward.rank_shaping else ""
+    reward = f", reward {weights}{shaping}" if logged.algorithm != "sft" else ""
+    return f"{logged.algorithm} on {dataset}, model {config.policy.model}{reward}, seed {config.run.seed}"
+
+
+def status(logged: Logged) -> str:
+    """Whether the run is finished, and how far it came."""
+    from rl4rec_cli.report.panels import seconds_of
+
+    run = logged.run
+    made = [
+        f"{_steps(records[-1]['step'])} of {phase} in {_time(seconds_of(records))}"
+        for phase, records in logged.phases.items()
+    ]
+    so_far = f"{', '.join(made)}."
+    if run.in_use():
+        return f"A process is at work on this run. Logged so far: {so_far}"
+    if run.final.is_dir() and logged.is_measured:
+        return f"Finished: {so_far}"
+    if run.final.is_dir():
+        return f"Trained, but not measured: {so_far}"
+    most = f"{run.config.trainer.max_steps:,} at most"
+    where = most if logged.algorithm in logged.phases else "the warm start alone was begun"
+    return f"Not finished ({where}): {so_far} Go on with it: {resume_command(run)}"
+
+
+def warning_lines(logged: Logged) -> list[str]:
+    """What health rules said, at most `WARNINGS` of it."""
+    lines = [f"Step {r['step']:,} of {r.get('phase', logged.algorithm)}: {_said(r)}" for r in logged.warnings]
+    more = len(lines) - WARNINGS
+    return lines if more <= 0 else [*lines[:WARNINGS], f"… and {more:,} more"]
+
+
+def _said(record: Mapping[str, Any]) -> str:
+    seen = f": {record['seen']}" if "seen" in record else ""
+    stopped = " (the run was stopped)" if record.get("action") == "stop" else ""
+    advice = f". To mend it: {record['advice']}" if "advice" in record else ""
+    return f"health.{record['health']}{stopped}{seen}{advice}"
+
+
+def plots_of(logged: Logged) -> list[tuple[str, str, list[Figure]]]:
+    """Name, words and figures of each phase, the last phase first."""
+    from rl4rec_cli.eval.metrics import headline
+    from rl4rec_cli.report import panels, plots
+
+    config = logged.run.config
+    found = []
+    for phase, records in reversed(logged.phases.items()):
+        warned = [r["step"] for r in logged.warnings if r.get("phase", phase) == phase]
+        marks = panels.step_marks(records, warned)
+        drawn = panels.figures_of(
+            records, phase, k=config.reward.k, limit=config.generation.max_completion_length, marks=marks
+        )
+        if phase == logged.algorithm:
+            metric = headline(config.eval.ks)
+            drawn[1:1] = panels.validation_figure(logged.validation, metric)
+        signs = {sign for _, sign in marks}
+        words = [
+            plots.AVERAGED if len(records) > plots.SMOOTHED else "",
+            "Dashed lines: a new epoch begins." if "" in signs else "",
+            "r: the run was gone on with here." if "r" in signs else "",
+            "!: a health rule warned." if "!" in signs else "",
+        ]
+        name = "Training" if phase == logged.algorithm else "Warm start"
+        found.append((f"{name}: {phase}", " ".join(filter(None, words)), drawn))
+    return found
+
+
+def samples(logged: Logged) -> list[dict[str, Any]]:
+    """Texts of some steps, evenly over the run, those for the same user and target together."""
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for record in logged.rollouts:
+        by_step.setdefault(record["step"], []).append(record)
+    if not by_step:
+        return []
+    titles = _titles(logged)
+    steps = list(by_step)
+    last = len(steps) - 1
+    places = dict.fromkeys(round(last * i / max(1, SAMPLED_STEPS - 1)) for i in range(SAMPLED_STEPS))
+    return [{"step": steps[place], "asked": _asked(by_step[steps[place]], titles)} for place in places]
+
+
+def _asked(records: Sequence[Mapping[str, Any]], titles: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    asked: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for record in records[:SAMPLED_TEXTS]:
+        text = str(record.get("text", ""))
+        cut = f"{text[:TEXT]}… ({len(text) - TEXT:,} characters more)" if len(text) > TEXT else text
+        told = {"text": cut, "rank": _shown(record.get("rank"), ","), "reward": _shown(record.get("reward"), ".4f")}
+        of = str(record.get("dataset", ""))
+        asked.setdefault((of, str(record.get("user", "")), record["target"]), []).append(told)
+    found = []
+    for (of, user, target), texts in asked.items():
+        own = titles.get(of, ())
+        title = own[target] if 0 <= target < len(own) else f"item {target}"
+        found.append({"user": f"{user} of {of}" if of else user, "target": title, "texts": texts})
+    return found
+
+
+def _titles(logged: Logged) -> dict[str, list[str]]:
+    """The titles of each dataset the run was trained on, by its name as `rollouts.jsonl` has it.
+
+    None where one of them is not there any more.
+    """
+    from rl4rec_cli.data.dataset import joint_digest, open_datasets
+
+    several = len(logged.datasets) > 1
+    digests = [] if several else [result.get("dataset_digest") for result in logged.results.values()]
+    known = next(filter(None, [*digests, *(found.dataset for found in logged.checkpoints)]), None)
+    try:
+        datasets = open_datasets(logged.run.config.data)
+    except Rl4RecError as error:
+        logged.remarks.append(f"Targets are shown by their id, as the dataset cannot be read: {_line(error.message)}")
+        return {}
+    if known is not None and joint_digest(datasets) != known:
+        what = "datasets are not those" if several else "dataset is not the one"
+        logged.remarks.append(f"Targets are shown by their id: the {what} that the run was trained on.")
+        return {}
+    return {d.name if several else "": [str(item["title"]) for item in d.items] for d in datasets}
+
+
+def checkpoint_table(logged: Logged) -> Table:
+    """Columns and rows of what could be loaded or gone on from."""
+    rows = []
+    for found in logged.checkpoints:
+        state = "whole"
+        if found.problems:
+            state = f"DAMAGED: {'; '.join(found.problems[:3])}"
+        elif found.missing:
+            state = f"loads; to go on with it {', '.join(found.missing)} is missing"
+        reached = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
+        what = f"{_WHAT.get(found.name, '')}{': ' if reached else ''}{reached}"
+        step = "-" if found.step is None else f"{found.step:,}"
+        rows.append([found.name, step, _size(found.size), state, what])
+    return ("checkpoint", "step", "size", "state", "what it is"), rows
+
+
+_WHAT = {
+    "checkpoint_start": "before reinforcement learning",
+    "checkpoint_best": "best on validation users",
+    "checkpoint_final": "the result",
+}
+
+
+def settings_table(config: Section) -> Table:
+    """Columns and rows of the settings that are not the defaults."""
+    return ("setting", "value", "default"), _changed(config, "")
+
+
+def _changed(section: Section, path: str) -> list[list[str]]:
+    rows = []
+    for name, about in type(section).model_fields.items():
+        value, default = getattr(section, name), about.get_default(call_default_factory=True)
+        key = f"{path}{name}"
+        if isinstance(value, Section):
+            if type(value) is not type(default) and name != "trainer":  # one that is optional is something by itself
+                rows.append([key, "set", _setting(default)])
+            rows += _changed(value, f"{key}.")
+        elif value != default:
+            rows.append([key, _setting(value), _setting(default)])
+    return rows
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, Section):
+        return "set"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def environment_table(found: Mapping[str, Any]) -> Table:
+    """Columns and rows of what a result depends on besides the configuration."""
+    versions = found.get("versions")
+    flat = {**{k: v for k, v in found.items() if k != "versions"}, **versions} if isinstance(versions, dict) else found
+    rows = [
+        [str(key), " ".join(map(str, value)) if isinstance(value, list) else _setting(value)]
+        for key, value in flat.items()
+    ]
+    return ("what", "value"), rows
+
+
+def _shown(value: Any, form: str) -> str:
+    return "-" if value is None or isinstance(value, str) else format(value, form)
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step{'s' if count != 1 else ''}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:,.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,1 @@
+"""The retrieval service: Ray actors that embed and rank for several trainers."""

@@ -1,0 +1,1 @@
+"""The algorithms: how a batch of completions and rewards becomes an update."""

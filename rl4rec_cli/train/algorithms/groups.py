@@ -1,0 +1,125 @@
+"""GRPO and RLOO that learn only from groups whose texts differ in reward.
+
+Decides: a group without variance says nothing of which text is better: it is left out of the loss, of the KL penalty
+and of what the loss is divided by; where asked, other prompts take its place (DAPO's dynamic sampling,
+arXiv:2503.14476, with a bound).
+Hides: TRL's batches of padded texts, and that GRPO's loss is a mean over tokens and RLOO's one over texts.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.trainer import GroupSection
+
+_LEFT = ("prompt_ids", "prompt_mask")
+_IDS = ("prompt_ids", "completion_ids")
+_WHOLE = ("advantages", "old_logps")
+
+
+def informative(kind: Any, section: GroupSection) -> Any:
+    """A trainer's class, or what makes one that treats groups without variance as the section says."""
+    if section.zero_variance == "keep":
+        return kind
+    rounds = section.refill_rounds if section.zero_variance == "refill" else 0
+    return partial(type(f"Informative{kind.__name__}", (InformativeGroups, kind), {}), rounds=rounds)
+
+
+class InformativeGroups:
+    """What stands before TRL's trainer of groups: it leaves out those that have no variance.
+
+    Args:
+        rounds: how often fresh prompts are drawn in place of such groups; 0: they are only left out.
+    """
+
+    args: Any
+    train_dataset: Any
+    reward_weights: Any
+    _metrics: Any
+    _step: int
+    _tokenizer: Any
+
+    def __init__(self, *own: Any, rounds: int, **trl: Any) -> None:
+        super().__init__(*own, **trl)
+        self._rounds = rounds
+        self._size = int(self.args.num_generations)
+        self._rewards_B = torch.zeros(0)
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        rewards: Tensor = cast(Any, super())._calculate_rewards(*args, **kwargs)
+        self._rewards_B = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        generate = cast(Any, super())._generate_and_score_completions
+        output = generate(inputs)
+        varied_G = self._varied()
+        found, refilled, drawn = int((~varied_G).sum()), 0, 0
+        # What is logged of a batch is logged of the prompts that were drawn for it, not of those that stand in.
+        lengths = {name: len(values) for name, values in self._metrics["train"].items()}
+        for turn in range(self._rounds):
+            empty = torch.nonzero(~varied_G).flatten().tolist()
+            if not empty:
+                break
+            rows = self._fresh(len(empty), turn)
+            drawn += len(rows) // self._size
+            fresh = generate(rows)
+            good = torch.nonzero(self._varied()).flatten().tolist()
+            for ours, theirs in zip(empty, good, strict=False):
+                output = _replace(output, self._rows(ours), fresh, self._rows(theirs), self._tokenizer.pad_token_id)
+                varied_G[ours] = True
+                refilled += 1
+        for name, values in self._metrics["train"].items():
+            del values[lengths.get(name, 0) :]
+        keep_B = varied_G.repeat_interleave(self._size).to(output["completion_mask"].device)
+        if "num_items_in_batch" in output:  # GRPO: a mean over tokens, the KL penalty beside the advantages
+            output["completion_mask"] = output["completion_mask"] * keep_B[:, None]
+            output["num_items_in_batch"] = output["completion_mask"].sum()
+        else:  # RLOO: a mean over texts, the KL penalty in the advantages; masked tokens would spoil a text's ratio
+            output["advantages"] = output["advantages"] * keep_B * (len(keep_B) / keep_B.sum().clamp(min=1))
+        counts = {"zero_variance": found, "drawn": drawn, "refilled": refilled, "left_out": found - refilled}
+        for name, count in counts.items():
+            self._metrics["train"][f"groups/{name}"].append(float(count))
+        return output
+
+    def _varied(self) -> Tensor:
+        """`[groups]` whether the last texts' rewards differ within their group."""
+        rewards_GN = self._rewards_B.view(-1, self._size)
+        return ~torch.isclose(rewards_GN, rewards_GN[:, :1], rtol=0.0, atol=1e-8).all(1).cpu()
+
+    def _rows(self, group: int) -> slice:
+        return slice(group * self._size, (group + 1) * self._size)
+
+    def _fresh(self, count: int, turn: int) -> list[dict[str, Any]]:
+        """Prompts drawn from all; by the step alone, so that a resumed run draws the same."""
+        draw = random.Random(f"{self.args.seed} {self._step} {turn}")
+        rows: Any = self.train_dataset
+        chosen = draw.sample(range(len(rows)), min(count, len(rows)))
+        return [rows[i] for i in chosen for _ in range(self._size)]
+
+
+def _replace(output: dict[str, Any], ours: slice, other: dict[str, Any], theirs: slice, pad: int) -> dict[str, Any]:
+    """The batch with a group of another one in place of one of its own."""
+    merged = dict(output)
+    for name, value in output.items():
+        if name in _WHOLE:
+            merged[name] = value.clone()
+            merged[name][ours] = other[name][theirs]
+        elif isinstance(value, Tensor) and value.dim() == 2:
+            width = max(value.size(1), other[name].size(1))
+            fill = pad if name in _IDS else 0
+            both = [_widen(t, width, fill, left=name in _LEFT) for t in (value, other[name])]
+            merged[name] = both[0].clone()
+            merged[name][ours] = both[1][theirs]
+    return merged
+
+
+def _widen(value: Tensor, width: int, fill: int, *, left: bool) -> Tensor:
+    missing = width - value.size(1)
+    return torch.nn.functional.pad(value, (missing, 0) if left else (0, missing), value=fill)

@@ -1,0 +1,76 @@
+"""RLOO: TRL's `RLOOTrainer` on our rollouts and rewards.
+
+Decides: TRL's configuration of our settings.
+Hides: that TRL's RLOO has no `rollout_func`: here its two steps from prompts to tokens are ours, as everywhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from trl import RLOOConfig, RLOOTrainer
+
+from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.train.algorithms.groups import informative
+from rl4rec_cli.train.arguments import one_gpu, rl_arguments
+from rl4rec_cli.train.engine_rollouts import weigh_texts
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import RunConfig, VllmSection
+    from rl4rec_cli.config.trainer import RlooSection
+    from rl4rec_cli.policy.loading import Policy
+    from rl4rec_cli.train.reinforcement import TrainerParts
+    from rl4rec_cli.train.rollouts import Rollout
+
+
+def rloo_arguments(
+    section: RlooSection, config: RunConfig, policy: Policy, *, steps: int, output_dir: Path
+) -> RLOOConfig:
+    """TRL's configuration of our settings."""
+    arguments = RLOOConfig(
+        **rl_arguments(section, config, policy, steps=steps, output_dir=output_dir),
+        per_device_train_batch_size=section.batch_size * section.num_generations,
+        num_generations=section.num_generations,
+        num_iterations=section.num_iterations,
+        normalize_advantages=config.reward.normalize_rewards == "batch",
+    )
+    return one_gpu(arguments)
+
+
+class RlooTrainer(RLOOTrainer):
+    """TRL's trainer, writing its texts with our generation."""
+
+    def __init__(self, rollout: Rollout, settings: VllmSection, **trl: Any) -> None:
+        super().__init__(**trl)
+        self._rollout = rollout
+        self._settings = settings
+
+    def _tokenize_prompts(self, prompts: list[str]) -> Any:
+        return self._rollout.prompt_ids(prompts), None, {}
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any) -> Any:
+        return self._rollout.write(prompt_ids, self)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        output = super()._generate_and_score_completions(inputs)
+        if self._rollout.logps is not None:
+            weigh_texts(output, self._rollout.logps, self._settings, self._metrics["train"])
+        return output
+
+
+def make_rloo(parts: TrainerParts) -> RlooTrainer:
+    """The trainer for these parts."""
+    section = parts.config.trainer
+    if section.algorithm != "rloo":
+        raise ConfigError(f"trainer.algorithm is {section.algorithm}, not rloo")
+    trainer: RlooTrainer = informative(RlooTrainer, section)(
+        parts.rollout,
+        parts.config.generation.vllm,
+        model=parts.policy.model,
+        args=rloo_arguments(section, parts.config, parts.policy, steps=parts.steps, output_dir=parts.output_dir),
+        train_dataset=parts.rows,
+        processing_class=parts.policy.tokenizer,
+        reward_funcs=cast(Any, parts.reward),
+    )
+    return trainer

@@ -1,0 +1,122 @@
+"""The datasets a run is trained on, each with what its examples are written, ranked and rewarded by.
+
+Decides: that the examples of all datasets make one training set, in which each has the share that its examples have;
+that a prompt is written of its own dataset, and its texts are ranked in that dataset's catalogue and nowhere else.
+Hides: that item ids of different catalogues are the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl4rec_cli import console
+from rl4rec_cli.data.prompts import PromptBuilder
+from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.train.examples import number_of_training_examples, training_examples
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.trainer import RlSection
+    from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.retrieval.retriever import VectorRetriever
+    from rl4rec_cli.rewards.scorer import Scorer
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One of a run's datasets."""
+
+    dataset: Dataset
+    retriever: VectorRetriever
+    scorer: Scorer
+    builder: PromptBuilder
+    examples: Sequence[Example]
+    """What is trained on."""
+
+    @property
+    def name(self) -> str:
+        return self.dataset.name
+
+
+def open_domains(
+    config: RunConfig,
+    datasets: Sequence[Dataset],
+    retrievers: Mapping[str, VectorRetriever],
+    scorers: Mapping[str, Scorer],
+    tokenizer: Any,
+) -> list[Domain]:
+    """A domain for each dataset.
+
+    Args:
+        retrievers: by the datasets' names; so are the scorers.
+        tokenizer: the policy's.
+
+    Raises:
+        ConfigError: the prompt does not fit a dataset.
+    """
+    return [
+        Domain(
+            dataset,
+            retrievers[dataset.name],
+            scorers[dataset.name],
+            PromptBuilder(config.prompt, dataset, tokenizer),
+            training_examples(config, dataset),
+        )
+        for dataset in datasets
+    ]
+
+
+def check_datasets(config: RunConfig, datasets: Sequence[Dataset]) -> None:
+    """That several datasets go together, and say in which shares.
+
+    Raises:
+        ConfigError: one of several datasets has none, or a prompt template is for none of them.
+    """
+    names = [dataset.name for dataset in datasets]
+    for key in ("templates", "item_templates"):
+        if unknown := [name for name in getattr(config.prompt, key) if name not in names]:
+            raise ConfigError(
+                f"prompt.{key}.{unknown[0]}: the run has no dataset of this name", hint=f"it has {', '.join(names)}"
+            )
+    if len(datasets) == 1:
+        return
+    counts = {dataset.name: number_of_training_examples(config, dataset) for dataset in datasets}
+    if empty := [name for name, count in counts.items() if not count]:
+        raise ConfigError(f"dataset {empty[0]} has no training examples: every user needs at least 4 items")
+    total = sum(counts.values())
+    shares = ", ".join(f"{name} {count:,} ({count / total:.0%})" for name, count in counts.items())
+    console.log(f"Training on {len(datasets)} datasets together, {total:,} examples: {shares}")
+
+
+def count_examples(domains: Sequence[Domain]) -> int:
+    """Training examples of all domains."""
+    return sum(len(domain.examples) for domain in domains)
+
+
+def screen_domains(
+    section: RlSection,
+    domains: Sequence[Domain],
+    *,
+    write: Callable[[Dataset, Sequence[Example]], list[str]],
+    folder: Path,
+) -> list[Domain]:
+    """Each domain with the examples that reinforcement learning sees; see `screening.py`.
+
+    Args:
+        write: the starting policy's most likely texts for examples of a dataset.
+        folder: the run's.
+    """
+    from rl4rec_cli.train.screening import screen_examples
+
+    screened = []
+    for one in domains:
+        name = one.name if len(domains) > 1 else None
+        file = folder / ("screened.json" if name is None else f"screened-{name}.json")
+        by_policy = partial(write, one.dataset)
+        kept = screen_examples(section, one.retriever, one.examples, write=by_policy, kept_in=file, name=name)
+        screened.append(replace(one, examples=kept))
+    return screened
