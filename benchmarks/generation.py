@@ -31,7 +31,7 @@ import torch
 from rl4rec_cli import console
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig, TinySection
-from rl4rec_cli.data.dataset import open_dataset
+from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.engine.vllm import VllmEngine
 from rl4rec_cli.policy.generation import Sampling, generate_ids, writing
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy

@@ -147,7 +147,7 @@ def build(case: Case, folder: Path, device: str) -> tuple[ModelFacts, RunConfig]
 def save_random_llama(shape: Shape, path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from rl4rec_cli.data.dataset import open_dataset
+    from rl4rec_cli.data.opening import open_dataset
     from rl4rec_cli.policy.loading import build_tiny
 
     console.quiet_libraries()

@@ -25,7 +25,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same on both sides, and steadier
 
 from rl4rec_cli.config.sections import RetrievalSection
-from rl4rec_cli.data.dataset import load_dataset, save_dataset
+from rl4rec_cli.data.opening import load_dataset
+from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.retrieval.retriever import open_retriever
 from rl4rec_cli.retrieval.service import cluster

@@ -28,7 +28,8 @@ from transformers import PrinterCallback, TrainerCallback
 
 from rl4rec_cli import console
 from rl4rec_cli.config.layering import load_config
-from rl4rec_cli.data.dataset import build_examples, open_dataset
+from rl4rec_cli.data.dataset import build_examples
+from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.policy.loading import load_policy
 from rl4rec_cli.retrieval.retriever import open_retriever

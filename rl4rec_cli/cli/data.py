@@ -28,7 +28,7 @@ def synth(
 ) -> None:
     """Write a synthetic dataset with tastes that a policy can learn."""
     from rl4rec_cli import console
-    from rl4rec_cli.data.dataset import save_dataset
+    from rl4rec_cli.data.saving import save_dataset
     from rl4rec_cli.data.synthetic import synthesize
     from rl4rec_cli.shell import rl4rec
 
@@ -44,7 +44,7 @@ def stats(
 ) -> None:
     """Check a dataset folder and print its figures."""
     from rl4rec_cli import console
-    from rl4rec_cli.data.dataset import load_dataset
+    from rl4rec_cli.data.opening import load_dataset
     from rl4rec_cli.data.stats import dataset_stats
 
     console.figures(dataset_stats(load_dataset(dataset)), as_json=as_json)
@@ -79,7 +79,7 @@ def audit(
         allow_custom_rewards=True,
     )
     from rl4rec_cli.data.audit.audit import audit_as_configured
-    from rl4rec_cli.data.dataset import open_dataset
+    from rl4rec_cli.data.opening import open_dataset
     from rl4rec_cli.errors import Rl4RecError
 
     found = audit_as_configured(open_dataset(config.data), config)

@@ -36,7 +36,7 @@ def embed(
     flags = {"embedder": embedder, "model": model, "emb_type": emb_type, "device": device, "batch_size": batch_size}
     given = {f"retrieval.{key}": value for key, value in flags.items() if value is not None}
     section = load_config(algorithm=None, flags=given).retrieval
-    from rl4rec_cli.data.dataset import load_dataset
+    from rl4rec_cli.data.opening import load_dataset
 
     read = load_dataset(dataset)  # its errors are told before torch is imported
     from rl4rec_cli.retrieval.embedding_files import embed_dataset

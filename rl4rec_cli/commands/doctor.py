@@ -279,7 +279,7 @@ def look_at(path: Path) -> Check:
     name, folder = str(path), path.expanduser()
     try:
         if (folder / "items.jsonl").exists() or (folder / "sequential_data.txt").exists():
-            from rl4rec_cli.data.dataset import load_dataset
+            from rl4rec_cli.data.opening import load_dataset
 
             dataset = load_dataset(folder)
             return Check(name, "ok", f"a dataset of {len(dataset.users):,} users and {dataset.num_items:,} items")

@@ -44,7 +44,7 @@ def _check_data(config: RunConfig, seeds: tuple[int, ...], *, is_new: bool) -> N
     if not config.data.paths:  # synthetic data have nothing to be wrong with
         return
     from rl4rec_cli.commands.train import check_settings, of_seed
-    from rl4rec_cli.data.dataset import open_datasets
+    from rl4rec_cli.data.opening import open_datasets
 
     datasets = open_datasets(config.data)
     for seed in seeds:

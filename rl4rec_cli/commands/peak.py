@@ -79,7 +79,8 @@ def measure_peaks(config: RunConfig) -> list[Peak]:
 def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     """In the process of its own."""
     from rl4rec_cli import console
-    from rl4rec_cli.data.dataset import joint_digest, open_datasets
+    from rl4rec_cli.data.dataset import joint_digest
+    from rl4rec_cli.data.opening import open_datasets
 
     datasets = open_datasets(config.data)
     from rl4rec_cli.policy.backend import prepare_backend

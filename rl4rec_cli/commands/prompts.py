@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl4rec_cli import console
-from rl4rec_cli.data.dataset import build_examples, open_dataset
+from rl4rec_cli.data.dataset import build_examples
+from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.prompts import Prompt, PromptBuilder
 from rl4rec_cli.data.reading import PROMPTS
 from rl4rec_cli.errors import ConfigError, DataError

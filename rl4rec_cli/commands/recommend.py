@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
-from rl4rec_cli.data.dataset import Dataset, open_dataset
+from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.dates import with_day
+from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.data.provenance import changed_data, is_own_data
 from rl4rec_cli.data.titles import TitleIndex

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli import console
 from rl4rec_cli.commands.prompts import check_model, lost_items, make_prompts
 from rl4rec_cli.data.audit.audit import audit_as_configured
-from rl4rec_cli.data.dataset import open_dataset
+from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.parsing import text_flaw
 from rl4rec_cli.data.prompts import PromptBuilder, TemplateTooLongError
 from rl4rec_cli.errors import ConfigError, DataError, RunError

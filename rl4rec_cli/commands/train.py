@@ -16,8 +16,9 @@ from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, cast
 
 from rl4rec_cli import console
-from rl4rec_cli.data.dataset import joint_digest, open_datasets
+from rl4rec_cli.data.dataset import joint_digest
 from rl4rec_cli.data.dates import day_line, with_day, writes_day
+from rl4rec_cli.data.opening import open_datasets
 from rl4rec_cli.data.provenance import keep_datasets
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.runs.folder import (

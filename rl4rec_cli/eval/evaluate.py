@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.config.layering import dump_config
-from rl4rec_cli.data.dataset import Split, open_dataset
+from rl4rec_cli.data.dataset import Split
 from rl4rec_cli.data.dates import day_line, with_day, writes_day
+from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.data.provenance import changed_data
 from rl4rec_cli.errors import ConfigError

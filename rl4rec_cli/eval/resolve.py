@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from rl4rec_cli import console
 from rl4rec_cli.config.layering import load_config
-from rl4rec_cli.data.dataset import find_path
+from rl4rec_cli.data.opening import find_path
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.eval.checkpoint import find_checkpoint
 from rl4rec_cli.runs.folder import Run, open_run

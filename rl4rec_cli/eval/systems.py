@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rl4rec_cli.config.sections import Baseline
-from rl4rec_cli.data.dataset import Dataset, open_dataset, open_datasets
+from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.data.opening import open_dataset, open_datasets
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.evaluate import NEEDS_POLICY
 from rl4rec_cli.eval.resolve import find_run, resolve_target

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rl4rec_cli import __version__
-from rl4rec_cli.data.dataset import dataset_name
+from rl4rec_cli.data.opening import dataset_name
 from rl4rec_cli.data.provenance import trained_on
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint, is_of
 from rl4rec_cli.eval.result_files import read_result

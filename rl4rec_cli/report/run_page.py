@@ -93,7 +93,7 @@ class Logged:
     @cached_property
     def datasets(self) -> list[str]:
         """Names of the datasets where there are several; else one, which needs no name."""
-        from rl4rec_cli.data.dataset import dataset_name
+        from rl4rec_cli.data.opening import dataset_name
 
         paths = self.run.config.data.paths
         return [dataset_name(path) for path in paths] if len(paths) > 1 else [""]
@@ -326,7 +326,8 @@ def _titles(logged: Logged) -> dict[str, list[str]]:
 
     None where one of them is not there any more.
     """
-    from rl4rec_cli.data.dataset import joint_digest, open_datasets
+    from rl4rec_cli.data.dataset import joint_digest
+    from rl4rec_cli.data.opening import open_datasets
 
     several = len(logged.datasets) > 1
     digests = [] if several else [result.get("dataset_digest") for result in logged.results.values()]

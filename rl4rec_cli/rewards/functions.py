@@ -315,7 +315,7 @@ def create_reward_function(
         raise ConfigError(f"k must be at least 1, got {k}")
     if retriever is None:
         from rl4rec_cli.config.sections import RetrievalSection
-        from rl4rec_cli.data.dataset import load_dataset
+        from rl4rec_cli.data.opening import load_dataset
         from rl4rec_cli.retrieval.retriever import open_retriever
 
         section = retrieval or RetrievalSection()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
 from rl4rec_cli.config.layering import dump_config
-from rl4rec_cli.data.dataset import dataset_name
+from rl4rec_cli.data.opening import dataset_name
 from rl4rec_cli.errors import RunError
 from rl4rec_cli.policy.loading import write_checkpoint
 from rl4rec_cli.train.checkpoints import PROGRESS, RECIPE, final_steps

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rl4rec_cli.data.dataset import Dataset, save_dataset
+from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
 
 

@@ -350,7 +350,7 @@ def test_groups_that_differ_in_more_than_their_seed_are_told(tmp_path: Path) -> 
 
 
 def test_all_are_measured_on_one_dataset(tmp_path: Path) -> None:
-    from rl4rec_cli.data.dataset import save_dataset
+    from rl4rec_cli.data.saving import save_dataset
     from rl4rec_cli.data.synthetic import synthesize
 
     a, b = make_run(tmp_path, "a"), make_run(tmp_path, "b", "data.synthetic.users=30")

@@ -52,7 +52,8 @@ def texts_of(run: Path) -> dict[str, str]:
 
 def write(model: Any, tokenizer: Any, run: Path) -> dict[str, str]:
     """What a model writes for the users that the run was measured on."""
-    from rl4rec_cli.data.dataset import build_examples, open_dataset
+    from rl4rec_cli.data.dataset import build_examples
+    from rl4rec_cli.data.opening import open_dataset
     from rl4rec_cli.data.prompts import PromptBuilder
     from rl4rec_cli.runs.folder import open_run
 

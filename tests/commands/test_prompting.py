@@ -17,8 +17,10 @@ from rl4rec_cli.commands import prompts as prompting
 from rl4rec_cli.commands import summaries
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.data.audit.audit import audit_dataset
-from rl4rec_cli.data.dataset import build_examples, load_dataset, save_dataset
+from rl4rec_cli.data.dataset import build_examples
+from rl4rec_cli.data.opening import load_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
+from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.evaluate import measure_policy

@@ -18,7 +18,8 @@ import pytest
 
 from rl4rec_cli.config.sections import PromptSection
 from rl4rec_cli.data.audit.audit import Audit, Check, Finding, audit_dataset
-from rl4rec_cli.data.dataset import Dataset, load_dataset
+from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.data.opening import load_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ConfigError, DataError
 

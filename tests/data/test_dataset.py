@@ -16,15 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl4rec_cli.config.sections import DataSection, SyntheticSection
-from rl4rec_cli.data.dataset import (
-    Dataset,
-    Example,
-    build_examples,
-    count_train_examples,
-    load_dataset,
-    open_dataset,
-    save_dataset,
-)
+from rl4rec_cli.data.dataset import Dataset, Example, build_examples, count_train_examples
+from rl4rec_cli.data.opening import load_dataset, open_dataset
+from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.stats import dataset_stats
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ConfigError, DataError

@@ -136,7 +136,7 @@ def test_a_tokenizer_that_makes_control_tokens_all_the_same_is_refused(tiny_fold
 def test_the_command_shows_where_a_prompt_ends(
     tiny_folder: Path, tmp_path: Path, make_dataset: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rl4rec_cli.data.dataset import save_dataset
+    from rl4rec_cli.data.saving import save_dataset
 
     tokenizer_of(tiny_folder, "<bos> $A <eos>").save_pretrained(tmp_path / "model")
     for name in ("config.json", "generation_config.json", "model.safetensors"):

@@ -12,8 +12,9 @@ import pytest
 from rl4rec_cli.cli.main import main
 from rl4rec_cli.commands.train import train
 from rl4rec_cli.config.layering import load_config
-from rl4rec_cli.data.dataset import load_dataset, save_dataset
+from rl4rec_cli.data.opening import load_dataset
 from rl4rec_cli.data.provenance import changed_datasets, keep_datasets, trained_on
+from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import RunError
 from rl4rec_cli.runs.folder import open_run

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rl4rec_cli.config.sections import RetrievalSection
-from rl4rec_cli.data.dataset import Dataset, Example, build_examples, load_dataset
+from rl4rec_cli.data.dataset import Dataset, Example, build_examples
+from rl4rec_cli.data.opening import load_dataset
 from rl4rec_cli.eval.baselines import BASELINES, bm25_scores, label, measure_baseline
 from rl4rec_cli.eval.metrics import means
 from rl4rec_cli.eval.scoring import Measured, SparseScores, Task, measure

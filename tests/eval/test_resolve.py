@@ -8,7 +8,7 @@ import pytest
 
 from rl4rec_cli.commands.recommend import open_recommender
 from rl4rec_cli.config.layering import dump_config, load_config
-from rl4rec_cli.data.dataset import save_dataset
+from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ConfigError, DataError
 from rl4rec_cli.eval.resolve import resolve_target, untrained

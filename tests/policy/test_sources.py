@@ -12,7 +12,8 @@ import pytest
 
 from rl4rec_cli.cli.main import main
 from rl4rec_cli.config.sections import LoraSection, PolicySection
-from rl4rec_cli.data.dataset import Dataset, save_dataset
+from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.models.vocabulary import RESIZE
 from rl4rec_cli.policy.loading import check_tokenizer, load_policy, save_policy

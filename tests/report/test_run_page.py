@@ -145,7 +145,7 @@ def test_warnings_are_told_and_marked(tmp_path: Path) -> None:
 
 
 def test_texts_with_their_targets_titles(tmp_path: Path) -> None:
-    from rl4rec_cli.data.dataset import open_dataset
+    from rl4rec_cli.data.opening import open_dataset
 
     run = make(tmp_path)
     write(run, "training_log.jsonl", [step("grpo", 1)])

@@ -54,7 +54,8 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[.
     """A dataset folder of 301 items in random words; a third of the items have another one's text and tie with it."""
     import numpy as np
 
-    from rl4rec_cli.data.dataset import load_dataset, save_dataset
+    from rl4rec_cli.data.opening import load_dataset
+    from rl4rec_cli.data.saving import save_dataset
 
     random = np.random.default_rng(5)
     words = [f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(60)]

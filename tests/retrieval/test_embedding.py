@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import safe_open, save_file
 
 from rl4rec_cli.config.sections import RetrievalSection
-from rl4rec_cli.data.dataset import Dataset, save_dataset
+from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.errors import DataError, EmbeddingError
 from rl4rec_cli.retrieval import embedding_files
 from rl4rec_cli.retrieval.embedding import (
@@ -572,7 +573,7 @@ def test_no_assert_guards_input(tmp_path: Path, make_dataset: Make) -> None:
     save_dataset(make_dataset(sequences=[[0, 1, 2, 3]]), tmp_path / "shop")
     save_pt(tmp_path / "a.pt", torch.full((6, DIM), float("nan")))
     code = f"""
-from rl4rec_cli.data.dataset import load_dataset
+from rl4rec_cli.data.opening import load_dataset
 from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.retrieval.embedding_files import load_embeddings
 from pathlib import Path

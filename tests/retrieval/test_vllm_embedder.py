@@ -80,7 +80,7 @@ def test_a_run_embeds_items_and_rewards_by_it(minilm: str, tmp_path: Path) -> No
     assert RetrievalSection(embedder="vllm").embedder == "vllm"
     (file,) = (tmp_path / "data_emb").glob("*.safetensors")
     from rl4rec_cli.config.sections import DataSection
-    from rl4rec_cli.data.dataset import open_dataset
+    from rl4rec_cli.data.opening import open_dataset
 
     dataset = open_dataset(DataSection.model_validate({"synthetic": {"users": 60, "items": 24}, "path": None}))
     stored = load_embeddings(file, dataset=dataset, emb_type="text", model=minilm)

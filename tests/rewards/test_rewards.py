@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RetrievalSection, RewardSection
-from rl4rec_cli.data.dataset import Dataset, save_dataset
+from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.errors import ConfigError, DataError, RewardError
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking
 from rl4rec_cli.rewards import RLRewardFunction, calculate_ndcg, create_reward_function

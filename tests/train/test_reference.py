@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rl4rec_cli.config.layering import load_config
-from rl4rec_cli.data.dataset import build_examples, open_dataset
+from rl4rec_cli.data.dataset import build_examples
+from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.policy.loading import load_policy, save_policy
 from rl4rec_cli.retrieval.retriever import open_retriever

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from rl4rec_cli.commands.train import train
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RunConfig
-from rl4rec_cli.data.dataset import open_dataset
+from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.errors import ConfigError, PolicyError, RunError
 from rl4rec_cli.files import folders
 from rl4rec_cli.files.folders import problems

@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from rl4rec_cli.cli.main import main
 from rl4rec_cli.config.layering import dump_config, load_config
 from rl4rec_cli.config.sections import RetrievalSection, RewardSection
-from rl4rec_cli.data.dataset import Dataset, load_dataset, save_dataset
+from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.data.opening import load_dataset
+from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.retrieval.retriever import Ranking, open_retriever, open_retrievers

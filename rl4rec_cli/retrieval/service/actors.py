@@ -240,7 +240,7 @@ class RetrievalService:
     # Loading
 
     def _load(self, folders: Sequence[str]) -> None:
-        from rl4rec_cli.data.dataset import load_dataset
+        from rl4rec_cli.data.opening import load_dataset
 
         section, shards = self._section, self._limits.shards
         device = resolve_device(section.device) if section.device != "auto" or self._options["num_gpus"] else "cpu"

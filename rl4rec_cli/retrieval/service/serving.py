@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.config.dataset_folders import find_folder
-from rl4rec_cli.data.dataset import load_dataset
+from rl4rec_cli.data.opening import load_dataset
 from rl4rec_cli.errors import ConfigError, ServiceError
 from rl4rec_cli.retrieval.service import cluster, joining
 from rl4rec_cli.shell import rl4rec

@@ -15,7 +15,7 @@ import pytest
 from command_lines import ends
 
 from rl4rec_cli.config.sections import RetrievalSection
-from rl4rec_cli.data.dataset import save_dataset
+from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ServiceError
 from rl4rec_cli.retrieval.service import own_service

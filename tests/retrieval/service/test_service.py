@@ -333,7 +333,7 @@ def kill(texts, targets, histories, **_):
 def train(catalogue: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """A small GRPO run whose reward file kills the service in the third step, if it is told to."""
     from rl4rec_cli.commands.train import train as run
-    from rl4rec_cli.data.dataset import save_dataset
+    from rl4rec_cli.data.saving import save_dataset
     from rl4rec_cli.data.synthetic import synthesize
 
     folder, reward = tmp_path / "made", tmp_path / "reward.py"
@@ -386,7 +386,7 @@ def test_training_goes_on_to_the_same_rewards_when_the_service_is_killed(
 def test_several_datasets_by_one_service_give_the_same_curve(
     train: Callable[..., Path], start: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from rl4rec_cli.data.dataset import save_dataset
+    from rl4rec_cli.data.saving import save_dataset
     from rl4rec_cli.data.synthetic import synthesize
 
     save_dataset(synthesize(30, 26, 2), tmp_path / "other")
@@ -445,7 +445,7 @@ def serving(folder: Path, cache: Path) -> tuple[subprocess.Popen[str], list[str]
 def test_a_cluster_that_dies_under_a_run_ends_it_with_its_steps_saved(tmp_path: Path) -> None:
     import psutil
 
-    from rl4rec_cli.data.dataset import save_dataset
+    from rl4rec_cli.data.saving import save_dataset
     from rl4rec_cli.data.synthetic import synthesize
 
     shop = tmp_path / "shop"

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from rl4rec_cli.cli.main import main
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RunConfig
-from rl4rec_cli.data.dataset import Dataset, build_examples, open_dataset
+from rl4rec_cli.data.dataset import Dataset, build_examples
+from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.policy.generation import Sampling, generate_texts
