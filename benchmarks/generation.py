@@ -32,8 +32,9 @@ from rl4rec_cli import console
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig, TinySection
 from rl4rec_cli.data.opening import open_dataset
+from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.engine.vllm import VllmEngine
-from rl4rec_cli.policy.generation import Sampling, generate_ids, writing
+from rl4rec_cli.policy.generation import generate_ids, writing
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
 
 ENGINES = ("transformers", "vLLM, adapter swapped", "vLLM, adapter merged")
@@ -163,7 +164,7 @@ def _write(policy: Policy, prompts: list[list[int]], sampling: Sampling, ends: l
     """Tokens written; one that does not exist ends no text."""
     if policy.engine is not None:
         own = [end for end in ends if end < policy.model.config.vocab_size]
-        ids, _ = policy.engine.write(policy, prompts, sampling, own)
+        ids, _ = policy.engine.write(policy.model, prompts, sampling, own)
     else:
         policy.model.generation_config.eos_token_id = ends
         with writing(policy.model):

@@ -26,7 +26,7 @@ from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.resolve import find_run, resolve_target
 
 if TYPE_CHECKING:
-    from rl4rec_cli.policy.generation import Sampling
+    from rl4rec_cli.engine.sampling import Sampling
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
 
@@ -136,8 +136,9 @@ def open_recommender(
 
     check_engine(config)
     prepare_backend(config.policy)
-    from rl4rec_cli.policy.generation import Sampling
-    from rl4rec_cli.policy.loading import check_tokenizer, open_policy
+    from rl4rec_cli.engine.sampling import Sampling
+    from rl4rec_cli.policy.loading import check_tokenizer
+    from rl4rec_cli.policy.opening import open_policy
     from rl4rec_cli.retrieval.retriever import FIRST_WAIT, open_retriever
 
     check_tokenizer(config.policy.model_copy(update={"model": folder}))  # before the minutes of embedding

@@ -276,8 +276,9 @@ def _write_rest(
         return 0
     from transformers import set_seed
 
-    from rl4rec_cli.policy.generation import Sampling, decode_texts, ending_ids, generate_completions
-    from rl4rec_cli.policy.loading import open_policy
+    from rl4rec_cli.engine.sampling import Sampling
+    from rl4rec_cli.policy.generation import decode_texts, ending_ids, generate_completions
+    from rl4rec_cli.policy.opening import open_policy
 
     policy = open_policy(config, dataset)
     log = JsonLines(part)

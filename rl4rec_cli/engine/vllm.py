@@ -22,6 +22,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rl4rec_cli import console
+from rl4rec_cli.engine.limits import (
+    cache_bytes,
+    check_fits,
+    device_of,
+    handed_bytes,
+    is_frozen,
+    make_room,
+    memory_share,
+    policy_quantization,
+    room_for,
+    weight_bytes,
+)
 from rl4rec_cli.engine.process import VllmProcess, same_gpu
 from rl4rec_cli.engine.server import VllmServer
 from rl4rec_cli.engine.weights import (
@@ -33,17 +45,13 @@ from rl4rec_cli.engine.weights import (
     whole_tensors,
 )
 from rl4rec_cli.errors import ConfigError, EngineError, PolicyError
-from rl4rec_cli.plan.memory import ENGINE_TEXTS, engine_cache, engine_need, pass_bytes, pass_tokens
-from rl4rec_cli.policy.backend import check_head
-from rl4rec_cli.policy.pretrained import is_peft
+from rl4rec_cli.models.adapters import is_peft, largest_rank
+from rl4rec_cli.plan.memory import ENGINE_TEXTS, engine_cache, pass_tokens
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import GenerationSection, PolicySection, RunConfig
-    from rl4rec_cli.policy.generation import Sampling
-    from rl4rec_cli.policy.loading import Policy
+    from rl4rec_cli.engine.sampling import Sampling
 
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Those that vLLM makes room for."""
 _TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -83,7 +91,7 @@ class VllmEngine:
     # What callers see
 
     def write(
-        self, policy: Policy, prompts: Sequence[Sequence[int]], sampling: Sampling, ends: Sequence[int]
+        self, model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, ends: Sequence[int]
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Continue token sequences with the policy as it is now.
 
@@ -110,12 +118,12 @@ class VllmEngine:
                 f"a prompt and its text may have {longest:,} tokens, but vLLM was started for {self._max_length:,}",
                 hint="raise prompt.max_prompt_length",
             )
-        process = self._started(policy)
+        process = self._started(model)
         if self._sleeps:
-            _make_room(policy)
+            make_room(model)
             process.ask("wake", doing="waking")
             self._sleeps = False
-        self._hand_over(policy, process)
+        self._hand_over(model, process)
         is_drawn = sampling.temperature > 0
         seeds = torch.randint(2**31, (len(prompts),)).tolist() if is_drawn else [None] * len(prompts)
         settings = {
@@ -130,13 +138,13 @@ class VllmEngine:
         given = [list(prompt) for prompt in prompts]
         written = process.ask("write", given, settings, seeds, doing=f"writing {len(prompts):,} texts")
         if self._section.vllm.sleep:
-            self._tell_of_sleep(policy, *process.ask("sleep", doing="going to sleep"))
+            self._tell_of_sleep(model, *process.ask("sleep", doing="going to sleep"))
             self._sleeps = True
         return self._checked(written, len(prompts))
 
-    def _tell_of_sleep(self, policy: Policy, before: int, after: int) -> None:
+    def _tell_of_sleep(self, model: Any, before: int, after: int) -> None:
         """Say once what vLLM gave back, and whether that is less than its weights."""
-        freed, weights = after - before, weight_bytes(policy.model)
+        freed, weights = after - before, weight_bytes(model)
         if self._told_of_sleep:
             return
         self._told_of_sleep = True
@@ -163,17 +171,17 @@ class VllmEngine:
 
     # Starting
 
-    def _started(self, policy: Policy) -> VllmProcess | VllmServer:
+    def _started(self, model: Any) -> VllmProcess | VllmServer:
         if self._process is not None and self._process.is_open:
             return self._process
         self.close()
-        check_fits(policy, self._policy_section, self._section)
-        self._folder, self._remove = make_folder(self, _handed_bytes(policy, swaps=self._swaps(policy)))
-        _make_room(policy)
+        check_fits(model, self._policy_section, self._section)
+        self._folder, self._remove = make_folder(self, handed_bytes(model, swaps=self._swaps(model)))
+        make_room(model)
         if self._section.vllm.server is not None:
-            self._process = self._server(policy, self._section.vllm.server)
+            self._process = self._server(model, self._section.vllm.server)
             return self._process
-        options, environment = self._options(policy)
+        options, environment = self._options(model)
         console.log("Starting vLLM" + (f"; what it prints is in {self._log}" if self._log is not None else ""))
         self._process = VllmProcess(
             "generation.engine=vllm",
@@ -184,30 +192,30 @@ class VllmEngine:
         )
         return self._process
 
-    def _server(self, policy: Policy, url: str) -> VllmServer:
+    def _server(self, model: Any, url: str) -> VllmServer:
         from rl4rec_cli.config.sections import LoraSection
 
-        is_adapted = is_peft(policy.model)
-        if not is_adapted and not _is_frozen(policy.model):
+        is_adapted = is_peft(model)
+        if not is_adapted and not is_frozen(model):
             raise ConfigError(
                 "generation.vllm.server takes adapters, but all weights are trained",
                 hint="set policy.lora.r, or leave generation.vllm.server out",
             )
-        adapter = policy.model.peft_config["default"] if is_adapted else None
-        base = str(adapter.base_model_name_or_path if adapter is not None else policy.model.config._name_or_path)
+        adapter = model.peft_config["default"] if is_adapted else None
+        base = str(adapter.base_model_name_or_path if adapter is not None else model.config._name_or_path)
         rank = largest_rank(adapter) if adapter is not None else (self._policy_section.lora or LoraSection()).r
         command = (
             f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve {base} --enable-lora "
-            f"--max-lora-rank {_room_for(rank)} --logprobs-mode processed_logprobs "
-            f"--generation-config vllm --dtype {str(policy.model.dtype).removeprefix('torch.')} "
+            f"--max-lora-rank {room_for(rank)} --logprobs-mode processed_logprobs "
+            f"--generation-config vllm --dtype {str(model.dtype).removeprefix('torch.')} "
             f"--max-model-len {self._max_length}"
         )
         return VllmServer(url, base=base, command=command, timeout=self._section.vllm.timeout)
 
-    def _options(self, policy: Policy) -> tuple[dict[str, Any], dict[str, str]]:
+    def _options(self, model: Any) -> tuple[dict[str, Any], dict[str, str]]:
         """What vLLM's `LLM` is made with, and the variables of its process."""
-        section, own, model = self._section, self._section.vllm, policy.model
-        on_gpu = policy.device.type == "cuda"
+        section, own = self._section, self._section.vllm
+        on_gpu = device_of(model).type == "cuda"
         texts = section.batch_size or ENGINE_TEXTS
         options: dict[str, Any] = {
             "dtype": _TYPES.get(own.dtype, str(model.dtype).removeprefix("torch.")),
@@ -224,16 +232,16 @@ class VllmEngine:
         environment: dict[str, str] = {}
         options["max_num_batched_tokens"] = pass_tokens(self._max_length)
         if on_gpu:
-            options["gpu_memory_utilization"] = own.memory_share or memory_share(policy, self._max_length, texts)
+            options["gpu_memory_utilization"] = own.memory_share or memory_share(model, self._max_length, texts)
             if own.memory_share is None:  # else the cache gets what the share leaves
                 options["kv_cache_memory_bytes"] = engine_cache(cache_bytes(model, self._max_length) * texts)
             options["enable_sleep_mode"] = own.sleep
-            environment["CUDA_VISIBLE_DEVICES"] = same_gpu(policy.device)
+            environment["CUDA_VISIBLE_DEVICES"] = same_gpu(device_of(model))
         else:
             # A prompt that is read in two pieces fails on the CPU where texts have seeds of their own (vLLM 0.30).
             options["enable_chunked_prefill"] = False
             options["kv_cache_memory_bytes"] = max(256 << 20, cache_bytes(model, self._max_length) * texts)
-        if self._swaps(policy):
+        if self._swaps(model):
             adapter = model.peft_config["default"]
             options |= {
                 "model": str(adapter.base_model_name_or_path),
@@ -241,60 +249,60 @@ class VllmEngine:
                 "enable_lora": True,
                 "max_loras": 1,
                 "max_cpu_loras": 1,
-                "max_lora_rank": _room_for(largest_rank(adapter)),
+                "max_lora_rank": room_for(largest_rank(adapter)),
             }
             if policy_quantization(model) == "4bit":
                 options["quantization"] = "bitsandbytes"
-        elif _is_frozen(model):
+        elif is_frozen(model):
             options |= {"model": model.config._name_or_path, "revision": self._policy_section.revision}
         else:
             options["model"] = str(self._folder)
-            self._held = self._write_weights(policy)
+            self._held = self._write_weights(model)
         return options, environment
 
     # Handing over
 
-    def _hand_over(self, policy: Policy, process: VllmProcess | VllmServer) -> None:
+    def _hand_over(self, model: Any, process: VllmProcess | VllmServer) -> None:
         """Bring vLLM to the policy's weights, where they are others than it has."""
         started = time.perf_counter()
         folder = self._folder
         assert folder is not None
-        if _is_frozen(policy.model):
+        if is_frozen(model):
             return
-        trained = trained_tensors(policy.model)
+        trained = trained_tensors(model)
         if (digest := digest_of(trained)) == self._held:
             return
         self._number += 1
-        if self._swaps(policy):
+        if self._swaps(model):
             given = folder / f"adapter-{self._number}"
             given.mkdir()
             size = save_tensors(trained, given / "adapter_model.safetensors")
-            policy.model.peft_config["default"].save_pretrained(str(given))
+            model.peft_config["default"].save_pretrained(str(given))
             process.ask("adapter", self._number, str(given), doing="taking the adapter")
             # A server may have to read the last one again, where others' adapters took its place.
             shutil.rmtree(folder / f"adapter-{self._number - 1}", ignore_errors=True)
         else:
-            size = save_tensors(whole_tensors(policy.model), folder / "model.safetensors")
+            size = save_tensors(whole_tensors(model), folder / "model.safetensors")
             process.ask("weights", self._number, doing="taking the weights")
         self._held = digest
         self.handovers.append(Handover(time.perf_counter() - started, size))
 
-    def _write_weights(self, policy: Policy) -> str:
+    def _write_weights(self, model: Any) -> str:
         """Make the engine's folder a model that can be loaded, and say which weights it has."""
         folder = self._folder
         assert folder is not None
-        config = json.loads(policy.model.config.to_json_string())
+        config = json.loads(model.config.to_json_string())
         # Tied weights are two for vLLM when it reads them anew, and it would leave the second as it was.
         config["tie_word_embeddings"] = False
         (folder / "config.json").write_text(json.dumps(config))
-        save_tensors(whole_tensors(policy.model), folder / "model.safetensors")
-        return digest_of(trained_tensors(policy.model))
+        save_tensors(whole_tensors(model), folder / "model.safetensors")
+        return digest_of(trained_tensors(model))
 
-    def _swaps(self, policy: Policy) -> bool:
+    def _swaps(self, model: Any) -> bool:
         """Whether the adapter alone is handed over."""
-        if not is_peft(policy.model):
+        if not is_peft(model):
             return False
-        how, model = self._section.vllm.handover, policy.model
+        how = self._section.vllm.handover
         is_plain = policy_quantization(model) == "none"
         if how == "merged" and not is_plain:
             raise ConfigError(
@@ -311,7 +319,7 @@ class VllmEngine:
             return False
         is_fp32 = model.dtype == torch.float32 and self._section.vllm.dtype in ("auto", "fp32")
         is_alone = how == "adapter" or self._section.vllm.server is not None or not is_plain
-        if is_fp32 and is_alone and policy.device.type == "cuda":
+        if is_fp32 and is_alone and device_of(model).type == "cuda":
             # vLLM's kernels for adapters on a GPU end with an empty AssertionError.
             raise ConfigError(
                 "generation.engine=vllm applies adapters on a GPU in 16 bits, and the weights are fp32",
@@ -346,132 +354,3 @@ class VllmEngine:
 def make_engine(config: RunConfig, *, log: Path | None = None) -> VllmEngine | None:
     """The engine that a configuration names; None where the policy itself writes."""
     return VllmEngine(config, log=log) if config.generation.engine == "vllm" else None
-
-
-def check_fits(policy: Policy, section: PolicySection, generation: GenerationSection) -> None:
-    """What of a loaded policy vLLM cannot write with.
-
-    Raises:
-        ConfigError: weights in 8 bits, or in 4 without a GPU; an adapter over more than linear layers; or a head that
-            vLLM's kernels do not have.
-    """
-    model, on_gpu = policy.model, policy.device.type == "cuda"
-    held = policy_quantization(model)
-    if held == "8bit" or (held == "4bit" and not on_gpu):
-        raise ConfigError(
-            f"generation.engine=vllm cannot hold the weights in {held}" + ("" if on_gpu else " without a GPU"),
-            hint="use policy.quantization=none, or generation.engine=transformers",
-        )
-    if held == "4bit" and model.dtype != torch.bfloat16:
-        raise ConfigError(
-            f"generation.engine=vllm computes with 4-bit weights in bf16, and this policy in {model.dtype}",
-            hint="set policy.dtype=bf16 where the GPU has it, or use generation.engine=transformers",
-        )
-    if not on_gpu:
-        check_head(_head(model.config), "the model's attention head")
-    if not is_peft(model):
-        return
-    adapter = model.peft_config["default"]
-    if what := _of_another_kind(adapter):
-        raise ConfigError(
-            f"generation.engine=vllm cannot take this adapter: {what}",
-            hint=f"use a plain LoRA adapter on linear layers, of rank at most {_RANKS[-1]}, or "
-            "generation.engine=transformers",
-        )
-
-
-def _of_another_kind(adapter: Any) -> str:
-    """What an adapter changes besides adding B·A to a layer's weights, which alone is handed over; empty if nothing."""
-    if adapter.peft_type != "LORA":
-        return f"it is no LoRA adapter but {getattr(adapter.peft_type, 'value', adapter.peft_type)}"
-    settings = ("modules_to_save", "trainable_token_indices", "use_dora", "lora_bias", "target_parameters")
-    if whole := next((name for name in settings if getattr(adapter, name, None)), None):
-        return f"its {whole}"
-    if getattr(adapter, "bias", "none") != "none":
-        return f"its bias={adapter.bias}"
-    rank = largest_rank(adapter)
-    return f"rank {rank}" if rank > _RANKS[-1] else ""
-
-
-def largest_rank(adapter: Any) -> int:
-    """The largest rank that an adapter has on any layer."""
-    return int(max([adapter.r, *(getattr(adapter, "rank_pattern", None) or {}).values()]))
-
-
-def _head(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def _room_for(rank: int) -> int:
-    return next(size for size in _RANKS if size >= rank)
-
-
-def policy_quantization(model: Any) -> str:
-    """How a loaded model's weights are held: `none`, `4bit` or `8bit`."""
-    if getattr(model, "is_loaded_in_4bit", False):
-        return "4bit"
-    return "8bit" if getattr(model, "is_loaded_in_8bit", False) else "none"
-
-
-def cache_bytes(model: Any, tokens: int) -> int:
-    """Bytes of keys and values of one text of so many tokens."""
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * _head(config) * model.dtype.itemsize * tokens
-
-
-def weight_bytes(model: Any) -> int:
-    """Bytes of a model's weights, its adapter left out."""
-    return sum(p.numel() * p.element_size() for n, p in model.named_parameters() if "lora_" not in n)
-
-
-def scale_bytes(model: Any) -> int:
-    """Bytes of the scales of 4-bit weights as vLLM holds them: float32, one for 64 weights, two of which are a byte."""
-    packed = sum(p.numel() for p in model.parameters() if type(p).__name__ == "Params4bit")
-    return packed * 2 // 64 * 4
-
-
-def memory_share(policy: Policy, tokens: int, texts: int) -> float:
-    """The share of the GPU that vLLM gets: weights of its own, the cache of a batch, and room for its passes.
-
-    Raises:
-        ConfigError: that is more than the whole GPU.
-    """
-    _, total = torch.cuda.mem_get_info(policy.device)
-    config = policy.model.config.get_text_config()
-    passes = pass_bytes(
-        hidden=config.hidden_size,
-        ffn=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        vocab=config.vocab_size,
-        tokens=pass_tokens(tokens),
-        texts=texts,
-        itemsize=policy.model.dtype.itemsize,
-    )
-    cache = cache_bytes(policy.model, tokens) * texts
-    need = engine_need(weight_bytes(policy.model) + scale_bytes(policy.model), cache, passes, on_gpu=True)
-    if need > 0.95 * total:
-        raise ConfigError(
-            f"generation.engine=vllm needs {need / 1e9:.1f} GB for {texts} texts; the GPU has {total / 1e9:.1f} GB",
-            hint="lower generation.batch_size, or set generation.vllm.memory_share",
-        )
-    return round(need / total, 3)
-
-
-def _handed_bytes(policy: Policy, *, swaps: bool) -> int:
-    """Bytes of what is handed over at once, with the one before."""
-    if _is_frozen(policy.model):
-        return 0
-    handed = [p for name, p in policy.model.named_parameters() if ("lora_" in name or not swaps)]
-    return 2 * sum(p.numel() * p.element_size() for p in handed)
-
-
-def _make_room(policy: Policy) -> None:
-    """Give back what torch keeps of the GPU for later: vLLM takes its share of what is free."""
-    if policy.device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _is_frozen(model: Any) -> bool:
-    """Whether a model is as it was loaded, and will stay so: vLLM can load it by itself."""
-    name = str(getattr(model.config, "_name_or_path", ""))
-    return bool(name) and not is_peft(model) and not any(p.requires_grad for p in model.parameters())

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from rl4rec_cli.errors import EngineError
-from rl4rec_cli.policy.pretrained import is_peft
+from rl4rec_cli.models.adapters import is_peft
 
 _FOLDER, _LOCK = "rl4rec-vllm-", ".lock"
 

@@ -113,7 +113,8 @@ def write_texts(
     """What the policy writes for each example."""
     from transformers import set_seed
 
-    from rl4rec_cli.policy.generation import Sampling, generate_texts
+    from rl4rec_cli.engine.sampling import Sampling
+    from rl4rec_cli.policy.generation import generate_texts
 
     builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
     prompts = [builder.build(example.user, example.history).ids for example in examples]
@@ -159,7 +160,7 @@ class Models:
 
     def policy(self, model: str) -> Policy:
         """The policy of a folder or Hub name; the last one is kept."""
-        from rl4rec_cli.policy.loading import open_policy
+        from rl4rec_cli.policy.opening import open_policy
 
         if model not in self._loaded:
             self.close()  # before the next one is loaded: two may not fit

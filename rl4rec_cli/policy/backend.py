@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
+from rl4rec_cli.engine.limits import check_head
 from rl4rec_cli.engine.process import check_installed
 from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.variables import check_one_process, import_noted
@@ -26,8 +27,6 @@ PATCHED = ("trl", "transformers", "peft")
 """What Unsloth patches, and must therefore find as it came."""
 INSTALL = "with a GPU: pip install 'rl4rec[gpu]'; without one: make unsloth-cpu, from the source folder"
 TINY = "tiny"
-_CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Widths of an attention head that vLLM's kernels for the CPU have."""
 
 
 @dataclass(frozen=True)
@@ -219,19 +218,6 @@ def _check_vllm_form(policy: PolicySection) -> None:
             f"generation.engine=vllm computes with 4-bit weights in bf16, and this policy in {computed}",
             hint="set policy.dtype=bf16 (and leave policy.four_bit.compute_dtype out), or use "
             "generation.engine=transformers",
-        )
-
-
-def check_head(width: int, what: str) -> None:
-    """Refuse attention heads of a width that vLLM cannot compute without a GPU.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if width not in _CPU_HEADS:
-        raise ConfigError(
-            f"generation.engine=vllm on the CPU has no attention for heads {width} wide ({what})",
-            hint=f"heads may be {', '.join(map(str, _CPU_HEADS))} wide; or use generation.engine=transformers",
         )
 
 

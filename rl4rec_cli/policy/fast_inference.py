@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from rl4rec_cli.policy.generation import Sampling
+    from rl4rec_cli.engine.sampling import Sampling
 
 
 def has_engine(model: Any) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,34 +16,11 @@ from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.policy.fast_inference import has_engine, write_by_engine
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import GenerationSection
+    from rl4rec_cli.engine.sampling import Sampling
     from rl4rec_cli.policy.loading import Policy
 
 _ENGINE_BATCH = 1024
 """Texts handed to an engine at once: it orders and batches them itself."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    max_new_tokens: int
-    temperature: float
-    """0: the most likely token."""
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    batch_size: int | None = None
-    """Texts written at once, at most; None: all."""
-
-    @classmethod
-    def from_section(cls, section: GenerationSection, *, temperature: float | None = None) -> Sampling:
-        return cls(
-            max_new_tokens=section.max_completion_length,
-            temperature=section.temperature if temperature is None else temperature,
-            top_p=section.top_p,
-            top_k=section.top_k,
-            repetition_penalty=section.repetition_penalty,
-            batch_size=section.batch_size,
-        )
 
 
 @contextmanager
@@ -149,7 +125,7 @@ def write_ids(
         PolicyError: the policy's probabilities are not finite. EngineError: the engine failed.
     """
     if policy.engine is not None:
-        return policy.engine.write(policy, prompts, sampling, ending_ids(policy.model, policy.tokenizer))
+        return policy.engine.write(policy.model, prompts, sampling, ending_ids(policy.model, policy.tokenizer))
     return generate_ids(model, policy.tokenizer, prompts, sampling), None
 
 

@@ -17,12 +17,13 @@ import torch
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.files.folders import write_folder
+from rl4rec_cli.models.adapters import is_peft
 from rl4rec_cli.policy.backend import TINY, check_policy, choose_backend, prepare_backend
-from rl4rec_cli.policy.pretrained import find_device, find_dtype, is_peft, load_pretrained, read_tokenizer
+from rl4rec_cli.policy.pretrained import find_device, find_dtype, load_pretrained, read_tokenizer
 from rl4rec_cli.policy.sources import check_whole
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import PolicySection, RunConfig, TinySection
+    from rl4rec_cli.config.sections import PolicySection, TinySection
     from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.engine.vllm import VllmEngine
 
@@ -106,30 +107,6 @@ def load_policy(
         policy = Policy(model, tokenizer, section.model, backend)
     _own_generation_config(policy.model, tokenizer)
     policy.model.eval()
-    return policy
-
-
-def open_policy(config: RunConfig, dataset: Dataset, *, model: str | None = None, trainable: bool = False) -> Policy:
-    """The policy that a run configuration names, ready to write by the engine that it names.
-
-    Args:
-        model: another one instead, such as a checkpoint.
-
-    Raises:
-        PolicyError, ConfigError: as `load_policy` says.
-    """
-    from rl4rec_cli.engine.vllm import make_engine
-
-    section = config.policy if model is None else config.policy.model_copy(update={"model": model})
-    policy = load_policy(
-        section,
-        dataset=dataset,
-        seed=config.run.seed,
-        trainable=trainable,
-        max_length=config.max_length,
-        engine_share=config.generation.vllm.memory_share,
-    )
-    policy.engine = make_engine(config)
     return policy
 
 

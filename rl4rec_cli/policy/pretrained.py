@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rl4rec_cli.errors import ConfigError, PolicyError
+from rl4rec_cli.models.adapters import is_peft
 from rl4rec_cli.models.names import find_preset
 from rl4rec_cli.models.vocabulary import RESIZE, describe_extra, extra_tokens, pad_within
 from rl4rec_cli.policy.backend import half_of_gpu
@@ -268,10 +269,6 @@ def _add_lora(model: Any, section: LoraSection, targets: str | list[str], revisi
             target_modules=targets,
         ),
     )
-
-
-def is_peft(model: Any) -> bool:
-    return hasattr(model, "peft_config")
 
 
 def find_device(device: str) -> str:

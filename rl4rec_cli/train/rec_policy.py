@@ -29,10 +29,11 @@ from torch import Tensor
 from rl4rec_cli.config.base import LARGEST_REWARD
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.prompts import Prompt, PromptBuilder
+from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.errors import ConfigError, DataError, RewardError
 from rl4rec_cli.policy.backend import TINY
-from rl4rec_cli.policy.generation import Sampling, decode_texts, write_ids, writing
-from rl4rec_cli.policy.loading import open_policy
+from rl4rec_cli.policy.generation import decode_texts, write_ids, writing
+from rl4rec_cli.policy.opening import open_policy
 from rl4rec_cli.policy.sources import with_own_adapter
 from rl4rec_cli.rewards.scorer import as_number
 from rl4rec_cli.train.algorithms.advantages import clipped_policy_loss, discounted_returns, token_rewards, whiten

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.policy.generation import Sampling
 from rl4rec_cli.train.arguments import number_of_steps, release, steps_per_epoch, weights_kept
 from rl4rec_cli.train.callbacks import StepLog
 from rl4rec_cli.train.checkpoints import steps_done

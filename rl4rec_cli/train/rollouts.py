@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl4rec_cli.policy.generation import Sampling, decode_texts, write_ids, writing
+from rl4rec_cli.engine.sampling import Sampling
+from rl4rec_cli.policy.generation import decode_texts, write_ids, writing
 from rl4rec_cli.rewards.functions import log_names
 from rl4rec_cli.rewards.scorer import start_scores
 from rl4rec_cli.train.health import MASKED

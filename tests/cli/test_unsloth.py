@@ -194,7 +194,8 @@ def test_all_ways_of_reloading_write_the_same_text(place: Path, tmp_path: Path) 
     from rl4rec_cli.data.dataset import build_examples
     from rl4rec_cli.data.opening import open_dataset
     from rl4rec_cli.data.prompts import PromptBuilder
-    from rl4rec_cli.policy.generation import Sampling, generate_texts
+    from rl4rec_cli.engine.sampling import Sampling
+    from rl4rec_cli.policy.generation import generate_texts
     from rl4rec_cli.policy.loading import Policy, load_policy
     from rl4rec_cli.policy.pretrained import keep_trainable_layout
     from rl4rec_cli.runs.folder import open_run

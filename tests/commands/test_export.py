@@ -21,8 +21,9 @@ from rl4rec_cli.cli.main import main
 from rl4rec_cli.commands.train import train
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import PolicySection
+from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.files.folders import problems
-from rl4rec_cli.policy.generation import Sampling, generate_texts
+from rl4rec_cli.policy.generation import generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy
 from rl4rec_cli.strict_yaml import load_yaml
 

@@ -22,9 +22,10 @@ import torch
 
 from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig, TinySection
 from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.engine.vllm import VllmEngine
 from rl4rec_cli.errors import ConfigError, EngineError, PolicyError
-from rl4rec_cli.policy.generation import Sampling, ending_ids, generate_ids, generate_texts
+from rl4rec_cli.policy.generation import ending_ids, generate_ids, generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
 
 pytestmark = [
@@ -87,7 +88,7 @@ def prompts_of(policy: Policy) -> list[list[int]]:
 def write(policy: Policy, sampling: Sampling = SAMPLED, *, seed: int = 0) -> tuple[list[list[int]], list[list[float]]]:
     assert policy.engine is not None
     torch.manual_seed(seed)
-    return policy.engine.write(policy, prompts_of(policy), sampling, ending_ids(policy.model, policy.tokenizer))
+    return policy.engine.write(policy.model, prompts_of(policy), sampling, ending_ids(policy.model, policy.tokenizer))
 
 
 @torch.no_grad()
@@ -161,7 +162,7 @@ def test_what_it_kept_of_prompts_is_that_of_the_weights_it_has(policy: Policy) -
     def written() -> tuple[list[list[int]], list[list[float]]]:
         torch.manual_seed(3)
         assert policy.engine is not None
-        return policy.engine.write(policy, prompts, SAMPLED, ends)
+        return policy.engine.write(policy.model, prompts, SAMPLED, ends)
 
     first = written()
     assert written()[0] == first[0]  # from what was kept
@@ -190,7 +191,7 @@ def test_weights_are_handed_over_only_where_they_changed(policy: Policy) -> None
     policy.engine.take_handovers()
     write(policy)
     (one,) = policy.engine.take_handovers()
-    swapped = policy.engine._swaps(policy)
+    swapped = policy.engine._swaps(policy.model)
     handed = [p for n, p in policy.model.named_parameters() if p.requires_grad or not swapped]
     size = sum(p.numel() * p.element_size() for p in handed)
     assert 0.9 * size < one.bytes < 2 * size + 65_536  # tied weights are handed over twice, and names take room
@@ -212,7 +213,7 @@ def test_a_text_ends_as_with_transformers(policy: Policy) -> None:
     free = generate_ids(policy.model, policy.tokenizer, prompts, longer)
     common = free[0][1]
     ends = [*ending_ids(policy.model, policy.tokenizer), common]
-    written, logps = policy.engine.write(policy, prompts, longer, ends)
+    written, logps = policy.engine.write(policy.model, prompts, longer, ends)
     expected = [ids[: next((i for i, t in enumerate(ids) if t in ends), len(ids)) + 1] for ids in free]
     assert written == expected
     assert written[0][-1] == common
@@ -254,7 +255,7 @@ def test_what_is_written_with_other_weights_ends_the_run(policy: Policy, monkeyp
 def test_a_longer_text_than_it_was_started_for_is_refused(policy: Policy) -> None:
     assert policy.engine is not None
     with pytest.raises(EngineError, match="may have 432 tokens, but vLLM was started for 416"):
-        policy.engine.write(policy, [[5] * 420], GREEDY, [2])
+        policy.engine.write(policy.model, [[5] * 420], GREEDY, [2])
 
 
 def test_a_policy_that_diverged_is_told(policy: Policy) -> None:
@@ -312,11 +313,11 @@ def test_an_adapter_that_vllm_refuses_ends_with_its_reason(base: Path, monkeypat
 def test_what_it_cannot_hold_is_refused_before_it_starts(base: Path, make_dataset: Callable[..., Dataset]) -> None:
     narrow = load_policy(PolicySection(device="cpu"), dataset=make_dataset())
     with pytest.raises(ConfigError, match="no attention for heads 16 wide"):
-        VllmEngine(config()).write(narrow, [[5]], GREEDY, [2])
+        VllmEngine(config()).write(narrow.model, [[5]], GREEDY, [2])
     policy = adapted(base)
     policy.model.peft_config["default"].modules_to_save = ["lm_head"]
     with pytest.raises(ConfigError, match="cannot take this adapter: its modules_to_save"):
-        VllmEngine(config()).write(policy, [[5]], GREEDY, [2])
+        VllmEngine(config()).write(policy.model, [[5]], GREEDY, [2])
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,12 @@ import torch
 
 from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig
 from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.engine import limits
 from rl4rec_cli.engine import vllm as vllm_engine
+from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.engine.vllm import VllmEngine
 from rl4rec_cli.engine.weights import make_folder
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.policy.generation import Sampling
 from rl4rec_cli.policy.loading import Policy, load_policy
 
 
@@ -56,7 +57,8 @@ def config(**vllm: Any) -> RunConfig:
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Everything believes that the policy is on the second GPU, of 80 GB; how often its memory was emptied is kept."""
     done: list[str] = []
-    monkeypatch.setattr(Policy, "device", property(lambda self: torch.device("cuda:1")))
+    for module in (limits, vllm_engine):
+        monkeypatch.setattr(module, "device_of", lambda model: torch.device("cuda:1"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 << 30, 80 << 30))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("emptied"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
@@ -80,7 +82,7 @@ GREEDY = Sampling(max_new_tokens=4, temperature=0.0)
 def test_on_a_gpu_it_gets_its_share_and_the_adapter(tiny_folder: Path, on_gpu: list[str]) -> None:
     policy, engine = adapted(tiny_folder), VllmEngine(config(sleep=True))
     for _ in range(2):
-        assert engine.write(policy, [[5, 6]], GREEDY, [2]) == ([[7]], [[-1.0]])
+        assert engine.write(policy.model, [[5, 6]], GREEDY, [2]) == ([[7]], [[-1.0]])
         with torch.no_grad():
             next(p for p in policy.model.parameters() if p.requires_grad).add_(1.0)
     (process,) = made
@@ -102,32 +104,32 @@ def test_on_a_gpu_it_gets_its_share_and_the_adapter(tiny_folder: Path, on_gpu: l
 def test_a_share_that_is_given_is_taken_and_4_bits_are_said(tiny_folder: Path, on_gpu: list[str]) -> None:
     policy, engine = adapted(tiny_folder), VllmEngine(config(memory_share=0.4))
     policy.model.is_loaded_in_4bit = True
-    engine.write(policy, [[5]], GREEDY, [2])
+    engine.write(policy.model, [[5]], GREEDY, [2])
     assert made[0].options["gpu_memory_utilization"] == 0.4
     assert "kv_cache_memory_bytes" not in made[0].options
     assert made[0].options["quantization"] == "bitsandbytes"
     engine.close()
     policy.model.is_loaded_in_8bit, policy.model.is_loaded_in_4bit = True, False
     with pytest.raises(ConfigError, match="cannot hold the weights in 8bit"):
-        engine.write(policy, [[5]], GREEDY, [2])
+        engine.write(policy.model, [[5]], GREEDY, [2])
 
 
 def test_fp32_weights_are_handed_over_merged_on_a_gpu_too(tiny_folder: Path, on_gpu: list[str]) -> None:
     """vLLM's kernels for adapters want 16 bits there."""
     policy, engine = adapted(tiny_folder), VllmEngine(config())
     policy.model.float()
-    engine.write(policy, [[5]], GREEDY, [2])
+    engine.write(policy.model, [[5]], GREEDY, [2])
     assert made[0].options["model"] == str(engine._folder)
     assert "enable_lora" not in made[0].options
     engine.close()
     for settings in ({"handover": "adapter"}, {"server": "http://127.0.0.1:1"}):
         with pytest.raises(ConfigError, match="applies adapters on a GPU in 16 bits, and the weights are fp32"):
-            VllmEngine(config(**settings))._swaps(policy)
+            VllmEngine(config(**settings))._swaps(policy.model)
     policy.model.is_loaded_in_4bit = True
     with pytest.raises(ConfigError, match="applies adapters on a GPU in 16 bits, and the weights are fp32"):
-        VllmEngine(config())._swaps(policy)
+        VllmEngine(config())._swaps(policy.model)
     with pytest.raises(ConfigError, match=r"computes with 4-bit weights in bf16, and this policy in torch\.float32"):
-        VllmEngine(config()).write(policy, [[5]], GREEDY, [2])
+        VllmEngine(config()).write(policy.model, [[5]], GREEDY, [2])
 
 
 @pytest.mark.parametrize(("after", "is_less"), [(40 << 30, False), (1 << 30, True)])
@@ -142,7 +144,7 @@ def test_sleep_says_what_it_gave_back(
     monkeypatch.setattr(sys.modules[__name__], "freed", (1 << 30, after))
     policy, engine = adapted(tiny_folder), VllmEngine(config(sleep=True))
     for _ in range(2):
-        engine.write(policy, [[5]], GREEDY, [2])
+        engine.write(policy.model, [[5]], GREEDY, [2])
     engine.close()
     said = capsys.readouterr().err
     assert said.count(f"vLLM sleeps: free GPU memory 1.1 GB before, {after / 1e9:.1f} GB after") == 1
@@ -153,13 +155,13 @@ def test_nothing_is_merged_into_quantised_weights(tiny_folder: Path, on_gpu: lis
     policy, engine = adapted(tiny_folder), VllmEngine(config(handover="merged"))
     policy.model.is_loaded_in_4bit = True
     with pytest.raises(ConfigError, match="nothing is merged into quantised weights"):
-        engine.write(policy, [[5]], GREEDY, [2])
+        engine.write(policy.model, [[5]], GREEDY, [2])
 
 
 def test_a_gpu_that_is_too_small_is_told(tiny_folder: Path, on_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 29, 1 << 30))
     with pytest.raises(ConfigError, match=r"needs .* GB for 256 texts; the GPU has 1\.1 GB"):
-        VllmEngine(config()).write(adapted(tiny_folder), [[5]], GREEDY, [2])
+        VllmEngine(config()).write(adapted(tiny_folder).model, [[5]], GREEDY, [2])
 
 
 def test_a_model_that_stays_as_it_is_is_read_by_its_name(
@@ -170,8 +172,8 @@ def test_a_model_that_stays_as_it_is_is_read_by_its_name(
     for parameter in frozen.model.parameters():
         parameter.requires_grad_(False)
     engine = VllmEngine(config())
-    engine.write(frozen, [[5]], GREEDY, [2])
-    engine.write(frozen, [[5]], GREEDY, [2])
+    engine.write(frozen.model, [[5]], GREEDY, [2])
+    engine.write(frozen.model, [[5]], GREEDY, [2])
     assert made[0].options["model"] == str(tiny_folder)
     assert made[0].asked == ["write", "write"]
     engine.close()

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from rl4rec_cli.config.sections import PolicySection
-from rl4rec_cli.policy.generation import Sampling, generate_texts
+from rl4rec_cli.engine.sampling import Sampling
+from rl4rec_cli.policy.generation import generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy
 
 pytestmark = pytest.mark.gpu

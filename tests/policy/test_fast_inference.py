@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.policy.fast_inference import has_engine, write_by_engine
-from rl4rec_cli.policy.generation import Sampling, generate_ids
+from rl4rec_cli.policy.generation import generate_ids
 
 
 class Model:

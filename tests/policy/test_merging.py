@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from rl4rec_cli.commands import export
 from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig
-from rl4rec_cli.engine.vllm import VllmEngine, check_fits
+from rl4rec_cli.engine.limits import check_fits
+from rl4rec_cli.engine.vllm import VllmEngine
 from rl4rec_cli.engine.weights import adapts_tied_ends, whole_tensors
 from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.policy import merging
@@ -61,14 +62,14 @@ def test_vllm_gets_such_an_adapter_merged_or_not_at_all(targets: tuple[str, ...]
     policy = adapted(tiny_folder, targets)
     on_ends = targets != ("q_proj",)
     assert adapts_tied_ends(policy.model) == on_ends
-    assert not engine(handover="auto")._swaps(policy)
+    assert not engine(handover="auto")._swaps(policy.model)
     if on_ends:
         with pytest.raises(ConfigError, match="changes the embedding or the head of a base"):
-            engine(handover="adapter")._swaps(policy)
+            engine(handover="adapter")._swaps(policy.model)
         policy.model.to(torch.bfloat16)  # where other adapters are swapped
-        assert not engine(handover="auto")._swaps(policy)
+        assert not engine(handover="auto")._swaps(policy.model)
     else:
-        assert engine(handover="adapter")._swaps(policy)
+        assert engine(handover="adapter")._swaps(policy.model)
 
 
 def engine(**vllm: Any) -> VllmEngine:
@@ -89,13 +90,13 @@ def test_vllm_refuses_adapters_that_are_more_than_added_products(
     change: dict[str, Any], said: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = adapted(tiny_folder, ("q_proj",))
-    monkeypatch.setattr("rl4rec_cli.engine.vllm.check_head", lambda *_: None)  # the tiny policy's is narrow
+    monkeypatch.setattr("rl4rec_cli.engine.limits.check_head", lambda *_: None)  # the tiny policy's is narrow
     section, generation = PolicySection(), RunConfig().generation
-    check_fits(policy, section, generation)
+    check_fits(policy.model, section, generation)
     for name, value in change.items():
         setattr(policy.model.peft_config["default"], name, value)
     with pytest.raises(ConfigError, match=f"cannot take this adapter: {said}"):
-        check_fits(policy, section, generation)
+        check_fits(policy.model, section, generation)
 
 
 def test_a_merge_that_is_another_model_is_refused_and_leaves_nothing(

@@ -17,11 +17,13 @@ import torch
 
 from rl4rec_cli.config.sections import GenerationSection, LoraSection, PolicySection
 from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.files import folders
-from rl4rec_cli.policy.generation import Sampling, decode_texts, generate_ids, generate_texts
+from rl4rec_cli.models.adapters import is_peft
+from rl4rec_cli.policy.generation import decode_texts, generate_ids, generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
-from rl4rec_cli.policy.pretrained import is_peft, policy_identity
+from rl4rec_cli.policy.pretrained import policy_identity
 
 Make = Callable[..., Dataset]
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)

@@ -13,9 +13,10 @@ import torch
 
 from rl4rec_cli.config.sections import FourBitSection, LoraSection, PolicySection
 from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.policy import pretrained
-from rl4rec_cli.policy.generation import Sampling, generate_texts
+from rl4rec_cli.policy.generation import generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
 from rl4rec_cli.policy.merging import load_merged
 

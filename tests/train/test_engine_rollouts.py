@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +15,11 @@ import torch
 
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RunConfig, VllmSection
+from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.engine.vllm import Handover
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.policy.backend import check_engine
-from rl4rec_cli.policy.generation import Sampling, generate_ids
-from rl4rec_cli.policy.loading import Policy
+from rl4rec_cli.policy.generation import generate_ids
 from rl4rec_cli.train.engine_rollouts import weigh_texts
 
 SMALL = (
@@ -37,14 +38,14 @@ class StandIn:
         self.off, self.closed = off, False
 
     def write(
-        self, policy: Policy, prompts: Sequence[Sequence[int]], sampling: Sampling, ends: Sequence[int]
+        self, model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, ends: Sequence[int]
     ) -> tuple[list[list[int]], list[list[float]]]:
-        ids = generate_ids(policy.model, policy.tokenizer, prompts, sampling)
+        ids = generate_ids(model, SimpleNamespace(pad_token_id=model.generation_config.pad_token_id), prompts, sampling)
         logps = []
         for prompt, text in zip(prompts, ids, strict=True):
             with torch.no_grad():
                 given = torch.tensor([[*prompt, *text]])
-                scores = torch.log_softmax(policy.model(input_ids=given).logits[0, len(prompt) - 1 : -1], -1)
+                scores = torch.log_softmax(model(input_ids=given).logits[0, len(prompt) - 1 : -1], -1)
             own = scores.gather(-1, torch.tensor(text)[:, None])[:, 0]
             logps.append((own - self.off).tolist())
         return ids, logps

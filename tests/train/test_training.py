@@ -22,8 +22,9 @@ from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.data.dataset import Dataset, build_examples
 from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
+from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.errors import ConfigError, PolicyError, RewardError, RunError
-from rl4rec_cli.policy.generation import Sampling, generate_texts
+from rl4rec_cli.policy.generation import generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
 from rl4rec_cli.rewards.scorer import Scorer

@@ -1,0 +1,33 @@
+"""How completions are sampled: by transformers, by vLLM and by the engine that Unsloth holds.
+
+Decides: that every setting is given in full, so that nothing is inherited from a model's own generation config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rl4rec_cli.config.sections import GenerationSection
+
+
+@dataclass(frozen=True)
+class Sampling:
+    max_new_tokens: int
+    temperature: float
+    """0: the most likely token."""
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    batch_size: int | None = None
+    """Texts written at once, at most; None: all."""
+
+    @classmethod
+    def from_section(cls, section: GenerationSection, *, temperature: float | None = None) -> Sampling:
+        return cls(
+            max_new_tokens=section.max_completion_length,
+            temperature=section.temperature if temperature is None else temperature,
+            top_p=section.top_p,
+            top_k=section.top_k,
+            repetition_penalty=section.repetition_penalty,
+            batch_size=section.batch_size,
+        )
