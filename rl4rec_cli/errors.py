@@ -57,6 +57,10 @@ class EmbeddingError(Rl4RecError):
     exit_code = 2
 
 
+class PluginError(Rl4RecError):
+    """A plug-in of an installed package cannot be loaded, or is not what it should be."""
+
+
 class RewardError(Rl4RecError):
     """A reward function cannot be loaded, raised, or returned something that is no reward."""
 

@@ -1,0 +1,131 @@
+"""What is chosen by name: rl4rec's own, and plug-ins of installed packages.
+
+A package offers a plug-in by an entry point, here a reward `diverse`:
+
+    [project.entry-points."rl4rec.rewards"]
+    diverse = "my_package.rewards:diverse"
+
+Decides: that a name of rl4rec's own always means rl4rec's; that a name which two packages offer means neither of them;
+and that a plug-in is imported where its name is used, never to list it. Who installed a package trusts its code, so
+that any recipe may name it: a recipe can bring no code along. (`module:attr` rewards can name any file: see
+`layering.py`.)
+Hides: the metadata of installed packages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module, metadata
+from typing import Any
+
+from rl4rec_cli.errors import ConfigError, PluginError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+"""Names that `--reward NAME=W` and `--baselines A,B` can carry."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point of an installed package. Nothing of it is imported before `load`."""
+
+    group: str
+    name: str
+    target: str
+    """`module:attr`"""
+    package: str
+    """Name and version: `my-package 1.2`."""
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.package}"
+
+    def load(self) -> Any:
+        """What the entry point names.
+
+        Raises:
+            PluginError: it cannot be imported.
+        """
+        module, _, attribute = self.target.partition(":")
+        try:
+            value: Any = import_module(module)
+            for part in filter(None, attribute.split(".")):
+                value = getattr(value, part)
+        except (Exception, SystemExit) as error:
+            raise PluginError(
+                f"plug-in {self}: {self.group} entry point `{self.name} = {self.target}` cannot be loaded: "
+                f"{type(error).__name__}: {error}",
+                hint=f"mend or uninstall {self.package}, or leave {self.name} out; --debug shows the whole traceback",
+            ) from error
+        return value
+
+
+def plugins(group: str) -> list[Plugin]:
+    """What installed packages offer to a group, by name; nothing of it is imported."""
+    offered = [
+        Plugin(group, entry.name, entry.value.partition("[")[0].replace(" ", ""), _package(entry))
+        for entry in metadata.entry_points(group=group)
+    ]
+    return sorted(offered, key=lambda plugin: (plugin.name, plugin.package))
+
+
+def _package(entry: metadata.EntryPoint) -> str:
+    if entry.dist is None:
+        return "an unknown package"
+    about = entry.dist.metadata
+    named = [about[key] for key in ("Name", "Version") if key in about]  # damaged metadata may lack either
+    return " ".join(named) or "an unnamed package"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Everything of one kind that a configuration can name."""
+
+    kind: str
+    """In messages: `reward`."""
+    group: str
+    """Of entry points."""
+    built_in: Mapping[str, str] = field(hash=False)
+    """rl4rec's own: name to `module:attr`, imported when it is used."""
+
+    def names(self) -> list[str]:
+        """Every name that means something: rl4rec's own first."""
+        return [*self.built_in, *(plugin.name for plugin, problem in self.offers() if not problem)]
+
+    def offers(self) -> list[tuple[Plugin, str]]:
+        """Every plug-in, and why its name does not mean it; empty where it does."""
+        offered = plugins(self.group)
+        names = [plugin.name for plugin in offered]
+        return [(plugin, self._problem(plugin, names.count(plugin.name))) for plugin in offered]
+
+    def _problem(self, plugin: Plugin, count: int) -> str:
+        if plugin.name in self.built_in:
+            return f"never used: {self.kind} {plugin.name} is rl4rec's own"
+        if not _NAME.fullmatch(plugin.name):
+            return "never used: names are letters, digits and `-_.`"
+        return f"{count} packages offer a {self.kind} of this name: it cannot be used" if count > 1 else ""
+
+    def plugin(self, name: str) -> Plugin | None:
+        """The plug-in that a name means; None where it is rl4rec's own, or nobody's.
+
+        Raises:
+            ConfigError: several packages offer one.
+        """
+        offered = [] if name in self.built_in else [plugin for plugin in plugins(self.group) if plugin.name == name]
+        if len(offered) > 1:
+            packages = ", ".join(plugin.package for plugin in offered)
+            raise ConfigError(f"{self.kind} {name} is offered by {packages}", hint="uninstall all but one of them")
+        return offered[0] if offered else None
+
+    def load(self, name: str) -> Any:
+        """What a name stands for.
+
+        Raises:
+            ConfigError: nothing, or several packages' plug-ins. PluginError: a plug-in that cannot be imported.
+        """
+        if name in self.built_in:
+            module, _, attribute = self.built_in[name].partition(":")
+            return getattr(import_module(module), attribute)
+        if (plugin := self.plugin(name)) is not None:
+            return plugin.load()
+        raise ConfigError(f"unknown {self.kind} {name!r}", hint=f"there are {', '.join(self.names())}")
