@@ -16,7 +16,7 @@ help:
 	@echo "make test-unsloth install Unsloth for the CPU, then run the tests that need it or bitsandbytes"
 	@echo "make test-vllm    install vLLM for the CPU, then run the tests that need it"
 	@echo "make test-fast    the tests that take no more than a few seconds each"
-	@echo "make lint         ruff and mypy"
+	@echo "make lint         ruff, mypy and import-linter"
 	@echo "make docs         write the generated pages of docs/ anew"
 	@echo "make clean        remove $(VENV)"
 
@@ -77,6 +77,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python scripts/make_cli_docs.py
