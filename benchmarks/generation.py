@@ -197,9 +197,10 @@ PARTS = ("generation", "embedding", "ranking", "update")
 def _steps(engine: str, args: argparse.Namespace, place: Path) -> dict[str, float]:
     """Median seconds of each part of a GRPO step."""
     from rl4rec_cli.engine.vllm import make_engine
+    from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.retrieval.retriever import open_retriever
     from rl4rec_cli.rewards.scorer import Scorer
-    from rl4rec_cli.runs.folder import JsonLines, create_run
+    from rl4rec_cli.runs.making import create_run
     from rl4rec_cli.train.environments import open_domains
     from rl4rec_cli.train.reinforcement import train_rl
 

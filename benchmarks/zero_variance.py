@@ -34,7 +34,7 @@ import numpy as np
 
 from rl4rec_cli.commands.train import train
 from rl4rec_cli.config.layering import load_config
-from rl4rec_cli.runs.folder import read_jsonl
+from rl4rec_cli.files.logs import read_jsonl
 
 HOW = ("keep", "leave_out", "refill")
 BRAND = "Tamsel"

@@ -154,7 +154,7 @@ def _add(algorithm: str, short: str, summary: str, *examples: str) -> None:
 
 def _run_recipe(resume: str | None, seeds: str | None) -> list[str]:
     """The recipe of the run to go on with."""
-    from rl4rec_cli.runs.folder import recipe_of
+    from rl4rec_cli.runs.making import recipe_of
 
     if resume is None:
         return []

@@ -26,7 +26,7 @@ from rl4rec_cli.eval.systems import (
     open_contestants,
     shared_dataset,
 )
-from rl4rec_cli.runs.folder import check_writable, kept_after, strict, write_text
+from rl4rec_cli.files.writing import check_writable, kept_after, strict, write_text
 
 # torch is imported in the functions that need it, so that an error in the arguments is told before.
 if TYPE_CHECKING:

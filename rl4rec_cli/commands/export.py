@@ -19,9 +19,10 @@ from rl4rec_cli.errors import ConfigError, PolicyError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.resolve import find_run
 from rl4rec_cli.files.folders import MANIFEST, write_folder
+from rl4rec_cli.files.writing import why_unwritable
 from rl4rec_cli.policy.sources import ADAPTER, CARRIED, read_base
 from rl4rec_cli.report.model_card import model_card
-from rl4rec_cli.runs.folder import Run, why_unwritable
+from rl4rec_cli.runs.folder import Run
 from rl4rec_cli.shell import command_line
 
 if TYPE_CHECKING:

@@ -94,10 +94,11 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     meter = _GpuMeter() if on_gpu else _ProcessMeter()
 
     from rl4rec_cli.commands import train
+    from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import save_policy
     from rl4rec_cli.retrieval.retriever import open_retrievers
     from rl4rec_cli.rewards.scorer import open_scorers
-    from rl4rec_cli.runs.folder import JsonLines, create_run
+    from rl4rec_cli.runs.making import create_run
     from rl4rec_cli.train.algorithms.sft import build_pairs, train_sft
     from rl4rec_cli.train.environments import open_domains
     from rl4rec_cli.train.reinforcement import train_rl

@@ -23,9 +23,10 @@ from rl4rec_cli.data.parsing import text_flaw
 from rl4rec_cli.data.prompts import PromptBuilder, TemplateTooLongError
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.examples import choose_examples
+from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.files.parts import held, part_of
 from rl4rec_cli.files.reading import read_bytes
-from rl4rec_cli.runs.folder import JsonLines, check_writable, write_json
+from rl4rec_cli.files.writing import check_writable, write_json
 from rl4rec_cli.shell import command_line
 
 if TYPE_CHECKING:

@@ -21,16 +21,9 @@ from rl4rec_cli.data.dates import day_line, with_day, writes_day
 from rl4rec_cli.data.opening import open_datasets
 from rl4rec_cli.data.provenance import keep_datasets
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.runs.folder import (
-    TRAINING_LOG,
-    WARM_START_LOG,
-    JsonLines,
-    Run,
-    check_new,
-    create_run,
-    resume_command,
-    whole_reward,
-)
+from rl4rec_cli.files.logs import JsonLines
+from rl4rec_cli.runs.folder import TRAINING_LOG, WARM_START_LOG, Run
+from rl4rec_cli.runs.making import check_new, create_run, resume_command, whole_reward
 from rl4rec_cli.shell import rl4rec
 from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
 from rl4rec_cli.train.checkpoints import Place, check_data, check_prompts, cut_logs, find_place, keep_recipe

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import RunError
 from rl4rec_cli.files.reading import parse_json, read_bytes
-from rl4rec_cli.runs.folder import DATASETS, write_json
+from rl4rec_cli.files.writing import write_json
+from rl4rec_cli.runs.folder import DATASETS
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import DataSection

@@ -23,7 +23,8 @@ from rl4rec_cli.eval.metrics import metric_names, per_user
 from rl4rec_cli.eval.statistics import RESAMPLES, Difference, holm, paired_difference, reads, seeds_difference
 from rl4rec_cli.eval.systems import Contestant, differing_settings
 from rl4rec_cli.eval.verdict import against
-from rl4rec_cli.runs.folder import TRAINING_LOG, read_log
+from rl4rec_cli.files.logs import read_log
+from rl4rec_cli.runs.folder import TRAINING_LOG
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

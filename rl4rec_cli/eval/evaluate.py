@@ -24,7 +24,8 @@ from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.evaluation import Evaluation, print_evaluation, save_evaluation
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.resolve import resolve_target, untrained
-from rl4rec_cli.runs.folder import Run, kept_after, strict, warn_unwritable, write_text
+from rl4rec_cli.files.writing import kept_after, strict, warn_unwritable, write_text
+from rl4rec_cli.runs.folder import Run
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
 if TYPE_CHECKING:

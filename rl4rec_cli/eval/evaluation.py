@@ -19,7 +19,7 @@ from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval.metrics import headline, means, per_user
 from rl4rec_cli.eval.statistics import Difference, holm, paired_difference, reads, seeds_difference
 from rl4rec_cli.files.locks import exclusive
-from rl4rec_cli.runs.folder import write_json, write_jsonl
+from rl4rec_cli.files.writing import write_json, write_jsonl
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

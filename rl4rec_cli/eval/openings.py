@@ -25,7 +25,7 @@ from rl4rec_cli import __version__
 from rl4rec_cli.errors import RunError
 from rl4rec_cli.files.locks import exclusive
 from rl4rec_cli.files.reading import parse_json, read_bytes
-from rl4rec_cli.runs.folder import write_text
+from rl4rec_cli.files.writing import write_text
 
 if TYPE_CHECKING:
     from rl4rec_cli.runs.folder import Run

@@ -15,7 +15,8 @@ from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.data.opening import find_path
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.eval.checkpoint import find_checkpoint
-from rl4rec_cli.runs.folder import Run, open_run
+from rl4rec_cli.runs.folder import Run
+from rl4rec_cli.runs.making import open_run
 from rl4rec_cli.shell import rl4rec
 
 if TYPE_CHECKING:

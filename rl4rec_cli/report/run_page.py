@@ -22,16 +22,11 @@ from rl4rec_cli.config.base import Section
 from rl4rec_cli.errors import Rl4RecError, RunError
 from rl4rec_cli.eval.checkpoint import is_of
 from rl4rec_cli.eval.result_files import read_result, result_tables
+from rl4rec_cli.files.logs import read_log
 from rl4rec_cli.files.reading import read_object
-from rl4rec_cli.runs.folder import (
-    TRAINING_LOG,
-    WARM_START_LOG,
-    check_writable,
-    open_run,
-    read_log,
-    resume_command,
-    write_text,
-)
+from rl4rec_cli.files.writing import check_writable, write_text
+from rl4rec_cli.runs.folder import TRAINING_LOG, WARM_START_LOG
+from rl4rec_cli.runs.making import open_run, resume_command
 from rl4rec_cli.train.checkpoints import CheckpointState, checkpoint_states
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.files.kinds import ZIP, recognise_file
 from rl4rec_cli.files.names import file_name
 from rl4rec_cli.files.parts import part_of
+from rl4rec_cli.files.writing import check_writable, why_unwritable
 from rl4rec_cli.retrieval.embedding import (
     embed_items,
     is_blank,
@@ -31,7 +32,6 @@ from rl4rec_cli.retrieval.embedding import (
     reason_of,
 )
 from rl4rec_cli.retrieval.embedding_parts import embed_in_parts
-from rl4rec_cli.runs.folder import check_writable, why_unwritable
 from rl4rec_cli.shell import rl4rec
 
 if TYPE_CHECKING:

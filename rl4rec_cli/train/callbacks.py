@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from rl4rec_cli import console
 
 if TYPE_CHECKING:
-    from rl4rec_cli.runs.folder import JsonLines
+    from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.train.live import TrainingView
     from rl4rec_cli.train.watch import Watch
 

@@ -22,16 +22,11 @@ from rl4rec_cli import console
 from rl4rec_cli.data.provenance import changed_datasets
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.files.folders import MANIFEST, problems
+from rl4rec_cli.files.logs import read_jsonl
 from rl4rec_cli.files.reading import object_flaw, read_object
-from rl4rec_cli.runs.folder import (
-    TRAINING_LOG,
-    WARM_START_LOG,
-    read_jsonl,
-    recipe_text,
-    whole_reward,
-    write_jsonl,
-    write_text,
-)
+from rl4rec_cli.files.writing import write_jsonl, write_text
+from rl4rec_cli.runs.folder import TRAINING_LOG, WARM_START_LOG
+from rl4rec_cli.runs.making import recipe_text, whole_reward
 from rl4rec_cli.shell import command_line
 from rl4rec_cli.strict_yaml import YamlError, load_yaml
 

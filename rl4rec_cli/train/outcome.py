@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
 from rl4rec_cli.eval import evaluate, evaluation
-from rl4rec_cli.runs.folder import kept_after
+from rl4rec_cli.files.writing import kept_after
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig

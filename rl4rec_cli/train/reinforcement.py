@@ -27,8 +27,9 @@ from rl4rec_cli.train.watch import Watch
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.runs.folder import JsonLines, Run
+    from rl4rec_cli.runs.folder import Run
     from rl4rec_cli.train.environments import Domain
     from rl4rec_cli.train.validation import Validation
 

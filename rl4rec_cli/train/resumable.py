@@ -25,7 +25,7 @@ from rl4rec_cli.config.layering import dump_config
 from rl4rec_cli.errors import Rl4RecError
 from rl4rec_cli.files.folders import torch_save
 from rl4rec_cli.policy.loading import load_weights, write_checkpoint
-from rl4rec_cli.runs.folder import environment
+from rl4rec_cli.runs.environment import environment
 from rl4rec_cli.train.checkpoints import (
     ALGORITHM,
     OPTIMIZER,

@@ -23,9 +23,9 @@ from rl4rec_cli.train.out_of_memory import used_gib
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.rewards.scorer import Scorer
-    from rl4rec_cli.runs.folder import JsonLines
 
 
 # What the trainer of `ppo.py` logs beside what TRL does.

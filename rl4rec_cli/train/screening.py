@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.runs.folder import write_text
+from rl4rec_cli.files.writing import write_text
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.trainer import RlSection

@@ -16,7 +16,8 @@ from rl4rec_cli import console
 from rl4rec_cli.eval.evaluate import measure_policy
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.metrics import headline, means
-from rl4rec_cli.runs.folder import JsonLines, write_json
+from rl4rec_cli.files.logs import JsonLines
+from rl4rec_cli.files.writing import write_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,7 +15,7 @@ from rl4rec_cli.train.health import Finding, Health, stop_for
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.health import HealthSection
-    from rl4rec_cli.runs.folder import JsonLines
+    from rl4rec_cli.files.logs import JsonLines
 
 
 class Watch:

@@ -20,7 +20,7 @@ import pytest
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.eval.openings import read_openings
-from rl4rec_cli.runs.folder import open_run
+from rl4rec_cli.runs.making import open_run
 
 RL4REC = [sys.executable, "-m", "rl4rec_cli.cli.main"]
 SMALL = [

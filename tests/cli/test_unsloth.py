@@ -145,7 +145,7 @@ def test_it_was_unsloth_in_4_bits(place: Path) -> None:
     assert {"unsloth", "unsloth_zoo", "bitsandbytes"} <= set(json.loads((place / "modules.json").read_text()))
     code = (
         "from pathlib import Path\n"
-        "from rl4rec_cli.runs.folder import open_run\n"
+        "from rl4rec_cli.runs.making import open_run\n"
         "from rl4rec_cli.policy.loading import load_policy\n"
         "run = open_run(Path('runs/grpo'))\n"
         "policy = load_policy(run.config.policy.model_copy(update={'model': str(run.final)}), trainable=True)\n"
@@ -198,7 +198,7 @@ def test_all_ways_of_reloading_write_the_same_text(place: Path, tmp_path: Path) 
     from rl4rec_cli.policy.generation import generate_texts
     from rl4rec_cli.policy.loading import Policy, load_policy
     from rl4rec_cli.policy.pretrained import keep_trainable_layout
-    from rl4rec_cli.runs.folder import open_run
+    from rl4rec_cli.runs.making import open_run
 
     opened = open_run(place / "runs" / "grpo")
     dataset = open_dataset(opened.config.data)

@@ -30,10 +30,12 @@ from rl4rec_cli.eval.systems import (
     open_contestants,
     shared_dataset,
 )
+from rl4rec_cli.files.writing import strict
 from rl4rec_cli.report import compare_page
 from rl4rec_cli.retrieval.retriever import Ranking
 from rl4rec_cli.rewards.functions import ndcg
-from rl4rec_cli.runs.folder import Run, create_run, strict
+from rl4rec_cli.runs.folder import Run
+from rl4rec_cli.runs.making import create_run
 
 USERS, ITEMS = 80, 60
 MakeDataset = Callable[..., Dataset]

@@ -56,7 +56,7 @@ def write(model: Any, tokenizer: Any, run: Path) -> dict[str, str]:
     from rl4rec_cli.data.dataset import build_examples
     from rl4rec_cli.data.opening import open_dataset
     from rl4rec_cli.data.prompts import PromptBuilder
-    from rl4rec_cli.runs.folder import open_run
+    from rl4rec_cli.runs.making import open_run
 
     config = open_run(run).config
     dataset = open_dataset(config.data)

@@ -19,7 +19,7 @@ from rl4rec_cli.config.sections import PromptSection
 from rl4rec_cli.data import dates
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import ConfigError, RunError
-from rl4rec_cli.runs.folder import open_run
+from rl4rec_cli.runs.making import open_run
 
 DATED = (
     "{{ bos_token }}{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}26 Jul 2024{% endif %}\n"

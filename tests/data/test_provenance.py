@@ -17,7 +17,7 @@ from rl4rec_cli.data.provenance import changed_datasets, keep_datasets, trained_
 from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import RunError
-from rl4rec_cli.runs.folder import open_run
+from rl4rec_cli.runs.making import open_run
 
 SMALL = (
     *("generation.max_completion_length=6", "prompt.max_history=2", "retrieval.lsa_dim=16"),

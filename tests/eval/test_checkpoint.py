@@ -18,7 +18,8 @@ from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint, find_checkpoint
 from rl4rec_cli.eval.resolve import find_run
 from rl4rec_cli.policy.loading import load_policy
-from rl4rec_cli.runs.folder import Run, open_run
+from rl4rec_cli.runs.folder import Run
+from rl4rec_cli.runs.making import open_run
 
 SMALL = (
     *("data.synthetic.users=24", "data.synthetic.items=20", "generation.max_completion_length=6"),

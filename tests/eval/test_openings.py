@@ -12,7 +12,10 @@ import pytest
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.errors import RunError
 from rl4rec_cli.eval.openings import FILE, read_openings, record_opening
-from rl4rec_cli.runs.folder import Run, create_run, read_jsonl, write_json
+from rl4rec_cli.files.logs import read_jsonl
+from rl4rec_cli.files.writing import write_json
+from rl4rec_cli.runs.folder import Run
+from rl4rec_cli.runs.making import create_run
 
 
 @pytest.fixture
@@ -106,7 +109,9 @@ def test_a_record_that_cannot_be_written_keeps_the_split_closed(run: Run) -> Non
 HAMMER = """
 import sys
 from rl4rec_cli.eval.openings import record_opening
-from rl4rec_cli.runs.folder import JsonLines, open_run, write_json
+from rl4rec_cli.files.logs import JsonLines
+from rl4rec_cli.files.writing import write_json
+from rl4rec_cli.runs.making import open_run
 run = open_run(sys.argv[1])
 for number in range(12):
     seen = record_opening(run)

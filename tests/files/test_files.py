@@ -10,8 +10,10 @@ import pytest
 from rl4rec_cli.cli.main import main
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.errors import ConfigError, RunError
+from rl4rec_cli.files.logs import read_jsonl
 from rl4rec_cli.files.reading import read_object
-from rl4rec_cli.runs.folder import check_writable, create_run, open_run, read_jsonl, recipe_text
+from rl4rec_cli.files.writing import check_writable
+from rl4rec_cli.runs.making import create_run, open_run, recipe_text
 
 FOLDER = {"items.jsonl": "", "sequential_data.txt": "", "prompts.json": "", "meta.json": ""}
 

@@ -153,7 +153,7 @@ def assert_same_logits(place: Path, device: str, *, tolerance: float) -> None:
     from transformers import AutoModelForCausalLM
 
     from rl4rec_cli.policy.loading import load_policy
-    from rl4rec_cli.runs.folder import open_run
+    from rl4rec_cli.runs.making import open_run
 
     opened = open_run(place / "runs" / "grpo")
     section = opened.config.policy.model_copy(update={"backend": "hf", "model": str(opened.final)})

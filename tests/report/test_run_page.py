@@ -20,7 +20,8 @@ from rl4rec_cli.errors import RunError
 from rl4rec_cli.files.folders import write_folder
 from rl4rec_cli.report import plots
 from rl4rec_cli.report.run_page import as_html, read_logged, write_report
-from rl4rec_cli.runs.folder import Run, create_run, open_run
+from rl4rec_cli.runs.folder import Run
+from rl4rec_cli.runs.making import create_run, open_run
 from rl4rec_cli.train.checkpoints import checkpoint_states
 
 RL4REC = [sys.executable, "-m", "rl4rec_cli.cli.main"]

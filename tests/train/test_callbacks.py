@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rl4rec_cli.runs.folder import JsonLines
+from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.train.callbacks import StepLog
 
 

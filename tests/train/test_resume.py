@@ -21,7 +21,7 @@ from rl4rec_cli.errors import ConfigError, PolicyError, RunError
 from rl4rec_cli.files import folders
 from rl4rec_cli.files.folders import problems
 from rl4rec_cli.policy.loading import load_policy, save_policy
-from rl4rec_cli.runs.folder import open_run
+from rl4rec_cli.runs.making import open_run
 from rl4rec_cli.train import resumable
 from rl4rec_cli.train.checkpoints import changed_keys
 

@@ -17,7 +17,8 @@ from rl4rec_cli.commands.train import train
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.errors import RunError
-from rl4rec_cli.runs.folder import Run, create_run
+from rl4rec_cli.runs.folder import Run
+from rl4rec_cli.runs.making import create_run
 from rl4rec_cli.train.trackers import Reports, open_reports
 
 SECRET = "5ec2e7" * 6 + "abcd"

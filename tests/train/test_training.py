@@ -24,11 +24,13 @@ from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.errors import ConfigError, PolicyError, RewardError, RunError
+from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.policy.generation import generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
-from rl4rec_cli.runs.folder import JsonLines, Run, create_run
+from rl4rec_cli.runs.folder import Run
+from rl4rec_cli.runs.making import create_run
 from rl4rec_cli.train.algorithms.grpo import grpo_arguments
 from rl4rec_cli.train.algorithms.sft import build_pairs, train_sft
 from rl4rec_cli.train.arguments import number_of_steps

@@ -21,11 +21,11 @@ from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.errors import ConfigError, PolicyError
+from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.policy.generation import generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
-from rl4rec_cli.runs.folder import JsonLines
 from rl4rec_cli.train import rollouts
 from rl4rec_cli.train.algorithms import ppo
 from rl4rec_cli.train.algorithms.advantages import clipped_policy_loss

@@ -1,0 +1,146 @@
+"""Making a run folder and opening one.
+
+Decides: how a run is named, that none takes another's place, and when the recipe of one is whole.
+Hides: the first and last line of `config.yaml`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rl4rec_cli.errors import RunError
+from rl4rec_cli.files.names import file_name
+from rl4rec_cli.files.writing import why_unwritable, write_json, write_text
+from rl4rec_cli.runs.environment import environment
+from rl4rec_cli.runs.folder import DATASETS, Run
+from rl4rec_cli.shell import rl4rec
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import RunConfig
+
+BEGIN = "# The configuration of a run. Its last line says so."
+END = "# end"
+
+
+def run_name(config: RunConfig, dataset: str) -> str:
+    """Algorithm, dataset, model, seed and time."""
+    model = Path(config.policy.model).name
+    when = datetime.now().strftime("%Y%m%d-%H%M%S")
+    parts = [config.trainer.algorithm, *map(file_name, dataset.split("+")), file_name(model)]
+    return "-".join([*parts, f"s{config.run.seed}", when])
+
+
+def check_new(config: RunConfig) -> None:
+    """Find out before the work that a run of this name is there already, or that none can be made.
+
+    Raises:
+        RunError: so it is.
+    """
+    folder = Path(config.run.output_dir) / (config.run.name or "")
+    if config.run.name is not None and os.path.lexists(folder):
+        raise _exists(folder)
+    if (reason := why_unwritable(folder / "config.yaml")) is not None:
+        raise RunError(
+            f"{folder}: cannot make the run folder: {reason}", hint="name another folder for runs with --output"
+        )
+
+
+def _exists(folder: Path) -> RunError:
+    return RunError(f"{folder}: this run is there already", hint="choose another run.name or --output")
+
+
+def create_run(
+    config: RunConfig,
+    *,
+    dataset: str,
+    digest: str = "",
+    datasets: Mapping[str, str] | None = None,
+    prompts: str = "",
+) -> Run:
+    """Make a run folder with its configuration and environment.
+
+    Args:
+        dataset: its name.
+        digest: its identity.
+        datasets: digests of all that it is trained on, by their names.
+        prompts: identity of the prompts it is trained on.
+
+    Raises:
+        RunError: the folder exists already, or cannot be made.
+    """
+    folder = Path(config.run.output_dir) / (config.run.name or run_name(config, dataset))
+    try:
+        folder.mkdir(parents=True, exist_ok=False)
+    except OSError as error:
+        if os.path.lexists(folder):
+            raise _exists(folder) from None
+        raise RunError(f"{folder}: cannot make the run folder: {error.strerror or error}") from error
+    if datasets is not None:
+        write_json(folder / DATASETS, {"datasets": datasets})
+    write_text(folder / "config.yaml", recipe_text(config))
+    write_json(folder / "env.json", environment() | {"prompts": prompts})
+    return Run(folder, config, digest=digest)
+
+
+def recipe_text(config: RunConfig) -> str:
+    """The `config.yaml` of a run: a recipe whose end can be told to be missing."""
+    from rl4rec_cli.config.layering import dump_config
+
+    return f"{BEGIN}\n{dump_config(config)}{END}\n"
+
+
+def recipe_of(folder: Path) -> Path:
+    """The recipe a run folder was made with.
+
+    Raises:
+        RunError: not a run folder, or the recipe's end is missing.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise RunError(f"{folder}: not a run folder (no config.yaml)", hint="runs are made by `rl4rec train`")
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise RunError(f"{path}: cannot read it: {error.strerror or error}") from error
+    values = [line for line in lines if line.strip() and not line.startswith("#")]
+    # Runs of older versions have neither line.
+    if not values or (BEGIN in lines[:1] and END not in lines):
+        raise RunError(
+            f"{path}: is cut: {f'its last line, `{END}`, is missing' if values else 'there is no setting in it'}",
+            hint="put back what was there; every checkpoint that training can go on from has a copy, recipe.yaml",
+        )
+    return path
+
+
+def open_run(path: str | Path) -> Run:
+    """An existing run folder.
+
+    Raises:
+        RunError: not a run folder. ConfigError: its configuration is damaged.
+    """
+    from rl4rec_cli.config.layering import load_config
+
+    folder = Path(path)
+    # Opening a run runs no reward code, so a run trained with one can be opened without naming it again.
+    config = load_config(algorithm=None, recipes=[str(recipe_of(folder))], allow_custom_rewards=True)
+    return Run(folder, config)
+
+
+def resume_command(run: Run) -> str:
+    """What goes on with a run, from any folder that its own path is right in."""
+    rewards = run.config.reward.functions
+    # Code is run only where this very command names it.
+    named = [word for name, weight in rewards.items() for word in ("--reward", f"{whole_reward(name)}={weight:g}")]
+    has_code = any(":" in name for name in rewards)
+    return rl4rec("train", run.config.trainer.algorithm, "--resume", run.folder, *(named if has_code else ()))
+
+
+def whole_reward(name: str) -> str:
+    """A reward's name with the whole path of the file that it is in, where it is in one."""
+    file, colon, attribute = name.rpartition(":")
+    is_file = file.endswith(".py") and Path(file).expanduser().is_file()
+    return f"{Path(file).expanduser().resolve()}{colon}{attribute}" if is_file else name
