@@ -10,6 +10,7 @@ import typer
 
 from rl4rec_cli.cli.options import Grouped, configure, epilog, parse_rewards, parse_seeds
 from rl4rec_cli.config.aliases import PLAIN_OPTIONS
+from rl4rec_cli.config.registries import REWARDS
 from rl4rec_cli.errors import ConfigError
 
 app = typer.Typer(
@@ -59,7 +60,7 @@ def _add(algorithm: str, short: str, summary: str, *examples: str) -> None:
         ] = None,
         reward: Annotated[
             list[str] | None,
-            _option(panel=DATA, metavar="NAME[=W]", help="ndcg, hit, mrr, mixed or module:attr, weighted. Repeatable."),
+            _option(panel=DATA, metavar="NAME[=W]", help=f"{REWARDS.listed()}, weighted. Repeatable."),
         ] = None,
         k: Annotated[int | None, _option("-k", "--k", panel=DATA, metavar="K", help="Cut-off of the rewards.")] = None,
         model: Annotated[

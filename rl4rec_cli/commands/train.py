@@ -80,7 +80,7 @@ def train(
     from rl4rec_cli.eval import evaluate
     from rl4rec_cli.policy.backend import choose_backend
     from rl4rec_cli.policy.sources import with_own_adapter
-    from rl4rec_cli.rewards.functions import is_custom
+    from rl4rec_cli.rewards.custom import code_line
 
     # Everything that can be wrong with the input is found before anything heavy is imported.
     datasets = open_datasets(config.data)
@@ -97,9 +97,8 @@ def train(
     if config.policy.lora is not None:
         backend = choose_backend(config.policy)
         console.log(f"Backend {backend.name}, quantization {config.policy.quantization}: {backend.reason}")
-    for name in filter(is_custom, config.reward.functions):
-        file, _, attribute = name.rpartition(":")
-        console.log(f"Reward {attribute}: running your code in {file}, as --reward asks")
+    for line in filter(None, map(code_line, config.reward.functions)):
+        console.log(line)
     if resume is not None:
         return _resume(configs[0], resume, datasets, audits, allow_partial=allow_partial)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rl4rec_cli.config.registries import REWARDS
+
 
 @dataclass(frozen=True)
 class Alias:
@@ -64,7 +66,12 @@ GUIDES = (
     Alias("emb_type", "retrieval.emb_type", "", "the field of items.jsonl that is embedded"),
     Alias("emb_model", "retrieval.model", "", "for the tiny, fitted embedder: retrieval.embedder=lsa"),
     Alias("emb_file", "retrieval.file"),
-    Alias("reward_type", "reward.functions", "--reward", "ndcg, hit, mrr, mixed, or code of your own, each weighted"),
+    Alias(
+        "reward_type",
+        "reward.functions",
+        "--reward",
+        f"{', '.join(REWARDS.built_in)}, or code of your own, each weighted",
+    ),
     Alias("k", "reward.k", "--k"),
     Alias("top_k_eval", "eval.ks"),
     Alias("num_sample_generations", "logging.rollouts", "", "texts written to rollouts.jsonl at each step"),

@@ -24,7 +24,7 @@ def find_folder(named: str) -> str:
 def is_same_folder(one: Any, other: Any) -> bool:
     """Whether two values of `data.path`, which may be lists, name one folder and the same."""
     plain = [value[0] if isinstance(value, list | tuple) and len(value) == 1 else value for value in (one, other)]
-    if not all(isinstance(value, str) for value in plain):
+    if not all(isinstance(value, str) and "\0" not in value for value in plain):  # no path has a NUL
         return False
     return len({Path(find_folder(value)).expanduser().resolve() for value in plain}) == 1
 

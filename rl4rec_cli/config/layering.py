@@ -1,7 +1,7 @@
 """From defaults, recipes, flags and ``--set`` to one `RunConfig`.
 
 Decides: the order of the layers (defaults < the command's algorithm < recipes, left to right < flags < ``--set``),
-how they merge, and where custom reward code may be named.
+how they merge, and where custom reward code may be named: plug-ins anywhere, `module:attr` by ``--reward`` alone.
 Hides: which layer a value came from, until something is wrong with it.
 
 Sections merge; lists and plain values replace, and so does `reward.functions`. `null` resets an optional section.
@@ -23,7 +23,9 @@ from pydantic import ValidationError
 from rl4rec_cli.config import schema
 from rl4rec_cli.config.aliases import OPTIONS, flag_of
 from rl4rec_cli.config.dataset_folders import find_folder, is_same_folder
+from rl4rec_cli.config.plugins import Registry
 from rl4rec_cli.config.recipes import find_recipe, packaged_recipes, read_recipe
+from rl4rec_cli.config.registries import REWARDS
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.shell import command_line, rl4rec
@@ -32,7 +34,6 @@ from rl4rec_cli.strict_yaml import YamlError, dump_yaml, load_yaml
 __all__ = ["dump_config", "find_recipe", "load_config", "packaged_recipes"]
 
 DEFAULT_ALGORITHM = "grpo"
-REWARDS = ("ndcg", "hit", "mrr", "mixed")
 COMMAND = "the command"
 REWARD_FUNCTIONS = ("reward", "functions")
 ALTERNATIVES = (("data", "path"), ("data", "synthetic"))
@@ -137,6 +138,7 @@ def load_config(
     flags: Mapping[str, Any] | None = None,
     sets: Sequence[str] = (),
     allow_custom_rewards: bool = False,
+    is_run: bool = False,
 ) -> RunConfig:
     """Lay recipes, flags and ``--set`` on top of the defaults.
 
@@ -147,6 +149,8 @@ def load_config(
         sets: `section.key=value` texts.
         allow_custom_rewards: accept `module:attr` rewards from any layer. Only for commands that run no reward
             code; elsewhere such code must be named by the flag ``--reward`` itself.
+        is_run: the first recipe is a run's own configuration. What it names was there when the run was made; a
+            plug-in that is no longer installed is told where it is used, so that the run can be opened without it.
 
     Raises:
         ConfigError: with every problem found, each with its key and the layer it came from.
@@ -167,7 +171,8 @@ def load_config(
             tree.merge(layer)
 
     config = _validate(tree)
-    _check_rewards(tree, None if allow_custom_rewards else flagged)
+    trusted = files[0].source if is_run and files else None
+    _check_rewards(tree, None if allow_custom_rewards else flagged, trusted)
     if config is not None:
         _check_sections_agree(config, tree)
     if config is None or tree.problems:
@@ -354,8 +359,12 @@ def _check_sections_agree(config: RunConfig, tree: _Tree) -> None:
         tree.problems.append(f"reward.normalize_rewards: {said}")
 
 
-def _check_rewards(tree: _Tree, flagged: Mapping[str, Any] | None) -> None:
-    """Custom reward code runs only if the user names it by ``--reward`` in this very command."""
+def _check_rewards(tree: _Tree, flagged: Mapping[str, Any] | None, trusted: str | None) -> None:
+    """`module:attr` may name any file: such code runs only if the user names it by ``--reward`` in this very command.
+
+    Args:
+        trusted: the layer whose names are not looked up.
+    """
     functions = _get(tree.values, REWARD_FUNCTIONS)
     for name, weight in functions.items() if isinstance(functions, dict) else ():
         source = tree.source((*REWARD_FUNCTIONS, name))
@@ -363,7 +372,20 @@ def _check_rewards(tree: _Tree, flagged: Mapping[str, Any] | None) -> None:
             if flagged is not None and name not in flagged:
                 tree.problems.append(f"reward.functions: only --reward may name custom code, `{name}` ({source})")
                 tree.hints.append(f"if you trust that code, add {command_line('--reward', f'{name}={weight}')}")
-        elif name not in REWARDS:
-            match = schema.closest(name, REWARDS)
-            meant = f"did you mean {match}?" if match else f"there are {', '.join(REWARDS)} and module:attr"
-            tree.problems.append(f"reward.functions: unknown reward `{name}`; {meant} ({source})")
+        elif source != trusted:
+            _check_name(REWARDS, "reward.functions", name, source, tree)
+
+
+def _check_name(registry: Registry, key: str, name: str, source: str, tree: _Tree) -> None:
+    """A name means something of rl4rec's own, or one package's plug-in, of which nothing is imported."""
+    try:
+        if name in registry.built_in or registry.plugin(name) is not None:
+            return
+    except ConfigError as error:  # several packages'
+        tree.problems.append(f"{key}: {error.message} ({source})")
+        tree.hints += [error.hint] if error.hint else []
+        return
+    names = registry.names()
+    match = schema.closest(name, names)
+    meant = f"did you mean {match}?" if match else f"it can be {registry.listed(names)}"
+    tree.problems.append(f"{key}: unknown {registry.kind} `{name}`; {meant} ({source})")

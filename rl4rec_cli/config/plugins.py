@@ -15,12 +15,15 @@ Hides: the metadata of installed packages.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module, metadata
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import ConfigError, PluginError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """Names that `--reward NAME=W` and `--baselines A,B` can carry."""
@@ -62,6 +65,8 @@ class Plugin:
 
 def plugins(group: str) -> list[Plugin]:
     """What installed packages offer to a group, by name; nothing of it is imported."""
+    from importlib import metadata  # not for `rl4rec --help`
+
     offered = [
         Plugin(group, entry.name, entry.value.partition("[")[0].replace(" ", ""), _package(entry))
         for entry in metadata.entry_points(group=group)
@@ -69,7 +74,7 @@ def plugins(group: str) -> list[Plugin]:
     return sorted(offered, key=lambda plugin: (plugin.name, plugin.package))
 
 
-def _package(entry: metadata.EntryPoint) -> str:
+def _package(entry: EntryPoint) -> str:
     if entry.dist is None:
         return "an unknown package"
     about = entry.dist.metadata
@@ -87,6 +92,8 @@ class Registry:
     """Of entry points."""
     built_in: Mapping[str, str] = field(hash=False)
     """rl4rec's own: name to `module:attr`, imported when it is used."""
+    also: str = ""
+    """What else can be named, in messages."""
 
     def names(self) -> list[str]:
         """Every name that means something: rl4rec's own first."""
@@ -117,15 +124,34 @@ class Registry:
             raise ConfigError(f"{self.kind} {name} is offered by {packages}", hint="uninstall all but one of them")
         return offered[0] if offered else None
 
+    def target(self, name: str) -> str:
+        """Where the code of a name is: `module:attr`.
+
+        Raises:
+            ConfigError: nowhere, or several packages offer it.
+        """
+        plugin = self.plugin(name)
+        if name not in self.built_in and plugin is None:
+            raise ConfigError(f"unknown {self.kind} {name!r}", hint=f"it can be {self.listed(self.names())}")
+        return plugin.target if plugin is not None else self.built_in[name]
+
     def load(self, name: str) -> Any:
         """What a name stands for.
 
         Raises:
-            ConfigError: nothing, or several packages' plug-ins. PluginError: a plug-in that cannot be imported.
+            ConfigError: as `target`. PluginError: a plug-in cannot be imported.
         """
-        if name in self.built_in:
-            module, _, attribute = self.built_in[name].partition(":")
-            return getattr(import_module(module), attribute)
-        if (plugin := self.plugin(name)) is not None:
+        plugin = self.plugin(name)
+        if plugin is not None:
             return plugin.load()
-        raise ConfigError(f"unknown {self.kind} {name!r}", hint=f"there are {', '.join(self.names())}")
+        module, _, attribute = self.target(name).partition(":")
+        return getattr(import_module(module), attribute)
+
+    def listed(self, names: Iterable[str] | None = None) -> str:
+        """`ndcg, hit, mrr, mixed or module:attr`: rl4rec's own, or these."""
+        listed = ", ".join(self.built_in if names is None else names)
+        return f"{listed} or {self.also}" if self.also else listed
+
+    def quoted(self) -> str:
+        """rl4rec's own names for a setting's description: `` `ndcg`, `hit` ``."""
+        return ", ".join(f"`{name}`" for name in self.built_in)

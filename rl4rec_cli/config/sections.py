@@ -25,6 +25,7 @@ from rl4rec_cli.config.base import (
     Section,
 )
 from rl4rec_cli.config.health import HealthSection
+from rl4rec_cli.config.registries import REWARDS
 from rl4rec_cli.config.trainer import (
     GrpoSection,
     TrainerSection,
@@ -351,8 +352,12 @@ class RetrievalSection(Section):
 
 
 class RewardSection(Section):
-    functions: dict[str, RewardWeight] = Field(default={"ndcg": 1.0}, min_length=1)
-    """Reward functions and weights: `ndcg`, `hit`, `mrr`, `mixed` or `module:attr`. Weight 0 = logged only."""
+    functions: dict[str, RewardWeight] = Field(
+        default={"ndcg": 1.0},
+        min_length=1,
+        description=f"Reward functions and weights: {REWARDS.quoted()}, a plug-in's name or `module:attr`. "
+        "Weight 0 = logged only.",
+    )
     k: PositiveInt = 10
     """Cut-off of the rewards."""
     mixed_ndcg: RewardSize = 0.5

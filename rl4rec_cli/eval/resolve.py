@@ -97,7 +97,7 @@ def resolve_target(
     layers: dict[str, Any] = {"flags": flags, "sets": sets, "allow_custom_rewards": True}
     if found is not None:
         run, folder = found
-        config = load_config(algorithm=None, recipes=[str(run.folder / "config.yaml"), *recipes], **layers)
+        config = load_config(algorithm=None, recipes=[str(run.folder / "config.yaml"), *recipes], is_run=True, **layers)
         if config.policy.model != run.config.policy.model:  # what it was trained from is measured too, by that name
             console.log(f"policy.model={config.policy.model} is left out: a run is measured with the model it trained")
             kept = config.policy.model_copy(update={"model": run.config.policy.model})

@@ -32,7 +32,6 @@ PAIR_COLUMNS = (
 _TITLE = 48
 """Characters of a title on a terminal."""
 _TITLES = 3
-_FAMILIES = {"ndcg": "NDCG", "hit": "Hit", "mrr": "MRR"}
 
 
 def pair_table(report: Mapping[str, Any]) -> Table:
@@ -260,13 +259,13 @@ def _plots(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Title, what is seen in words, and the drawing."""
     import numpy as np
 
+    from rl4rec_cli.eval.metrics import METRICS
     from rl4rec_cli.report import plots
-    from rl4rec_cli.rewards.functions import RANK_FUNCTIONS
 
     pair = report["pairs"][0]
     seeds = ", where there are several seeds for other seeds too" if seeds_table(report)[1] else ""
     spans = f"Means over users with 95 % intervals{seeds}."
-    found = [(f"{_FAMILIES.get(f, f)} at the cut-offs", spans, plots.metric_bars(report, f)) for f in RANK_FUNCTIONS]
+    found = [(f"{m.label} at the cut-offs", spans, plots.metric_bars(report, name)) for name, m in METRICS.items()]
     means = " ".join(f"{p['ours']} minus {p['theirs']}: {p['mean']:+.4f}." for p in report["pairs"])
     said = f"The first minus the second; an interval that reaches 0 shows no difference. {means}"
     found.append(("Paired differences", said, plots.differences(report)))

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rl4rec_cli.config.registries import REWARDS
+from rl4rec_cli.eval.metrics import metric_names
 from rl4rec_cli.report import plots
 from rl4rec_cli.report.html import Figure
-from rl4rec_cli.rewards.functions import RANK_FUNCTIONS
 
 Record = Mapping[str, Any]
 EPOCHS = 12
@@ -134,12 +135,12 @@ def figures_of(
 
 def validation_figure(records: Sequence[Record], metric: str) -> list[Figure]:
     """The validation users' metrics at the cut-off of `metric`, `ndcg@10`; nothing where they were not measured."""
-    k = metric.partition("@")[2]
+    k = int(metric.partition("@")[2])
     points = [r for r in records if _number(r.get(metric)) is not None]
     if not points:
         return []
     steps = [r["step"] for r in points]
-    names = [name for name in (metric, f"hit@{k}", f"mrr@{k}") if all(_number(r.get(name)) is not None for r in points)]
+    names = [name for name in metric_names((k,)) if all(_number(r.get(name)) is not None for r in points)]
     lines = [
         plots.Curve(name, steps, [r[name] for r in points], place, is_measured=True) for place, name in enumerate(names)
     ]
@@ -218,7 +219,7 @@ def _curves(records: Sequence[Record], panel: Panel, k: int) -> tuple[list[plots
 
 
 def _reward_name(name: str, k: int) -> str:
-    return f"{name}@{k}" if name in RANK_FUNCTIONS or name == "mixed" else name
+    return f"{name}@{k}" if name in REWARDS.built_in else name
 
 
 def _alike(one: plots.Curve, other: plots.Curve) -> bool:

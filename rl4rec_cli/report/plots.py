@@ -37,7 +37,7 @@ _TICKS = (1, 2, 5)
 
 
 def metric_bars(report: Mapping[str, Any], family: str) -> str:
-    """Means with 95 % intervals of `ndcg`, `hit` or `mrr` at every cut-off."""
+    """Means with 95 % intervals of a metric, `ndcg`, at every cut-off."""
     labels, ks = list(report["methods"]), report["ks"]
     names = _names(labels)
 

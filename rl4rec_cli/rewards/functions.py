@@ -1,34 +1,26 @@
-"""Reward functions.
+"""Reward functions, and what library users make of them.
 
-Decides: what each reward is worth at a rank, and how a user's own reward is found and called.
-Hides: nothing. Built-in rewards are plain functions of the rank; `eval/metrics.py` reports the same functions, so
-what is optimised is what is measured.
+Decides: what each reward is worth at a rank.
+Hides: nothing. `eval/metrics.py` reports the same formulas, so what is optimised is what is measured.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl4rec_cli.errors import ConfigError, DataError, RewardError
+from rl4rec_cli.config.registries import REWARDS
+from rl4rec_cli.config.sections import RetrievalSection, RewardSection
+from rl4rec_cli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from rl4rec_cli.config.sections import RetrievalSection
     from rl4rec_cli.retrieval.retriever import Retriever
-
-RankFunction = Callable[["NDArray[np.int64]", int], "NDArray[np.float64]"]
 
 
 def ndcg(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
@@ -46,7 +38,20 @@ def mrr(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
     return np.where(ranks <= k, 1.0 / ranks, 0.0)
 
 
-RANK_FUNCTIONS: dict[str, RankFunction] = {"ndcg": ndcg, "hit": hit, "mrr": mrr}
+@dataclass(frozen=True)
+class RankReward:
+    """A reward that looks at the target's rank alone. An unscorable text earns 0, whatever `worth` gives it."""
+
+    worth: Callable[[NDArray[np.int64], RewardSection], NDArray[np.float64]]
+    """Ranks `[B]` and the settings of rewards to values `[B]`."""
+
+
+NDCG = RankReward(lambda ranks_B, section: ndcg(ranks_B, section.k))
+HIT = RankReward(lambda ranks_B, section: hit(ranks_B, section.k))
+MRR = RankReward(lambda ranks_B, section: mrr(ranks_B, section.k))
+MIXED = RankReward(
+    lambda ranks_B, section: section.mixed_ndcg * ndcg(ranks_B, section.k) + section.mixed_hit * hit(ranks_B, section.k)
+)
 
 
 def rank_shaping(ranks: NDArray[np.int64], num_items: int, epsilon: float) -> NDArray[np.float64]:
@@ -98,7 +103,8 @@ class RLRewardFunction:
         ranks, scorable = kwargs.get("ranks"), kwargs.get("scorable")
         if ranks is None or scorable is None:
             ranks, scorable = self.retriever.target_ranks(generated_texts, target_items, history_items)
-        values = rank_reward(self.reward_type, np.asarray(ranks), self.k, self.mixed)
+        section = RewardSection.model_construct(k=self.k, mixed_ndcg=self.mixed[0], mixed_hit=self.mixed[1])
+        values = rank_reward(self.reward_type).worth(np.asarray(ranks), section)
         return np.where(scorable, values, 0.0).tolist()
 
     def get_scores(self, texts: Sequence[str]) -> Tensor:
@@ -165,124 +171,18 @@ def calculate_ndcg(
     return torch.where((scores_BN.ne(0) & scores_BN.isfinite()).any(dim=1), values, 0.0)
 
 
-def rank_reward(name: str, ranks: NDArray[np.int64], k: int, mixed: tuple[float, float]) -> NDArray[np.float64]:
-    """A built-in reward by name.
+def rank_reward(name: str) -> RankReward:
+    """A reward by name that looks at the rank alone.
 
     Raises:
-        ConfigError: there is no such reward.
+        ConfigError: there is no such reward, or it reads texts. PluginError: it is a plug-in's, and cannot be loaded.
     """
-    if name == "mixed":
-        return mixed[0] * ndcg(ranks, k) + mixed[1] * hit(ranks, k)
-    if name not in RANK_FUNCTIONS:
+    reward = REWARDS.load(name)
+    if not isinstance(reward, RankReward):
         raise ConfigError(
-            f"unknown reward {name!r}", hint=f"built in: {', '.join([*RANK_FUNCTIONS, 'mixed'])}; your own: module:attr"
+            f"reward {name!r} reads texts, and a reward by rank is wanted", hint="call it as its package says"
         )
-    return RANK_FUNCTIONS[name](ranks, k)
-
-
-def is_custom(name: str) -> bool:
-    """Whether a reward's name points to user code (`module:attr`)."""
-    return ":" in name
-
-
-def log_names(names: Iterable[str]) -> dict[str, str]:
-    """Each reward's name in logs: one's own without the folder of its file, `my.py:words`, unless two would be one."""
-    short = {}
-    for name in names:
-        file, colon, attribute = name.rpartition(":")
-        short[name] = f"{Path(file).name}{colon}{attribute}" if file.endswith(".py") else name
-    return {name: name if list(short.values()).count(own) > 1 else own for name, own in short.items()}
-
-
-@dataclass(frozen=True)
-class Custom:
-    """A user's reward as it stands in its module.
-
-    `found` is a function `f(generated_texts, target_items, history_items, **kwargs)`, an `RLRewardFunction` subclass,
-    or an instance of one.
-    """
-
-    name: str
-    found: Any
-    file: str
-    """Where it comes from."""
-
-    def bind(self, retriever: Retriever, k: int) -> Callable[..., Sequence[float]]:
-        """What is called: a class is made with the retriever and k.
-
-        Raises:
-            RewardError: it cannot be made.
-        """
-        found: Any = self.found
-        if not inspect.isclass(found):
-            return found
-        try:
-            return self.found(retriever, k=k)
-        except (Exception, SystemExit) as error:
-            raise RewardError(
-                f"reward {self.name!r}: {self.found.__name__}(retriever, k={k}) raised {type(error).__name__}: {error}"
-                f"{where_raised(error, self.file)}"
-            ) from error
-
-
-def load_custom(name: str) -> Custom:
-    """A user's reward by `module:attr`; `module` may be a dotted name or a path to a `.py` file.
-
-    Raises:
-        RewardError: the module cannot be imported or has no such callable.
-    """
-    module_name, _, attribute = name.rpartition(":")
-    try:
-        module = _import_module(module_name)
-    except RewardError:
-        raise
-    except (Exception, SystemExit) as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
-        raise RewardError(
-            f"reward {name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}"
-            f"{'' if missing else where_raised(error, module_name)}",
-            hint="name the file instead: path/to/file.py:function" if missing else None,
-        ) from error
-    function = getattr(module, attribute, None)
-    if function is None:
-        raise RewardError(f"reward {name!r}: module {module_name!r} has no attribute {attribute!r}")
-    if inspect.isclass(function) and not issubclass(function, RLRewardFunction):
-        raise RewardError(
-            f"reward {name!r}: class {attribute} is not an RLRewardFunction",
-            hint="subclass rl4rec_cli.rewards.RLRewardFunction, or give a function",
-        )
-    if not callable(function):
-        raise RewardError(f"reward {name!r}: {attribute} is a {type(function).__name__}, not a function")
-    return Custom(name, function, str(getattr(module, "__file__", module_name)))
-
-
-def where_raised(error: BaseException, file: str) -> str:
-    """` (file:line)`: the last line of the user's file that the error passed, else where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if Path(f.filename).resolve() == Path(file).resolve()] or frames
-    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
-
-
-def _import_module(name: str) -> Any:
-    if not name.endswith(".py"):
-        # The script `rl4rec` does not look in the current folder, where a user's own module mostly is.
-        if (here := str(Path.cwd())) not in sys.path:
-            sys.path.append(here)
-        return importlib.import_module(name)
-    path = Path(name)
-    if not path.is_file():
-        raise RewardError(f"reward file {path}: no such file")
-    # Registered as imported modules are, for dataclasses and pickle; by a name that no module has.
-    spec = importlib.util.spec_from_file_location(f"rl4rec-reward {path.resolve()}", path)
-    if spec is None or spec.loader is None:
-        raise RewardError(f"reward file {path}: not a Python file")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[spec.name]
-        raise
-    return module
+    return reward
 
 
 def create_reward_function(
@@ -310,11 +210,10 @@ def create_reward_function(
     Raises:
         ConfigError: unknown reward. DataError, EmbeddingError: as their loaders say. ServiceError: no such service.
     """
-    rank_reward(reward_type, np.ones(1, np.int64), k, (0.5, 0.5))
+    rank_reward(reward_type)
     if k < 1:
         raise ConfigError(f"k must be at least 1, got {k}")
     if retriever is None:
-        from rl4rec_cli.config.sections import RetrievalSection
         from rl4rec_cli.data.opening import load_dataset
         from rl4rec_cli.retrieval.retriever import open_retriever
 

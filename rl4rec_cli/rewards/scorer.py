@@ -17,7 +17,8 @@ import numpy as np
 from rl4rec_cli.config.base import LARGEST_REWARD
 from rl4rec_cli.errors import RewardError
 from rl4rec_cli.retrieval.retriever import submit_ranks
-from rl4rec_cli.rewards.functions import Custom, is_custom, load_custom, rank_reward, rank_shaping, where_raised
+from rl4rec_cli.rewards.custom import TextReward, load_reward, where_raised
+from rl4rec_cli.rewards.functions import RankReward, rank_shaping
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,11 +47,11 @@ class Scorer:
     Args:
         retriever: ranks texts.
         section: which rewards, with which weights.
-        dataset: name of the catalogue's dataset, for custom rewards.
-        custom: custom rewards that are loaded already, by their names.
+        dataset: name of the catalogue's dataset, for rewards that read texts.
+        rewards: the section's, if they are loaded already.
 
-    Raises:
-        ConfigError: unknown reward. RewardError: a custom reward cannot be loaded.
+    Raises: as `load_reward`, and
+        RewardError: a reward's class cannot be instantiated.
     """
 
     def __init__(
@@ -59,26 +60,25 @@ class Scorer:
         section: RewardSection,
         *,
         dataset: str = "",
-        custom: Mapping[str, Custom] | None = None,
+        rewards: Mapping[str, RankReward | TextReward] | None = None,
     ) -> None:
         self.retriever = retriever
         self.section = section
         self.dataset = dataset
-        self._mixed = (section.mixed_ndcg, section.mixed_hit)
-        self._custom: dict[str, Callable[..., Sequence[float]]] = {}
-        self.custom_files: dict[str, str] = {}
-        for name in section.functions:
-            if is_custom(name):
-                found = custom[name] if custom is not None else load_custom(name)
-                self._custom[name], self.custom_files[name] = found.bind(retriever, section.k), found.file
+        self._by_rank: dict[str, RankReward] = {}
+        self._by_text: dict[str, Callable[..., Sequence[float]]] = {}
+        self.files: dict[str, str] = {}
+        for name, reward in (load_rewards(section) if rewards is None else rewards).items():
+            if isinstance(reward, RankReward):
+                self._by_rank[name] = reward
             else:
-                rank_reward(name, np.ones(1, np.int64), section.k, self._mixed)
+                self._by_text[name], self.files[name] = reward.bind(retriever, section.k), reward.file
 
     def score(self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]) -> Scores:
         """Rewards of a batch.
 
         Raises:
-            RewardError: a custom reward raised, or returned something other than one finite number per text.
+            RewardError: a reward that reads texts raised, or returned something other than one finite number per text.
         """
         return self.start(texts, targets, histories)()
 
@@ -98,10 +98,10 @@ class Scorer:
         ranks, scorable = ranking
         parts: dict[str, NDArray[np.float64]] = {}
         for name in self.section.functions:
-            if name in self._custom:
-                parts[name] = self._call_custom(name, texts, targets, histories, ranks, scorable)
+            if name in self._by_text:
+                parts[name] = self._read_texts(name, texts, targets, histories, ranks, scorable)
             else:
-                values = rank_reward(name, ranks, self.section.k, self._mixed)
+                values = self._by_rank[name].worth(ranks, self.section)
                 parts[name] = np.where(scorable, values, 0.0)
         rewards = np.zeros(len(texts), np.float64)
         for name, weight in self.section.functions.items():
@@ -120,7 +120,7 @@ class Scorer:
             )
         return Scores(ranks, rewards, parts)
 
-    def _call_custom(
+    def _read_texts(
         self,
         name: str,
         texts: Sequence[str],
@@ -129,11 +129,11 @@ class Scorer:
         ranks: NDArray[np.int64],
         scorable: NDArray[np.bool_],
     ) -> NDArray[np.float64]:
-        file = self.custom_files[name]
+        file = self.files[name]
 
         try:
             # Copies: what a user's function writes into its arguments changes no other reward.
-            returned: Any = self._custom[name](
+            returned: Any = self._by_text[name](
                 list(texts),
                 list(targets),
                 [list(history) for history in histories],
@@ -148,7 +148,7 @@ class Scorer:
                 f"reward {name!r} raised {type(error).__name__}: {error}{where_raised(error, file)}, given {batch}",
                 hint="mend the reward function; --debug shows the whole traceback",
             ) from error
-        where = f"({_definition(self._custom[name], file)})"
+        where = f"({_definition(self._by_text[name], file)})"
         try:
             count = -1 if isinstance(returned, (str, bytes, Mapping, Set)) else len(returned)
         except TypeError:
@@ -173,13 +173,20 @@ class Scorer:
 
 
 def open_scorers(retrievers: Mapping[str, Retriever], section: RewardSection) -> dict[str, Scorer]:
-    """A scorer for each dataset; the module of a custom reward is run once for all of them.
+    """Returns a scorer for each dataset. A reward's module runs once for all of them.
 
-    Raises:
-        ConfigError: unknown reward. RewardError: a custom reward cannot be loaded.
+    Raises: as `Scorer`.
     """
-    custom = {name: load_custom(name) for name in section.functions if is_custom(name)}
-    return {name: Scorer(retriever, section, dataset=name, custom=custom) for name, retriever in retrievers.items()}
+    rewards = load_rewards(section)
+    return {name: Scorer(retriever, section, dataset=name, rewards=rewards) for name, retriever in retrievers.items()}
+
+
+def load_rewards(section: RewardSection) -> dict[str, RankReward | TextReward]:
+    """The rewards of a configuration by name.
+
+    Raises: as `load_reward`.
+    """
+    return {name: load_reward(name) for name in section.functions}
 
 
 def start_scores(

@@ -126,7 +126,7 @@ def open_run(path: str | Path) -> Run:
 
     folder = Path(path)
     # Opening a run runs no reward code, so a run trained with one can be opened without naming it again.
-    config = load_config(algorithm=None, recipes=[str(recipe_of(folder))], allow_custom_rewards=True)
+    config = load_config(algorithm=None, recipes=[str(recipe_of(folder))], allow_custom_rewards=True, is_run=True)
     return Run(folder, config)
 
 

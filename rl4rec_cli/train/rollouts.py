@@ -15,7 +15,7 @@ import numpy as np
 
 from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.policy.generation import decode_texts, write_ids, writing
-from rl4rec_cli.rewards.functions import log_names
+from rl4rec_cli.rewards.custom import log_names
 from rl4rec_cli.rewards.scorer import start_scores
 from rl4rec_cli.train.health import MASKED
 from rl4rec_cli.train.out_of_memory import used_gib

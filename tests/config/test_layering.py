@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rl4rec_cli.config.layering import dump_config, load_config, packaged_recipes
@@ -423,6 +423,7 @@ SPARSE = st.fixed_dictionaries(
 
 
 @settings(max_examples=100, deadline=None)
+@example(low={}, high={"data": {"path": "\0"}}, algorithm="grpo")
 @given(low=SPARSE, high=SPARSE, algorithm=st.sampled_from(["grpo", "sft"]))
 def test_a_dump_is_a_recipe_that_gives_the_same_configuration(
     tmp_path_factory: pytest.TempPathFactory, low: dict[str, Any], high: dict[str, Any], algorithm: str

@@ -85,4 +85,4 @@ def test_an_unknown_name_lists_what_there_is(site: Path) -> None:
     install(site, "plug_f", "seven = plug_f:VALUE")
     with pytest.raises(ConfigError, match="unknown tool 'eight'") as error:
         REGISTRY.load("eight")
-    assert error.value.hint == "there are join, seven"
+    assert error.value.hint == "it can be join, seven"

@@ -21,9 +21,11 @@ from rl4rec_cli.config.sections import RetrievalSection, RewardSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.errors import ConfigError, DataError, RewardError
+from rl4rec_cli.eval.metrics import METRICS
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking
 from rl4rec_cli.rewards import RLRewardFunction, calculate_ndcg, create_reward_function
-from rl4rec_cli.rewards.functions import RANK_FUNCTIONS, log_names, rank_reward, rank_shaping
+from rl4rec_cli.rewards.custom import log_names
+from rl4rec_cli.rewards.functions import rank_reward, rank_shaping
 from rl4rec_cli.rewards.scorer import Scorer
 
 
@@ -65,7 +67,8 @@ def test_formulas(rank: int, k: int, mixed: tuple[float, float]) -> None:
     }
     expected["mixed"] = mixed[0] * expected["ndcg"] + mixed[1] * expected["hit"]
     for name, value in expected.items():
-        assert rank_reward(name, np.array([rank]), k, mixed)[0] == pytest.approx(value, abs=1e-15)
+        section = RewardSection(k=k, mixed_ndcg=mixed[0], mixed_hit=mixed[1])
+        assert rank_reward(name).worth(np.array([rank]), section)[0] == pytest.approx(value, abs=1e-15)
 
 
 def test_a_thousand_cases_agree_with_trec_eval(scripted: Any) -> None:
@@ -82,7 +85,7 @@ def test_a_thousand_cases_agree_with_trec_eval(scripted: Any) -> None:
     measured = pytrec_eval.RelevanceEvaluator(qrel, {f"ndcg_cut.{k}", f"success.{k}", "recip_rank"}).evaluate(run)
     for ours, theirs in (("ndcg", f"ndcg_cut_{k}"), ("hit", f"success_{k}"), ("mrr", "recip_rank")):
         reference = np.array([measured[f"q{c}"][theirs] for c in range(cases)])
-        values = RANK_FUNCTIONS[ours](ranks, n if ours == "mrr" else k)
+        values = METRICS[ours].at(ranks, n if ours == "mrr" else k)
         assert np.abs(values - reference).max() <= 1e-12
 
 
@@ -102,7 +105,7 @@ def test_shaping_falls_strictly_and_keeps_the_metrics_order(
     assert (np.diff(shaped) < 0).all()
     assert (shaped >= 0).all()
     assert (shaped <= epsilon).all()
-    total = rank_reward(name, ranks, k, (0.5, 0.5)) + shaped
+    total = rank_reward(name).worth(ranks, RewardSection(k=k)) + shaped
     assert (np.diff(total) < 0).all()
 
 
@@ -201,7 +204,7 @@ def reward(generated_texts, target_items, history_items, **kwargs):
 def test_a_function_by_path_and_by_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = own_reward(tmp_path, FUNCTION)
     scorer = Scorer(FixedRanks(), RewardSection(functions={f"{path}:reward": 2.0}))
-    assert scorer.custom_files == {f"{path}:reward": path}
+    assert scorer.files == {f"{path}:reward": path}
     assert scorer.score(["1", "7"], [4, 5], [[1], [2, 3]]).rewards.tolist() == [12.0, 16.0]
     monkeypatch.syspath_prepend(tmp_path)
     assert run_own("my_rewards:reward").rewards.tolist() == [6.0, 8.0]
