@@ -20,14 +20,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rl4rec_cli.errors import Rl4RecError
 from rl4rec_cli.variables import settings_win
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.config.trainer import TrainerSection
+    from rl4rec_cli.config.trainer import SftSection, TrainerSection
     from rl4rec_cli.retrieval.retriever import VectorRetriever
 
 STEPS = 2
@@ -39,12 +39,13 @@ class Peak:
     """One phase's largest memory."""
 
     phase: str
-    """The algorithm; `sft` also for a warm start."""
+    """The algorithm."""
     bytes: int
     prompt_tokens: int
     """Longest prompt that was used."""
     text_tokens: int
     """Longest text: what the policy wrote, or was taught."""
+    is_warm_start: bool = False
 
 
 def measure_peaks(config: RunConfig) -> list[Peak]:
@@ -112,15 +113,17 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     run = create_run(config, dataset="+".join(retrievers), digest=joint_digest(datasets))
     log, rollouts = JsonLines(folder / "log.jsonl"), JsonLines(folder / "rollouts.jsonl")
     peaks = []
-    for phase in _phases(config):
+    phases = _phases(config)
+    for phase in phases:
         own = config.model_copy(update={"trainer": phase})
         used = longest[: _examples_needed(phase)]
         some = [replace(d, examples=[e for _, name, e in used if name == d.name]) for d in domains]
-        if phase.algorithm == "sft":
+        if not phase.is_rl:
             limit = config.generation.max_completion_length
-            pairs = [build_pairs(phase, d.dataset, d.examples, d.builder, max_completion_length=limit) for d in some]
+            section = cast("SftSection", phase)
+            pairs = [build_pairs(section, d.dataset, d.examples, d.builder, max_completion_length=limit) for d in some]
             texts = max(sum(label >= 0 for label in row["labels"]) for rows in pairs for row in rows)
-            train_sft(phase, own, run, policy, some, log)
+            train_sft(section, own, run, policy, some, log)
         else:
             if train.makes_base(config):
                 train.put_adapter(policy, run)
@@ -129,7 +132,7 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
                 policy.model.config._name_or_path = str(run.start)
             train_rl(own, run, policy, some, log, rollouts)
             texts = config.generation.max_completion_length
-        peaks.append(Peak(phase.algorithm, meter.peak(), used[0][0], texts))
+        peaks.append(Peak(phase.algorithm, meter.peak(), used[0][0], texts, is_warm_start=phase is not phases[-1]))
     log.close()
     rollouts.close()
     return peaks
@@ -137,11 +140,11 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
 
 def _phases(config: RunConfig) -> list[TrainerSection]:
     """The phases, cut to two optimiser steps."""
-    trainer = config.trainer
-    warm = [] if trainer.algorithm == "sft" or trainer.warm_start is None else [trainer.warm_start]
     short: dict[str, Any] = {"max_steps": STEPS, "num_train_epochs": 1000.0}
-    last = short if trainer.algorithm == "sft" else {**short, "warm_start": None, **_ALL_EXAMPLES}
-    return [*(phase.model_copy(update=short) for phase in warm), trainer.model_copy(update=last)]
+    return [
+        phase.without_warm_start().model_copy(update={**short, **_ALL_EXAMPLES} if phase.is_rl else short)
+        for phase in config.trainer.phases
+    ]
 
 
 def _examples_needed(phase: TrainerSection) -> int:

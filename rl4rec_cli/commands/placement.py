@@ -142,8 +142,8 @@ def checked(config: RunConfig, *, as_json: bool) -> dict[str, Any]:
 
 def _predicted(phases: Sequence[Phase], peak: Peak) -> Phase:
     """The largest of what was measured: validation was not."""
-    is_warm = peak.phase == "sft" and any(phase.name.startswith("warm start: ") for phase in phases)
-    own = [p for p in phases if p.name.startswith("warm start: ") == is_warm and not p.name.endswith("validation")]
+    own = [p for p in phases if p.name.startswith("warm start: ") == peak.is_warm_start]
+    own = [p for p in own if not p.name.endswith("validation")]
     return max(own, key=lambda phase: phase.total)
 
 

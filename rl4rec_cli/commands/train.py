@@ -34,7 +34,7 @@ from rl4rec_cli.variables import settings_win
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import PolicySection, RunConfig
-    from rl4rec_cli.config.trainer import SftSection, TrainerSection
+    from rl4rec_cli.config.trainer import RlSection, SftSection
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.eval.evaluation import Evaluation
     from rl4rec_cli.policy.loading import Policy
@@ -136,7 +136,7 @@ def _say_next(run: Run, datasets: Sequence[Dataset]) -> None:
 def _resume(
     config: RunConfig, folder: Path, datasets: list[Dataset], audits: dict[str, str], *, allow_partial: bool
 ) -> list[Trained]:
-    phases = [phase.algorithm for phase in _phases(config)]
+    phases = [phase.algorithm for phase in config.trainer.phases]
     run = Run(folder, config, digest=joint_digest(datasets))
     with run.locked():
         most = number_of_steps(config.trainer, sum(number_of_training_examples(config, one) for one in datasets))
@@ -202,11 +202,6 @@ def of_seed(config: RunConfig, seed: int, count: int) -> RunConfig:
     return config.model_copy(update={"run": config.run.model_copy(update=own)})
 
 
-def _phases(config: RunConfig) -> list[TrainerSection]:
-    trainer = config.trainer
-    return [trainer] if trainer.algorithm == "sft" or trainer.warm_start is None else [trainer.warm_start, trainer]
-
-
 def _check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> None:
     """What would end the run later, once models are loaded or a warm start is done.
 
@@ -218,7 +213,7 @@ def _check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> N
     from rl4rec_cli.policy.sources import find_source
 
     check_settings(config, datasets, is_new=is_new)
-    checkpointing = next((p.gradient_checkpointing for p in _phases(config) if p.gradient_checkpointing), False)
+    checkpointing = next((p.gradient_checkpointing for p in config.trainer.phases if p.gradient_checkpointing), False)
     backend = check_policy(config.policy, trainable=True, gradient_checkpointing=checkpointing)
     if config.policy.model != "tiny":
         find_source(config.policy, backend.name)
@@ -239,7 +234,7 @@ def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bo
     check_engine(config)
     check_one_gpu(config.policy.device)
     check_trackers(config.logging.report_to)
-    for phase in _phases(config):
+    for phase in config.trainer.phases:
         number_of_steps(phase, sum(number_of_training_examples(config, dataset) for dataset in datasets))
     for name in config.reward.functions:
         file = name.rpartition(":")[0]
@@ -274,7 +269,7 @@ def _train_one(
         check_prompts(run, prompts, allow_partial=allow_partial)
     if writes_day(policy.tokenizer, chat=config.prompt.chat):
         console.log(day_line(str(config.prompt.date)))
-    for phase in _phases(config):
+    for phase in config.trainer.phases:
         resolve_precision(phase, str(policy.device))
     outcome = Outcome(config, domains, data.audits)
     with ExitStack() as stack:
@@ -308,7 +303,7 @@ def _train_one(
 
 def _start_section(config: RunConfig, run: Run | None, place: Place | None) -> PolicySection:
     """What to load: the policy that the last phase started from, once it is known, else the configured one."""
-    if run is not None and place is not None and place.phase >= len(_phases(config)) - 1 and run.start.is_dir():
+    if run is not None and place is not None and place.phase >= len(config.trainer.phases) - 1 and run.start.is_dir():
         return config.policy.model_copy(update={"model": str(run.start)})
     if makes_base(config):
         whole = {"lora": None, "quantization": "none", "backend": "hf"}
@@ -358,7 +353,7 @@ def put_adapter(policy: Policy, run: Run) -> None:
 
 def _done(config: RunConfig, place: Place | None) -> int:
     """Steps that are made of the last phase."""
-    return place.step if place is not None and place.phase == len(_phases(config)) - 1 else 0
+    return place.step if place is not None and place.phase == len(config.trainer.phases) - 1 else 0
 
 
 @contextmanager
@@ -402,7 +397,7 @@ def _learn(
     from rl4rec_cli.train.validation import Validation
 
     config = run.config
-    phases = _phases(config)
+    phases = config.trainer.phases
     last = len(phases) - 1
     cut_logs(run, [phase.algorithm for phase in phases], place)
     log = JsonLines(run.folder / TRAINING_LOG, also=reports.step)
@@ -433,10 +428,11 @@ def _learn(
         resume = place.checkpoint if place.phase == last else None
         validation = Validation(run, policy, domains, report=reports.validation)
         go_on: Any = {"resume": resume, "validation": validation}
-        if config.trainer.algorithm == "sft":
-            steps = train_sft(config.trainer, config, run, policy, domains, log, **go_on)
+        if not config.trainer.is_rl:
+            steps = train_sft(cast("SftSection", config.trainer), config, run, policy, domains, log, **go_on)
         else:
-            screened = screen_domains(config.trainer, domains, write=_writer(policy, config), folder=run.folder)
+            section = cast("RlSection", config.trainer)
+            screened = screen_domains(section, domains, write=_writer(policy, config), folder=run.folder)
             steps = train_rl(config, run, policy, screened, log, rollouts, **go_on)
         write_final(policy, run, steps=steps)
     finally:

@@ -21,19 +21,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from rl4rec_cli.config import schema
+from rl4rec_cli.config.algorithms import DEFAULT_ALGORITHM
 from rl4rec_cli.config.aliases import OPTIONS, flag_of
 from rl4rec_cli.config.dataset_folders import find_folder, is_same_folder
 from rl4rec_cli.config.plugins import Registry
 from rl4rec_cli.config.recipes import find_recipe, packaged_recipes, read_recipe
 from rl4rec_cli.config.registries import REWARDS
 from rl4rec_cli.config.sections import RunConfig
+from rl4rec_cli.config.trainer import trainer_sections
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.shell import command_line, rl4rec
 from rl4rec_cli.strict_yaml import YamlError, dump_yaml, load_yaml
 
 __all__ = ["dump_config", "find_recipe", "load_config", "packaged_recipes"]
 
-DEFAULT_ALGORITHM = "grpo"
 COMMAND = "the command"
 REWARD_FUNCTIONS = ("reward", "functions")
 ALTERNATIVES = (("data", "path"), ("data", "synthetic"))
@@ -261,7 +262,7 @@ def _set_layer(path: schema.Path, text: str, tree: _Tree) -> _Layer | None:
 def _choose_algorithm(
     command: str | None, files: Sequence[_Layer], pairs: Sequence[tuple[schema.Path, str]], tree: _Tree
 ) -> str:
-    known = schema.trainer_sections()
+    known = trainer_sections()
     named = [(layer.source, _get(layer.values, ("trainer", "algorithm"))) for layer in files]
     named += [("--set", text.strip()) for path, text in pairs if path == ("trainer", "algorithm")]
     chosen = command or DEFAULT_ALGORITHM
@@ -287,8 +288,8 @@ def _select_trainer(layer: _Layer, tree: _Tree) -> None:
     if trainer.get("algorithm", tree.algorithm) != tree.algorithm:  # reported, or replaced by a higher layer
         layer.values = {**layer.values, "trainer": {}}
         return
-    shared = {key: value for key, value in trainer.items() if key not in schema.trainer_sections()}
-    for name in schema.trainer_sections():
+    shared = {key: value for key, value in trainer.items() if key not in trainer_sections()}
+    for name in trainer_sections():
         block = trainer.get(name)
         if block is None:
             continue
@@ -333,16 +334,16 @@ def _not_unicode(value: Any, path: schema.Path = ()) -> Iterator[schema.Path]:
 def _check_sections_agree(config: RunConfig, tree: _Tree) -> None:
     """What one section asks of another."""
     trainer, normalize = config.trainer, config.reward.normalize_rewards
-    if trainer.algorithm == "ppo" and trainer.critic == "adapter" and config.policy.lora is None:
+    if trainer.has_adapter_critic and config.policy.lora is None:
         source = tree.source(("trainer", "critic"))
         tree.problems.append(f"trainer.critic: an adapter of the critic's own needs a policy with one ({source})")
         tree.hints.append("give policy.lora, e.g. --set policy.lora.r=16, or use trainer.critic=head")
-    if config.policy.fast_inference and getattr(trainer, "beta", 0) > 0:
+    if config.policy.fast_inference and trainer.holds_reference:
         source = tree.source(("policy", "fast_inference"))
         said = "with trainer.beta above 0 the engine would be given the reference, too"
         tree.problems.append(f"policy.fast_inference: {said} ({source})")
         tree.hints.append("set trainer.beta to 0, or leave policy.fast_inference out")
-    if config.policy.fast_inference and trainer.algorithm == "ppo" and trainer.critic == "adapter":
+    if config.policy.fast_inference and trainer.has_adapter_critic:
         source = tree.source(("trainer", "critic"))
         said = "with policy.fast_inference the engine would be given the critic's adapter, too"
         tree.problems.append(f"trainer.critic: {said} ({source})")
@@ -353,9 +354,10 @@ def _check_sections_agree(config: RunConfig, tree: _Tree) -> None:
             source = tree.source(("retrieval", *key.split(".")))
             tree.problems.append(f"retrieval.{key}: is of one dataset, and data.path names several ({source})")
             tree.hints.append("leave it out; embeddings are found by their dataset's name in retrieval.emb_dir")
-    if normalize == "group" and trainer.algorithm in ("rloo", "ppo", "reinforce"):
+    if normalize not in trainer.normalizations:
         source = tree.source(("reward", "normalize_rewards"))
-        said = f"with {trainer.algorithm} it must be auto, batch or none, not 'group' ({source})"
+        *others, last = trainer.normalizations
+        said = f"with {trainer.algorithm} it must be {', '.join(others)} or {last}, not '{normalize}' ({source})"
         tree.problems.append(f"reward.normalize_rewards: {said}")
 
 

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from rl4rec_cli.config.aliases import find_alias
 from rl4rec_cli.config.base import Section
 from rl4rec_cli.config.sections import RunConfig
+from rl4rec_cli.config.trainer import trainer_sections
 
 Path = tuple[str, ...]
 PLAIN = {
@@ -46,12 +47,6 @@ def _options(annotation: Any) -> Iterator[Any]:
 def models_of(annotation: Any) -> list[type[Section]]:
     """The sections among the types that a key takes."""
     return [option for option in _options(annotation) if isinstance(option, type) and issubclass(option, Section)]
-
-
-def trainer_sections() -> dict[str, type[Section]]:
-    """The section of each algorithm."""
-    sections = models_of(RunConfig.model_fields["trainer"].annotation)
-    return {get_args(section.model_fields["algorithm"].annotation)[0]: section for section in sections}
 
 
 def section_at(path: Path, algorithm: str) -> type[Section] | None:

@@ -10,10 +10,13 @@ Sections follow the way of the data: data → prompt → policy → generation �
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Any, Literal
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from rl4rec_cli.config.algorithms import DEFAULT_ALGORITHM
 from rl4rec_cli.config.base import (
     Fraction,
     NonNegative,
@@ -26,10 +29,12 @@ from rl4rec_cli.config.base import (
 )
 from rl4rec_cli.config.health import HealthSection
 from rl4rec_cli.config.registries import REWARDS
-from rl4rec_cli.config.trainer import (
-    GrpoSection,
-    TrainerSection,
-)
+from rl4rec_cli.config.trainer import TrainerSection, trainer_sections
+
+if TYPE_CHECKING:
+    AnyTrainer = TrainerSection
+else:
+    AnyTrainer = Annotated[reduce(or_, trainer_sections().values()), Field(discriminator="algorithm")]
 
 Baseline = Literal[
     "popularity",
@@ -440,7 +445,7 @@ class RunConfig(Section):
     generation: GenerationSection = GenerationSection()
     retrieval: RetrievalSection = RetrievalSection()
     reward: RewardSection = RewardSection()
-    trainer: TrainerSection = GrpoSection()
+    trainer: AnyTrainer = trainer_sections()[DEFAULT_ALGORITHM].model_validate({})
     eval: EvalSection = EvalSection()
     logging: LoggingSection = LoggingSection()
     health: HealthSection = HealthSection()
@@ -458,9 +463,9 @@ class RunConfig(Section):
             widened = self.policy.model_copy(update={"tiny": tiny.model_copy(update={"head_dim": 32})})
             self.__dict__["policy"] = widened
         correction = self.generation.vllm.correction
-        if engine == "vllm" and self.trainer.algorithm == "rloo" and correction.startswith("token"):
+        if engine == "vllm" and self.trainer.weighs_whole_texts and correction.startswith("token"):
             raise ValueError(
-                f"generation.vllm.correction={correction}: rloo learns from whole texts; use sequence_truncate or "
-                "sequence_mask"
+                f"generation.vllm.correction={correction}: {self.trainer.algorithm} learns from whole texts; use "
+                "sequence_truncate or sequence_mask"
             )
         return self

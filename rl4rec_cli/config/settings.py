@@ -18,6 +18,7 @@ from rl4rec_cli.config import schema
 from rl4rec_cli.config.aliases import GUIDES, LIBRARIES, find_alias, flag_of, names_of
 from rl4rec_cli.config.base import Section
 from rl4rec_cli.config.sections import RunConfig
+from rl4rec_cli.config.trainer import trainer_sections
 from rl4rec_cli.errors import ConfigError
 
 _WORDS: dict[Any, str] = {str: "text", bool: "true or false", int: "whole number", float: "number"}
@@ -57,10 +58,10 @@ class Setting:
 def all_settings() -> list[Setting]:
     """Every key of the tree in its order; a trainer's once, with the algorithms that have it."""
     found: dict[str, dict[str, Setting]] = {}
-    for algorithm, trainer in schema.trainer_sections().items():
+    for algorithm, trainer in trainer_sections().items():
         for setting in _below(RunConfig, (), algorithm, trainer):
             found.setdefault(setting.key, {})[algorithm] = setting
-    everywhere, order = set(schema.trainer_sections()), list(RunConfig.model_fields)
+    everywhere, order = set(trainer_sections()), list(RunConfig.model_fields)
     settings = [_joined(by_algorithm, everywhere) for by_algorithm in found.values()]
     return sorted(settings, key=lambda setting: order.index(setting.key.partition(".")[0]))
 

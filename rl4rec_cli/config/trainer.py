@@ -1,25 +1,47 @@
-"""The `trainer` section: one class for each algorithm, a union on `algorithm`.
+"""The `trainer` section: one class for each algorithm.
 
-Decides: every setting of a trainer, its default, its range, and which settings go together.
-Hides: how many optimiser steps an algorithm makes of one batch of texts (`updates_per_batch`).
+Decides: every setting of a trainer, its default, its range, and which settings go together; what the rest of the
+program asks of an algorithm, which asks the section and never compares names.
+Hides: how an algorithm's settings become sequences, texts and optimiser steps.
 
 Inside, the names are those of transformers and TRL; PPO's are those of TRL's former `PPOConfig`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from rl4rec_cli.config.algorithms import ALGORITHMS
 from rl4rec_cli.config.base import Fraction, NonNegative, PositiveFloat, PositiveInt, Precision, Section
 
 DEFAULT_BETA = 0.04
 """Weight of the KL penalty where a reference policy is asked for and no weight is given: that of arXiv:2402.03300."""
 
 
-class OptimSection(Section):
-    """What every trainer has; the names are those of `transformers.TrainingArguments`."""
+class TrainerSection(Section):
+    """What every trainer has; the names are those of `transformers.TrainingArguments`.
+
+    Below the settings stand the questions that others ask of an algorithm. A section overrides the answers that differ.
+    """
+
+    if TYPE_CHECKING:  # each section has them, with its own type, default and meaning
+        algorithm: str
+        batch_size: int
+
+    is_rl: ClassVar[bool] = False
+    """Whether the policy writes texts and learns from their rewards."""
+    has_critic: ClassVar[bool] = False
+    """Whether a critic is trained beside the policy."""
+    weighs_whole_texts: ClassVar[bool] = False
+    """Whether a text's policy ratio is that of the whole text, so that no correction by tokens can be applied."""
+    normalizations: ClassVar[tuple[str, ...]] = ("auto", "group", "batch", "none")
+    """Values of `reward.normalize_rewards` that it takes."""
+    start_name: ClassVar[str] = "before SFT"
+    """What tables call the policy that training starts from."""
+    like: ClassVar[str | None] = None
+    """Algorithm whose block of a recipe (`trainer.grpo: {…}`) counts where the recipe has none for this one."""
 
     learning_rate: NonNegative = 1e-5
     """Peak learning rate."""
@@ -46,12 +68,77 @@ class OptimSection(Section):
     """Loader processes."""
 
     @property
+    def phases(self) -> tuple[TrainerSection, ...]:
+        """The sections that a run trains with, one after the other: the warm start, if there is one, and this one."""
+        return (self,)
+
+    def without_warm_start(self) -> TrainerSection:
+        """The same training from the policy as it is."""
+        return self
+
+    @property
     def updates_per_batch(self) -> int:
         """Optimiser steps made of one batch of examples."""
         return 1
 
+    @property
+    def texts_per_prompt(self) -> int:
+        """Texts that the policy writes for a prompt."""
+        return 0
 
-class SftSection(OptimSection):
+    @property
+    def has_groups(self) -> bool:
+        """Whether the texts of a prompt are compared with each other."""
+        return self.texts_per_prompt > 1
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences learnt from at once."""
+        return self.batch_size
+
+    @property
+    def texts_at_once(self) -> int:
+        """Texts written at once; 0: none."""
+        return self.batch_size * self.texts_per_prompt * self.gradient_accumulation_steps
+
+    @property
+    def holds_reference(self) -> bool:
+        """Whether a frozen reference policy is held."""
+        return False
+
+    @property
+    def has_adapter_critic(self) -> bool:
+        """Whether the critic is an adapter of its own on the policy's model."""
+        return False
+
+    @property
+    def can_checkpoint(self) -> bool:
+        """Whether it can be used with gradient checkpointing."""
+        return not self.has_adapter_critic
+
+    @property
+    def batch_words(self) -> str:
+        """What one optimiser step learns from, for a table."""
+        return f"{self.micro_batch} sequences × {self.gradient_accumulation_steps}"
+
+    @property
+    def divisors(self) -> list[int]:
+        """Numbers of parts that a micro-batch can be cut into, 1 first."""
+        return [n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0]
+
+    def split(self, parts: int) -> dict[str, int]:
+        """The settings of micro-batches cut into `parts` and that many more of them: a step learns from as much.
+
+        Args:
+            parts: one of `divisors`.
+        """
+        return {
+            "batch_size": self.batch_size // parts,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps * parts,
+        }
+
+
+class SftSection(TrainerSection):
     """Supervised fine-tuning: the warm start."""
 
     algorithm: Literal["sft"] = "sft"
@@ -65,8 +152,11 @@ class SftSection(OptimSection):
     """How the target item is written; any field of `items.jsonl` but `item_id`."""
 
 
-class RlSection(OptimSection):
+class RlSection(TrainerSection):
     """What every algorithm of reinforcement learning has."""
+
+    is_rl: ClassVar[bool] = True
+    start_name: ClassVar[str] = "before RL"
 
     epsilon: PositiveFloat = 0.2
     """Clipping of the policy ratio."""
@@ -88,6 +178,17 @@ class RlSection(OptimSection):
     learning starts from (a text is written for each training example, once)."""
     warm_start: SftSection | None = None
     """Supervised fine-tuning before RL."""
+
+    @property
+    def phases(self) -> tuple[TrainerSection, ...]:
+        return (self,) if self.warm_start is None else (self.warm_start, self)
+
+    def without_warm_start(self) -> RlSection:
+        return self.model_copy(update={"warm_start": None})
+
+    @property
+    def holds_reference(self) -> bool:
+        return self.beta > 0
 
     @model_validator(mode="after")
     def _reference(self) -> RlSection:
@@ -132,6 +233,18 @@ class GroupSection(RlSection):
     def updates_per_batch(self) -> int:
         return self.num_iterations
 
+    @property
+    def texts_per_prompt(self) -> int:
+        return self.num_generations
+
+    @property
+    def micro_batch(self) -> int:
+        return self.batch_size * self.num_generations
+
+    @property
+    def batch_words(self) -> str:
+        return f"{self.batch_size} prompts × {self.num_generations} texts × {self.gradient_accumulation_steps}"
+
 
 class GrpoSection(GroupSection):
     """Group relative policy optimisation (arXiv:2402.03300) by TRL's `GRPOTrainer`."""
@@ -147,11 +260,16 @@ class RlooSection(GroupSection):
     The ratio is that of whole texts, and the KL penalty is part of the reward.
     """
 
+    weighs_whole_texts: ClassVar[bool] = True
+    normalizations: ClassVar[tuple[str, ...]] = ("auto", "batch", "none")
+
     algorithm: Literal["rloo"] = "rloo"
 
 
 class SingleSection(RlSection):
     """What PPO and REINFORCE share: one text per prompt."""
+
+    normalizations: ClassVar[tuple[str, ...]] = ("auto", "batch", "none")
 
     batch_size: PositiveInt = 16
     """Prompts per batch. Texts per batch = batch_size × accumulation."""
@@ -161,6 +279,10 @@ class SingleSection(RlSection):
     """Discount of the reward over the tokens before it; 1 = none."""
     entropy_coef: NonNegative = 0.0
     """Weight of the entropy bonus (mean entropy per token)."""
+
+    @property
+    def texts_per_prompt(self) -> int:
+        return 1
 
     @model_validator(mode="after")
     def _one_text(self) -> SingleSection:
@@ -176,6 +298,8 @@ class SingleSection(RlSection):
 
 class PpoSection(SingleSection):
     """Proximal policy optimisation (arXiv:1707.06347) with a critic and GAE (arXiv:1506.02438)."""
+
+    has_critic: ClassVar[bool] = True
 
     algorithm: Literal["ppo"] = "ppo"
     mini_batch_size: PositiveInt = 4
@@ -207,6 +331,22 @@ class PpoSection(SingleSection):
     def updates_per_batch(self) -> int:
         return self.ppo_epochs * (self.batch_size // self.mini_batch_size)
 
+    @property
+    def micro_batch(self) -> int:
+        return self.mini_batch_size
+
+    @property
+    def has_adapter_critic(self) -> bool:
+        return self.critic == "adapter"
+
+    @property
+    def divisors(self) -> list[int]:
+        return [n for n in range(1, self.mini_batch_size + 1) if self.mini_batch_size % n == 0]
+
+    def split(self, parts: int) -> dict[str, int]:
+        # As many texts in a batch and in an update.
+        return {**super().split(parts), "mini_batch_size": self.mini_batch_size // parts}
+
     @model_validator(mode="after")
     def _fits(self) -> PpoSection:
         if self.batch_size % self.mini_batch_size:
@@ -214,9 +354,9 @@ class PpoSection(SingleSection):
                 f"mini_batch_size {self.mini_batch_size} does not divide batch_size {self.batch_size}: every text "
                 "must be in one mini-batch"
             )
-        if self.critic == "adapter" and self.critic_trains_policy:
+        if self.has_adapter_critic and self.critic_trains_policy:
             raise ValueError("critic_trains_policy needs critic: head; an adapter's hidden states are not the policy's")
-        if self.critic == "adapter" and self.gradient_checkpointing:
+        if self.gradient_checkpointing and not self.can_checkpoint:
             raise ValueError(
                 "critic: adapter cannot be used with gradient_checkpointing, which would recompute the policy with "
                 "the critic's adapter; use critic: head"
@@ -232,6 +372,6 @@ class ReinforceSection(SingleSection):
     """Most optimiser steps."""
 
 
-TrainerSection = Annotated[
-    SftSection | GrpoSection | RlooSection | PpoSection | ReinforceSection, Field(discriminator="algorithm")
-]
+def trainer_sections() -> dict[str, type[TrainerSection]]:
+    """The section of each algorithm, by its name."""
+    return {name: globals()[algorithm.section] for name, algorithm in ALGORITHMS.items()}

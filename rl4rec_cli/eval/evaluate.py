@@ -44,7 +44,7 @@ NEEDS_POLICY = ("untrained", "zero_shot")
 
 def start_name(config: RunConfig) -> str:
     """What the policy is called that training started from (after the warm start, where there was one)."""
-    return "before SFT" if config.trainer.algorithm == "sft" else "before RL"
+    return config.trainer.start_name
 
 
 def start_evaluation(config: RunConfig, dataset: Dataset, split: Split) -> Evaluation:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rl4rec_cli import console
+from rl4rec_cli.config.algorithms import DEFAULT_ALGORITHM
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.data.opening import find_path
 from rl4rec_cli.errors import ConfigError, RunError
@@ -105,7 +106,7 @@ def resolve_target(
         return run, folder, config
     if target is not None:
         flags["policy"] = {"model": target}
-    config = load_config(algorithm="grpo", recipes=recipes, **layers)
+    config = load_config(algorithm=DEFAULT_ALGORITHM, recipes=recipes, **layers)
     if target is not None and config.data.path is None and config.data.synthetic is None:
         raise RunError(
             f"{target}: not a run folder or a checkpoint of one, and a model needs a dataset to be measured on",

@@ -53,5 +53,7 @@ def against(difference: Mapping[str, Any], other: str) -> str:
 
 
 def _start(evaluation: Evaluation) -> str | None:
-    names = ("before RL", "before SFT")
+    from rl4rec_cli.config.trainer import trainer_sections
+
+    names = {section.start_name for section in trainer_sections().values()}
     return next((m.name for m in evaluation.methods if m.name in names and m.name != evaluation.subject), None)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rl4rec_cli.plan.memory import Estimate, Phase, Surroundings, batch_shape, estimate
+from rl4rec_cli.plan.memory import Estimate, Phase, Surroundings, estimate
 from rl4rec_cli.shell import setting
 
 if TYPE_CHECKING:
@@ -121,9 +121,9 @@ def way_on(config: RunConfig, facts: ModelFacts, around: Surroundings, room: Roo
 def least(config: RunConfig, facts: ModelFacts, around: Surroundings) -> Estimate:
     """What a run that has begun takes with everything cut that `way_on` may cut."""
     trainer = config.trainer
-    sets = {**(_shorter(config) or [{}])[-1], **(_fewer(trainer) or [{}])[-1], **_checkpoint(trainer)}
+    sets = {**(_shorter(config) or [{}])[-1], **(_fewer(trainer) or [{}])[-1], **_checkpointing(trainer)}
     cut = changed(config, {**sets, "eval.batch_size": 1, "generation.batch_size": 1})
-    cut = changed(cut, _split(cut.trainer, _divisors(cut.trainer)[-1], "trainer"))
+    cut = changed(cut, _split(cut.trainer, cut.trainer.divisors[-1], "trainer"))
     here = replace(around, retrieval_on_device=around.retrieval_on_device and not around.on_gpu)
     return estimate(cut, facts, here)
 
@@ -134,8 +134,8 @@ def smaller_pieces(trainer: TrainerSection) -> dict[str, Any]:
     For a model whose shape is not known, where nothing can be said of what these take.
     """
     return {
-        **next((way for n in _divisors(trainer)[1:] if (way := _split(trainer, n, "trainer"))), {}),
-        **_checkpoint(trainer),
+        **(_split(trainer, trainer.divisors[1], "trainer") if len(trainer.divisors) > 1 else {}),
+        **_checkpointing(trainer),
     }
 
 
@@ -155,8 +155,8 @@ def _all(
         options[0].append(("lora", {"policy.lora.r": 16}))
     if own and around.on_gpu and policy.quantization == "none":
         options[1].append(("4bit", {"policy.quantization": "4bit"}))
-    if checkpoint := _checkpoint(config.trainer):
-        options[2].append(("checkpointing", checkpoint))
+    if checkpointing := _checkpointing(config.trainer):
+        options[2].append(("checkpointing", checkpointing))
     if around.on_gpu and around.retrieval_on_device:
         options[3].append(("retrieval_cpu", {"retrieval.device": "cpu"}))
     for shrinking, *chosen in itertools.product(shrinkings, *options):
@@ -176,7 +176,7 @@ def _all(
         kinds |= {"fewer"} if shrinking else set()
         cost = sum(_COSTS[kind][0] for kind in kinds - {"split"})
         if splits > 1:
-            rows = batch_shape(changed(tried, more).trainer).micro
+            rows = changed(tried, more).trainer.micro_batch
             cost += _COSTS["split"][0] * math.log2(splits) + (1.0 * math.log2(_FEW / rows) if rows < _FEW else 0.0)
         sets |= more
         costs = tuple(_COSTS[kind][1] for kind in _COSTS if kind in kinds)
@@ -193,11 +193,9 @@ def _shrunk_to_fit(
     """
     sets: dict[str, Any] = {}
     most = 1
-    for path in ("trainer.warm_start", "trainer"):
-        trainer = config.trainer if path == "trainer" else getattr(config.trainer, "warm_start", None)
-        if trainer is None:
-            continue
-        for parts in _divisors(trainer):
+    for trainer in config.trainer.phases:
+        path = "trainer" if trainer is config.trainer else "trainer.warm_start"
+        for parts in trainer.divisors:
             split = _split(trainer, parts, path)
             learning = _learning(estimate(changed(config, split), facts, around), path)
             if learning.total <= room.of(learning.name):
@@ -206,7 +204,7 @@ def _shrunk_to_fit(
                 break
         else:
             return None
-    sizes = {"validation": config.eval.batch_size, "writing": batch_shape(config.trainer).written}
+    sizes = {"validation": config.eval.batch_size, "writing": config.trainer.texts_at_once}
     sizes["writing"] = min(sizes["writing"], config.generation.batch_size or sizes["writing"])
     settings = {"validation": "eval.batch_size", "writing": "generation.batch_size"}
     while True:
@@ -227,45 +225,31 @@ def _learning(result: Estimate, path: str) -> Phase:
     return next(phase for phase in result.phases if phase.name == name)
 
 
-def _divisors(trainer: TrainerSection) -> list[int]:
-    size = trainer.mini_batch_size if trainer.algorithm == "ppo" else trainer.batch_size
-    return [n for n in range(1, size + 1) if size % n == 0]
-
-
 def _split(trainer: TrainerSection, parts: int, path: str) -> dict[str, Any]:
-    """Micro-batches cut in `parts`, that many more of them; empty where they cannot be."""
-    if parts == 1 or parts not in _divisors(trainer):
-        return {}
-    sets = {
-        f"{path}.batch_size": trainer.batch_size // parts,
-        f"{path}.gradient_accumulation_steps": trainer.gradient_accumulation_steps * parts,
-    }
-    if trainer.algorithm == "ppo":  # as many texts in a batch and in an update
-        sets[f"{path}.mini_batch_size"] = trainer.mini_batch_size // parts
-    return sets
+    """Micro-batches cut in `parts`, that many more of them."""
+    return {f"{path}.{key}": value for key, value in trainer.split(parts).items()} if parts > 1 else {}
 
 
-def _checkpoint(trainer: TrainerSection) -> dict[str, Any]:
+def _checkpointing(trainer: TrainerSection) -> dict[str, Any]:
     """Gradient checkpointing, also in the warm start, where it is off."""
     sets: dict[str, Any] = {}
-    if not trainer.gradient_checkpointing and not (trainer.algorithm == "ppo" and trainer.critic == "adapter"):
+    if not trainer.gradient_checkpointing and trainer.can_checkpoint:
         sets["trainer.gradient_checkpointing"] = True
-    warm = None if trainer.algorithm == "sft" else trainer.warm_start
-    if warm is not None and not warm.gradient_checkpointing:
+    if any(not phase.gradient_checkpointing for phase in trainer.phases[:-1]):
         sets["trainer.warm_start.gradient_checkpointing"] = True
     return sets
 
 
 def _fewer(trainer: TrainerSection) -> list[dict[str, Any]]:
     """Fewer prompts a step, then fewer texts a prompt."""
-    if trainer.algorithm != "grpo" and trainer.algorithm != "rloo":
+    if not trainer.has_groups:
         return []
     ways: list[dict[str, Any]] = []
     accumulation = trainer.gradient_accumulation_steps
     while accumulation > 1:
         accumulation //= 2
         ways.append({"trainer.gradient_accumulation_steps": accumulation})
-    texts = trainer.num_generations
+    texts = trainer.texts_per_prompt
     while texts > 2:
         texts //= 2
         ways.append({**(ways[-1] if ways else {}), "trainer.num_generations": texts})

@@ -25,7 +25,6 @@ from rl4rec_cli.plan.memory import (
     Estimate,
     Surroundings,
     activation_saving,
-    batch_shape,
     engine_bytes,
     estimate,
     human,
@@ -335,15 +334,10 @@ def _choices(
     else:
         because = forced if config.policy.quantization == "none" else "policy.quantization says so"
         quantised = Choice("quantization", policy.quantization, f"{because}; {human(packed)} instead of {human(full)}")
-    batch = batch_shape(trainer)
-    changed = batch_shape(config.trainer) != batch
-    texts = f"{batch.micro} sequences × {trainer.gradient_accumulation_steps}"
-    if trainer.algorithm in ("grpo", "rloo"):
-        texts = (
-            f"{trainer.batch_size} prompts × {trainer.num_generations} texts × {trainer.gradient_accumulation_steps}"
-        )
-    learnt = f"{batch.micro * trainer.gradient_accumulation_steps} learnt from in a step, {batch.micro} at once"
-    size = Choice("batch", texts, f"{forced}; {learnt}" if changed else learnt)
+    step = trainer.micro_batch * trainer.gradient_accumulation_steps
+    learnt = f"{step} learnt from in a step, {trainer.micro_batch} at once"
+    changed = trainer.batch_words != config.trainer.batch_words
+    size = Choice("batch", trainer.batch_words, f"{forced}; {learnt}" if changed else learnt)
     without, kept = activation_saving(chosen, facts, around)
     if trainer.gradient_checkpointing:
         because = "trainer.gradient_checkpointing says so" if config.trainer.gradient_checkpointing else forced
@@ -395,5 +389,5 @@ def _vllm(config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu |
     return Choice(
         "vLLM share",
         f"{min(0.9, need / gpu.total):.2f}",
-        f"weights and the cache of {batch_shape(config.trainer).written} texts",
+        f"weights and the cache of {config.trainer.texts_at_once} texts",
     )

@@ -10,6 +10,7 @@ Upper bounds: every prompt and every text is taken to be as long as the configur
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -119,28 +120,6 @@ def _types(policy: PolicySection, precision: str, *, on_gpu: bool) -> _Types:
     return _Types(weights, compute, 4 if policy.lora is not None else weights, quantised)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    micro: int
-    """Sequences learnt from at once."""
-    written: int
-    """Texts written at once; 0: none."""
-    accumulates: bool
-    """Gradients of earlier micro-batches are there."""
-
-
-def batch_shape(trainer: TrainerSection) -> _Batch:
-    """Sequences in a micro-batch, and texts written at once, as the trainers' arguments make them."""
-    accumulation = trainer.gradient_accumulation_steps
-    if trainer.algorithm == "sft":
-        return _Batch(trainer.batch_size, 0, accumulation > 1)
-    if trainer.algorithm == "ppo":
-        texts = trainer.batch_size * accumulation
-        return _Batch(trainer.mini_batch_size, texts, accumulation > 1)
-    micro = trainer.batch_size * trainer.num_generations
-    return _Batch(micro, micro * accumulation, accumulation > 1)
-
-
 def trained_parameters(facts: ModelFacts, lora: LoraSection | None) -> int:
     return facts.parameters if lora is None else facts.lora_parameters(lora.r, lora.target_modules)
 
@@ -207,9 +186,8 @@ def kv_cache_bytes(facts: ModelFacts, sequences: int, tokens: int, types: _Types
 def estimate(config: RunConfig, facts: ModelFacts, around: Surroundings) -> Estimate:
     """Every phase of a run: the warm start's, the algorithm's, and measuring in between."""
     trainer = config.trainer
-    warm = None if trainer.algorithm == "sft" else trainer.warm_start
-    phases = [] if warm is None else _phases(config, warm, facts, around, prefix="warm start: ")
-    return Estimate((*phases, *_phases(config, trainer, facts, around)))
+    warm = [_phases(config, phase, facts, around, prefix="warm start: ") for phase in trainer.phases[:-1]]
+    return Estimate((*itertools.chain(*warm), *_phases(config, trainer, facts, around)))
 
 
 def _phases(
@@ -219,23 +197,21 @@ def _phases(
     types = _types(config.policy, trainer.precision, on_gpu=around.on_gpu)
     prompt = around.prompt_tokens or config.prompt.max_prompt_length
     text = around.text_tokens or config.generation.max_completion_length
-    batch = batch_shape(trainer)
-    is_rl = trainer.algorithm != "sft"
     trained = trained_parameters(facts, lora)
     resident = _resident(config, trainer, facts, around, types)
     gradients = trained * types.trained
 
     learn = dict(resident)
     kept, passing = activation_bytes(
-        facts, batch.micro, prompt + text, types, lora, checkpointing=bool(trainer.gradient_checkpointing)
+        facts, trainer.micro_batch, prompt + text, types, lora, checkpointing=bool(trainer.gradient_checkpointing)
     )
-    positions = text + 1 if is_rl else prompt + text
-    logits = _logit_bytes(facts, batch.micro * positions, types, is_rl=is_rl, trains_head=lora is None)
+    positions = text + 1 if trainer.is_rl else prompt + text
+    logits = _logit_bytes(facts, trainer.micro_batch * positions, types, is_rl=trainer.is_rl, trains_head=lora is None)
     if logits >= passing:
         learn |= {"activations": kept, "logits": logits}
     else:
         learn["activations"] = kept + passing
-    if batch.accumulates:
+    if trainer.gradient_accumulation_steps > 1:  # those of earlier micro-batches are there
         learn["gradients"] = gradients
 
     update = {**resident, "gradients": gradients}
@@ -244,8 +220,8 @@ def _phases(
     phases = [Phase(f"{prefix}learning", learn), Phase(f"{prefix}updating", update)]
     if config.generation.engine == "vllm":  # which writes beside the run: see `engine_bytes`
         return phases
-    if batch.written:
-        at_once = min(batch.written, config.generation.batch_size or batch.written)
+    if texts := trainer.texts_at_once:
+        at_once = min(texts, config.generation.batch_size or texts)
         phases.append(Phase("writing", _writing(resident, facts, at_once, prompt, text, types)))
     if config.eval.steps is not None:
         phases.append(Phase("validation", _writing(resident, facts, config.eval.batch_size, prompt, text, types)))
@@ -267,11 +243,11 @@ def _resident(
     if lora is not None:
         parts["adapter"] = trained * types.trained
     parts["optimizer"] = 2 * trained * types.trained
-    if getattr(trainer, "beta", 0.0) > 0:
+    if trainer.holds_reference:
         parts["reference model"] = trained * types.trained if lora is not None else weights
-    if trainer.algorithm == "ppo":
+    if trainer.has_critic:
         head = 4 * (facts.hidden * facts.hidden + 3 * facts.hidden)
-        own = trained * types.trained if trainer.critic == "adapter" else 0
+        own = trained * types.trained if trainer.has_adapter_critic else 0
         parts["critic"] = 4 * (head + own)  # with its gradients and optimiser states
     if around.retrieval_on_device:
         if around.embedder_parameters:
@@ -375,7 +351,7 @@ def activation_saving(config: RunConfig, facts: ModelFacts, around: Surroundings
     tokens = (around.prompt_tokens or config.prompt.max_prompt_length) + (
         around.text_tokens or config.generation.max_completion_length
     )
-    rows = batch_shape(config.trainer).micro
+    rows = config.trainer.micro_batch
     both = (False, True)
     off, on = (sum(activation_bytes(facts, rows, tokens, types, config.policy.lora, checkpointing=on)) for on in both)
     return off, on

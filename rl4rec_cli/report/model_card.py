@@ -67,10 +67,10 @@ def _training(run: Run, checkpoint: Path, *, base: str) -> str:
     how = "all its weights" if lora is None else f"a LoRA adapter (rank {lora.r}, alpha {lora.alpha})"
     if config.policy.quantization != "none":
         how += f" over its weights in {config.policy.quantization.replace('bit', ' bits')}"
-    warm = getattr(config.trainer, "warm_start", None)
+    warm_start = " after a supervised warm start" if len(config.trainer.phases) > 1 else ""
     lines = [
         f"- base: {base}",
-        f"- trained: {how}, by {config.trainer.algorithm.upper()}" + (" after a supervised warm start" if warm else ""),
+        f"- trained: {how}, by {config.trainer.algorithm.upper()}{warm_start}",
         f"- rewards: {', '.join(f'{n} × {w:g}' for n, w in _rewards(config).items())}, at {config.reward.k}",
         f"- {_checkpoint(run, checkpoint)}; seed {config.run.seed}",
     ]

@@ -219,7 +219,7 @@ def heading(logged: Logged) -> str:
     dataset = " and ".join(names or [Path(path).name for path in data.paths] or [made_up])
     weights = ", ".join(f"{name}@{config.reward.k} × {weight:g}" for name, weight in config.reward.functions.items())
     shaping = f" + rank shaping {config.reward.rank_shaping:g}" if config.reward.rank_shaping else ""
-    reward = f", reward {weights}{shaping}" if logged.algorithm != "sft" else ""
+    reward = f", reward {weights}{shaping}" if config.trainer.is_rl else ""
     return f"{logged.algorithm} on {dataset}, model {config.policy.model}{reward}, seed {config.run.seed}"
 
 

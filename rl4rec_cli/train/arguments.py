@@ -16,11 +16,11 @@ from rl4rec_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.config.trainer import OptimSection, RlSection, TrainerSection
+    from rl4rec_cli.config.trainer import RlSection, TrainerSection
     from rl4rec_cli.policy.loading import Policy
 
 
-def resolve_precision(section: OptimSection, device: str) -> str:
+def resolve_precision(section: TrainerSection, device: str) -> str:
     """`fp32`, `bf16` or `fp16`; `auto` is what the GPU has of the 16-bit types, and fp32 without one.
 
     Raises:
@@ -36,7 +36,7 @@ def resolve_precision(section: OptimSection, device: str) -> str:
     return "fp32" if on_cpu else half_of_gpu()
 
 
-def shared_arguments(section: OptimSection, config: RunConfig, *, output_dir: Path, device: str) -> dict[str, Any]:
+def shared_arguments(section: TrainerSection, config: RunConfig, *, output_dir: Path, device: str) -> dict[str, Any]:
     """Keyword arguments for any trainer's configuration.
 
     Raises:

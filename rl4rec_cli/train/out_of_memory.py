@@ -206,10 +206,7 @@ def _told_without_figures(
 
 def _alone(config: RunConfig, during: str, *, is_warm_start: bool) -> RunConfig:
     """The configuration with nothing to do but what memory ran out in: a warm start that is done takes none."""
-    trainer = config.trainer
-    if trainer.algorithm != "sft":
-        warm = trainer.warm_start if is_warm_start else None
-        trainer = trainer.model_copy(update={"warm_start": None}) if warm is None else warm
+    trainer = config.trainer.phases[0] if is_warm_start else config.trainer.without_warm_start()
     # Validation users are measured after the last step, too; not in a warm start.
     steps = None if is_warm_start else 1 if during == "validation" else config.eval.steps
     return config.model_copy(update={"trainer": trainer, "eval": config.eval.model_copy(update={"steps": steps})})

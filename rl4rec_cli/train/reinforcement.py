@@ -1,24 +1,22 @@
-"""Reinforcement learning on retrieval rewards: the one path of GRPO, RLOO, PPO and REINFORCE.
+"""Reinforcement learning on retrieval rewards: the one path of all its algorithms.
 
-Decides: which trainer an algorithm gets, and that prompts, texts, rewards, log lines and checkpoints are the same
-for all of them.
+Decides: that prompts, texts, rewards, log lines and checkpoints are the same for all of them.
 Hides: TRL.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.engine.sampling import Sampling
-from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.train.arguments import number_of_steps, release, steps_per_epoch, weights_kept
+from rl4rec_cli.train.algorithms.opening import open_trainer
+from rl4rec_cli.train.algorithms.parts import TrainerParts
+from rl4rec_cli.train.arguments import number_of_steps, release, steps_per_epoch
 from rl4rec_cli.train.callbacks import StepLog
 from rl4rec_cli.train.checkpoints import steps_done
-from rl4rec_cli.train.engine_rollouts import learn_from_engine
 from rl4rec_cli.train.environments import count_examples
 from rl4rec_cli.train.live import TrainingView, shown
 from rl4rec_cli.train.resumable import Keeper
@@ -32,21 +30,6 @@ if TYPE_CHECKING:
     from rl4rec_cli.runs.folder import Run
     from rl4rec_cli.train.environments import Domain
     from rl4rec_cli.train.validation import Validation
-
-
-@dataclass(frozen=True)
-class TrainerParts:
-    """What every algorithm's trainer is built from."""
-
-    config: RunConfig
-    policy: Policy
-    steps: int
-    """Optimiser steps."""
-    output_dir: Path
-    rows: Any
-    """`datasets.Dataset` of prompt, user, target, history and the name of their dataset."""
-    reward: RetrievalReward
-    rollout: Rollout
 
 
 def prepare_rollouts(
@@ -70,32 +53,6 @@ def prepare_rollouts(
     scorers = {domain.name: domain.scorer for domain in domains}
     reward = RetrievalReward(scorers, policy.tokenizer, rollouts, shown=config.logging.rollouts)
     return HfDataset.from_list(rows), reward, rollout
-
-
-def make_trainer(parts: TrainerParts) -> Any:
-    """The trainer of the configured algorithm, a transformers `Trainer`.
-
-    Raises:
-        ConfigError: no algorithm of reinforcement learning, or settings that do not go together.
-    """
-    from transformers import PrinterCallback
-
-    algorithm = parts.config.trainer.algorithm
-    make: Callable[[TrainerParts], Any]
-    if algorithm == "grpo":
-        from rl4rec_cli.train.algorithms.grpo import make_grpo as make
-    elif algorithm == "rloo":
-        from rl4rec_cli.train.algorithms.rloo import make_rloo as make
-    elif algorithm in ("ppo", "reinforce"):
-        from rl4rec_cli.train.algorithms.ppo import make_ppo as make
-    else:
-        raise ConfigError(f"trainer.algorithm is {algorithm}, which is no reinforcement learning")
-    with weights_kept(parts.policy.model):
-        trainer = make(parts)
-    if parts.policy.engine is not None:
-        learn_from_engine(trainer, parts.config.generation.vllm)
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def train_rl(
@@ -136,7 +93,7 @@ def train_rl(
     course = validation.course if validation is not None else None
     view = TrainingView(phase.upper(), steps, done=done, validation=course, samples=reward.last)
     with tempfile.TemporaryDirectory() as scratch, shown(view) as drawn:
-        trainer = make_trainer(TrainerParts(config, policy, steps, Path(scratch), rows, reward, rollout))
+        trainer = open_trainer(TrainerParts(config, policy, steps, Path(scratch), rows, reward, rollout))
         batches = steps_per_epoch(section, examples)
         watch = Watch(config.health, log, phase=phase)
         trainer.add_callback(

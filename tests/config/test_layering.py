@@ -325,7 +325,7 @@ def test_all_problems_at_once_each_with_its_layer(tmp_path: Path) -> None:
         ("trainer.beta=[1", "trainer.beta: cannot read '[1': 1:3"),
         ("=x", "must be section.key=value"),
         ("run..name=x", "must be section.key=value"),
-        ("trainer.algorithm=dpo", "trainer.algorithm: must be one of sft, grpo, rloo, ppo, reinforce, not 'dpo'"),
+        ("trainer.algorithm=dpo", "trainer.algorithm: must be one of grpo, ppo, rloo, reinforce, sft, not 'dpo'"),
         ("trainer.algorithm=sft", "is for sft, this command trains with grpo"),
         ("trainer.target=last", "trainer.target: belongs to sft, not to grpo"),
         ("run.output_dir=\udcff", "'run.output_dir': is not UTF-8 text"),
@@ -345,7 +345,7 @@ def test_a_grpo_recipe_for_sft_is_one_problem(tmp_path: Path) -> None:
     assert error.hint == "use `rl4rec train grpo`"
     other = recipe(tmp_path, "trainer: {num_generations: 8}", "other")
     message = fails(recipes=[other], algorithm="sft").message
-    assert message.startswith("trainer.num_generations: belongs to grpo, rloo, ppo and reinforce, not to sft")
+    assert message.startswith("trainer.num_generations: belongs to grpo, ppo, rloo and reinforce, not to sft")
 
 
 def test_custom_reward_code_needs_the_flag(tmp_path: Path) -> None:

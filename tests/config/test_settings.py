@@ -39,7 +39,7 @@ def test_every_key_of_every_algorithm_has_a_meaning_a_type_and_a_default() -> No
 def test_a_setting_says_its_range_and_what_differs_between_algorithms() -> None:
     settings = {setting.key: setting for setting in all_settings()}
     assert settings["run.seed"].facts == "whole number; at least 0, at most 2147483647; default `42`"
-    assert settings["trainer.learning_rate"].default == "sft: 0.0001; grpo, rloo, ppo, reinforce: 1e-05"
+    assert settings["trainer.learning_rate"].default == "grpo, ppo, rloo, reinforce: 1e-05; sft: 0.0001"
     assert settings["trainer.lam"].algorithms == ("ppo",)
     assert settings["trainer.max_steps"].algorithms == ()
     assert settings["policy.quantization"].type == "`none` or `4bit` or `8bit`"

@@ -25,7 +25,7 @@ from rl4rec_cli.plan.machine import (
     read_smi,
     visible,
 )
-from rl4rec_cli.plan.memory import GB, Surroundings, batch_shape, estimate
+from rl4rec_cli.plan.memory import GB, Surroundings, estimate
 
 ROOT = Path(__file__).parents[2]
 RETRIEVAL = RetrievalFacts(100_000, 335_141_888, 1024)
@@ -108,7 +108,7 @@ def test_a_way_out_typed_in_fits_and_learns_from_as_many_texts() -> None:
         for way in plan(machine(size), load(model)).ways_out:
             typed = load(model, *way.sets)
             assert plan(machine(size), typed).fits, (model, way.sets)
-            assert typed.trainer.gradient_accumulation_steps * batch_shape(typed.trainer).micro == 256
+            assert typed.trainer.gradient_accumulation_steps * typed.trainer.micro_batch == 256
             assert typed == way.config
 
 
@@ -298,7 +298,7 @@ def test_an_overlay_fits_the_gpu_it_is_for(size: int, model: str) -> None:
     config = load_config(algorithm="grpo", recipes=["beauty-grpo", f"gpu-{size}gb"], sets=sets)
     assert plan(machine(size), config).fits
     assert not plan(machine(size * 0.6), config).fits
-    assert batch_shape(config.trainer).micro * config.trainer.gradient_accumulation_steps == 256
+    assert config.trainer.micro_batch * config.trainer.gradient_accumulation_steps == 256
     assert config.policy.lora is not None
     assert config.trainer.warm_start == load_config(algorithm="grpo", recipes=["beauty-grpo"]).trainer.warm_start
 

@@ -14,7 +14,6 @@ from rl4rec_cli.plan.memory import (
     Surroundings,
     _Types,
     activation_saving,
-    batch_shape,
     estimate,
     human,
     kv_cache_bytes,
@@ -187,8 +186,8 @@ def test_the_larger_of_warm_start_and_algorithm_is_the_peak() -> None:
 
 def test_the_sizes_of_a_batch() -> None:
     def of(algorithm: str, *sets: str) -> tuple[int, int]:
-        batch = batch_shape(load(*sets, algorithm=algorithm).trainer)
-        return batch.micro, batch.written
+        trainer = load(*sets, algorithm=algorithm).trainer
+        return trainer.micro_batch, trainer.texts_at_once
 
     size = ("trainer.batch_size=8", "trainer.gradient_accumulation_steps=3")
     assert of("grpo", *size, "trainer.num_generations=5") == of("rloo", *size, "trainer.num_generations=5") == (40, 120)

@@ -18,8 +18,10 @@ from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.policy.loading import load_policy, save_policy
 from rl4rec_cli.retrieval.retriever import open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
+from rl4rec_cli.train.algorithms.opening import open_trainer
+from rl4rec_cli.train.algorithms.parts import TrainerParts
 from rl4rec_cli.train.environments import Domain
-from rl4rec_cli.train.reinforcement import TrainerParts, make_trainer, prepare_rollouts
+from rl4rec_cli.train.reinforcement import prepare_rollouts
 
 SMALL = (
     *("data.synthetic.users=24", "data.synthetic.items=20", "generation.max_completion_length=6"),
@@ -71,7 +73,7 @@ def test_the_divergence_is_that_from_a_true_copy(case: str, algorithm: str, tmp_
     builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
     domain = Domain(dataset, scorer.retriever, scorer, builder, examples)
     rows, reward, rollout = prepare_rollouts(config, policy, [domain], log)
-    trainer = make_trainer(TrainerParts(config, policy, 2, tmp_path / "scratch", rows, reward, rollout))
+    trainer = open_trainer(TrainerParts(config, policy, 2, tmp_path / "scratch", rows, reward, rollout))
     # A second model is in memory where all weights are trained, and nowhere else.
     assert (trainer.ref_model is not None) == (case == "full")
     move(policy.model, 0.05)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.train.arguments import one_gpu, rl_arguments
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.config.trainer import GrpoSection
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.train.reinforcement import TrainerParts
+    from rl4rec_cli.train.algorithms.parts import TrainerParts
 
 
 def grpo_arguments(
@@ -38,15 +37,13 @@ def grpo_arguments(
     return one_gpu(arguments)
 
 
-def make_grpo(parts: TrainerParts) -> Any:
+def make_trainer(parts: TrainerParts) -> Any:
     """TRL's trainer for these parts."""
     from trl import GRPOTrainer
 
     from rl4rec_cli.train.algorithms.groups import informative
 
-    section = parts.config.trainer
-    if section.algorithm != "grpo":
-        raise ConfigError(f"trainer.algorithm is {section.algorithm}, not grpo")
+    section = cast("GrpoSection", parts.config.trainer)
     return informative(GRPOTrainer, section)(
         model=parts.policy.model,
         args=grpo_arguments(section, parts.config, parts.policy, steps=parts.steps, output_dir=parts.output_dir),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.config.trainer import ReinforceSection
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.train.reinforcement import TrainerParts
+    from rl4rec_cli.train.algorithms.parts import TrainerParts
 
 
 def ppo_arguments(
@@ -300,12 +300,9 @@ def _whole(inputs: Any) -> tuple[Tensor, Tensor, int]:
     return ids_BL, mask_BL, inputs["completion_ids"].size(1)
 
 
-def make_ppo(parts: TrainerParts) -> PpoTrainer:
+def make_trainer(parts: TrainerParts) -> PpoTrainer:
     """The trainer for these parts."""
-    section = parts.config.trainer
-    if section.algorithm not in ("ppo", "reinforce"):
-        raise ConfigError(f"trainer.algorithm is {section.algorithm}, not ppo or reinforce")
-    section = cast("PpoSection | ReinforceSection", section)
+    section = cast("PpoSection | ReinforceSection", parts.config.trainer)
     return PpoTrainer(
         section,
         scale=parts.config.reward.normalize_rewards != "none",

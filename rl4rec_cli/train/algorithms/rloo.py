@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trl import RLOOConfig, RLOOTrainer
 
-from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.train.algorithms.groups import informative
 from rl4rec_cli.train.arguments import one_gpu, rl_arguments
 from rl4rec_cli.train.engine_rollouts import weigh_texts
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig, VllmSection
     from rl4rec_cli.config.trainer import RlooSection
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.train.reinforcement import TrainerParts
+    from rl4rec_cli.train.algorithms.parts import TrainerParts
     from rl4rec_cli.train.rollouts import Rollout
 
 
@@ -59,11 +58,9 @@ class RlooTrainer(RLOOTrainer):
         return output
 
 
-def make_rloo(parts: TrainerParts) -> RlooTrainer:
+def make_trainer(parts: TrainerParts) -> RlooTrainer:
     """The trainer for these parts."""
-    section = parts.config.trainer
-    if section.algorithm != "rloo":
-        raise ConfigError(f"trainer.algorithm is {section.algorithm}, not rloo")
+    section = cast("RlooSection", parts.config.trainer)
     trainer: RlooTrainer = informative(RlooTrainer, section)(
         parts.rollout,
         parts.config.generation.vllm,

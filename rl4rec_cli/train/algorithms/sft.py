@@ -136,13 +136,15 @@ def train_sft(
             StepLog(
                 log,
                 describe,
-                phase="sft",
+                phase=section.algorithm,
                 batches_per_epoch=batches,
                 view=drawn,
                 best=validation.best_line if validation is not None else str,
             )
         )
-        keeper = Keeper(run, policy, phase="sft", is_warm_start=is_warm_start, resume=resume, validation=validation)
+        keeper = Keeper(
+            run, policy, phase=section.algorithm, is_warm_start=is_warm_start, resume=resume, validation=validation
+        )
         keeper.train(trainer)
         release(trainer)
     policy.model.eval()

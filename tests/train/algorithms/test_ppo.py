@@ -30,9 +30,11 @@ from rl4rec_cli.train import rollouts
 from rl4rec_cli.train.algorithms import ppo
 from rl4rec_cli.train.algorithms.advantages import clipped_policy_loss
 from rl4rec_cli.train.algorithms.critic import CRITIC_FILE, Critic
+from rl4rec_cli.train.algorithms.opening import open_trainer
+from rl4rec_cli.train.algorithms.parts import TrainerParts
 from rl4rec_cli.train.arguments import number_of_steps
 from rl4rec_cli.train.environments import Domain
-from rl4rec_cli.train.reinforcement import TrainerParts, make_trainer, prepare_rollouts
+from rl4rec_cli.train.reinforcement import prepare_rollouts
 from rl4rec_cli.train.rollouts import step_record
 
 SMALL = (
@@ -140,7 +142,7 @@ def do(dataset: Dataset, retriever: InProcessRetriever, base: Path, tmp_path: Pa
         domain = Domain(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
         rows, rewards, rollout = prepare_rollouts(config, policy, [domain], JsonLines(file))
         steps = number_of_steps(config.trainer, len(examples))
-        trainer = make_trainer(TrainerParts(config, policy, steps, tmp_path / "scratch", rows, rewards, rollout))
+        trainer = open_trainer(TrainerParts(config, policy, steps, tmp_path / "scratch", rows, rewards, rollout))
         done = Trained(trainer, policy, rollouts=file, describe=lambda logs: step_record(logs, rewards, rollout))
         trainer.add_callback(done)
         if train:
