@@ -7,8 +7,6 @@ Hides: the form of the files.
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.opening import load_dataset
 from rl4rec_cli.data.reading import ITEMS, META, PROMPTS, SEQUENCES
 from rl4rec_cli.errors import DataError
+from rl4rec_cli.files.folders import new_folder
 
 
 def save_dataset(dataset: Dataset, folder: Path) -> None:
@@ -27,27 +26,22 @@ def save_dataset(dataset: Dataset, folder: Path) -> None:
         DataError: `folder` exists and is not empty, cannot be written, or the dataset is not valid.
     """
     folder = Path(folder).expanduser().resolve()
-    beside = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: already exists and is not an empty folder", hint="name a new folder, or remove it")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside.mkdir()
-        _write_files(dataset, beside)
-        try:
-            same = load_dataset(beside).digest == dataset.digest
-        except DataError as error:
-            message = f"dataset {dataset.name} is not valid and was not saved as {folder}"
-            raise DataError(message, hint=error.hint, problems=error.problems) from error
-        if not same:
-            raise DataError(f"dataset {dataset.name} reads back differently and was not saved as {folder}")
-        beside.rename(folder)
+        with new_folder(folder) as beside:
+            _write_files(dataset, beside)
+            try:
+                same = load_dataset(beside).digest == dataset.digest
+            except DataError as error:
+                message = f"dataset {dataset.name} is not valid and was not saved as {folder}"
+                raise DataError(message, hint=error.hint, problems=error.problems) from error
+            if not same:
+                raise DataError(f"dataset {dataset.name} reads back differently and was not saved as {folder}")
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
     except UnicodeEncodeError as error:  # half of a surrogate pair
         raise DataError(f"dataset {dataset.name} has a character that UTF-8 cannot write: {error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _write_files(dataset: Dataset, folder: Path) -> None:

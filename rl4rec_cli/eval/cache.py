@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ import numpy as np
 from rl4rec_cli import console
 from rl4rec_cli.eval.scoring import Measured, Task
 from rl4rec_cli.files.names import file_name
+from rl4rec_cli.files.writing import replacing
 from rl4rec_cli.retrieval.retriever import Ranking
 
 _VERSION = 4  # raise it when a method's scores change: what is kept then is not read again
@@ -70,21 +69,16 @@ def _write(path: Path, key: str, measured: Measured) -> None:
         "texts": measured.texts,
         "notes": measured.notes,
     }
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        about=np.asarray(json.dumps(about)),
+        ranks=measured.ranking.ranks,
+        scorable=measured.ranking.scorable,
+        top=measured.top_BK,
+    )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            buffer,
-            about=np.asarray(json.dumps(about)),
-            ranks=measured.ranking.ranks,
-            scorable=measured.ranking.scorable,
-            top=measured.top_BK,
-        )
-        temporary.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
     except OSError as error:
         console.log(f"{path}: cannot be kept ({error.strerror or error}); it is measured anew next time")
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -18,10 +18,8 @@ import copy
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +32,7 @@ from rl4rec_cli import console
 from rl4rec_cli.data.dataset import build_examples
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.files.names import file_name
+from rl4rec_cli.files.writing import replacing
 from rl4rec_cli.ranking import ranks
 from rl4rec_cli.retrieval.embedding import resolve_device
 from rl4rec_cli.rewards.functions import ndcg
@@ -415,19 +414,12 @@ def _save(path: Path, model: Any, identity: dict[str, Any], summary: dict[str, A
 
     weights = {name: value.to("cpu").contiguous() for name, value in model.state_dict().items()}
     note = {"identity": identity, "summary": summary, "sha256": _digest(weights), "summary_sha256": _sha256(summary)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, temporary, metadata={"format": FORMAT, "rl4rec": json.dumps(note)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            save_file(weights, temporary, metadata={"format": FORMAT, "rl4rec": json.dumps(note)})
     except (OSError, SafetensorError) as error:
         # The model is there and good: losing it would cost more than training it again next time.
         console.log(f"warning: {path}: cannot keep the trained SASRec: {error}")
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _load(

@@ -14,12 +14,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from rl4rec_cli.files.reading import parse_json, read_bytes
+from rl4rec_cli.files.writing import new_file_mode, sync
 
 MANIFEST = "manifest.json"
 
@@ -34,6 +36,32 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, size: int) -> No
     Raises:
         OSError: it cannot be written; what was there before is untouched, and nothing is left beside it.
     """
+    with new_folder(folder, size=size) as temporary:
+        try:
+            fill(temporary)
+        except Exception as error:  # safetensors and tokenizers have no class of their own for what a disk refuses
+            if number := re.search(r"\(os error (\d+)\)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise
+        manifest = {
+            str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": sha256(path)}
+            for path in _files_in(temporary)
+        }
+        (temporary / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1) + "\n")
+
+
+@contextmanager
+def new_folder(folder: Path, *, size: int = 0) -> Iterator[Path]:
+    """An empty folder beside `folder` for the body to fill; at the end it takes the place of `folder`.
+
+    Its files have the mode that a new file has there, and are synced before.
+
+    Args:
+        size: bytes that will be needed, about; where the disk has fewer, nothing is begun.
+
+    Raises:
+        OSError: it cannot be written. What was there before is untouched, as it is when the body raises.
+    """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -42,21 +70,22 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, size: int) -> No
         if free < size:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({free:,} bytes are free)")
         temporary.mkdir()
-        try:
-            fill(temporary)
-        except Exception as error:  # safetensors and tokenizers have no class of their own for what a disk refuses
-            if said := re.search(r"\(os error (\d+)\)", str(error)):
-                raise OSError(int(said[1]), os.strerror(int(said[1]))) from error
-            raise
-        files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        manifest = {str(p.relative_to(temporary)): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
-        (temporary / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1) + "\n")
-        for file in [*files, temporary / MANIFEST]:
-            _sync(file)
-        _sync(temporary)
+        probe = temporary / ".mode"
+        mode = new_file_mode(probe)
+        probe.unlink()
+        yield temporary
+        for path in _files_in(temporary):
+            if path.stat().st_mode != mode:
+                path.chmod(stat.S_IMODE(mode))
+            sync(path)
+        sync(temporary)
         _put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def torch_save(value: Any, path: Path) -> None:
@@ -145,14 +174,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _put_in_place(new: Path, folder: Path) -> None:
     """Give a finished folder its name; what had the name before is removed only when the new one stands there.
 
@@ -175,7 +196,7 @@ def _put_in_place(new: Path, folder: Path) -> None:
             old.replace(folder)
             raise
     with suppress(OSError):  # in place is in place
-        _sync(folder.parent)
+        sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

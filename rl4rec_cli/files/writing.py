@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +21,70 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, RunError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file beside and rename it.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside a file, for the body or a library to write; at the end it takes the file's place.
+
+    The new file is synced first and has the mode that a new file has in its folder, whatever the library gave it:
+    safetensors writes files that only their owner may read.
 
     Raises:
-        RunError: it cannot be written; what was there before is untouched.
+        OSError: it cannot be written. The file that was there before is untouched, as it is when the body raises.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.unlink(missing_ok=True)  # of a killed process that had the same number
+        mode = new_file_mode(temporary)
+        yield temporary
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(stat.S_IMODE(mode))
+        sync(temporary)
         temporary.replace(path)
+    finally:
+        with suppress(OSError):  # where it cannot even be removed, the reason is being raised
+            temporary.unlink(missing_ok=True)
+
+
+def new_file_mode(path: Path) -> int:
+    """The mode of a file that is made here, which the process's umask and the folder decide; leaves an empty file.
+
+    Raises:
+        OSError: it is there already, or cannot be made.
+    """
+    with path.open("xb") as file:
+        return os.fstat(file.fileno()).st_mode
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file.
+
+    Raises:
+        RunError: it cannot be written; what was there before is untouched.
+    """
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise RunError(f"{path}: cannot write it: {error.strerror or error}") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file of UTF-8; see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:

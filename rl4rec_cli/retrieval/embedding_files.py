@@ -7,9 +7,7 @@ Hides: safetensors, torch's own format.
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +19,7 @@ from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.files.kinds import ZIP, recognise_file
 from rl4rec_cli.files.names import file_name
 from rl4rec_cli.files.parts import part_of
-from rl4rec_cli.files.writing import check_writable, why_unwritable
+from rl4rec_cli.files.writing import check_writable, replacing, why_unwritable
 from rl4rec_cli.retrieval.embedding import (
     embed_items,
     is_blank,
@@ -71,27 +69,23 @@ def save_embeddings(path: Path, vectors_ND: Tensor, *, model: str, emb_type: str
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     vectors_ND = vectors_ND.to("cpu", torch.float32).contiguous()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".pt":
-            torch.save(vectors_ND, temporary)
-        else:
-            metadata = {
-                "format": FORMAT,
-                "model": model,
-                "emb_type": emb_type,
-                "dataset": dataset.name,
-                "items_digest": dataset.items_digest(emb_type),
-                "num_items": str(vectors_ND.shape[0]),
-                "dim": str(vectors_ND.shape[1]),
-                "sha256": _digest(vectors_ND),
-            }
-            save_file({"embeddings": vectors_ND}, temporary, metadata=metadata)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            if path.suffix == ".pt":
+                torch.save(vectors_ND, temporary)
+            else:
+                metadata = {
+                    "format": FORMAT,
+                    "model": model,
+                    "emb_type": emb_type,
+                    "dataset": dataset.name,
+                    "items_digest": dataset.items_digest(emb_type),
+                    "num_items": str(vectors_ND.shape[0]),
+                    "dim": str(vectors_ND.shape[1]),
+                    "sha256": _digest(vectors_ND),
+                }
+                save_file({"embeddings": vectors_ND}, temporary, metadata=metadata)
     except (
         OSError,
         RuntimeError,
@@ -101,9 +95,6 @@ def save_embeddings(path: Path, vectors_ND: Tensor, *, model: str, emb_type: str
         raise EmbeddingError(
             f"{path}: cannot write {vectors_ND.numel() * 4:,} bytes of embeddings: {reason}"
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def load_embeddings(path: Path, *, dataset: Dataset, emb_type: str, model: str | None = None) -> Tensor:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import ConfigError, ServiceError
+from rl4rec_cli.files.writing import write_text
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import ServiceSection
@@ -78,10 +79,7 @@ def _note_file(section: ServiceSection) -> Path:
 
 
 def write_note(section: ServiceSection, note: Note) -> None:
-    file = _note_file(section)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(vars(note)), encoding="utf-8")
-    temporary.replace(file)
+    write_text(_note_file(section), json.dumps(vars(note)))
 
 
 @contextmanager
