@@ -7,7 +7,6 @@ Hides: PEFT's names for an adapter's tensors, and how it is merged.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -20,7 +19,8 @@ from typing import Any
 
 import torch
 
-from rl4rec_cli.errors import EngineError
+from rl4rec_cli.errors import EngineError, RunError
+from rl4rec_cli.files.locks import take_lock
 from rl4rec_cli.models.adapters import is_peft
 
 _FOLDER, _LOCK = "rl4rec-vllm-", ".lock"
@@ -36,26 +36,15 @@ def make_folder(owner: Any, size: int) -> tuple[Path, Any]:
     has_room = shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > 1.1 * size
     place = shared if has_room else Path(tempfile.gettempdir())
     for left in place.glob(f"{_FOLDER}*"):
-        with suppress(OSError):  # another one's, or another process removes it too
+        with suppress(OSError, RunError):  # another user's, or another process removes it too
             # One without a lock is being made at this moment.
-            if (left / _LOCK).stat().st_uid == os.getuid() and (lock := _locked(left / _LOCK)) is not None:
+            if (left / _LOCK).stat().st_uid == os.getuid() and (lock := take_lock(left / _LOCK)) is not None:
                 shutil.rmtree(left, ignore_errors=True)
                 os.close(lock)
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=place))
-    lock = _locked(folder / "new")
+    lock = take_lock(folder / "new", mode=0o600)
     (folder / "new").rename(folder / _LOCK)  # seen by others only once it is held
     return folder, weakref.finalize(owner, _remove, folder, lock)
-
-
-def _locked(path: Path) -> int | None:
-    """A lock, held until it is closed or the process ends; None where another process has it."""
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _remove(folder: Path, lock: int | None) -> None:

@@ -19,10 +19,6 @@ runs/NAME/
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
-import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import RunError
+from rl4rec_cli.files.locks import is_locked, read_owner, release_lock, take_lock, write_owner
 from rl4rec_cli.files.reading import read_object
 
 if TYPE_CHECKING:
@@ -40,6 +37,7 @@ DATASETS = "datasets.json"
 """See `data/provenance.py`."""
 TRAINING_LOG = "training_log.jsonl"
 WARM_START_LOG = "warm_start_log.jsonl"
+_LOCK = ".lock"
 _NUMBER = re.compile(r"_(\d+)$")
 
 
@@ -118,41 +116,22 @@ class Run:
         Raises:
             RunError: another process does.
         """
-        path = self.folder / ".lock"
+        path = self.folder / _LOCK
+        if (descriptor := take_lock(path)) is None:
+            owner = read_owner(path)
+            raise RunError(
+                f"{self.folder}: another process trains this run{f' ({owner})' if owner else ''}",
+                hint="wait for it to end, or stop it",
+            )
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise RunError(f"{path}: cannot write it: {error.strerror or error}") from error
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise RunError(f"{path}: cannot lock it: {error.strerror or error}") from error
-                owner = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
-                raise RunError(
-                    f"{self.folder}: another process trains this run{f' ({owner})' if owner else ''}",
-                    hint="wait for it to end, or stop it",
-                ) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+            write_owner(descriptor)
             yield
         finally:
-            os.close(descriptor)  # and with it the lock; the file stays: removing it would let two in
+            release_lock(path, descriptor)
 
     def in_use(self) -> bool:
         """Whether a process holds `locked`."""
-        try:
-            descriptor = os.open(self.folder / ".lock", os.O_RDONLY)
-        except OSError:  # no lock, or one of somebody else
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
-        finally:
-            os.close(descriptor)
-        return False
+        return is_locked(self.folder / _LOCK)
 
     def newest_checkpoint(self) -> Path:
         """The final checkpoint, else the last periodic one.

@@ -114,7 +114,7 @@ def test_training_ends_with_tables_on_stdout_and_plain_lines_on_stderr(done: Don
 
 
 def test_the_run_folder(done: Done) -> None:
-    names = sorted(p.name for p in done.run.iterdir() if p.name != ".lock")
+    names = sorted(p.name for p in done.run.iterdir())
     logs = ["rollouts.jsonl", "training_log.jsonl", "warm_start_log.jsonl"]
     assert names == ["checkpoints", "config.yaml", "datasets.json", "env.json", "eval", *logs]
     kept = sorted(p.name for p in (done.run / "checkpoints").iterdir())

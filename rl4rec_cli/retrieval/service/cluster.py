@@ -11,7 +11,6 @@ only where clusters of several machines are switched off do all of them listen o
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import ipaddress
 import json
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import ConfigError, ServiceError
+from rl4rec_cli.files.locks import release_lock, take_lock
 from rl4rec_cli.files.writing import write_text
 
 if TYPE_CHECKING:
@@ -90,21 +90,18 @@ def claimed(section: ServiceSection) -> Iterator[None]:
         ServiceError: there is one.
     """
     file = _note_file(section).with_suffix(".lock")
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    if (descriptor := take_lock(file, mode=0o600)) is None:
+        note = read_note(section)
+        where = f" at {note.address} (process {note.pid})" if note is not None else ", and loads"
+        raise ServiceError(
+            f"a {section.name} in namespace {section.namespace} runs on this machine already{where}",
+            hint="end it and serve all datasets by one, or give this one another name: --actor-name NAME, and "
+            "--set retrieval.service.name=NAME where it is used",
+        )
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel gives it back, however a process ends
-        except BlockingIOError as error:
-            note = read_note(section)
-            where = f" at {note.address} (process {note.pid})" if note is not None else ", and loads"
-            raise ServiceError(
-                f"a {section.name} in namespace {section.namespace} runs on this machine already{where}",
-                hint="end it and serve all datasets by one, or give this one another name: --actor-name NAME, and "
-                "--set retrieval.service.name=NAME where it is used",
-            ) from error
         yield
     finally:
-        os.close(descriptor)
+        release_lock(file, descriptor)
 
 
 def remove_note(section: ServiceSection) -> None:
