@@ -7,6 +7,9 @@ from typing import Annotated
 import typer
 
 from rl4rec_cli.cli.options import Json, Recipes, Sets, configure, epilog
+from rl4rec_cli.config.algorithms import ALGORITHMS, DEFAULT_ALGORITHM
+
+_NAMES = " or ".join([", ".join([*ALGORITHMS][:-1]), [*ALGORITHMS][-1]])
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,7 +32,7 @@ def plan(
         list[str] | None, typer.Option(metavar="PATH", help="Dataset folder. Repeat for several together.")
     ] = None,
     algorithm: Annotated[
-        str | None, typer.Option(metavar="NAME", help="grpo, ppo, rloo, reinforce or sft; grpo by default.")
+        str | None, typer.Option(metavar="NAME", help=f"{_NAMES}; {DEFAULT_ALGORITHM} by default.")
     ] = None,
     sets: Sets = None,
     check: Annotated[bool, typer.Option("--check", help="Also make a real step, and measure it.")] = False,

@@ -1,4 +1,4 @@
-"""`rl4rec train grpo|ppo|rloo|reinforce|sft`."""
+"""`rl4rec train`: a command for each algorithm of `config/algorithms.py`."""
 
 from __future__ import annotations
 
@@ -9,31 +9,34 @@ from typing import Annotated, Any
 import typer
 
 from rl4rec_cli.cli.options import Grouped, configure, epilog, parse_rewards, parse_seeds
+from rl4rec_cli.config.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, EXAMPLES, PLAIN_EXAMPLES, Algorithm
 from rl4rec_cli.config.aliases import PLAIN_OPTIONS
 from rl4rec_cli.config.registries import REWARDS
 from rl4rec_cli.errors import ConfigError
 
 app = typer.Typer(
     help="Train a policy.",
-    epilog=epilog("rl4rec train grpo --quick-test", "rl4rec train grpo --resume runs/beauty-grpo"),
+    epilog=epilog(
+        f"rl4rec train {DEFAULT_ALGORITHM} --quick-test",
+        f"rl4rec train {DEFAULT_ALGORITHM} --resume runs/beauty-{DEFAULT_ALGORITHM}",
+    ),
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 
-RL = ("grpo", "rloo", "ppo", "reinforce")
 DATA, MODEL, TRAINING, RUN = "Data and reward", "Model", "Training", "Run"
 """Panels of the help."""
-ONLY = {"num_generations": ("grpo", "rloo"), "temperature": RL, "k": RL}
-"""Options that not every algorithm has."""
+ONLY = {"num_generations": {"groups"}, "temperature": {"groups", "single"}, "k": {"groups", "single"}}
+"""Options that not every kind of algorithm has."""
 
 
 def _option(*names: str, panel: str, metavar: str | None = None, help: str) -> Any:
     return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
 
 
-def _add(algorithm: str, short: str, summary: str, *examples: str) -> None:
-    """All algorithms have the same signature, but for `ONLY`; what differs is in the `trainer` section."""
+def _add(name: str, algorithm: Algorithm) -> None:
+    """Adds its command. All have the same signature, but for `ONLY`; what differs is in the `trainer` section."""
 
     def train(
         recipe: Annotated[
@@ -132,7 +135,7 @@ def _add(algorithm: str, short: str, summary: str, *examples: str) -> None:
         flags["logging.report_to"] = [name for text in report_to for name in text.split(",")] if report_to else None
         recipes = [*_run_recipe(resume, seeds), *(recipe or []), *(["quick-test"] if quick_test else [])]
         config = configure(
-            algorithm=algorithm,
+            algorithm=name,
             recipes=recipes,
             flags={key: value for key, value in flags.items() if value is not None},
             sets=sets or [],
@@ -148,9 +151,11 @@ def _add(algorithm: str, short: str, summary: str, *examples: str) -> None:
         run(config, chosen, resume=Path(resume) if resume is not None else None, allow_partial=allow_partial)
 
     signature = inspect.signature(train, eval_str=True)
-    parameters = [p for name, p in signature.parameters.items() if algorithm in ONLY.get(name, (algorithm,))]
+    kind = algorithm.kind
+    parameters = [p for option, p in signature.parameters.items() if kind in ONLY.get(option, {kind})]
     train.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    app.command(algorithm, cls=Grouped, help=summary, short_help=short, epilog=epilog(*examples))(train)
+    examples = epilog(*(f"rl4rec train {name} {options}" for options in EXAMPLES.get(name, PLAIN_EXAMPLES)))
+    app.command(name, cls=Grouped, help=algorithm.help, short_help=algorithm.summary, epilog=examples)(train)
 
 
 def _run_recipe(resume: str | None, seeds: str | None) -> list[str]:
@@ -164,38 +169,5 @@ def _run_recipe(resume: str | None, seeds: str | None) -> list[str]:
     return [str(recipe_of(Path(resume)))]
 
 
-_add(
-    "grpo",
-    "RL: raise the rank of the item the user chose next (GRPO).",
-    "Reinforcement learning: raise the rank of the item the user chose next (GRPO).",
-    "rl4rec train grpo --quick-test --seeds 0,1,2",
-    "rl4rec train grpo -r beauty-cpu --dataset data/beauty --set trainer.max_steps=200",
-)
-_add(
-    "ppo",
-    "RL with a critic, one text per prompt (PPO).",
-    "Reinforcement learning with a critic, one text per prompt (PPO).",
-    "rl4rec train ppo --quick-test",
-    "rl4rec train ppo -r beauty-cpu --dataset data/beauty --set trainer.lam=1 --set trainer.target_kl=0.05",
-)
-_add(
-    "rloo",
-    "RL with the other texts of a prompt as baseline (RLOO).",
-    "Reinforcement learning with the other texts of a prompt as baseline (RLOO).",
-    "rl4rec train rloo --quick-test",
-    "rl4rec train rloo -r beauty-cpu --dataset data/beauty --set trainer.beta=0.02",
-)
-_add(
-    "reinforce",
-    "RL with the batch's mean as baseline (REINFORCE).",
-    "Reinforcement learning with the batch's mean as baseline, one text per prompt (REINFORCE).",
-    "rl4rec train reinforce --quick-test",
-    "rl4rec train reinforce -r beauty-cpu --dataset data/beauty --set trainer.batch_size=64",
-)
-_add(
-    "sft",
-    "Learn to write the next item's text (the warm start).",
-    "Supervised fine-tuning: learn to write the next item's text (the warm start).",
-    "rl4rec train sft --quick-test",
-    "rl4rec train sft -r beauty-grpo --dataset data/beauty --output runs/sft",
-)
+for name, algorithm in ALGORITHMS.items():
+    _add(name, algorithm)

@@ -25,6 +25,13 @@ class Algorithm:
     summary: str
     """One sentence of help that fits into 80 columns beside the name."""
 
+    @property
+    def help(self) -> str:
+        """The summary as the command's own help has it, in whole words."""
+        if self.kind == "supervised":
+            return f"Supervised fine-tuning: {self.summary[:1].lower()}{self.summary[1:]}"
+        return self.summary.replace("RL", "Reinforcement learning", 1)
+
 
 DEFAULT_ALGORITHM = "grpo"
 ALGORITHMS: dict[str, Algorithm] = {
@@ -34,3 +41,12 @@ ALGORITHMS: dict[str, Algorithm] = {
     "reinforce": Algorithm("ReinforceSection", "ppo", "single", "RL with the batch's mean as baseline (REINFORCE)."),
     "sft": Algorithm("SftSection", "sft", "supervised", "Learn to write the next item's text (the warm start)."),
 }
+EXAMPLES = {
+    "grpo": ("--quick-test --seeds 0,1,2", "-r beauty-cpu --dataset data/beauty --set trainer.max_steps=200"),
+    "ppo": ("--quick-test", "-r beauty-cpu --dataset data/beauty --set trainer.lam=1 --set trainer.target_kl=0.05"),
+    "rloo": ("--quick-test", "-r beauty-cpu --dataset data/beauty --set trainer.beta=0.02"),
+    "reinforce": ("--quick-test", "-r beauty-cpu --dataset data/beauty --set trainer.batch_size=64"),
+    "sft": ("--quick-test", "-r beauty-grpo --dataset data/beauty --output runs/sft"),
+}
+"""Options of the two commands that end a help, where they are not `PLAIN_EXAMPLES`."""
+PLAIN_EXAMPLES = ("--quick-test", "-r beauty-cpu --dataset data/beauty --set trainer.max_steps=200")

@@ -6,9 +6,10 @@ Hides: which layer a value came from, until something is wrong with it.
 
 Sections merge; lists and plain values replace, and so does `reward.functions`. `null` resets an optional section.
 In a recipe, `trainer.grpo: {…}` and `trainer.sft: {…}` hold values that only that algorithm reads, so that one
-recipe serves several commands. `data.path` and `data.synthetic` are alternatives: a layer that gives one drops the
-other from the layers below, and one that gives another folder drops the files that went with the folder below
-(`data.sequential_file`, `data.prompt_file`). The command line (flags and ``--set``) is one layer there.
+recipe serves several commands; an algorithm without a block there reads that of the one that it is `like`.
+`data.path` and `data.synthetic` are alternatives: a layer that gives one drops the other from the layers below, and
+one that gives another folder drops the files that went with the folder below (`data.sequential_file`,
+`data.prompt_file`). The command line (flags and ``--set``) is one layer there.
 """
 
 from __future__ import annotations
@@ -288,8 +289,10 @@ def _select_trainer(layer: _Layer, tree: _Tree) -> None:
     if trainer.get("algorithm", tree.algorithm) != tree.algorithm:  # reported, or replaced by a higher layer
         layer.values = {**layer.values, "trainer": {}}
         return
-    shared = {key: value for key, value in trainer.items() if key not in trainer_sections()}
-    for name in trainer_sections():
+    sections = trainer_sections()
+    shared = {key: value for key, value in trainer.items() if key not in sections}
+    own = sections[tree.algorithm]
+    for name in sections:
         block = trainer.get(name)
         if block is None:
             continue
@@ -301,6 +304,8 @@ def _select_trainer(layer: _Layer, tree: _Tree) -> None:
             aside = _Tree(name, {"trainer": {"algorithm": name, **block}}, {("trainer",): layer.source})
             _validate(aside)
             tree.problems += [problem.replace("trainer.", f"trainer.{name}.", 1) for problem in aside.problems]
+            if name == own.like and trainer.get(tree.algorithm) is None:
+                shared |= {key: value for key, value in block.items() if key in own.model_fields}
     layer.values = {**layer.values, "trainer": shared}
 
 

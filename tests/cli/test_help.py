@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from rl4rec_cli.config.algorithms import ALGORITHMS
+
 ROOT = Path(__file__).parents[2]
 HEAVY = {
     *("torch", "transformers", "trl", "peft", "unsloth", "vllm", "ray", "datasets", "numpy", "sklearn", "scipy"),
@@ -20,7 +22,7 @@ GROUPS = [[], ["data"], ["train"], ["recipes"]]
 COMMANDS = [
     *(["data", "synth"], ["data", "stats"], ["data", "audit"], ["prompts"], ["embed"], ["eval"], ["compare"]),
     *(["recommend"], ["export"], ["report"], ["plan"], ["settings"], ["serve-retrieval"], ["doctor"]),
-    *(["train", name] for name in ("grpo", "ppo", "rloo", "reinforce", "sft")),
+    *(["train", name] for name in ALGORITHMS),
     *(["recipes", "list"], ["recipes", "show"], ["recipes", "copy"]),
 ]
 # Prints the help, then which packages were imported for it.

@@ -1,0 +1,153 @@
+"""A new algorithm takes its section, its module and its line: everything else asks the section."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl4rec_cli.config.algorithms import ALGORITHMS, EXAMPLES
+from rl4rec_cli.config.trainer import trainer_sections
+
+ROOT = Path(__file__).parents[3]
+LINE = '    "madeup": Algorithm("MadeUpSection", "madeup", "groups", "RL that nobody has heard of (MADEUP)."),\n'
+SECTION = '''
+
+class MadeUpSection(GroupSection):
+    """A made-up algorithm."""
+
+    like: ClassVar[str | None] = "grpo"
+
+    algorithm: Literal["madeup"] = "madeup"
+    loss_type: Literal["dapo"] = "dapo"
+    """How token losses are averaged."""
+    shift: float = 0.5
+    """What no other algorithm has."""
+
+    @property
+    def holds_reference(self) -> bool:
+        return True
+'''
+MODULE = """
+import sys
+
+from rl4rec_cli.train.algorithms.grpo import make_trainer as make_grpo
+
+
+def make_trainer(parts):
+    print(f"made up, shifted by {parts.config.trainer.shift}", file=sys.stderr)
+    return make_grpo(parts)
+"""
+SMALL = [
+    *("trainer.max_steps=3", "trainer.warm_start.max_steps=2", "trainer.batch_size=4", "trainer.num_generations=4"),
+    *("data.synthetic.users=60", "data.synthetic.items=40", "logging.steps=1", "eval.steps=null", "eval.users=8"),
+    *("eval.baselines=[last_item]", "eval.cache_dir=null", "policy.tiny.hidden_size=32"),
+]
+# All in one process: importing the trainers takes longer than the three steps.
+DRIVER = """
+import contextlib, io, json, sys
+from rl4rec_cli.cli.main import main
+
+answers = []
+for command in json.loads(sys.argv[1]):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = main(command)
+    answers.append([code, out.getvalue()])
+print(json.dumps(answers))
+"""
+
+
+def add_madeup(package: Path) -> None:
+    """The three places, as a person would fill them in."""
+    registry, sections = package / "config" / "algorithms.py", package / "config" / "trainer.py"
+    text = registry.read_text(encoding="utf-8")
+    head, dictionary, rest = text.partition("ALGORITHMS: dict[str, Algorithm] = {\n")
+    assert dictionary
+    registry.write_text(head + dictionary + LINE + rest, encoding="utf-8")
+    sections.write_text(sections.read_text(encoding="utf-8") + SECTION, encoding="utf-8")
+    (package / "train" / "algorithms" / "madeup.py").write_text(MODULE, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package with the made-up algorithm in it."""
+    folder = tmp_path_factory.mktemp("source")
+    shutil.copytree(ROOT / "rl4rec_cli", folder / "rl4rec_cli", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "recipes", folder / "rl4rec_cli" / "recipes", dirs_exist_ok=True)
+    add_madeup(folder / "rl4rec_cli")
+    return folder
+
+
+def run_commands(source: Path, folder: Path, *commands: list[str]) -> tuple[list[tuple[int, str]], str]:
+    """Exit statuses and standard outputs of the commands, and the standard error of all."""
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(commands)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(source), "COLUMNS": "100"},
+    )
+    assert done.returncode == 0, done.stderr
+    return [(code, out) for code, out in json.loads(done.stdout.splitlines()[-1])], done.stderr
+
+
+@pytest.mark.slow
+def test_a_made_up_algorithm_is_planned_shown_and_trained(source: Path, tmp_path: Path) -> None:
+    sets = [word for text in SMALL for word in ("--set", text)]
+    (helped, planned, shown, trained, reported), errors = run_commands(
+        *(source, tmp_path),
+        ["train", "madeup", "--help"],
+        ["plan", "--algorithm", "madeup", "-r", "quick-test", "--json", *sets],
+        ["train", "madeup", "--quick-test", "--dry-run", "--set", "trainer.shift=0.25"],
+        ["train", "madeup", "--quick-test", *sets, "--run-name", "new"],
+        ["report", "runs/new"],
+    )
+    assert [code for code, _ in (helped, planned, shown, trained, reported)] == [0] * 5, errors
+    assert "Reinforcement learning that nobody has heard of (MADEUP)." in helped[1]
+    assert "--num-generations" in helped[1]
+    assert "rl4rec train madeup --quick-test" in helped[1]
+
+    plan = json.loads(planned[1])
+    assert plan["choices"]["batch"]["value"] == "4 prompts × 4 texts × 1"
+    assert {"warm start: learning", "learning", "writing"} <= plan["phases"].keys()
+
+    assert "algorithm: madeup" in shown[1]
+    assert "shift: 0.25" in shown[1]
+    assert "learning_rate: 0.002" in shown[1]  # of the recipe's block for grpo, which it is like
+
+    assert "made up, shifted by 0.5" in errors
+    folder = tmp_path / "runs" / "new"
+    records = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+    assert [(r["phase"], r["step"]) for r in records if "loss" in r] == [("madeup", n) for n in (1, 2, 3)]
+    assert (folder / "warm_start_log.jsonl").is_file()
+    assert (folder / "checkpoints" / "checkpoint_final").is_dir()
+    assert "before RL" in trained[1]
+    assert "madeup on" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_configuration_knows_a_made_up_algorithm(source: Path, tmp_path: Path) -> None:
+    (settings, wrong), errors = run_commands(
+        *(source, tmp_path),
+        ["settings", "shift"],
+        ["train", "grpo", "--set", "trainer.shift=1", "--dry-run"],
+    )
+    assert "of madeup" in settings[1]
+    assert wrong[0] == 2
+    assert "trainer.shift: belongs to madeup, not to grpo" in errors
+
+
+def test_the_lines_agree_with_the_sections() -> None:
+    for name, section in trainer_sections().items():
+        trainer = section.model_validate({})
+        assert trainer.algorithm == name
+        kind = "supervised" if not trainer.is_rl else "groups" if trainer.has_groups else "single"
+        assert ALGORITHMS[name].kind == kind
+        assert section.like is None or section.like in ALGORITHMS
+    assert EXAMPLES.keys() <= ALGORITHMS.keys()
