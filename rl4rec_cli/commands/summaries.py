@@ -7,7 +7,6 @@ Hides: `FILE.part`, which holds the texts written so far.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from rl4rec_cli.data.parsing import text_flaw
 from rl4rec_cli.data.prompts import PromptBuilder, TemplateTooLongError
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.examples import choose_examples
+from rl4rec_cli.files.digests import sha256_of_json
 from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.files.parts import held, part_of
 from rl4rec_cli.files.reading import read_bytes
@@ -200,7 +200,7 @@ def _digest(
         "split": split,
         "users": users,
     }
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(about)
 
 
 def _findings(config: RunConfig, dataset: Dataset) -> list[Finding]:

@@ -7,14 +7,14 @@ Hides: nothing of files; `opening.py` reads a dataset, `saving.py` writes one.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from rl4rec_cli.errors import ConfigError, DataError
+from rl4rec_cli.files.digests import sha256_of_parts
 
 Split = Literal["train", "validation", "test"]
 
@@ -73,7 +73,7 @@ class Dataset:
 
     def items_digest(self, field: str = "text") -> str:
         """SHA-256 (hex) over the number of items and their `field` in id order: the identity of item embeddings."""
-        return _sha256([str(self.num_items), *self.texts(field)])
+        return sha256_of_parts([str(self.num_items), *self.texts(field)])
 
     @cached_property
     def digest(self) -> str:
@@ -84,7 +84,7 @@ class Dataset:
         ]
         prompts = json.dumps(dict(self.prompts), sort_keys=True)
         options = json.dumps({"mask_history": self.mask_history})
-        return _sha256([str(len(parts)), *parts, str(len(rows)), *rows, prompts, options])
+        return sha256_of_parts([str(len(parts)), *parts, str(len(rows)), *rows, prompts, options])
 
     @cached_property
     def _user_index(self) -> dict[str, int]:
@@ -110,21 +110,11 @@ def count_train_examples(dataset: Dataset, train_targets: Literal["last", "all"]
     return [min(length - 1, 1) if train_targets == "last" else length - 1 for length in lengths]
 
 
-def _sha256(parts: Iterable[str]) -> str:
-    """Hash of the parts, each with its length before it, so that moving a border changes the hash."""
-    hasher = hashlib.sha256()
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass")
-        hasher.update(b"%d:" % len(data))
-        hasher.update(data)
-    return hasher.hexdigest()
-
-
 def joint_digest(datasets: Sequence[Dataset]) -> str:
     """What identifies a run's data: the digest of its dataset, or SHA-256 (hex) over names and digests of several."""
     if len(datasets) == 1:
         return datasets[0].digest
-    return _sha256([part for dataset in datasets for part in (dataset.name, dataset.digest)])
+    return sha256_of_parts([part for dataset in datasets for part in (dataset.name, dataset.digest)])
 
 
 def build_examples(dataset: Dataset, split: Split, *, train_targets: Literal["last", "all"] = "last") -> list[Example]:

@@ -6,7 +6,6 @@ Hides: the template, the tokenizer's chat template, and truncation.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import string
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli.data.dates import day_variables
 from rl4rec_cli.data.encoding import TextEncoder
 from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.files.digests import sha256
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import PromptSection
@@ -156,13 +156,10 @@ class PromptBuilder:
 
     def digest(self, examples: Sequence[Example]) -> str:
         """Identity (hex) of the prompts of these examples: of some of them, evenly over all, where they are many."""
-        hasher = hashlib.sha256()
         count = min(len(examples), _DIGESTED)
-        for place in range(count):
-            example = examples[place * len(examples) // count]
-            ids = self.build(example.user, example.history).ids
-            hasher.update(f"{' '.join(map(str, ids))}\n".encode())
-        return hasher.hexdigest()
+        chosen = (examples[place * len(examples) // count] for place in range(count))
+        prompts = (self.build(example.user, example.history).ids for example in chosen)
+        return sha256(*(f"{' '.join(map(str, ids))}\n".encode() for ids in prompts))
 
     def build_written(self, text: str) -> Prompt:
         """The prompt that a text of `prompts.json` is."""

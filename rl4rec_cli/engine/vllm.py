@@ -38,13 +38,13 @@ from rl4rec_cli.engine.process import VllmProcess, same_gpu
 from rl4rec_cli.engine.server import VllmServer
 from rl4rec_cli.engine.weights import (
     adapts_tied_ends,
-    digest_of,
     make_folder,
     save_tensors,
     trained_tensors,
     whole_tensors,
 )
 from rl4rec_cli.errors import ConfigError, EngineError, PolicyError
+from rl4rec_cli.files.digests import sha256_of_tensors
 from rl4rec_cli.models.adapters import is_peft, largest_rank
 from rl4rec_cli.plan.memory import ENGINE_TEXTS, engine_cache, pass_tokens
 
@@ -270,7 +270,7 @@ class VllmEngine:
         if is_frozen(model):
             return
         trained = trained_tensors(model)
-        if (digest := digest_of(trained)) == self._held:
+        if (digest := sha256_of_tensors(trained)) == self._held:
             return
         self._number += 1
         if self._swaps(model):
@@ -296,7 +296,7 @@ class VllmEngine:
         config["tie_word_embeddings"] = False
         (folder / "config.json").write_text(json.dumps(config))
         save_tensors(whole_tensors(model), folder / "model.safetensors")
-        return digest_of(trained_tensors(model))
+        return sha256_of_tensors(trained_tensors(model))
 
     def _swaps(self, model: Any) -> bool:
         """Whether the adapter alone is handed over."""

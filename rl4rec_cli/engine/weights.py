@@ -7,7 +7,6 @@ Hides: PEFT's names for an adapter's tensors, and how it is merged.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -90,15 +89,6 @@ def whole_tensors(model: Any) -> dict[str, torch.Tensor]:
 
 def _on_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
-
-
-def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """BLAKE2b (hex) over names and bytes: whether weights changed."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        hasher.update(name.encode())
-        hasher.update(tensors[name].view(-1).view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> int:

@@ -7,7 +7,6 @@ Hides: the files.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -17,12 +16,13 @@ import numpy as np
 
 from rl4rec_cli import console
 from rl4rec_cli.eval.scoring import Measured, Task
+from rl4rec_cli.files.digests import sha256, sha256_of_json
 from rl4rec_cli.files.names import file_name
 from rl4rec_cli.files.writing import replacing
 from rl4rec_cli.retrieval.retriever import Ranking
 
 _VERSION = 4  # raise it when a method's scores change: what is kept then is not read again
-_SEAL = hashlib.sha256().digest_size
+_SEAL = 32  # bytes of a SHA-256
 
 
 def cached(task: Task, key: dict[str, object], compute: Callable[[], Measured]) -> Measured:
@@ -32,10 +32,10 @@ def cached(task: Task, key: dict[str, object], compute: Callable[[], Measured]) 
     """
     if task.cache is None:
         return compute()
-    examples = hashlib.sha256(json.dumps([(e.user, e.history, e.target) for e in task.examples]).encode()).hexdigest()
+    examples = sha256_of_json([(e.user, e.history, e.target) for e in task.examples])
     whole = {"version": _VERSION, "dataset": task.dataset.digest, "examples": examples, **key}
     text = json.dumps(whole, sort_keys=True, default=str)
-    path = task.cache / f"{file_name(task.dataset.name)}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
+    path = task.cache / f"{file_name(task.dataset.name)}-{sha256(text.encode())[:20]}.npz"
     if path.is_file():
         try:
             return _read(path, text, len(task.examples))
@@ -49,7 +49,7 @@ def cached(task: Task, key: dict[str, object], compute: Callable[[], Measured]) 
 def _read(path: Path, key: str, count: int) -> Measured:
     raw = path.read_bytes()
     data, seal = raw[:-_SEAL], raw[-_SEAL:]
-    if hashlib.sha256(data).digest() != seal:
+    if sha256(data) != seal.hex():
         raise ValueError("damaged: its content does not match its checksum")
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         about = json.loads(str(file["about"]))
@@ -79,6 +79,6 @@ def _write(path: Path, key: str, measured: Measured) -> None:
     )
     try:
         with replacing(path) as temporary:
-            temporary.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+            temporary.write_bytes(buffer.getvalue() + bytes.fromhex(sha256(buffer.getvalue())))
     except OSError as error:
         console.log(f"{path}: cannot be kept ({error.strerror or error}); it is measured anew next time")

@@ -6,7 +6,6 @@ Hides: loading of runs and models.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.evaluation import Evaluation, print_evaluation, save_evaluation
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.resolve import resolve_target, untrained
+from rl4rec_cli.files.digests import sha256
 from rl4rec_cli.files.writing import kept_after, strict, warn_unwritable, write_text
 from rl4rec_cli.runs.folder import Run
 
@@ -401,5 +401,5 @@ def _result_folder(run: Run, checkpoint: str, config: RunConfig, dataset: Datase
     if len(run.config.data.paths) > 1 and set(config.data.paths) <= set(run.config.data.paths):
         as_run, folder = as_run.model_copy(update={"data": run.config.data}), run.results(dataset.name)
     if as_run != run.config:
-        name = f"{name or 'variant'}-{hashlib.sha256(dump_config(config).encode()).hexdigest()[:8]}"
+        name = f"{name or 'variant'}-{sha256(dump_config(config).encode())[:8]}"
     return folder / name, not name

@@ -12,7 +12,6 @@ the chain is against forgetting, not against fraud.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import __version__
 from rl4rec_cli.errors import RunError
+from rl4rec_cli.files.digests import sha256, sha256_of_json
 from rl4rec_cli.files.locks import exclusive
 from rl4rec_cli.files.reading import parse_json, read_bytes
 from rl4rec_cli.files.writing import write_text
@@ -88,11 +88,11 @@ def _append(run: Run, path: Path) -> None:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "version": __version__,
-        "recipe": _sha256((run.folder / "config.yaml").read_bytes()),
+        "recipe": sha256((run.folder / "config.yaml").read_bytes()),
         "command": sys.argv[1:],
-        "previous": _sha256(lines[-1].encode()) if lines else _genesis(run),
+        "previous": sha256(lines[-1].encode()) if lines else _genesis(run),
     }
-    whole = {**record, "digest": _digest(record)}
+    whole = {**record, "digest": sha256_of_json(record)}
     write_text(path, "".join(f"{line}\n" for line in [*lines, json.dumps(whole)]))
 
 
@@ -109,14 +109,14 @@ def read_openings(run: Run) -> Openings:
         try:
             record = parse_json(line)
             good = isinstance(record, dict) and record.get("previous") == previous and record["opening"] == number
-            good = good and record["digest"] == _digest({k: v for k, v in record.items() if k != "digest"})
+            good = good and record["digest"] == sha256_of_json({k: v for k, v in record.items() if k != "digest"})
         except (ValueError, KeyError):
             record, good = {"time": "unreadable", "digest": None}, False
         if not good and problem is None:
             problem = f"line {number} of {FILE} was changed, or one before it was removed"
         is_record = isinstance(record, dict) and isinstance(record.get("digest"), str | None)
         records.append({"digest": None, **record} if is_record else {"time": "unreadable", "digest": None})
-        previous = _sha256(line.encode())
+        previous = sha256(line.encode())
     digests = {record["digest"] for record in records}
     for result, told in results:
         if told.get("digest") is not None and told["digest"] not in digests and problem is None:
@@ -150,15 +150,7 @@ def _text(path: Path) -> str:
 def _genesis(run: Run) -> str:
     """What ties a record to its run: a record copied from another one does not fit."""
     environment = run.folder / "env.json"
-    return _sha256(environment.read_bytes()) if environment.is_file() else "0" * 64
-
-
-def _digest(record: dict[str, Any]) -> str:
-    return _sha256(json.dumps(record, sort_keys=True).encode())
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return sha256(environment.read_bytes()) if environment.is_file() else "0" * 64
 
 
 def _commit() -> str | None:

@@ -15,7 +15,6 @@ everyone's. Histories are padded on the right and attention is causal: padding i
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 import time
@@ -31,6 +30,7 @@ from torch import Tensor
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import build_examples
 from rl4rec_cli.errors import DataError
+from rl4rec_cli.files.digests import sha256_of_json, sha256_of_tensors
 from rl4rec_cli.files.names import file_name
 from rl4rec_cli.files.writing import replacing
 from rl4rec_cli.ranking import ranks
@@ -403,7 +403,7 @@ def _validation_ndcg(sasrec: SasRec, dataset: Dataset, examples: Sequence[Exampl
 
 
 def _cache_path(folder: Path, name: str, identity: dict[str, Any]) -> Path:
-    key = hashlib.sha256(json.dumps([FORMAT, identity], sort_keys=True).encode()).hexdigest()
+    key = sha256_of_json([FORMAT, identity])
     return Path(folder) / f"sasrec_{file_name(name)}_{key[:16]}.safetensors"
 
 
@@ -413,7 +413,12 @@ def _save(path: Path, model: Any, identity: dict[str, Any], summary: dict[str, A
     from safetensors.torch import save_file
 
     weights = {name: value.to("cpu").contiguous() for name, value in model.state_dict().items()}
-    note = {"identity": identity, "summary": summary, "sha256": _digest(weights), "summary_sha256": _sha256(summary)}
+    note = {
+        "identity": identity,
+        "summary": summary,
+        "sha256": sha256_of_tensors(weights),
+        "summary_sha256": sha256_of_json(summary),
+    }
     try:
         with replacing(path) as temporary:
             save_file(weights, temporary, metadata={"format": FORMAT, "rl4rec": json.dumps(note)})
@@ -438,8 +443,9 @@ def _load(
         if metadata.get("format") != FORMAT or note["identity"] != identity:
             raise ValueError("made from other data or with other settings")
         # safetensors does not notice a flipped byte.
-        is_whole = note["sha256"] == _digest(weights)
-        if not is_whole or note.get("summary_sha256", _sha256(note["summary"])) != _sha256(note["summary"]):
+        is_whole = note["sha256"] == sha256_of_tensors(weights)
+        summary_digest = sha256_of_json(note["summary"])
+        if not is_whole or note.get("summary_sha256", summary_digest) != summary_digest:
             raise ValueError("its content does not match its checksum")
         model = _build(dataset.num_items, settings)
         model.load_state_dict(weights)
@@ -448,15 +454,3 @@ def _load(
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         console.log(f"warning: {path}: not usable, SASRec is trained again: {reason}")
         return None
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(weights: dict[str, Tensor]) -> str:
-    hasher = hashlib.sha256()
-    for name in sorted(weights):
-        hasher.update(f"{name} {list(weights[name].shape)} {weights[name].dtype};".encode())
-        hasher.update(weights[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from rl4rec_cli.files.digests import sha256, sha256_of_file
 from rl4rec_cli.files.reading import parse_json, read_bytes
 from rl4rec_cli.files.writing import new_file_mode, sync
 
@@ -44,7 +44,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, size: int) -> No
                 raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
             raise
         manifest = {
-            str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": sha256(path)}
+            str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": sha256_of_file(path)}
             for path in _files_in(temporary)
         }
         (temporary / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1) + "\n")
@@ -148,7 +148,7 @@ def problems(
                 found += [] if name in but else [f"{name} is missing"]
             elif path.stat().st_size != size:
                 found.append(f"{name} has {path.stat().st_size:,} bytes instead of {size:,}")
-            elif sha256(path) != digest:
+            elif sha256_of_file(path) != digest:
                 found.append(f"{name} is not what was written")
         except OSError as error:
             found.append(f"{name}: {error.strerror or error}")
@@ -166,12 +166,7 @@ def written_digest(folder: Path, *, only: Callable[[str], bool]) -> str | None:
         lines = sorted(f"{name} {file['sha256']}" for name, file in files.items() if only(str(name)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whoever loads the folder says so
         return None
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256("\n".join(lines).encode()) if lines else None
 
 
 def _put_in_place(new: Path, folder: Path) -> None:

@@ -5,8 +5,9 @@ Decides: which characters stay, and that two names never share a file.
 
 from __future__ import annotations
 
-import hashlib
 import re
+
+from rl4rec_cli.files.digests import sha256
 
 _LOST = re.compile(r"[^A-Za-z0-9._-]+")
 _LONGEST = 80
@@ -21,5 +22,5 @@ def file_name(name: str) -> str:
     slug = _LOST.sub("-", name)
     if slug == name and slug.strip(".-") and len(slug) <= _LONGEST:
         return name
-    digits = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    digits = sha256(name.encode("utf-8", "surrogatepass"))[:8]
     return "-".join(filter(None, (slug[:_LONGEST].strip(".-"), digits)))

@@ -8,7 +8,6 @@ A matrix is `[num_items, dim]` float32 with unit rows; a blank text is a zero ro
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from torch import Tensor
 from rl4rec_cli import console
 from rl4rec_cli.data.words import LEAST_SHARED, share_with_common_words, words
 from rl4rec_cli.errors import EmbeddingError
+from rl4rec_cli.files.digests import sha256, sha256_of_file
 from rl4rec_cli.files.kinds import odd_file
 from rl4rec_cli.models import hub
 from rl4rec_cli.models.vocabulary import RESIZE, describe_extra, extra_tokens
@@ -317,12 +317,10 @@ def model_identity(model: str) -> str:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return model
-    hasher = hashlib.sha256()
+    pieces: list[bytes] = []
     for file in sorted(f for f in folder.rglob("*") if f.suffix in _MODEL_FILES):
-        hasher.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
-        with file.open("rb") as opened:
-            hasher.update(hashlib.file_digest(opened, "sha256").digest())
-    return f"{folder.resolve().name}@{hasher.hexdigest()[:16]}"
+        pieces += [f"{file.relative_to(folder)} {file.stat().st_size}\n".encode(), bytes.fromhex(sha256_of_file(file))]
+    return f"{folder.resolve().name}@{sha256(*pieces)[:16]}"
 
 
 def reason_of(error: BaseException) -> str:

@@ -6,7 +6,6 @@ Hides: safetensors, torch's own format.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import EmbeddingError
+from rl4rec_cli.files.digests import sha256
 from rl4rec_cli.files.kinds import ZIP, recognise_file
 from rl4rec_cli.files.names import file_name
 from rl4rec_cli.files.parts import part_of
@@ -52,7 +52,7 @@ def embedding_path(section: RetrievalSection, dataset: Dataset) -> Path:
 
 
 def _digest(vectors_ND: Tensor) -> str:
-    return hashlib.sha256(vectors_ND.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return sha256(vectors_ND.contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def save_embeddings(path: Path, vectors_ND: Tensor, *, model: str, emb_type: str, dataset: Dataset) -> None:

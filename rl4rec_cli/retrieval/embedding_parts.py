@@ -11,7 +11,6 @@ The file is a line of JSON that says what it is of, then for each piece a line o
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import Rl4RecError
+from rl4rec_cli.files.digests import sha256
 from rl4rec_cli.files.parts import held
 from rl4rec_cli.retrieval.embedding import distinct
 
@@ -145,7 +145,7 @@ class _Kept:
                 about = json.loads(line)
                 count, dim = int(about["rows"]), int(about["dim"])
                 data = file.read(max(0, count * dim * 4))
-                whole = about["start"] == rows and about["sha256"] == hashlib.sha256(data).hexdigest()
+                whole = about["start"] == rows and about["sha256"] == sha256(data)
                 piece_ND = np.frombuffer(data, np.float32).reshape(count, dim)
             except (ValueError, KeyError, TypeError, OverflowError, MemoryError):
                 break
@@ -159,7 +159,7 @@ class _Kept:
         """Append a piece; false where it cannot be kept, and then nothing is: what was kept takes the room."""
         data = np.ascontiguousarray(piece_ND).tobytes()
         rows, dim = piece_ND.shape
-        about = {"start": start, "rows": rows, "dim": dim, "sha256": hashlib.sha256(data).hexdigest()}
+        about = {"start": start, "rows": rows, "dim": dim, "sha256": sha256(data)}
         try:
             self._write(json.dumps(about).encode() + b"\n" + data)
         except OSError as error:

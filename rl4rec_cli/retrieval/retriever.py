@@ -13,7 +13,6 @@ Hides: embedding and the ranking kernel (`ranking/ranks.py`).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -23,6 +22,7 @@ import torch
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import DataError, EmbeddingError, Rl4RecError
+from rl4rec_cli.files.digests import sha256
 from rl4rec_cli.ranking import ranks as ranking
 from rl4rec_cli.retrieval.embedding import Embedder, embed_items, open_embedder, resolve_device
 from rl4rec_cli.retrieval.embedding_check import check_vectors
@@ -124,7 +124,7 @@ class InProcessRetriever:
     def digest(self) -> str:
         """SHA-256 (hex) over the item vectors and the masking rule: what ranks depend on besides the queries."""
         values = self.vectors_ND.cpu().contiguous().view(torch.uint8).numpy()
-        return hashlib.sha256(values.data if values.size else b"").hexdigest() + str(self.mask_history)
+        return sha256(values.data if values.size else b"") + str(self.mask_history)
 
     def text_vectors(self, texts: Sequence[str]) -> torch.Tensor:
         """`[len(texts), dim]`, as `query_vectors`."""

@@ -8,7 +8,6 @@ Hides: ranking them in parts, and that a policy's texts are written once: a resu
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.files.digests import sha256_of_json
 from rl4rec_cli.files.writing import write_text
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _by_policy(retriever: VectorRetriever, examples: Sequence[Example], write: W
         part = examples[start : start + _PART]
         targets, histories = [e.target for e in part], [e.history for e in part]
         ranks += retriever.target_ranks(texts[start : start + _PART], targets, histories).ranks.tolist()
-    write_text(kept_in, json.dumps({"ranks": ranks, "sha256": _digest(ranks)}) + "\n")
+    write_text(kept_in, json.dumps({"ranks": ranks, "sha256": sha256_of_json(ranks)}) + "\n")
     return ranks
 
 
@@ -93,14 +93,10 @@ def _read_ranks(path: Path) -> list[int]:
     """The ranks that were kept; none where the file is damaged, which is said."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["sha256"] != _digest(kept["ranks"]):
+        if kept["sha256"] != sha256_of_json(kept["ranks"]):
             raise ValueError("its content does not match its checksum")
         return [int(rank) for rank in kept["ranks"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = "no checksum" if isinstance(error, KeyError) else error
         console.log(f"{path}: not usable ({reason}): the starting policy is asked again")
         return []
-
-
-def _digest(ranks: Sequence[int]) -> str:
-    return hashlib.sha256(json.dumps(ranks).encode()).hexdigest()

@@ -8,7 +8,6 @@ Hides: each library's interface, and that they want settings that keep the machi
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import math
 import netrc
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, RunError
+from rl4rec_cli.files.digests import sha256_of_file
 from rl4rec_cli.shell import command_line
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ _HINTS = {"wandb": "log in with `wandb login`, or set WANDB_MODE=offline"}
 
 def _identity(run: Run) -> str:
     """The same for a run that goes on, another for a new one of the same name."""
-    made = hashlib.sha256((run.folder / "env.json").read_bytes()).hexdigest()
+    made = sha256_of_file(run.folder / "env.json")
     return f"{run.folder.name[:100]}-{made[:8]}"
 
 

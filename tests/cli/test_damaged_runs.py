@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rl4rec_cli.cli.main import main
-from rl4rec_cli.files.folders import sha256
+from rl4rec_cli.files.digests import sha256_of_file
 
 SETS = [
     *("data.synthetic.users=40", "data.synthetic.items=25", "policy.tiny.hidden_size=32", "policy.tiny.heads=2"),
@@ -152,7 +152,7 @@ def prepare(files: Sequence[str], damage: Callable[[Path], Any]) -> Path:
         manifest = path.parent / "manifest.json"
         if path.is_file() and manifest.is_file() and path != manifest:
             listed = json.loads(manifest.read_text())
-            listed["files"][path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
+            listed["files"][path.name] = {"size": path.stat().st_size, "sha256": sha256_of_file(path)}
             manifest.write_text(json.dumps(listed))
     return run
 

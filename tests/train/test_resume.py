@@ -421,7 +421,7 @@ def test_a_fault_at_every_operation_of_a_save(tmp_path: Path, monkeypatch: pytes
                 if snapshot.step == 2:
                     patch.setattr(folders, "torch_save", fault.wrap(folders.torch_save))
                     patch.setattr(resumable, "torch_save", fault.wrap(resumable.torch_save))
-                    for name in ("sync", "sha256", "_put_in_place"):
+                    for name in ("sync", "sha256_of_file", "_put_in_place"):
                         patch.setattr(folders, name, fault.wrap(getattr(folders, name)))
                     patch.setattr(Path, "replace", fault.wrap(Path.replace))
                     patch.setattr(Path, "write_text", fault.wrap(Path.write_text))
