@@ -20,21 +20,44 @@ from rl4rec_cli.train.health import MASKED
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import VllmSection
 
-_RATIO = "importance_sampling_ratio"
+_CORRECTION, _RATIO = "vllm_importance_sampling_correction", "importance_sampling_ratio"
 
 
 class EngineRollouts:
-    """What stands before a trainer of TRL's when an engine writes its texts: it logs how many weights were cut."""
+    """Stands before a trainer of TRL's, whose texts an engine may write: it logs how many weights were cut.
 
-    engine_settings: VllmSection
+    Args:
+        engine: settings of the engine that writes the texts; None: the policy writes them itself.
+    """
+
+    use_vllm: Any
+    vllm_generation: Any
+    vllm_importance_sampling_correction: Any
+    vllm_importance_sampling_mode: Any
+    vllm_importance_sampling_clip_max: Any
+    vllm_importance_sampling_clip_min: Any
+    _last_loaded_step: Any
     _metrics: Any
+
+    def __init__(self, *args: Any, engine: VllmSection | None = None, **trl: Any) -> None:
+        super().__init__(*args, **trl)
+        self.engine_settings = engine
+        if engine is not None and hasattr(self, _CORRECTION):  # RLOO has none: see `weigh_texts`
+            self.use_vllm = True
+            self.vllm_generation, self._last_loaded_step = _HandedOver(), -1
+            self.vllm_importance_sampling_correction = engine.correction != "none"
+            mode = "token_truncate" if engine.correction == "auto" else engine.correction
+            self.vllm_importance_sampling_mode = mode
+            self.vllm_importance_sampling_clip_max = engine.correction_max
+            self.vllm_importance_sampling_clip_min = None
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         output = cast(Any, super())._generate_and_score_completions(inputs)
-        if (ratio := output.get(_RATIO)) is not None:
+        settings, ratio = self.engine_settings, output.get(_RATIO)
+        if settings is not None and ratio is not None:
             mask = output["completion_mask"].bool()
             weights = ratio[mask] if ratio.shape == mask.shape else ratio.flatten()
-            is_cut = (weights == 0) | (weights >= self.engine_settings.correction_max)
+            is_cut = (weights == 0) | (weights >= settings.correction_max)
             self._metrics["train"][MASKED].append(float(is_cut.float().mean()) if len(weights) else 0.0)
         return output
 
@@ -44,20 +67,6 @@ class _HandedOver:
 
     def sync_weights(self) -> None:
         pass
-
-
-def learn_from_engine(trainer: Any, settings: VllmSection) -> None:
-    """Make a trainer of TRL's, in place, one whose texts come from an engine."""
-    trainer.__class__ = type(type(trainer).__name__, (EngineRollouts, type(trainer)), {})
-    trainer.engine_settings = settings
-    if not hasattr(trainer, "vllm_importance_sampling_correction"):
-        return  # RLOO: see `weigh_texts`
-    trainer.use_vllm = True
-    trainer.vllm_generation, trainer._last_loaded_step = _HandedOver(), -1
-    trainer.vllm_importance_sampling_correction = settings.correction != "none"
-    trainer.vllm_importance_sampling_mode = "token_truncate" if settings.correction == "auto" else settings.correction
-    trainer.vllm_importance_sampling_clip_max = settings.correction_max
-    trainer.vllm_importance_sampling_clip_min = None
 
 
 def weigh_texts(

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import clear_frames
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import TrainerCallback
@@ -50,68 +50,90 @@ if TYPE_CHECKING:
 
 
 class Resumable:
-    """What `Keeper` puts before a trainer's own class.
+    """Stands before a transformers trainer, which then goes on from our checkpoints and tells `Keeper` of each step.
 
-    A trainer with more state than TRL's `GRPOTrainer` (a critic) has `algorithm_state` and `set_algorithm_state`, as
-    `Stateful` describes them, and `write_beside` and `read_beside` for files of its own in the checkpoint's folder.
+    A trainer with more state than TRL's `GRPOTrainer` (a critic) overrides the last four methods.
     """
 
-    keeper: Keeper
+    keeper: Keeper | None = None
+    """Set by `Keeper.train`."""
+    args: Any
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    accelerator: Any
 
     def get_train_dataloader(self) -> Any:
-        loader = super().get_train_dataloader()  # type: ignore[misc]
-        accumulation = self.args.gradient_accumulation_steps  # type: ignore[attr-defined]
-        _begin_epoch(loader, self.keeper.done // max(1, -(-len(loader) // accumulation)))
+        loader = cast(Any, super()).get_train_dataloader()
+        if self.keeper is not None:
+            steps_per_epoch = max(1, -(-len(loader) // self.args.gradient_accumulation_steps))
+            _begin_epoch(loader, self.keeper.done // steps_per_epoch)
         return loader
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(self.model if model is None else model, Path(resume_from_checkpoint))  # type: ignore[attr-defined]
+        load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         optimizer, scheduler = Path(checkpoint) / OPTIMIZER, Path(checkpoint) / SCHEDULER
+        done = steps_done(Path(checkpoint))
         if optimizer.is_file():
-            self.optimizer.load_state_dict(torch.load(optimizer, map_location="cpu", weights_only=True))  # type: ignore[attr-defined]
+            self.optimizer.load_state_dict(torch.load(optimizer, map_location="cpu", weights_only=True))
         if scheduler.is_file():
-            self.lr_scheduler.load_state_dict(torch.load(scheduler, weights_only=True))  # type: ignore[attr-defined]
+            self.lr_scheduler.load_state_dict(torch.load(scheduler, weights_only=True))
         else:
-            for _ in range(self.keeper.done):
-                self.lr_scheduler.step()  # type: ignore[attr-defined]
-        self._take_rates_of_this_length()
+            for _ in range(done):
+                self.lr_scheduler.step()
+        self._take_rates_of_this_length(done)
 
-    def _take_rates_of_this_length(self) -> None:
+    def _take_rates_of_this_length(self, done: int) -> None:
         """A rate that falls over the run is another one where the run has more steps than the checkpoint's had."""
-        scheduler, args = self.lr_scheduler, self.args  # type: ignore[attr-defined]
+        scheduler, args = self.lr_scheduler, self.args
         before = scheduler.get_last_lr()
         pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         rates = [base * of(scheduler.last_epoch) for base, of in pairs]
         if rates == before:
             return
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):  # type: ignore[attr-defined]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         scheduler._last_lr = rates
         console.log(
-            f"Learning rate: the checkpoint's schedule had come to {before[0]:.3g} after step {self.keeper.done:,}; "
+            f"Learning rate: the checkpoint's schedule had come to {before[0]:.3g} after step {done:,}; "
             f"{args.lr_scheduler_type.value} over {args.max_steps:,} steps goes on at {rates[0]:.3g}. A run of this "
             "length from the start would have come here by other rates"
         )
 
     def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
-        super()._maybe_log_save_evaluate(*args, **options)  # type: ignore[misc]
-        self.keeper.after_step()
+        cast(Any, super())._maybe_log_save_evaluate(*args, **options)
+        if self.keeper is not None:
+            self.keeper.after_step()
 
     def training_step(self, *args: Any, **options: Any) -> Any:
-        loss = super().training_step(*args, **options)  # type: ignore[misc]
-        self.keeper.check_finite("loss", loss)
+        loss = cast(Any, super()).training_step(*args, **options)
+        if self.keeper is not None:
+            self.keeper.check_finite("loss", loss)
         return loss
 
     def _get_grad_norm(self, *args: Any, **options: Any) -> Any:
-        norm = super()._get_grad_norm(*args, **options)  # type: ignore[misc]
+        norm = cast(Any, super())._get_grad_norm(*args, **options)
         # With fp16 a gradient that overflows is expected now and then: the scaler leaves that update out.
-        if norm is not None and getattr(self.accelerator, "scaler", None) is None:  # type: ignore[attr-defined]
+        if self.keeper is not None and norm is not None and getattr(self.accelerator, "scaler", None) is None:
             self.keeper.check_finite("gradient norm", norm)
         return norm
+
+    def algorithm_state(self) -> dict[str, Any]:
+        """What the algorithm's next step depends on beside what every trainer has; as `Stateful.state` says."""
+        return {}
+
+    def set_algorithm_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `algorithm_state` returned."""
+
+    def write_beside(self, folder: Path) -> None:
+        """Write files of the algorithm's own into a checkpoint's folder."""
+
+    def read_beside(self, folder: Path) -> None:
+        """Read what `write_beside` wrote."""
 
 
 def _begin_epoch(loader: Any, epoch: int) -> None:
@@ -170,14 +192,14 @@ class Keeper(TrainerCallback):
     def train(self, trainer: Any) -> None:
         """Train to the end, from the checkpoint where there is one.
 
+        Args:
+            trainer: a transformers `Trainer` that is `Resumable`.
+
         Raises:
             BaseException: whatever ended the training early (a reward, a signal, no more memory); the last whole step
                 is written first.
         """
-        self._trainer = trainer
-        # TRL's trainers are made in several places, and a critic's is a subclass of them: `Resumable` goes before all.
-        trainer.__class__ = type(type(trainer).__name__, (Resumable, type(trainer)), {})
-        trainer.keeper = self
+        self._trainer, trainer.keeper = trainer, self
         if self._resume is not None and self.done >= trainer.args.max_steps:
             load_weights(trainer.model, self._resume)
             return  # transformers would make one more step
@@ -251,8 +273,7 @@ class Keeper(TrainerCallback):
             torch_save(trainer.lr_scheduler.state_dict(), temporary / SCHEDULER)
             torch_save(snapshot.random, temporary / RANDOM)
             torch_save(snapshot.algorithm, temporary / ALGORITHM)
-            if hasattr(trainer, "write_beside"):
-                trainer.write_beside(temporary)
+            trainer.write_beside(temporary)
             if getattr(trainer.accelerator, "scaler", None) is not None:
                 torch_save(trainer.accelerator.scaler.state_dict(), temporary / SCALER)
             snapshot.trainer.save_to_json(str(temporary / TRAINER))

@@ -56,8 +56,8 @@ def take(trainer: Any, parts: Mapping[str, Stateful]) -> Snapshot:
     algorithm["_buffered_inputs"] = None if is_used_up else getattr(trainer, "_buffered_inputs", None)
     algorithm["micro_batches"], algorithm["longest"] = _micro_batches(trainer), _longest(trainer)
     algorithm["parts"] = {name: part.state() for name, part in parts.items()}
-    if hasattr(trainer, "algorithm_state"):
-        algorithm["own"] = trainer.algorithm_state()
+    if own := trainer.algorithm_state():
+        algorithm["own"] = own
     return Snapshot(state.global_step, state, random_states(), algorithm)
 
 
@@ -67,8 +67,7 @@ def restore(trainer: Any, parts: Mapping[str, Stateful], folder: Path, *, done: 
     Where a step is cut into other micro-batches than it was, or texts are to be shorter (``--allow-partial``), those
     that were still to be learnt from do not fit, and new ones are written.
     """
-    if hasattr(trainer, "read_beside"):
-        trainer.read_beside(folder)
+    trainer.read_beside(folder)
     path = folder / ALGORITHM
     if not path.is_file():  # --allow-partial
         _begin_at(trainer, done)

@@ -9,7 +9,6 @@ Hides: TRL's batches of padded texts, and that GRPO's loss is a mean over tokens
 from __future__ import annotations
 
 import random
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,19 +22,11 @@ _IDS = ("prompt_ids", "completion_ids")
 _WHOLE = ("advantages", "old_logps")
 
 
-def informative(kind: Any, section: GroupSection) -> Any:
-    """A trainer's class, or what makes one that treats groups without variance as the section says."""
-    if section.zero_variance == "keep":
-        return kind
-    rounds = section.refill_rounds if section.zero_variance == "refill" else 0
-    return partial(type(f"Informative{kind.__name__}", (InformativeGroups, kind), {}), rounds=rounds)
-
-
 class InformativeGroups:
-    """What stands before TRL's trainer of groups: it leaves out those that have no variance.
+    """Stands before TRL's trainer of groups: it treats groups without variance as the section says.
 
     Args:
-        rounds: how often fresh prompts are drawn in place of such groups; 0: they are only left out.
+        groups: where `zero_variance` is `keep`, everything stays TRL's.
     """
 
     args: Any
@@ -45,9 +36,10 @@ class InformativeGroups:
     _step: int
     _tokenizer: Any
 
-    def __init__(self, *own: Any, rounds: int, **trl: Any) -> None:
-        super().__init__(*own, **trl)
-        self._rounds = rounds
+    def __init__(self, *args: Any, groups: GroupSection, **trl: Any) -> None:
+        super().__init__(*args, **trl)
+        self._keeps_all = groups.zero_variance == "keep"
+        self._rounds = groups.refill_rounds if groups.zero_variance == "refill" else 0
         self._size = int(self.args.num_generations)
         self._rewards_B = torch.zeros(0)
 
@@ -59,6 +51,8 @@ class InformativeGroups:
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         generate = cast(Any, super())._generate_and_score_completions
         output = generate(inputs)
+        if self._keeps_all:
+            return output
         varied_G = self._varied()
         found, refilled, drawn = int((~varied_G).sum()), 0, 0
         # What is logged of a batch is logged of the prompts that were drawn for it, not of those that stand in.

@@ -7,13 +7,14 @@ Hides: TRL. Generation is ours, through TRL's `rollout_func`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
+from trl import GRPOConfig, GRPOTrainer
+
+from rl4rec_cli.train.algorithms.bases import GroupBase
 from rl4rec_cli.train.arguments import one_gpu, rl_arguments
 
 if TYPE_CHECKING:
-    from trl import GRPOConfig
-
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.config.trainer import GrpoSection
     from rl4rec_cli.policy.loading import Policy
@@ -24,8 +25,6 @@ def grpo_arguments(
     section: GrpoSection, config: RunConfig, policy: Policy, *, steps: int, output_dir: Path
 ) -> GRPOConfig:
     """TRL's configuration of our settings."""
-    from trl import GRPOConfig
-
     arguments = GRPOConfig(
         **rl_arguments(section, config, policy, steps=steps, output_dir=output_dir),
         per_device_train_batch_size=section.batch_size * section.num_generations,
@@ -37,18 +36,20 @@ def grpo_arguments(
     return one_gpu(arguments)
 
 
-def make_trainer(parts: TrainerParts) -> Any:
-    """TRL's trainer for these parts."""
-    from trl import GRPOTrainer
+class GrpoTrainer(GroupBase, GRPOTrainer):
+    """TRL's trainer with what stands before it."""
 
-    from rl4rec_cli.train.algorithms.groups import informative
 
+def make_trainer(parts: TrainerParts) -> GrpoTrainer:
+    """The trainer for these parts."""
     section = cast("GrpoSection", parts.config.trainer)
-    return informative(GRPOTrainer, section)(
+    return GrpoTrainer(
+        groups=section,
+        engine=parts.engine,
         model=parts.policy.model,
         args=grpo_arguments(section, parts.config, parts.policy, steps=parts.steps, output_dir=parts.output_dir),
         train_dataset=parts.rows,
         processing_class=parts.policy.tokenizer,
-        reward_funcs=cast(Any, parts.reward),
+        reward_funcs=parts.reward,
         rollout_func=parts.rollout,
     )

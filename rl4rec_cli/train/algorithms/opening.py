@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli.config.algorithms import ALGORITHMS
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.train.arguments import weights_kept
-from rl4rec_cli.train.engine_rollouts import learn_from_engine
 
 if TYPE_CHECKING:
     from rl4rec_cli.train.algorithms.parts import TrainerParts
@@ -32,7 +31,5 @@ def open_trainer(parts: TrainerParts) -> Any:
     module = import_module(f"rl4rec_cli.train.algorithms.{ALGORITHMS[section.algorithm].module}")
     with weights_kept(parts.policy.model):
         trainer = module.make_trainer(parts)
-    if parts.policy.engine is not None:
-        learn_from_engine(trainer, parts.config.generation.vllm)
     trainer.remove_callback(PrinterCallback)
     return trainer

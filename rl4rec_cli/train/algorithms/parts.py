@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.sections import RunConfig, VllmSection
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.train.rollouts import RetrievalReward, Rollout
 
@@ -25,3 +25,8 @@ class TrainerParts:
     """`datasets.Dataset` of prompt, user, target, history and the name of their dataset."""
     reward: RetrievalReward
     rollout: Rollout
+
+    @property
+    def engine(self) -> VllmSection | None:
+        """Settings of the engine that writes the texts; None where the policy's model writes them."""
+        return self.config.generation.vllm if self.policy.engine is not None else None

@@ -28,6 +28,7 @@ from rl4rec_cli.train.algorithms.advantages import (
     token_rewards,
     whiten,
 )
+from rl4rec_cli.train.algorithms.bases import RlBase
 from rl4rec_cli.train.algorithms.critic import Critic, heard_by_head
 from rl4rec_cli.train.arguments import one_gpu, rl_arguments
 
@@ -60,20 +61,20 @@ def ppo_arguments(
     return one_gpu(arguments)
 
 
-class PpoTrainer(GRPOTrainer):
+class PpoTrainer(RlBase, GRPOTrainer):
     """TRL's trainer with advantages per token, and a critic where the section is PPO's.
 
     Args:
         section: of the algorithm.
         scale: divide advantages by their deviation over the batch.
-        **trl: what `GRPOTrainer` takes; `args` as `ppo_arguments` makes them.
+        **more: what `RlBase` and `GRPOTrainer` take; `args` as `ppo_arguments` makes them.
 
     Raises:
         ConfigError: more than one process, or a critic that does not fit the policy.
     """
 
-    def __init__(self, section: PpoSection | ReinforceSection, *, scale: bool, **trl: Any) -> None:
-        super().__init__(**trl)
+    def __init__(self, section: PpoSection | ReinforceSection, *, scale: bool, **more: Any) -> None:
+        super().__init__(**more)
         if self.accelerator.num_processes > 1:
             raise ConfigError(f"{section.algorithm} trains in one process", hint="use grpo on several GPUs")
         self._section = section
@@ -306,6 +307,7 @@ def make_trainer(parts: TrainerParts) -> PpoTrainer:
     return PpoTrainer(
         section,
         scale=parts.config.reward.normalize_rewards != "none",
+        engine=parts.engine,
         model=parts.policy.model,
         args=ppo_arguments(section, parts.config, parts.policy, steps=parts.steps, output_dir=parts.output_dir),
         train_dataset=parts.rows,

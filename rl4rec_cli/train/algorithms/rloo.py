@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trl import RLOOConfig, RLOOTrainer
 
-from rl4rec_cli.train.algorithms.groups import informative
+from rl4rec_cli.train.algorithms.bases import GroupBase
 from rl4rec_cli.train.arguments import one_gpu, rl_arguments
 from rl4rec_cli.train.engine_rollouts import weigh_texts
 
@@ -37,13 +37,18 @@ def rloo_arguments(
     return one_gpu(arguments)
 
 
-class RlooTrainer(RLOOTrainer):
-    """TRL's trainer, writing its texts with our generation."""
+class _WithRollouts(RLOOTrainer):
+    """TRL's trainer, which has no `rollout_func`, writing its texts with our generation.
 
-    def __init__(self, rollout: Rollout, settings: VllmSection, **trl: Any) -> None:
+    Args:
+        rollout: writes them.
+        correction: how texts that an engine wrote are weighed.
+    """
+
+    def __init__(self, *, rollout: Rollout, correction: VllmSection, **trl: Any) -> None:
         super().__init__(**trl)
         self._rollout = rollout
-        self._settings = settings
+        self._correction = correction
 
     def _tokenize_prompts(self, prompts: list[str]) -> Any:
         return self._rollout.prompt_ids(prompts), None, {}
@@ -54,20 +59,25 @@ class RlooTrainer(RLOOTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         output = super()._generate_and_score_completions(inputs)
         if self._rollout.logps is not None:
-            weigh_texts(output, self._rollout.logps, self._settings, self._metrics["train"])
+            weigh_texts(output, self._rollout.logps, self._correction, self._metrics["train"])
         return output
+
+
+class RlooTrainer(GroupBase, _WithRollouts):
+    """TRL's trainer with what stands before it."""
 
 
 def make_trainer(parts: TrainerParts) -> RlooTrainer:
     """The trainer for these parts."""
     section = cast("RlooSection", parts.config.trainer)
-    trainer: RlooTrainer = informative(RlooTrainer, section)(
-        parts.rollout,
-        parts.config.generation.vllm,
+    return RlooTrainer(
+        groups=section,
+        engine=parts.engine,
+        rollout=parts.rollout,
+        correction=parts.config.generation.vllm,
         model=parts.policy.model,
         args=rloo_arguments(section, parts.config, parts.policy, steps=parts.steps, output_dir=parts.output_dir),
         train_dataset=parts.rows,
         processing_class=parts.policy.tokenizer,
-        reward_funcs=cast(Any, parts.reward),
+        reward_funcs=parts.reward,
     )
-    return trainer

@@ -11,6 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets import Dataset as HfDataset
+from transformers import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
 from rl4rec_cli.data.prompts import PromptBuilder, item_renderer
 from rl4rec_cli.train.arguments import (
     number_of_steps,
@@ -24,7 +28,7 @@ from rl4rec_cli.train.callbacks import StepLog
 from rl4rec_cli.train.checkpoints import steps_done
 from rl4rec_cli.train.environments import count_examples
 from rl4rec_cli.train.live import TrainingView, shown
-from rl4rec_cli.train.resumable import Keeper
+from rl4rec_cli.train.resumable import Keeper, Resumable
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
@@ -35,6 +39,10 @@ if TYPE_CHECKING:
     from rl4rec_cli.runs.folder import Run
     from rl4rec_cli.train.environments import Domain
     from rl4rec_cli.train.validation import Validation
+
+
+class SftTrainer(Resumable, SFTTrainer):
+    """TRL's trainer that goes on from our checkpoints."""
 
 
 def build_pairs(
@@ -90,10 +98,6 @@ def train_sft(
     Raises:
         ConfigError: too few examples.
     """
-    from datasets import Dataset as HfDataset
-    from transformers import PrinterCallback
-    from trl import SFTConfig, SFTTrainer
-
     examples = count_examples(domains)
     steps = number_of_steps(section, examples)
     longest = config.generation.max_completion_length
@@ -114,7 +118,7 @@ def train_sft(
     view = TrainingView(title, steps, done=steps_done(resume), validation=course)
     with tempfile.TemporaryDirectory() as scratch, shown(view) as drawn:
         with weights_kept(policy.model):
-            trainer = SFTTrainer(
+            trainer = SftTrainer(
                 model=policy.model,
                 args=one_gpu(
                     SFTConfig(
