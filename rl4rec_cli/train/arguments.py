@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.train.library_names import PREPARED
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
@@ -158,4 +159,4 @@ def release(trainer: Any) -> None:
     evaluation, would run in the precision of this one.
     """
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    model.__dict__.pop("_is_accelerate_prepared", None)
+    vars(model).pop(PREPARED, None)

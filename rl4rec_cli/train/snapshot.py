@@ -18,11 +18,7 @@ import numpy as np
 import torch
 
 from rl4rec_cli.train.checkpoints import ALGORITHM
-
-_ATTRIBUTES = (
-    *("_tr_loss", "_globalstep_last_logged", "_total_loss_scalar"),
-    *("_step", "_current_train_step_time", "_total_train_tokens"),
-)
+from rl4rec_cli.train.library_names import BUFFER, METRICS, TRAINER_STATE
 
 
 class Stateful(Protocol):
@@ -48,12 +44,12 @@ def take(trainer: Any, parts: Mapping[str, Stateful]) -> Snapshot:
     """The snapshot of a step that is whole."""
     state = copy.copy(trainer.state)
     state.log_history = []
-    algorithm: dict[str, Any] = {name: _copy(getattr(trainer, name)) for name in _ATTRIBUTES if _has(trainer, name)}
-    metrics = {mode: {k: list(v) for k, v in of.items()} for mode, of in getattr(trainer, "_metrics", {}).items()}
-    algorithm["_metrics"] = metrics
+    algorithm: dict[str, Any] = {name: _copy(getattr(trainer, name)) for name in TRAINER_STATE if _has(trainer, name)}
+    metrics = {mode: {k: list(v) for k, v in of.items()} for mode, of in getattr(trainer, METRICS, {}).items()}
+    algorithm[METRICS] = metrics
     # New texts are written only when all updates from these are made. The list is replaced, never written into.
     is_used_up = not getattr(trainer, "_step", 0) % _steps_per_batch(trainer)
-    algorithm["_buffered_inputs"] = None if is_used_up else getattr(trainer, "_buffered_inputs", None)
+    algorithm[BUFFER] = None if is_used_up else getattr(trainer, BUFFER, None)
     algorithm["micro_batches"], algorithm["longest"] = _micro_batches(trainer), _longest(trainer)
     algorithm["parts"] = {name: part.state() for name, part in parts.items()}
     if own := trainer.algorithm_state():
@@ -73,16 +69,16 @@ def restore(trainer: Any, parts: Mapping[str, Stateful], folder: Path, *, done: 
         _begin_at(trainer, done)
         return
     algorithm = torch.load(path, map_location="cpu", weights_only=True)
-    for name in _ATTRIBUTES:
+    for name in TRAINER_STATE:
         if name in algorithm:
             setattr(trainer, name, _to(algorithm[name], trainer.args.device))
-    for mode, metrics in algorithm["_metrics"].items():
+    for mode, metrics in algorithm[METRICS].items():
         trainer._metrics[mode].update(metrics)
     is_cut_otherwise = algorithm.get("micro_batches", _micro_batches(trainer)) != _micro_batches(trainer)
     if is_cut_otherwise or algorithm.get("longest", _longest(trainer)) != _longest(trainer):
         _begin_at(trainer, done)
-    elif algorithm["_buffered_inputs"] is not None:
-        trainer._buffered_inputs = _to(algorithm["_buffered_inputs"], trainer.args.device)
+    elif algorithm[BUFFER] is not None:
+        trainer._buffered_inputs = _to(algorithm[BUFFER], trainer.args.device)
     for name, part in parts.items():
         if name in algorithm["parts"]:
             part.set_state(algorithm["parts"][name])
