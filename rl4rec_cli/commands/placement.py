@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli import console
 from rl4rec_cli.errors import Rl4RecError
 from rl4rec_cli.plan.machine import Machine, Placement, find_machine, parse_gpu, plan_placement
-from rl4rec_cli.plan.memory import Phase, human
+from rl4rec_cli.plan.memory import PhaseMemory, human
 from rl4rec_cli.shell import set_flags
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def checked(config: RunConfig, *, as_json: bool) -> dict[str, Any]:
     return {"check": [dict(zip(keys, row, strict=True)) for row in rows]}
 
 
-def _predicted(phases: Sequence[Phase], peak: Peak) -> Phase:
+def _predicted(phases: Sequence[PhaseMemory], peak: Peak) -> PhaseMemory:
     """The largest of what was measured: validation was not."""
     own = [p for p in phases if p.name.startswith("warm start: ") == peak.is_warm_start]
     own = [p for p in own if not p.name.endswith("validation")]

@@ -363,20 +363,23 @@ def _telling_how_to_go_on(run: Run, policy: Policy) -> Iterator[None]:
     Raises:
         OutOfMemory: memory ran out where a policy is measured; the trainers' own comes from there.
     """
-    from rl4rec_cli.train.out_of_memory import Doing, OutOfMemory, is_out_of_memory, tell
+    from rl4rec_cli.plan.phases import Phase, phase_of
+    from rl4rec_cli.train.out_of_memory import OutOfMemory, advise, is_out_of_memory
 
     try:
         yield
     except BaseException as error:
-        if told := is_out_of_memory(error):
+        if is_full := is_out_of_memory(error):
             clear_frames(error.__traceback__)
-            ended: BaseException = tell(error, run.config, policy, when="", during=Doing.of(error).what)
+            ended: BaseException = advise(
+                error, run.config, policy, when="", phase=phase_of(error, otherwise=Phase.LEARNING)
+            )
         else:
             ended = error
         command = resume_command(run)
         command += f" {ended.flags}" if isinstance(ended, OutOfMemory) and ended.flags else ""
         console.log(f"To go on with it: {command}")
-        if told:
+        if is_full:
             raise ended from error
         raise
 

@@ -25,6 +25,7 @@ from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.resolve import resolve_target, untrained
 from rl4rec_cli.files.digests import sha256
 from rl4rec_cli.files.writing import kept_after, strict, warn_unwritable, write_text
+from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.runs.folder import Run
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
@@ -71,6 +72,7 @@ def open_task(config: RunConfig, dataset: Dataset, retriever: VectorRetriever, e
     return Task(dataset, retriever, examples, cache=cache)
 
 
+@during(Phase.MEASURING)
 def measure_baselines(config: RunConfig, task: Task, split: Split) -> list[Measured]:
     """The configured baselines that need no policy."""
     from rl4rec_cli.eval.baselines import last_item_queries, measure_baseline, measure_fusion
@@ -84,6 +86,7 @@ def measure_baselines(config: RunConfig, task: Task, split: Split) -> list[Measu
     return found
 
 
+@during(Phase.MEASURING)
 def measure_policy(
     name: str,
     policy: Policy,
@@ -108,6 +111,7 @@ def measure_policy(
     return measure(name, scored, dataset, examples, kind="policy", texts=texts)
 
 
+@during(Phase.MEASURING)
 def write_texts(
     name: str, policy: Policy, config: RunConfig, dataset: Dataset, examples: Sequence[Example]
 ) -> list[str]:

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rl4rec_cli.plan.memory import Estimate, Phase, Surroundings, estimate
+from rl4rec_cli.plan.memory import Estimate, PhaseMemory, Surroundings, estimate
+from rl4rec_cli.plan.phases import Phase
 from rl4rec_cli.shell import setting
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Room:
     def of(self, name: str) -> float:
         return min(self.most, self.own.get(name, self.most))
 
-    def over(self, result: Estimate) -> list[Phase]:
+    def over(self, result: Estimate) -> list[PhaseMemory]:
         """The phases that take more, the one that is furthest from fitting first."""
         found = [phase for phase in result.phases if phase.total > self.of(phase.name)]
         return sorted(found, key=lambda phase: self.of(phase.name) - phase.total)
@@ -204,9 +205,9 @@ def _shrunk_to_fit(
                 break
         else:
             return None
-    sizes = {"validation": config.eval.batch_size, "writing": config.trainer.texts_at_once}
-    sizes["writing"] = min(sizes["writing"], config.generation.batch_size or sizes["writing"])
-    settings = {"validation": "eval.batch_size", "writing": "generation.batch_size"}
+    sizes: dict[str, int] = {Phase.MEASURING: config.eval.batch_size, Phase.WRITING: config.trainer.texts_at_once}
+    sizes[Phase.WRITING] = min(sizes[Phase.WRITING], config.generation.batch_size or sizes[Phase.WRITING])
+    settings: dict[str, str] = {Phase.MEASURING: "eval.batch_size", Phase.WRITING: "generation.batch_size"}
     while True:
         result = estimate(changed(config, sets), facts, around)
         over = room.over(result)
@@ -219,9 +220,9 @@ def _shrunk_to_fit(
         sets[settings[name]] = sizes[name]
 
 
-def _learning(result: Estimate, path: str) -> Phase:
+def _learning(result: Estimate, path: str) -> PhaseMemory:
     """Learning in the warm start, or in the algorithm's own phase."""
-    name = "warm start: learning" if path == "trainer.warm_start" else "learning"
+    name = f"warm start: {Phase.LEARNING}" if path == "trainer.warm_start" else Phase.LEARNING
     return next(phase for phase in result.phases if phase.name == name)
 
 

@@ -214,7 +214,7 @@ def plan_placement(
     """
     gpu = _policy_gpu(machine, config.policy.device)
     found = place_retrieval(machine, config)
-    around = surroundings(machine, config, retrieval, lengths=lengths)
+    around = find_surroundings(machine, config, retrieval, lengths=lengths)
     free = gpu.free if gpu else machine.ram_free
     beside = _engine_size(config, facts, around, gpu)
     room = int(USABLE * free) - beside
@@ -232,7 +232,7 @@ def plan_placement(
     )
 
 
-def surroundings(
+def find_surroundings(
     machine: Machine, config: RunConfig, retrieval: RetrievalFacts, *, lengths: tuple[int, int] | None = None
 ) -> Surroundings:
     """What a run's memory depends on besides its configuration and its policy; arguments as of `plan_placement`.
@@ -367,7 +367,7 @@ def engine_share(config: RunConfig, facts: ModelFacts, retrieval: RetrievalFacts
     if not config.policy.fast_inference:
         return None
     machine = find_machine()
-    around = surroundings(machine, config, retrieval)
+    around = find_surroundings(machine, config, retrieval)
     return float(_vllm(config, facts, around, _policy_gpu(machine, config.policy.device)).value) or None
 
 

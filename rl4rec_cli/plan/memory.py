@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from rl4rec_cli.plan.phases import Phase
+
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig
     from rl4rec_cli.config.trainer import TrainerSection
@@ -59,7 +61,7 @@ class Surroundings:
 
 
 @dataclass(frozen=True)
-class Phase:
+class PhaseMemory:
     """What lives at once at one moment."""
 
     name: str
@@ -80,16 +82,16 @@ class Phase:
         """What is there all the time."""
         return self.total - self.passing
 
-    def without_passing(self, name: str) -> Phase:
-        return Phase(name, {part: size for part, size in self.parts.items() if part not in _PASSING})
+    def without_passing(self, name: str) -> PhaseMemory:
+        return PhaseMemory(name, {part: size for part, size in self.parts.items() if part not in _PASSING})
 
 
 @dataclass(frozen=True)
 class Estimate:
-    phases: tuple[Phase, ...]
+    phases: tuple[PhaseMemory, ...]
 
     @property
-    def peak(self) -> Phase:
+    def peak(self) -> PhaseMemory:
         return max(self.phases, key=lambda phase: phase.total)
 
     @property
@@ -192,7 +194,7 @@ def estimate(config: RunConfig, facts: ModelFacts, around: Surroundings) -> Esti
 
 def _phases(
     config: RunConfig, trainer: TrainerSection, facts: ModelFacts, around: Surroundings, prefix: str = ""
-) -> list[Phase]:
+) -> list[PhaseMemory]:
     lora = config.policy.lora
     types = _types(config.policy, trainer.precision, on_gpu=around.on_gpu)
     prompt = around.prompt_tokens or config.prompt.max_prompt_length
@@ -217,14 +219,16 @@ def _phases(
     update = {**resident, "gradients": gradients}
     if lora is None and facts.is_tied:  # the gradient of the embedding is summed with that of the head
         update["gradients"] += facts.vocab * facts.hidden * types.trained
-    phases = [Phase(f"{prefix}learning", learn), Phase(f"{prefix}updating", update)]
+    phases = [PhaseMemory(f"{prefix}{Phase.LEARNING}", learn), PhaseMemory(f"{prefix}{Phase.UPDATING}", update)]
     if config.generation.engine == "vllm":  # which writes beside the run: see `engine_bytes`
         return phases
     if texts := trainer.texts_at_once:
         at_once = min(texts, config.generation.batch_size or texts)
-        phases.append(Phase("writing", _writing(resident, facts, at_once, prompt, text, types)))
+        phases.append(PhaseMemory(Phase.WRITING, _writing(resident, facts, at_once, prompt, text, types)))
     if config.eval.steps is not None:
-        phases.append(Phase("validation", _writing(resident, facts, config.eval.batch_size, prompt, text, types)))
+        phases.append(
+            PhaseMemory(Phase.MEASURING, _writing(resident, facts, config.eval.batch_size, prompt, text, types))
+        )
     return phases
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rl4rec_cli.errors import PolicyError
+from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.policy.fast_inference import has_engine, write_by_engine
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], s
     return texts
 
 
+@during(Phase.WRITING)
 def write_ids(
     policy: Policy, model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling
 ) -> tuple[list[list[int]], list[list[float]] | None]:

@@ -18,6 +18,7 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.files.folders import write_folder
 from rl4rec_cli.models.adapters import is_peft
+from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.policy.backend import TINY, check_policy, choose_backend, prepare_backend
 from rl4rec_cli.policy.pretrained import find_device, find_dtype, load_pretrained, read_tokenizer
 from rl4rec_cli.policy.sources import check_whole
@@ -49,6 +50,7 @@ class Policy:
         return next(self.model.parameters()).device
 
 
+@during(Phase.LOADING)
 def load_policy(
     section: PolicySection,
     *,
@@ -201,6 +203,7 @@ def _own_generation_config(model: Any, tokenizer: Any) -> None:
     )
 
 
+@during(Phase.SAVING)
 def save_policy(policy: Policy, folder: Path) -> None:
     """Write model (or adapter) and tokenizer, readable by plain `from_pretrained`.
 
@@ -212,6 +215,7 @@ def save_policy(policy: Policy, folder: Path) -> None:
     write_checkpoint(policy, folder)
 
 
+@during(Phase.SAVING)
 def write_checkpoint(
     policy: Policy, folder: Path, more: Callable[[Path], None] = lambda folder: None, *, size: int = 0
 ) -> None:
@@ -244,6 +248,7 @@ def write_checkpoint(
         ) from error
 
 
+@during(Phase.LOADING)
 def load_weights(model: Any, folder: Path) -> None:
     """Give a model (or its adapter) the weights of a checkpoint of the same model, in place.
 

@@ -23,6 +23,7 @@ import torch
 from rl4rec_cli import console
 from rl4rec_cli.errors import DataError, EmbeddingError, Rl4RecError
 from rl4rec_cli.files.digests import sha256
+from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.ranking import ranks as ranking
 from rl4rec_cli.retrieval.embedding import Embedder, embed_items, open_embedder, resolve_device
 from rl4rec_cli.retrieval.embedding_check import check_vectors
@@ -126,6 +127,7 @@ class InProcessRetriever:
         values = self.vectors_ND.cpu().contiguous().view(torch.uint8).numpy()
         return sha256(values.data if values.size else b"") + str(self.mask_history)
 
+    @during(Phase.RANKING)
     def text_vectors(self, texts: Sequence[str]) -> torch.Tensor:
         """`[len(texts), dim]`, as `query_vectors`."""
         return query_vectors(self.embedder, texts).to(self.device)
@@ -158,6 +160,7 @@ class InProcessRetriever:
         """The `k` best items for each text, best first, without those excluded; fewer where fewer are left."""
         return as_found(*self.vector_search(self.text_vectors(texts), k, exclude)) if len(texts) else []
 
+    @during(Phase.RANKING)
     def vector_search(
         self, queries_BD: torch.Tensor, k: int, exclude: Sequence[Sequence[int]] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -171,6 +174,7 @@ class InProcessRetriever:
             return np.zeros((0, self.num_items), np.float32)
         return self.vector_scores(self.text_vectors(texts))
 
+    @during(Phase.RANKING)
     def vector_scores(self, queries_BD: torch.Tensor) -> NDArray[np.float32]:
         """As `calculate_reward`, from query vectors."""
         return ranking.score_matrix(queries_BD, self.matrix).numpy()
@@ -180,6 +184,7 @@ class InProcessRetriever:
         return self.vectors_ND[list(items)]
 
 
+@during(Phase.RANKING)
 def rank_vectors(
     queries_BD: torch.Tensor,
     matrix: ranking.ItemMatrix,

@@ -20,8 +20,9 @@ import torch
 from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.models.shape import ModelFacts, read_facts
 from rl4rec_cli.plan.fitting import Room, changed, least, savings, set_texts, smaller_pieces, way_on
-from rl4rec_cli.plan.machine import USABLE, Gpu, Machine, ram, surroundings
-from rl4rec_cli.plan.memory import RUNTIME_GPU, Estimate, Phase, Surroundings, estimate, human
+from rl4rec_cli.plan.machine import USABLE, Gpu, Machine, find_surroundings, ram
+from rl4rec_cli.plan.memory import RUNTIME_GPU, Estimate, PhaseMemory, Surroundings, estimate, human
+from rl4rec_cli.plan.phases import Phase
 from rl4rec_cli.policy.facts import retrieval_facts
 from rl4rec_cli.shell import set_flags
 from rl4rec_cli.train.checkpoints import changed_keys
@@ -32,15 +33,7 @@ if TYPE_CHECKING:
 
 STEP_DOWN = 0.6
 """Of what is there in a phase only, where the plan believed that it fits and so cannot say how much does."""
-_SAID = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
-_WORDS = {
-    "learning": "learning",
-    "updating": "updating the weights",
-    "writing": "writing texts",
-    "validation": "measuring validation users",
-    "ranking": "embedding and ranking texts",
-    "loading": "loading weights",
-}
+_MESSAGES = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
 _ABOVE = "The command above resumes with that"
 
 
@@ -60,7 +53,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     # The CPU's allocator, and libraries on the GPU, have no class of their own for it.
-    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SAID)
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MESSAGES)
 
 
 def used_gib(device: Any) -> float:
@@ -72,38 +65,6 @@ def used_gib(device: Any) -> float:
 
 
 @dataclass(frozen=True)
-class Doing:
-    """What was being done when memory ran out."""
-
-    what: str
-    """`learning`, `updating`, `writing`, `validation`, `ranking` or `loading`."""
-    is_measuring: bool
-    """Between steps, before or after them."""
-
-    @classmethod
-    def of(cls, error: BaseException) -> Doing:
-        """By the modules that the error came through."""
-        names, traceback = [], error.__traceback__
-        while traceback is not None:
-            names.append(str(traceback.tb_frame.f_globals.get("__name__", "")))
-            traceback = traceback.tb_next
-
-        def came_through(*modules: str) -> bool:
-            return any(name.startswith(modules) for name in names)
-
-        is_measuring = came_through("rl4rec_cli.train.validation", "rl4rec_cli.eval.")
-        if came_through("rl4rec_cli.retrieval.", "rl4rec_cli.rewards."):
-            return cls("ranking", is_measuring)
-        if is_measuring:
-            return cls("validation", is_measuring)
-        if came_through("rl4rec_cli.policy.generation", "rl4rec_cli.policy.fast_inference", "rl4rec_cli.policy.vllm"):
-            return cls("writing", is_measuring)
-        if came_through("rl4rec_cli.policy."):
-            return cls("loading", is_measuring)
-        return cls("updating" if came_through("torch.optim.", "bitsandbytes.optim.") else "learning", is_measuring)
-
-
-@dataclass(frozen=True)
 class Usable:
     """What a run's process may hold of the device that its policy is on."""
 
@@ -112,13 +73,13 @@ class Usable:
     words: str
 
 
-def tell(
+def advise(
     error: BaseException,
     config: RunConfig,
     policy: Policy,
     *,
     when: str,
-    during: str,
+    phase: Phase,
     is_warm_start: bool = False,
     is_first: bool = False,
 ) -> OutOfMemory:
@@ -126,59 +87,59 @@ def tell(
 
     Args:
         when: `at step 7 of grpo`; empty before and after training.
-        during: as `Doing` says.
+        phase: what was being done.
         is_warm_start: it ran out there.
         is_first: no update has been made: the optimiser has no state yet.
     """
-    said = f": {str(error).splitlines()[0]}" if str(error) else ""
-    message = f"out of memory{f' {when},' if when else ''} while {_WORDS[during]}{said}"
-    alone = _alone(config, during, is_warm_start=is_warm_start)
+    reason = f": {str(error).splitlines()[0]}" if str(error) else ""
+    message = f"out of memory{f' {when},' if when else ''} while {phase.words}{reason}"
+    alone = _alone(config, phase, is_warm_start=is_warm_start)
     base = policy.model.get_base_model() if hasattr(policy.model, "peft_config") else policy.model
     try:
         facts = read_facts("the policy", base.config.to_dict())
     except PolicyError:
-        return _told_without_figures(message, config, alone, during, is_warm_start=is_warm_start)
+        return _advise_without_figures(message, config, alone, phase, is_warm_start=is_warm_start)
     machine = _machine(str(policy.device))
-    around = surroundings(machine, config, retrieval_facts(config))
-    there = _failed(alone, facts, around, during)
+    surroundings = find_surroundings(machine, config, retrieval_facts(config))
+    there = _failed(alone, facts, surroundings, phase)
     lasting = there.lasting - (there.parts.get("optimizer", 0) if is_first else 0)
     usable = _usable(machine, str(policy.device), lasting)
-    return told(message, config, facts, around, usable, during=during, is_warm_start=is_warm_start)
+    return advise_by_plan(message, config, facts, surroundings, usable, phase=phase, is_warm_start=is_warm_start)
 
 
-def told(
+def advise_by_plan(
     message: str,
     config: RunConfig,
     facts: ModelFacts,
-    around: Surroundings,
+    surroundings: Surroundings,
     usable: Usable,
     *,
-    during: str,
+    phase: Phase,
     is_warm_start: bool = False,
 ) -> OutOfMemory:
     """The same, from what is known of model and machine: nothing is looked at."""
-    alone = _alone(config, during, is_warm_start=is_warm_start)
-    failed = _failed(alone, facts, around, during)
+    alone = _alone(config, phase, is_warm_start=is_warm_start)
+    failed = _failed(alone, facts, surroundings, phase)
     foreseen = failed.total > usable.bytes
     figures = (
-        f"by the plan {_WORDS[during]} needs {human(failed.total)}, where {human(usable.bytes)} can be used"
+        f"by the plan {phase.words} needs {human(failed.total)}, where {human(usable.bytes)} can be used"
         f" ({usable.words})"
     )
     if not foreseen:
         figures += ": it is too low here, or something else took memory for a while"
     if not failed.passing and not foreseen:
-        sets, costs = _ranks_with_less(alone, around) if during == "ranking" else ({}, "")
-        after = _failed(changed(alone, sets), facts, _beside(around, sets), during).total
+        sets, costs = _ranks_with_less(alone, surroundings) if phase is Phase.RANKING else ({}, "")
+        after = _failed(changed(alone, sets), facts, _beside(surroundings, sets), phase).total
     else:
         own = {} if foreseen else {failed.name: failed.lasting + STEP_DOWN * failed.passing}
-        way = way_on(alone, facts, around, Room(usable.bytes, own))
+        way = way_on(alone, facts, surroundings, Room(usable.bytes, own))
         sets, costs = ({}, "") if way is None else (dict(way.settings), "; ".join(way.costs))
-        after = 0 if way is None else _phase(way.estimate, during).total
+        after = 0 if way is None else _phase(way.estimate, phase).total
     if not sets:
-        return OutOfMemory(message, hint=f"{figures}. {_no_way(alone, facts, around, usable, during)}")
+        return OutOfMemory(message, hint=f"{figures}. {_no_way(alone, facts, surroundings, usable, phase)}")
     if is_warm_start:
         sets = {key.replace("trainer.", "trainer.warm_start.", 1): value for key, value in sets.items()}
-        sets |= _what_follows(changed(config, sets), facts, around, usable)
+        sets |= _what_follows(changed(config, sets), facts, surroundings, usable)
     settings = f"{' '.join(set_texts(sets))} ({costs})"
     how = (
         f"It fits with {settings}: {human(after)}" if foreseen else f"The next step down is {human(after)}: {settings}"
@@ -186,15 +147,15 @@ def told(
     return OutOfMemory(message, hint=f"{figures}. {how}. {_ABOVE}", flags=_flags(config, sets))
 
 
-def _told_without_figures(
-    message: str, config: RunConfig, alone: RunConfig, during: str, *, is_warm_start: bool
+def _advise_without_figures(
+    message: str, config: RunConfig, alone: RunConfig, phase: Phase, *, is_warm_start: bool
 ) -> OutOfMemory:
     """For a model whose architecture the plan does not know."""
     sets = {
-        "validation": {"eval.batch_size": max(1, config.eval.batch_size // 2)},
-        "ranking": {"retrieval.batch_size": max(1, config.retrieval.batch_size // 2)},
-        "writing": {"generation.max_completion_length": max(1, config.generation.max_completion_length // 2)},
-    }.get(during) or smaller_pieces(alone.trainer)
+        Phase.MEASURING: {"eval.batch_size": max(1, config.eval.batch_size // 2)},
+        Phase.RANKING: {"retrieval.batch_size": max(1, config.retrieval.batch_size // 2)},
+        Phase.WRITING: {"generation.max_completion_length": max(1, config.generation.max_completion_length // 2)},
+    }.get(phase) or smaller_pieces(alone.trainer)
     if is_warm_start:
         sets = {key.replace("trainer.", "trainer.warm_start.", 1): value for key, value in sets.items()}
     unknown = "the plan does not know this model's architecture, so there are no figures"
@@ -204,26 +165,26 @@ def _told_without_figures(
     return OutOfMemory(message, hint=hint, flags=_flags(config, sets))
 
 
-def _alone(config: RunConfig, during: str, *, is_warm_start: bool) -> RunConfig:
+def _alone(config: RunConfig, phase: Phase, *, is_warm_start: bool) -> RunConfig:
     """The configuration with nothing to do but what memory ran out in: a warm start that is done takes none."""
     trainer = config.trainer.phases[0] if is_warm_start else config.trainer.without_warm_start()
     # Validation users are measured after the last step, too; not in a warm start.
-    steps = None if is_warm_start else 1 if during == "validation" else config.eval.steps
+    steps = None if is_warm_start else 1 if phase is Phase.MEASURING else config.eval.steps
     return config.model_copy(update={"trainer": trainer, "eval": config.eval.model_copy(update={"steps": steps})})
 
 
-def _failed(alone: RunConfig, facts: ModelFacts, around: Surroundings, during: str) -> Phase:
-    return _phase(estimate(alone, facts, around), during)
+def _failed(alone: RunConfig, facts: ModelFacts, surroundings: Surroundings, phase: Phase) -> PhaseMemory:
+    return _phase(estimate(alone, facts, surroundings), phase)
 
 
-def _phase(result: Estimate, during: str) -> Phase:
+def _phase(result: Estimate, phase: Phase) -> PhaseMemory:
     """What the plan says of it.
 
     What is done beside what is there all the time (the embedder among it) has that alone; so has what goes on in
     another process: vLLM's writing.
     """
-    phases = {phase.name: phase for phase in result.phases}
-    return phases.get(during) or phases["learning"].without_passing(during)
+    by_name = {one.name: one for one in result.phases}
+    return by_name.get(phase) or by_name[Phase.LEARNING].without_passing(phase)
 
 
 def _machine(device: str) -> Machine:
@@ -233,10 +194,10 @@ def _machine(device: str) -> Machine:
     """
     gpus = []
     for index in range(torch.cuda.device_count()):
-        known = torch.cuda.get_device_properties(index)
+        properties = torch.cuda.get_device_properties(index)
         own = device.startswith("cuda") and index == (torch.device(device).index or 0)
-        free = torch.cuda.mem_get_info(index)[0] if own else known.total_memory
-        gpus.append(Gpu(index, known.name, known.total_memory, free))
+        free = torch.cuda.mem_get_info(index)[0] if own else properties.total_memory
+        gpus.append(Gpu(index, properties.name, properties.total_memory, free))
     return Machine(tuple(gpus), len(os.sched_getaffinity(0)), *ram())
 
 
@@ -255,39 +216,41 @@ def _usable(machine: Machine, device: str, lasting: int) -> Usable:
     return Usable(int(USABLE * limit), f"{gpu.name} with {human(gpu.total)}, {human(gpu.total - limit)} held by others")
 
 
-def _ranks_with_less(config: RunConfig, around: Surroundings) -> tuple[dict[str, Any], str]:
+def _ranks_with_less(config: RunConfig, surroundings: Surroundings) -> tuple[dict[str, Any], str]:
     """Settings, and what they cost; none where nothing can be cut."""
     size = config.retrieval.batch_size
-    if around.on_gpu and around.retrieval_on_device:
+    if surroundings.on_gpu and surroundings.retrieval_on_device:
         return {"retrieval.device": "cpu"}, "embedding and ranking on the CPU: rewards take longer"
     if size == 1 or config.retrieval.embedder == "lsa":
         return {}, ""
     return {"retrieval.batch_size": size // 2}, "texts are embedded in smaller batches"
 
 
-def _beside(around: Surroundings, sets: Mapping[str, Any]) -> Surroundings:
-    return replace(around, retrieval_on_device=around.retrieval_on_device and "retrieval.device" not in sets)
+def _beside(surroundings: Surroundings, sets: Mapping[str, Any]) -> Surroundings:
+    return replace(
+        surroundings, retrieval_on_device=surroundings.retrieval_on_device and "retrieval.device" not in sets
+    )
 
 
-def _what_follows(config: RunConfig, facts: ModelFacts, around: Surroundings, usable: Usable) -> dict[str, Any]:
+def _what_follows(config: RunConfig, facts: ModelFacts, surroundings: Surroundings, usable: Usable) -> dict[str, Any]:
     """What else is to be set so that what comes after the warm start fits; nothing where nothing makes it fit."""
-    after, room = _alone(config, "", is_warm_start=False), Room(usable.bytes)
-    if not room.over(estimate(after, facts, around)):
+    after, room = _alone(config, Phase.LEARNING, is_warm_start=False), Room(usable.bytes)
+    if not room.over(estimate(after, facts, surroundings)):
         return {}
-    way = way_on(after, facts, around, room)
+    way = way_on(after, facts, surroundings, room)
     return {} if way is None else dict(way.settings)
 
 
-def _no_way(alone: RunConfig, facts: ModelFacts, around: Surroundings, usable: Usable, during: str) -> str:
+def _no_way(alone: RunConfig, facts: ModelFacts, surroundings: Surroundings, usable: Usable, phase: Phase) -> str:
     """Why there is none, and what else there is."""
-    lowest = human(_phase(least(alone, facts, around), during).total)
-    said = f"With all cut that a begun run can cut it needs {lowest}, so no settings are proposed"
-    others = savings(alone, facts, around, Room(usable.bytes), keep_texts=False)
+    lowest = human(_phase(least(alone, facts, surroundings), phase).total)
+    why = f"With all cut that a begun run can cut it needs {lowest}, so no settings are proposed"
+    others = savings(alone, facts, surroundings, Room(usable.bytes), keep_texts=False)
     new = [way for way in others if way.kinds & {"lora", "4bit"}]
     if new:
         sets = set_flags(new[0].sets)
-        return f"{said}. A new run needs {human(new[0].estimate.bytes)} with {sets}"
-    return f"{said}. `rl4rec plan --gpu GB` says which GPU a run fits; a smaller model takes less"
+        return f"{why}. A new run needs {human(new[0].estimate.bytes)} with {sets}"
+    return f"{why}. `rl4rec plan --gpu GB` says which GPU a run fits; a smaller model takes less"
 
 
 def _flags(config: RunConfig, sets: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from rl4rec_cli import console, signals
 from rl4rec_cli.config.layering import dump_config
 from rl4rec_cli.errors import Rl4RecError
 from rl4rec_cli.files.folders import torch_save
+from rl4rec_cli.plan.phases import Phase, phase_of, phases_of
 from rl4rec_cli.policy.loading import load_weights, write_checkpoint
 from rl4rec_cli.runs.environment import environment
 from rl4rec_cli.train.checkpoints import (
@@ -38,7 +39,7 @@ from rl4rec_cli.train.checkpoints import (
     steps_done,
 )
 from rl4rec_cli.train.health import check_finite
-from rl4rec_cli.train.out_of_memory import Doing, OutOfMemory, is_out_of_memory, tell
+from rl4rec_cli.train.out_of_memory import OutOfMemory, advise, is_out_of_memory
 from rl4rec_cli.train.snapshot import random_states_kept, restore, size, take
 
 if TYPE_CHECKING:
@@ -319,15 +320,15 @@ class Keeper(TrainerCallback):
             raise
 
     def _out_of_memory(self, error: BaseException) -> OutOfMemory:
-        doing, done = Doing.of(error), self._trainer.state.global_step
+        done, is_measuring = self._trainer.state.global_step, Phase.MEASURING in phases_of(error)
         # Validation users are measured after a step; everything else belongs to the one that is not done.
-        when = f"in the validation after step {done:,}" if doing.is_measuring else f"at step {done + 1:,}"
-        return tell(
+        when = f"in the validation after step {done:,}" if is_measuring else f"at step {done + 1:,}"
+        return advise(
             error,
             self._run.config,
             self._policy,
             when=f"{when} of {self._phase}",
-            during=doing.what,
+            phase=phase_of(error, otherwise=Phase.UPDATING if self._is_torn else Phase.LEARNING),
             is_warm_start=self._is_warm_start,
             is_first=done == 0,
         )

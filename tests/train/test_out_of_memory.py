@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
+from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.models.shape import PRESET_FACTS
 from rl4rec_cli.plan.memory import GB, Surroundings, estimate, human
-from rl4rec_cli.train.out_of_memory import Doing, OutOfMemory, Usable, is_out_of_memory, tell, told, used_gib
+from rl4rec_cli.plan.phases import Phase, during, phase_of, phases_of
+from rl4rec_cli.train.out_of_memory import OutOfMemory, Usable, advise, advise_by_plan, is_out_of_memory, used_gib
 
 MODEL = "qwen2.5-1.5b"
 FACTS = PRESET_FACTS[MODEL]
@@ -38,31 +41,72 @@ def test_which_errors_are_it(error: BaseException, is_it: bool) -> None:
     assert is_out_of_memory(error) is is_it
 
 
+def fails_in(*phases: Phase) -> MemoryError:
+    """An error raised inside these phases, the outermost first."""
+    try:
+        with ExitStack() as stack:
+            for phase in phases:
+                stack.enter_context(during(phase))
+            raise MemoryError
+    except MemoryError as error:
+        return error
+
+
 @pytest.mark.parametrize(
-    ("modules", "what", "is_measuring"),
+    ("phases", "phase"),
     [
-        (["rl4rec_cli.train.resumable", "trl.trainer.grpo_trainer"], "learning", False),
-        (["rl4rec_cli.train.resumable", "torch.optim.adamw"], "updating", False),
-        (["rl4rec_cli.train.rollouts", "rl4rec_cli.policy.generation", "torch.nn"], "writing", False),
-        (["rl4rec_cli.train.rollouts", "rl4rec_cli.rewards.scorer", "torch.nn"], "ranking", False),
-        (["rl4rec_cli.train.validation", "rl4rec_cli.policy.generation"], "validation", True),
-        (["rl4rec_cli.eval.evaluate", "rl4rec_cli.retrieval.embedding"], "ranking", True),
-        (["rl4rec_cli.commands.train", "rl4rec_cli.policy.pretrained"], "loading", False),
-        (["rl4rec_cli.train.rollouts", "rl4rec_cli.engine.vllm"], "writing", False),
+        ([], Phase.UPDATING),
+        ([Phase.LOADING], Phase.LOADING),
+        ([Phase.LEARNING, Phase.WRITING], Phase.WRITING),
+        ([Phase.RANKING], Phase.RANKING),
+        ([Phase.MEASURING, Phase.WRITING], Phase.MEASURING),
+        ([Phase.MEASURING, Phase.RANKING], Phase.RANKING),
     ],
 )
-def test_what_was_being_done(modules: list[str], what: str, is_measuring: bool) -> None:
-    def fail() -> None:
-        raise MemoryError
+def test_an_error_says_in_which_phase_it_was_raised(phases: list[Phase], phase: Phase) -> None:
+    error = fails_in(*phases)
+    assert phases_of(error) == tuple(reversed(phases))
+    assert phase_of(error, otherwise=Phase.UPDATING) is phase
 
-    inner: Any = fail
-    for name in reversed(modules):  # functions of modules of these names, each calling the next
-        scope: dict[str, Any] = {"__name__": name, "inner": inner}
-        exec("def call():\n    inner()", scope)
-        inner = scope["call"]
-    with pytest.raises(MemoryError) as caught:
-        inner()
-    assert Doing.of(caught.value) == Doing(what, is_measuring)
+
+def raises(*_: Any, **__: Any) -> NoReturn:
+    raise MemoryError
+
+
+def test_what_does_the_work_says_its_phase(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Writing, measuring, ranking, loading and saving, wherever they are called from."""
+    from rl4rec_cli.eval import evaluate
+    from rl4rec_cli.policy import generation, loading
+    from rl4rec_cli.ranking import ranks
+    from rl4rec_cli.retrieval import retriever
+
+    monkeypatch.setattr(generation, "generate_ids", raises)
+    monkeypatch.setattr(loading, "write_folder", raises)
+    monkeypatch.setattr(loading, "check_policy", raises)
+    monkeypatch.setattr(loading, "check_whole", raises)
+    monkeypatch.setattr(evaluate, "PromptBuilder", raises)
+    monkeypatch.setattr(ranks, "target_ranks", raises)
+    monkeypatch.setattr(ranks, "search", raises)
+    monkeypatch.setattr(ranks, "score_matrix", raises)
+    embedder: Any = SimpleNamespace(name="none", embed=raises)
+    ranker = retriever.InProcessRetriever(embedder, torch.ones(2, 3))
+    one: Any = SimpleNamespace(engine=None, tokenizer=None, model=torch.nn.Linear(1, 1))
+    config: Any = load_config(algorithm="grpo")
+    for phase, call in [
+        (Phase.WRITING, lambda: generation.write_ids(one, one.model, [[1]], one)),
+        (Phase.LOADING, lambda: loading.load_policy(config.policy)),
+        (Phase.LOADING, lambda: loading.load_weights(one.model, tmp_path)),
+        (Phase.SAVING, lambda: loading.write_checkpoint(one, tmp_path / "checkpoint", raises)),
+        (Phase.MEASURING, lambda: evaluate.write_texts("", one, config, one, [])),
+        (Phase.MEASURING, lambda: evaluate.measure_policy("", one, config, one, one, [])),
+        (Phase.RANKING, lambda: ranker.target_ranks(["a"], [0], [[]])),
+        (Phase.RANKING, lambda: ranker.vector_ranks(torch.ones(1, 3), [0], [[]])),
+        (Phase.RANKING, lambda: ranker.vector_search(torch.ones(1, 3), 1)),
+        (Phase.RANKING, lambda: ranker.vector_scores(torch.ones(1, 3))),
+    ]:
+        with pytest.raises(MemoryError) as caught:
+            call()
+        assert phase_of(caught.value, otherwise=Phase.LEARNING) is phase, phase
 
 
 def load(*sets: str, algorithm: str = "grpo", model: str = MODEL) -> RunConfig:
@@ -72,9 +116,9 @@ def load(*sets: str, algorithm: str = "grpo", model: str = MODEL) -> RunConfig:
     return load_config(algorithm=algorithm, recipes=["beauty-grpo"], sets=[f"policy.model={model}", *given])
 
 
-def say(config: RunConfig, usable: int, *, during: str = "learning", **how: Any) -> OutOfMemory:
+def say(config: RunConfig, usable: int, *, phase: Phase = Phase.LEARNING, **how: Any) -> OutOfMemory:
     usable_ = Usable(usable, "a GPU")
-    return told("out of memory", config, FACTS, how.pop("around", AROUND), usable_, during=during, **how)
+    return advise_by_plan("out of memory", config, FACTS, how.pop("around", AROUND), usable_, phase=phase, **how)
 
 
 def sets_in(flags: str) -> list[str]:
@@ -122,14 +166,14 @@ def test_where_the_plan_believed_that_it_fits_it_says_so_and_steps_down() -> Non
 @pytest.mark.parametrize(
     ("during", "flags"),
     [
-        ("validation", "--set eval.batch_size=32"),  # nothing of what is learnt: no --allow-partial
-        ("writing", "--allow-partial --set generation.batch_size=128"),
-        ("ranking", "--allow-partial --set retrieval.device=cpu"),
+        (Phase.MEASURING, "--set eval.batch_size=32"),  # nothing of what is learnt: no --allow-partial
+        (Phase.WRITING, "--allow-partial --set generation.batch_size=128"),
+        (Phase.RANKING, "--allow-partial --set retrieval.device=cpu"),
     ],
 )
-def test_only_what_ran_out_is_cut(during: str, flags: str) -> None:
+def test_only_what_ran_out_is_cut(during: Phase, flags: str) -> None:
     config = load("trainer.warm_start=null", "trainer.gradient_accumulation_steps=4", "eval.batch_size=64")
-    assert say(config, 500 * GB, during=during).flags == flags
+    assert say(config, 500 * GB, phase=during).flags == flags
 
 
 def test_where_nothing_fits_it_says_so_with_figures() -> None:
@@ -153,17 +197,17 @@ def test_where_nothing_fits_it_says_so_with_figures() -> None:
 def test_ranking_that_cannot_take_less() -> None:
     config = load("trainer.warm_start=null", "retrieval.embedder=lsa")
     around = Surroundings(on_gpu=False, items=100)
-    error = say(config, 500 * GB, during="ranking", around=around)
+    error = say(config, 500 * GB, phase=Phase.RANKING, around=around)
     assert error.flags == ""
     assert "no settings are proposed" in str(error.hint)
 
 
 def test_what_goes_on_beside_vllm_has_what_is_there_all_the_time() -> None:
     config = load("trainer.warm_start=null", "generation.engine=vllm")
-    error = say(config, 500 * GB, during="validation")
+    error = say(config, 500 * GB, phase=Phase.MEASURING)
     assert error.flags == ""
     assert "no settings are proposed" in str(error.hint)
-    foreseen = say(config, 4 * GB, during="validation")
+    foreseen = say(config, 4 * GB, phase=Phase.MEASURING)
     assert "where 4.0 GB can be used" in str(foreseen.hint)
 
 
@@ -187,14 +231,14 @@ def test_a_model_that_the_plan_does_not_know() -> None:
 
     policy: Any = SimpleNamespace(model=SimpleNamespace(config=Config()), device="cpu")
     config = load_config(algorithm="grpo", sets=["trainer.batch_size=4", "trainer.gradient_accumulation_steps=3"])
-    error = tell(MemoryError(), config, policy, when="at step 7 of grpo", during="learning")
+    error = advise(MemoryError(), config, policy, when="at step 7 of grpo", phase=Phase.LEARNING)
     assert error.message == "out of memory at step 7 of grpo, while learning"
     halves = "--set trainer.batch_size=2 --set trainer.gradient_accumulation_steps=6"
     assert error.flags == f"--allow-partial {halves} --set trainer.gradient_checkpointing=true"
     assert "no figures" in str(error.hint)
     assert "whether enough cannot be said" in str(error.hint)
     least = load_config(algorithm="grpo", sets=["trainer.batch_size=1", "trainer.gradient_checkpointing=true"])
-    assert tell(MemoryError(), least, policy, when="", during="learning").flags == ""
+    assert advise(MemoryError(), least, policy, when="", phase=Phase.LEARNING).flags == ""
 
 
 QWEN = {
@@ -223,7 +267,7 @@ def test_a_gpu_beside_another_and_beside_other_programs(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: 12 * GB)
     given = ("trainer.warm_start=null", "trainer.gradient_checkpointing=false", "policy.device=cuda:1")
     full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nIf reserved")
-    error = tell(full, load(*given), loaded("cuda:1"), when="at step 2 of grpo", during="learning")
+    error = advise(full, load(*given), loaded("cuda:1"), when="at step 2 of grpo", phase=Phase.LEARNING)
     assert asked == [1]
     assert error.message == (
         "out of memory at step 2 of grpo, while learning: CUDA out of memory. Tried to allocate 2 GiB."
@@ -239,7 +283,7 @@ def test_a_computers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load("trainer.warm_start=null", "policy.device=cpu", "policy.dtype=fp32", "retrieval.embedder=lsa")
     machine_ram = "rl4rec_cli.train.out_of_memory.ram"
     monkeypatch.setattr(machine_ram, lambda: (32 * GB, 10 * GB))
-    later = tell(MemoryError(), config, loaded("cpu"), when="", during="learning")
+    later = advise(MemoryError(), config, loaded("cpu"), when="", phase=Phase.LEARNING)
     around = Surroundings(False, 100_000, 0, config.retrieval.lsa_dim)
     learning = next(p for p in estimate(config, FACTS, around).phases if p.name == "learning")
     room = learning.lasting + 0.92 * 10 * GB
@@ -247,7 +291,7 @@ def test_a_computers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         later.hint
     )
     assert later.message == "out of memory while learning"
-    first = tell(MemoryError(), config, loaded("cpu"), when="", during="learning", is_first=True)
+    first = advise(MemoryError(), config, loaded("cpu"), when="", phase=Phase.LEARNING, is_first=True)
     assert f"where {human(room - learning.parts['optimizer'])} can be used" in str(first.hint)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.config.algorithms import ALGORITHMS
 from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.train.arguments import weights_kept
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def open_trainer(parts: TrainerParts) -> Any:
     if not section.is_rl:
         raise ConfigError(f"trainer.algorithm is {section.algorithm}, which is no reinforcement learning")
     module = import_module(f"rl4rec_cli.train.algorithms.{ALGORITHMS[section.algorithm].module}")
-    with weights_kept(parts.policy.model):
+    with weights_kept(parts.policy.model), during(Phase.LOADING):
         trainer = module.make_trainer(parts)
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -16,6 +16,7 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from rl4rec_cli.data.prompts import PromptBuilder, item_renderer
+from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.train.arguments import (
     number_of_steps,
     one_gpu,
@@ -117,7 +118,7 @@ def train_sft(
     course = validation.course if validation is not None else None
     view = TrainingView(title, steps, done=steps_done(resume), validation=course)
     with tempfile.TemporaryDirectory() as scratch, shown(view) as drawn:
-        with weights_kept(policy.model):
+        with weights_kept(policy.model), during(Phase.LOADING):
             trainer = SftTrainer(
                 model=policy.model,
                 args=one_gpu(

@@ -1,0 +1,70 @@
+"""What a process does at a moment, as far as memory is concerned.
+
+Decides: which phases there are. `plan/memory.py` says what most of them take, by the same names.
+Hides: how an error remembers the phases it ended.
+
+The functions that do the work say so with `during`, as a decorator or around a block. Nothing is recorded until one
+fails: an exception carries the phases that it passed through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+
+_ATTRIBUTE = "rl4rec_phases"
+
+
+class Phase(StrEnum):
+    LOADING = "loading"
+    SAVING = "saving"
+    WRITING = "writing"
+    LEARNING = "learning"
+    UPDATING = "updating"
+    MEASURING = "validation"
+    RANKING = "ranking"
+
+    @property
+    def words(self) -> str:
+        """What follows "while"."""
+        return _WORDS[self]
+
+
+_WORDS = {
+    Phase.LOADING: "loading weights",
+    Phase.SAVING: "saving a checkpoint",
+    Phase.WRITING: "writing texts",
+    Phase.LEARNING: "learning",
+    Phase.UPDATING: "updating the weights",
+    Phase.MEASURING: "measuring validation users",
+    Phase.RANKING: "embedding and ranking texts",
+}
+
+
+@contextmanager
+def during(phase: Phase) -> Iterator[None]:
+    """Mark what fails inside as having failed in this phase. Serves as a decorator, too."""
+    try:
+        yield
+    except Exception as error:
+        setattr(error, _ATTRIBUTE, (*phases_of(error), phase))
+        raise
+
+
+def phases_of(error: BaseException) -> tuple[Phase, ...]:
+    """The phases that an error passed through, innermost first."""
+    phases: tuple[Phase, ...] = getattr(error, _ATTRIBUTE, ())
+    return phases
+
+
+def phase_of(error: BaseException, otherwise: Phase) -> Phase:
+    """What was being done when an error was raised.
+
+    Ranking and measuring take memory of their own, whatever else goes on inside them; else the innermost phase counts.
+
+    Args:
+        otherwise: the answer for an error that passed through none.
+    """
+    passed = phases_of(error)
+    return next((phase for phase in (Phase.RANKING, Phase.MEASURING) if phase in passed), (*passed, otherwise)[0])
