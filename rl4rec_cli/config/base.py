@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,3 +22,12 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
     )
+
+    def _fill_in(self, **values: Any) -> None:
+        """Set fields that follow from others and that nobody gave: for validators, while the section is being made.
+
+        What is dumped then says them, and reads back as it is. Validators of strict JSON cannot change what they are
+        handed before it is read, and what they return instead of the section is lost where it is made by its class.
+        """
+        for name, value in values.items():
+            object.__setattr__(self, name, value)

@@ -242,11 +242,10 @@ class PolicySection(Section):
 
     @model_validator(mode="after")
     def _unsloth_is_4bit_lora(self) -> PolicySection:
-        # Written in place, as the section is being made: what is dumped says it, and reads back as it is.
         if self.backend == "unsloth" and "lora" not in self.model_fields_set:
-            self.__dict__["lora"] = LoraSection()
+            self._fill_in(lora=LoraSection())
         if self.backend == "unsloth" and self.lora is not None and "quantization" not in self.model_fields_set:
-            self.__dict__["quantization"] = "4bit"
+            self._fill_in(quantization="4bit")
         return self
 
 
@@ -459,9 +458,8 @@ class RunConfig(Section):
     def _engine_fits(self) -> RunConfig:
         tiny, engine = self.policy.tiny, self.generation.engine
         if engine == "vllm" and self.policy.model == "tiny" and tiny.head_width < 32 and tiny.head_dim is None:
-            # What is dumped says it, and reads back as it is.
-            widened = self.policy.model_copy(update={"tiny": tiny.model_copy(update={"head_dim": 32})})
-            self.__dict__["policy"] = widened
+            wide = tiny.model_copy(update={"head_dim": 32})
+            self._fill_in(policy=self.policy.model_copy(update={"tiny": wide}))
         correction = self.generation.vllm.correction
         if engine == "vllm" and self.trainer.weighs_whole_texts and correction.startswith("token"):
             raise ValueError(

@@ -193,8 +193,7 @@ class RlSection(TrainerSection):
     @model_validator(mode="after")
     def _reference(self) -> RlSection:
         if self.use_ref_model is True and "beta" not in self.model_fields_set:
-            # Written in place: what is dumped says it, and reads back as it is.
-            self.__dict__["beta"] = DEFAULT_BETA
+            self._fill_in(beta=DEFAULT_BETA)
         if self.use_ref_model is False and self.beta > 0:
             raise ValueError("beta > 0 needs the reference policy: set use_ref_model true or beta 0")
         if self.use_ref_model is True and self.beta == 0:
