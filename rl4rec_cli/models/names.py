@@ -21,49 +21,28 @@ class ModelPreset:
     """The full weights; those of Google and Meta ask for an account that accepted their licence."""
     four_bit: str | None
     """The same in 4 bits, for Unsloth; None: quantised as it is loaded."""
-    is_chat: bool
-    context: int
-    """Longest prompt and text, in tokens."""
-    parameters: float
-    """Billions."""
     targets: tuple[str, ...] = ATTENTION_AND_MLP
     """Modules an adapter goes on."""
-
-
-def _chat(name: str, repository: str, four_bit: str, context: int, parameters: float) -> ModelPreset:
-    return ModelPreset(name, repository, four_bit, True, context, parameters)
 
 
 PRESETS = {
     preset.name: preset
     for preset in (
-        ModelPreset("gpt2", "openai-community/gpt2", None, False, 1024, 0.124, ("c_attn", "c_proj", "c_fc")),
-        _chat("gemma-3-1b", "google/gemma-3-1b-it", "unsloth/gemma-3-1b-it-unsloth-bnb-4bit", 32_768, 1.0),
-        _chat(
-            *("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "unsloth/Qwen2.5-0.5B-Instruct-unsloth-bnb-4bit"),
-            *(32_768, 0.494),
+        ModelPreset("gpt2", "openai-community/gpt2", None, ("c_attn", "c_proj", "c_fc")),
+        ModelPreset("gemma-3-1b", "google/gemma-3-1b-it", "unsloth/gemma-3-1b-it-unsloth-bnb-4bit"),
+        ModelPreset("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "unsloth/Qwen2.5-0.5B-Instruct-unsloth-bnb-4bit"),
+        ModelPreset("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "unsloth/Qwen2.5-1.5B-Instruct-unsloth-bnb-4bit"),
+        ModelPreset("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", "unsloth/Qwen2.5-7B-Instruct-unsloth-bnb-4bit"),
+        ModelPreset(
+            "llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", "unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit"
         ),
-        _chat(
-            *("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "unsloth/Qwen2.5-1.5B-Instruct-unsloth-bnb-4bit"),
-            *(32_768, 1.54),
+        ModelPreset(
+            "llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", "unsloth/Llama-3.1-8B-Instruct-unsloth-bnb-4bit"
         ),
-        _chat(
-            *("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", "unsloth/Qwen2.5-7B-Instruct-unsloth-bnb-4bit"),
-            *(32_768, 7.62),
+        ModelPreset(
+            "llama-3.1-70b", "meta-llama/Llama-3.1-70B-Instruct", "unsloth/Meta-Llama-3.1-70B-Instruct-bnb-4bit"
         ),
-        _chat(
-            *("llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", "unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit"),
-            *(131_072, 1.24),
-        ),
-        _chat(
-            *("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", "unsloth/Llama-3.1-8B-Instruct-unsloth-bnb-4bit"),
-            *(131_072, 8.03),
-        ),
-        _chat(
-            *("llama-3.1-70b", "meta-llama/Llama-3.1-70B-Instruct", "unsloth/Meta-Llama-3.1-70B-Instruct-bnb-4bit"),
-            *(131_072, 70.6),
-        ),
-        _chat("gemma-2-9b", "google/gemma-2-9b-it", "unsloth/gemma-2-9b-it-bnb-4bit", 8_192, 9.24),
+        ModelPreset("gemma-2-9b", "google/gemma-2-9b-it", "unsloth/gemma-2-9b-it-bnb-4bit"),
     )
 }
 """By short name."""

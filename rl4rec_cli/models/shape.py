@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rl4rec_cli.errors import ConfigError, PolicyError
+from rl4rec_cli.errors import PolicyError
 
 Family = Literal["llama", "gemma2", "gemma3", "gpt2"]
 # `model_type` of a config.json to how its layers are built.
@@ -158,10 +158,3 @@ PRESET_FACTS = {
         _of("gemma-2-9b", 3584, 42, (16, 8, 256), 14_336, 256_000, 8_192, family="gemma2", softcap=True),
     )
 }
-
-
-def preset_facts(name: str) -> ModelFacts:
-    """Raises: ConfigError: there is no such preset."""
-    if name not in PRESET_FACTS:
-        raise ConfigError(f"no preset {name}", hint=f"there are {', '.join(PRESET_FACTS)}")
-    return PRESET_FACTS[name]

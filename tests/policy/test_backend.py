@@ -166,7 +166,6 @@ def test_all_presets_of_the_specification_are_there() -> None:
     ]
     for name, preset in PRESETS.items():
         assert preset.name == name
-        assert preset.context >= 1024
         assert preset.targets
 
 
