@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 
 import rl4rec_cli
+from rl4rec_cli.config.algorithms import ALGORITHMS
 from rl4rec_cli.train.library_names import ATTRIBUTES, BATCH, LOGS, METHODS, SWITCHES
+from rl4rec_cli.train.resumable import Resumable
 from rl4rec_cli.train.rollouts import ENGINE_METRICS, OWN_METRICS
 
 PACKAGE = Path(rl4rec_cli.__file__).parent
-TRAINERS = ("grpo.GrpoTrainer", "rloo.RlooTrainer", "ppo.PpoTrainer", "sft.SftTrainer")
-"""The classes of `train/algorithms`."""
+MODULES = sorted({algorithm.module for algorithm in ALGORITHMS.values()})
 OURS = ("reward/", "groups/", "mean_rank", "distinct_texts", "masked_share", *OWN_METRICS)
 """Names in logs that are ours."""
 
@@ -122,17 +123,26 @@ def owner(trainer: type, name: str) -> type | None:
     return next((kind for kind in behind if name in vars(kind) or (kind is not object and name in sets(kind))), None)
 
 
+def trainers() -> Iterator[type]:
+    """The trainers that the modules of the algorithms declare."""
+    for name in MODULES:
+        module = import_module(f"rl4rec_cli.train.algorithms.{name}")
+        declared = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Resumable)]
+        own = [kind for kind in declared if kind.__module__ == module.__name__]
+        assert own, f"{name} declares no trainer"
+        yield from own
+
+
 @cache
 def relied_on() -> frozenset[tuple[str, str]]:
     """Class and name, of all names of a library that our trainers' own code uses."""
     pairs = set()
-    for path in TRAINERS:
-        trainer = class_of(f"rl4rec_cli.train.algorithms.{path}")
+    for trainer in trainers():
         of = own_classes(trainer)
         ours = {name for kind in of for name in (*vars(kind), *sets(kind))}
         for name in set().union(*map(used_by, of)):
             kind = owner(trainer, name)
-            assert kind is not None or name in ours, f"{path} uses {name}, which nobody has"
+            assert kind is not None or name in ours, f"{trainer.__name__} uses {name}, which nobody has"
             if kind is not None:
                 pairs.add((f"{kind.__module__.partition('.')[0]}.{kind.__name__}", name))
     return frozenset(pairs)
