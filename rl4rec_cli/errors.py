@@ -9,6 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def first_line(error: object, *, otherwise: str = "") -> str:
+    """The first line of what an error, or another program, says.
+
+    Args:
+        otherwise: what stands for one that says nothing; by default the name of its class.
+    """
+    return next(iter(str(error).strip().splitlines()), "") or otherwise or type(error).__name__
+
+
 class Rl4RecError(Exception):
     """Something went wrong that the user can understand and mend.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rl4rec_cli import console
-from rl4rec_cli.errors import Rl4RecError
+from rl4rec_cli.errors import Rl4RecError, first_line
 from rl4rec_cli.files.kinds import ZIP, recognise_file
 from rl4rec_cli.plan.machine import Machine, find_machine
 from rl4rec_cli.plan.memory import human
@@ -190,8 +190,9 @@ def _torch() -> Iterator[Check]:
     try:
         import torch
     except Exception as error:  # a broken installation fails in many ways: OSError, ImportError, RuntimeError
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        yield Check("torch", "broken", f"cannot be imported: {reason[0]}", "install it again: scripts/install_torch.sh")
+        yield Check(
+            "torch", "broken", f"cannot be imported: {first_line(error)}", "install it again: scripts/install_torch.sh"
+        )
         return
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     yield Check("torch", "ok", f"{torch.__version__}, {built}")

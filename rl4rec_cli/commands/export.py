@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
-from rl4rec_cli.errors import ConfigError, PolicyError, RunError
+from rl4rec_cli.errors import ConfigError, PolicyError, RunError, first_line
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.resolve import find_run
 from rl4rec_cli.files.folders import MANIFEST, write_folder
@@ -98,9 +98,7 @@ def _check_words(form: str, dtype: str, push_to: str | None, *, public: bool) ->
         try:
             validate_repo_id(push_to)
         except HFValidationError as error:
-            raise ConfigError(
-                f"--push-to-hub {push_to}: {str(error).splitlines()[0]}", hint="e.g. me/beauty"
-            ) from error
+            raise ConfigError(f"--push-to-hub {push_to}: {first_line(error)}", hint="e.g. me/beauty") from error
 
 
 def _write(run: Run, checkpoint: Path, folder: Path, *, form: str, dtype: str, base: str) -> None:

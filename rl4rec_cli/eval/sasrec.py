@@ -29,7 +29,7 @@ from torch import Tensor
 
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import build_examples
-from rl4rec_cli.errors import DataError
+from rl4rec_cli.errors import DataError, first_line
 from rl4rec_cli.files.digests import sha256_of_json, sha256_of_tensors
 from rl4rec_cli.files.names import file_name
 from rl4rec_cli.files.writing import replacing
@@ -451,6 +451,6 @@ def _load(
         model.load_state_dict(weights)
         return SasRec(model.to(device), settings, dict(note["summary"]), device)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        reason = first_line(error)
         console.log(f"warning: {path}: not usable, SASRec is trained again: {reason}")
         return None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli import console
 from rl4rec_cli.engine.limits import check_head
 from rl4rec_cli.engine.process import check_installed
-from rl4rec_cli.errors import ConfigError, PolicyError
+from rl4rec_cli.errors import ConfigError, PolicyError, first_line
 from rl4rec_cli.variables import check_one_process, import_noted
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def import_unsloth() -> Any:
         try:
             import unsloth
         except Exception as error:  # a missing or clashing package shows in as many ways as there are packages
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
             raise PolicyError(f"cannot import unsloth: {reason}", hint=f"install it anew: {INSTALL}") from error
         finally:
             if kept:

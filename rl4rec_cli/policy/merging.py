@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rl4rec_cli.errors import PolicyError
+from rl4rec_cli.errors import PolicyError, first_line
 from rl4rec_cli.policy.loading import Policy, load_policy
 from rl4rec_cli.policy.pretrained import find_device, find_dtype, load_tokenizer
 from rl4rec_cli.policy.sources import find_source
@@ -60,7 +60,7 @@ def _merge(base: Any, adapter: Path, *, is_quantised: bool) -> Any:
             _tie_equals(model)
     except (ValueError, RuntimeError) as error:
         raise PolicyError(
-            f"{adapter}: cannot merge the adapter: {str(error).splitlines()[0]}", hint="export it with --to adapter"
+            f"{adapter}: cannot merge the adapter: {first_line(error)}", hint="export it with --to adapter"
         ) from error
     return model
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rl4rec_cli.errors import ConfigError, PolicyError
+from rl4rec_cli.errors import ConfigError, PolicyError, first_line
 from rl4rec_cli.models.adapters import is_peft
 from rl4rec_cli.models.names import find_preset
 from rl4rec_cli.models.vocabulary import RESIZE, describe_extra, extra_tokens, pad_within
@@ -78,7 +78,7 @@ def load_pretrained(
                 model = _add_lora(model, section.lora, targets, section.revision)
         except (ValueError, re.error) as error:
             raise ConfigError(
-                f"policy.lora.target_modules={targets!r}: {str(error).splitlines()[0]}",
+                f"policy.lora.target_modules={targets!r}: {first_line(error)}",
                 hint="`all-linear` adapts every linear layer but the head",
             ) from error
     return model, tokenizer

@@ -14,7 +14,7 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
-from rl4rec_cli.errors import ConfigError, PolicyError
+from rl4rec_cli.errors import ConfigError, PolicyError, first_line
 from rl4rec_cli.files.folders import MANIFEST, problems
 from rl4rec_cli.files.kinds import odd_file
 from rl4rec_cli.models import hub
@@ -219,7 +219,7 @@ def cannot_load(what: str, error: Exception, *, names: str) -> PolicyError:
     if (told := hub.explain(error, names)) is not None:
         message, hint = told
         return PolicyError(f"cannot load {what}: {message}", hint=hint)
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     return PolicyError(f"cannot load {what}: {reason}", hint=MODEL_TRIES)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rl4rec_cli import console
 from rl4rec_cli.data.words import LEAST_SHARED, share_with_common_words, words
-from rl4rec_cli.errors import EmbeddingError
+from rl4rec_cli.errors import EmbeddingError, first_line
 from rl4rec_cli.files.digests import sha256, sha256_of_file
 from rl4rec_cli.files.kinds import odd_file
 from rl4rec_cli.models import hub
@@ -147,7 +147,7 @@ def cannot_load(model: str, error: Exception) -> EmbeddingError:
             f"cannot load the embedding model: {message}", hint=f"{hint}; retrieval.embedder=lsa needs none"
         )
     return EmbeddingError(
-        f"cannot load the embedding model {model!r}: {reason_of(error)}",
+        f"cannot load the embedding model {model!r}: {first_line(error)}",
         hint="give a sentence-transformers model name or folder, or set retrieval.embedder=lsa (no download)",
     )
 
@@ -321,11 +321,6 @@ def model_identity(model: str) -> str:
     for file in sorted(f for f in folder.rglob("*") if f.suffix in _MODEL_FILES):
         pieces += [f"{file.relative_to(folder)} {file.stat().st_size}\n".encode(), bytes.fromhex(sha256_of_file(file))]
     return f"{folder.resolve().name}@{sha256(*pieces)[:16]}"
-
-
-def reason_of(error: BaseException) -> str:
-    """An error's first line, or what it is where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def embed_items(dataset: Dataset, embedder: Embedder, emb_type: str) -> Tensor:

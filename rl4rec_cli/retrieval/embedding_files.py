@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rl4rec_cli import console
-from rl4rec_cli.errors import EmbeddingError
+from rl4rec_cli.errors import EmbeddingError, first_line
 from rl4rec_cli.files.digests import sha256
 from rl4rec_cli.files.kinds import ZIP, recognise_file
 from rl4rec_cli.files.names import file_name
@@ -27,7 +27,6 @@ from rl4rec_cli.retrieval.embedding import (
     model_identity,
     normalised,
     open_embedder,
-    reason_of,
 )
 from rl4rec_cli.retrieval.embedding_parts import embed_in_parts
 from rl4rec_cli.shell import rl4rec
@@ -91,7 +90,7 @@ def save_embeddings(path: Path, vectors_ND: Tensor, *, model: str, emb_type: str
         RuntimeError,
         SafetensorError,
     ) as error:  # torch and safetensors each have their own for a full disk
-        reason = (isinstance(error, OSError) and error.strerror) or reason_of(error)
+        reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
         raise EmbeddingError(
             f"{path}: cannot write {vectors_ND.numel() * 4:,} bytes of embeddings: {reason}"
         ) from error
@@ -192,7 +191,7 @@ def _read_pt(path: Path) -> tuple[Tensor, dict[str, str]]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle stops its reader in any way there is
         raise EmbeddingError(
-            f"{path}: not a whole .pt file with one tensor: {reason_of(error)}",
+            f"{path}: not a whole .pt file with one tensor: {first_line(error)}",
             hint="save a bare tensor: torch.save(embeddings, path)",
         ) from error
     if not isinstance(loaded, Tensor):

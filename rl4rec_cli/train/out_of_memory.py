@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rl4rec_cli.errors import PolicyError
+from rl4rec_cli.errors import PolicyError, first_line
 from rl4rec_cli.models.shape import ModelFacts, read_facts
 from rl4rec_cli.plan.fitting import Room, changed, least, savings, set_texts, smaller_pieces, way_on
 from rl4rec_cli.plan.machine import USABLE, Gpu, Machine, find_surroundings, ram
@@ -91,7 +91,7 @@ def advise(
         is_warm_start: it ran out there.
         is_first: no update has been made: the optimiser has no state yet.
     """
-    reason = f": {str(error).splitlines()[0]}" if str(error) else ""
+    reason = f": {first_line(error)}" if str(error) else ""
     message = f"out of memory{f' {when},' if when else ''} while {phase.words}{reason}"
     alone = _alone(config, phase, is_warm_start=is_warm_start)
     base = policy.model.get_base_model() if hasattr(policy.model, "peft_config") else policy.model

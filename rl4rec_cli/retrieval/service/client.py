@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from rl4rec_cli import console
-from rl4rec_cli.errors import ConfigError, DataError, ServiceBusy, ServiceError
+from rl4rec_cli.errors import ConfigError, DataError, ServiceBusy, ServiceError, first_line
 from rl4rec_cli.ranking.ranks import ItemMatrix
 from rl4rec_cli.retrieval.embedding import lsa_name, model_identity
 from rl4rec_cli.retrieval.retriever import Ranking
@@ -69,7 +69,7 @@ class Pending(Generic[T]):
         service, exceptions = self._client.service, self._client.ray.exceptions
         for attempt in range(service.retries + 1):
             if attempt:
-                reason = _first_line(self._failure)
+                reason = first_line(self._failure)
                 console.log(f"{service.name}: {reason}; sending the request again ({attempt} of {service.retries})")
                 time.sleep(_PAUSE_SECONDS * 2**attempt)
                 self._client.look_again()
@@ -92,7 +92,7 @@ class Pending(Generic[T]):
         if isinstance(self._failure, ServiceBusy):
             raise self._failure
         raise ServiceError(
-            f"{service.name} failed {service.retries + 1} times to answer, the last time: {_first_line(self._failure)}",
+            f"{service.name} failed {service.retries + 1} times to answer, the last time: {first_line(self._failure)}",
             hint=f"look how it is: {self._client.command} --status",
         )
 
@@ -168,7 +168,7 @@ class ServiceClient:
         except ValueError:
             return f"there is no such actor in the Ray cluster at {address}"
         except self.ray.exceptions.RayError as error:
-            return _first_line(error)
+            return first_line(error)
         return None
 
     def submit(self, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -338,7 +338,3 @@ def _check_same(section: RetrievalSection, dataset: Dataset, name: str, about: d
         )
     if about["mask_history"] != dataset.mask_history:
         raise DataError(f"{service} serves {name} with mask_history {about['mask_history']}, unlike this dataset")
-
-
-def _first_line(error: BaseException | None) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl4rec_cli.errors import ConfigError, ServiceError
+from rl4rec_cli.errors import ConfigError, ServiceError, first_line
 from rl4rec_cli.files.locks import release_lock, take_lock
 from rl4rec_cli.files.writing import write_text
 
@@ -195,7 +195,7 @@ def join(section: ServiceSection, address: str) -> Any:
             ray.init(address=address, namespace=section.namespace, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ServiceError(
-            f"the Ray cluster at {address} cannot be joined: {_first_line(error)}",
+            f"the Ray cluster at {address} cannot be joined: {first_line(error)}",
             hint=f"has it a token? Set {_MODE}=token and {_TOKEN_FILE} to the file that holds it",
         ) from error
     _joined = address
@@ -259,7 +259,7 @@ def opened(section: ServiceSection) -> Iterator[tuple[Any, str]]:
             )
     except Exception as error:  # Ray has no class of its own for it
         raise ServiceError(
-            f"Ray cannot be started: {_first_line(error)}",
+            f"Ray cannot be started: {first_line(error)}",
             hint=f"is the machine overloaded, its memory or disk full? Ray's own logs are in {folder / 'ray'}",
         ) from error
     session = Path(context.address_info["session_dir"])
@@ -339,7 +339,3 @@ def _signals_kept() -> Iterator[None]:
         for number, handler in before.items():
             with suppress(ValueError, TypeError):  # not the main thread, or a handler that is not Python's
                 signal.signal(number, handler)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
