@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rl4rec_cli.errors import Rl4RecError
+from rl4rec_cli.processes import end_with_parent
 from rl4rec_cli.variables import settings_win
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def measure_peaks(config: RunConfig) -> list[Peak]:
         recipe.write_text(dump_config(config), encoding="utf-8")
         # The allocator gives back what is freed, so that the resident set is what is in use.
         own = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576", "MALLOC_ARENA_MAX": "1"}
-        command = [sys.executable, "-m", "rl4rec_cli.commands.peak", str(recipe), str(answer), folder]
+        command = [sys.executable, "-m", "rl4rec_cli.commands.peak", str(os.getpid()), str(recipe), str(answer), folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **own})
         if done.returncode < 0:
             raise Rl4RecError(
@@ -210,7 +211,8 @@ class _GpuMeter:
         return int(most)
 
 
-def main(recipe: str, answer: str, folder: str) -> None:
+def main(parent: str, recipe: str, answer: str, folder: str) -> None:
+    end_with_parent(int(parent))
     from rl4rec_cli.config.layering import load_config
 
     # Rewards take no memory of note, and code of the user's runs only where the command that measures names it.

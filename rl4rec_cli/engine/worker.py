@@ -7,14 +7,13 @@ Hides: vLLM's classes. What is asked, and how, is in `engine/process.py`.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
+
+from rl4rec_cli.processes import end_with_parent
 
 Answer = tuple[str, Any]
 
@@ -128,23 +127,9 @@ def serve(connection: Connection, make: Callable[..., Any]) -> None:
         connection.send(answer)
 
 
-def _die_with(parent: int) -> None:
-    """End when the parent does, however it ends: it may be killed while this process computes.
-
-    Linux could do so (PR_SET_PDEATHSIG), but would end this process with the thread that started it.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main() -> None:
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
-    _die_with(parent)
+    end_with_parent(parent)
     # Ctrl-C in a terminal goes to all of its processes; the one that asked decides what ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(Connection(descriptor), _make)

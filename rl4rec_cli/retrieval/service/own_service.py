@@ -1,7 +1,7 @@
 """A retrieval service that a run starts for itself, on a GPU that the policy does not use, and ends.
 
 Decides: that it is a process of its own which ends with the run, however that ends: told to when the run is done or
-fails, and by the kernel where the run's process is killed; that nobody else finds it by chance, for its name is the
+fails, and by itself where the run's process is killed; that nobody else finds it by chance, for its name is the
 run's; that a run whose service of the configured name is there already takes that one.
 Hides: the process, and what it and the run tell each other: settings go in by its standard input, one line with the
 address comes out when everything is loaded.
@@ -9,7 +9,6 @@ address comes out when everything is loaded.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -25,6 +24,7 @@ from rl4rec_cli import console, signals
 from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.engine.process import same_gpu
 from rl4rec_cli.errors import Rl4RecError, ServiceError
+from rl4rec_cli.processes import end_with_parent
 from rl4rec_cli.retrieval.service import cluster
 from rl4rec_cli.variables import child_environment
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _STOP_SECONDS = 90.0
 """A service answers what it has taken, for at most 60 s, before it goes."""
 _LONGEST_NAME = 70
-_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -148,15 +147,8 @@ def _stop(process: subprocess.Popen[str]) -> None:
 # In the service's process
 
 
-def _end_with(parent: int) -> None:
-    """Be told by the kernel, as by SIGTERM, when the run's process is gone."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it went before that
-        sys.exit(1)
-
-
 def main(parent: int) -> int:
-    _end_with(parent)
+    end_with_parent(parent, grace=_STOP_SECONDS)
     given: dict[str, Any] = json.load(sys.stdin)
     # Whatever libraries print goes where the log goes: the run reads one line and nothing else.
     told = os.dup(1)

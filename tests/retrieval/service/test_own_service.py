@@ -132,34 +132,6 @@ def test_the_service_ends_with_a_run_that_is_told_to_end(tmp_path: Path, shop: P
 # Without Ray: a process in the service's place
 
 
-PARENT = """
-import os, subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())], stdout=subprocess.PIPE, text=True)
-print(child.pid, child.stdout.readline(), flush=True)
-sys.stdin.read()
-"""
-CHILD = """
-import signal, sys
-from rl4rec_cli.retrieval.service.own_service import _end_with
-_end_with(int(sys.argv[1]))
-print("ready", flush=True)
-signal.pause()
-"""
-
-
-def test_the_kernel_ends_the_service_of_a_run_that_is_killed() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT, CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as parent:
-        assert parent.stdout is not None
-        child = psutil.Process(int(parent.stdout.readline().split()[0]))
-        assert child.is_running()
-        parent.kill()
-    assert ends(child.pid, 60)
-    late = subprocess.run([sys.executable, "-c", CHILD, "1"], capture_output=True, text=True, check=False)
-    assert (late.returncode, late.stdout) == (1, "")  # the run was gone before it was asked for
-
-
 @pytest.mark.parametrize(
     ("does", "said", "hint"),
     [
