@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import __version__, console
 from rl4rec_cli.data.provenance import changed_data
-from rl4rec_cli.eval.evaluate import TUNED, Models, audit_line, measure_baselines, open_task, start_evaluation
+from rl4rec_cli.eval.baseline import measure_baselines
+from rl4rec_cli.eval.evaluate import TUNED, audit_line, open_task, start_evaluation
+from rl4rec_cli.eval.policies import Models
 from rl4rec_cli.eval.systems import (
     Contestant,
     check_retrieval,
@@ -153,8 +155,7 @@ def _measure(
         each = []
         for entrant in contestant.entrants:
             if entrant.model is None:
-                only = base.eval.model_copy(update={"baselines": (entrant.word,)})
-                each += measure_baselines(base.model_copy(update={"eval": only}), task, evaluation.split)
+                each += measure_baselines((entrant.word,), task, evaluation.split)
                 continue
             started = entrant.run.day if entrant.run is not None else None
             models = Models(entrant.config, task, share=models, started=started)

@@ -155,8 +155,9 @@ def sweep_templates(
     own_key = "templates." + dataset.name if dataset.name in config.prompt.templates else "template"
     config = config.model_copy(update={"prompt": config.prompt.of(dataset.name)})
 
-    from rl4rec_cli.eval.evaluate import Models, open_task
+    from rl4rec_cli.eval.evaluate import open_task
     from rl4rec_cli.eval.evaluation import Evaluation, compare_all
+    from rl4rec_cli.eval.policies import Models
     from rl4rec_cli.eval.sweep import TEMPLATES, try_templates
     from rl4rec_cli.eval.sweep import USERS as CHOSEN_ON
     from rl4rec_cli.policy.backend import check_engine, prepare_backend

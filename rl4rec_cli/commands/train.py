@@ -253,6 +253,7 @@ def _train_one(
     """Train, from `place` on where a run is resumed (and is locked already), and measure."""
     from rl4rec_cli.engine.vllm import make_engine
     from rl4rec_cli.eval import evaluate
+    from rl4rec_cli.eval.baseline import open_baselines
     from rl4rec_cli.rewards.scorer import open_scorers
     from rl4rec_cli.train.outcome import Outcome
 
@@ -290,7 +291,7 @@ def _train_one(
         outcome.measure_baselines()
 
         def measure_start() -> None:
-            if "untrained" in config.eval.baselines:
+            if any(baseline.is_start for baseline in open_baselines(config.eval.baselines)):
                 outcome.measure(evaluate.start_name(config), policy)
 
         _learn(run, place or Place(0), policy, domains, reports, measure_start)
@@ -445,7 +446,7 @@ def _learn(
 
 def _writer(policy: Policy, config: RunConfig) -> Callable[[Dataset, Sequence[Example]], list[str]]:
     """What writes a policy's most likely text for each example of a dataset."""
-    from rl4rec_cli.eval.evaluate import write_texts
+    from rl4rec_cli.eval.policies import write_texts
 
     likeliest = config.model_copy(update={"eval": config.eval.model_copy(update={"temperature": 0.0})})
     return lambda dataset, examples: write_texts("screening", policy, likeliest, dataset, examples)

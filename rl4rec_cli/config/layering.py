@@ -27,7 +27,7 @@ from rl4rec_cli.config.aliases import OPTIONS, flag_of
 from rl4rec_cli.config.dataset_folders import find_folder, is_same_folder
 from rl4rec_cli.config.plugins import Registry
 from rl4rec_cli.config.recipes import find_recipe, packaged_recipes, read_recipe
-from rl4rec_cli.config.registries import REWARDS
+from rl4rec_cli.config.registries import BASELINES, REWARDS
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.config.trainer import trainer_sections
 from rl4rec_cli.errors import ConfigError
@@ -175,6 +175,7 @@ def load_config(
     config = _validate(tree)
     trusted = files[0].source if is_run and files else None
     _check_rewards(tree, None if allow_custom_rewards else flagged, trusted)
+    _check_baselines(tree, trusted)
     if config is not None:
         _check_sections_agree(config, tree)
     if config is None or tree.problems:
@@ -381,6 +382,13 @@ def _check_rewards(tree: _Tree, flagged: Mapping[str, Any] | None, trusted: str 
                 tree.hints.append(f"if you trust that code, add {command_line('--reward', f'{name}={weight}')}")
         elif source != trusted:
             _check_name(REWARDS, "reward.functions", name, source, tree)
+
+
+def _check_baselines(tree: _Tree, trusted: str | None) -> None:
+    names, source = _get(tree.values, ("eval", "baselines")), tree.source(("eval", "baselines"))
+    for name in names if isinstance(names, list | tuple) and source != trusted else ():
+        if isinstance(name, str):  # else it is told as a wrong type
+            _check_name(BASELINES, "eval.baselines", name, source, tree)
 
 
 def _check_name(registry: Registry, key: str, name: str, source: str, tree: _Tree) -> None:

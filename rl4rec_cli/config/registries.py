@@ -19,3 +19,24 @@ REWARDS = Registry(
     also="module:attr",
 )
 """`--reward NAME`. The code is a `RankReward`, or one that reads texts, as a user's own (`rewards/custom.py`)."""
+
+BASELINES = Registry(
+    "baseline",
+    "rl4rec.baselines",
+    {
+        "popularity": "rl4rec_cli.eval.baselines:popularity",
+        "last_item": "rl4rec_cli.eval.baselines:last_item",
+        "history_mean": "rl4rec_cli.eval.baselines:history_mean",
+        "decayed_mean": "rl4rec_cli.eval.baselines:decayed_mean",
+        "bm25": "rl4rec_cli.eval.baselines:bm25",
+        "transitions": "rl4rec_cli.eval.baselines:transitions",
+        "transitions_2": "rl4rec_cli.eval.baselines:transitions_2",
+        "sasrec": "rl4rec_cli.eval.baselines:sasrec",
+        "fusion": "rl4rec_cli.eval.baselines:fusion",
+        "nearest_history_item": "rl4rec_cli.eval.baselines:nearest_history_item",
+        "target_text": "rl4rec_cli.eval.baselines:target_text",
+        "untrained": "rl4rec_cli.eval.baselines:untrained",
+        "zero_shot": "rl4rec_cli.eval.sweep:zero_shot",
+    },
+)
+"""`--baselines NAME` and `rl4rec compare … NAME`. The code is a `Baseline` (`eval/baseline.py`)."""

@@ -28,29 +28,13 @@ from rl4rec_cli.config.base import (
     Section,
 )
 from rl4rec_cli.config.health import HealthSection
-from rl4rec_cli.config.registries import REWARDS
+from rl4rec_cli.config.registries import BASELINES, REWARDS
 from rl4rec_cli.config.trainer import TrainerSection, trainer_sections
 
 if TYPE_CHECKING:
     AnyTrainer = TrainerSection
 else:
     AnyTrainer = Annotated[reduce(or_, trainer_sections().values()), Field(discriminator="algorithm")]
-
-Baseline = Literal[
-    "popularity",
-    "last_item",
-    "history_mean",
-    "decayed_mean",
-    "bm25",
-    "transitions",
-    "transitions_2",
-    "sasrec",
-    "fusion",
-    "nearest_history_item",
-    "target_text",
-    "zero_shot",
-    "untrained",
-]
 
 
 class RunSection(Section):
@@ -398,18 +382,12 @@ class EvalSection(Section):
     """0: the most likely text."""
     batch_size: PositiveInt = 64
     """Texts generated at once."""
-    baselines: tuple[Baseline, ...] = (
-        "popularity",
-        "last_item",
-        "history_mean",
-        "decayed_mean",
-        "bm25",
-        "transitions",
-        "untrained",
+    baselines: tuple[str, ...] = Field(
+        default=("popularity", "last_item", "history_mean", "decayed_mean", "bm25", "transitions", "untrained"),
+        description=f"What the policy is compared with: {BASELINES.quoted()} or a plug-in's name. `sasrec` is trained "
+        "here once (minutes), `fusion` joins it to text retrieval, `zero_shot` is the starting model with the best of "
+        "several prompts, `nearest_history_item` and `target_text` are ceilings.",
     )
-    """What the policy is compared with. `sasrec` is trained here once (minutes), `fusion` joins it to text retrieval,
-    `zero_shot` is the starting model with the best of several prompts, `nearest_history_item` and `target_text` are
-    ceilings."""
     cache_dir: str | None = "data_baselines"
     """Folder where measured baselines are kept, by dataset digest; null keeps nothing."""
     probes: bool = True

@@ -1,8 +1,8 @@
-"""Baselines that write no text, measured on the same examples, masks and tie rule as the policy.
+"""rl4rec's baselines, measured on the same examples, masks and tie rule as the policy.
 
 Decides: what each baseline knows (the training part and the example's history, nothing later; a ceiling knows the
 target and says so).
-Hides: how each becomes scores.
+Hides: how each becomes scores. torch is imported when something is measured.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from rl4rec_cli import console
 from rl4rec_cli.data.words import LEAST_SHARED, share_with_common_words, words
-from rl4rec_cli.eval.cache import cached
+from rl4rec_cli.eval.baseline import Baseline, Subject, scores
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.scoring import Kind, Measured, Scored, SparseScores, Task, VectorScores, measure
-from rl4rec_cli.ranking.ranks import ItemMatrix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from rl4rec_cli.data.dataset import Dataset, Example, Split
 
@@ -39,6 +38,7 @@ def training_counts(dataset: Dataset) -> NDArray[np.int64]:
     return np.bincount(np.asarray(items, np.int64), minlength=dataset.num_items)
 
 
+@scores(reads_vectors=False, in_brief=True)
 def popularity(task: Task) -> Scored:
     """Items by how often they stand in the training part of all users."""
     nothing: tuple[NDArray[np.int64], NDArray[np.float64]] = (np.zeros(0, np.int64), np.zeros(0))
@@ -46,25 +46,22 @@ def popularity(task: Task) -> Scored:
     return SparseScores(len(task.examples), counts_N, lambda _: nothing)
 
 
+@scores(in_brief=True)
 def last_item(task: Task) -> Scored:
     """Items most like the last one of the history."""
     return _like(task, task.retriever.item_vectors([e.history[-1] for e in task.examples]))
 
 
+@scores(in_brief=True)
 def history_mean(task: Task) -> Scored:
     """Items most like the mean of the history's vectors."""
     return _like(task, _weighted(task, 1.0))
 
 
+@scores()
 def decayed_mean(task: Task) -> Scored:
     """Items most like the history's vectors, each step back weighing half."""
     return _like(task, _weighted(task, DECAY))
-
-
-def bm25(task: Task) -> Scored:
-    """Items whose text shares the rarer words of the last item's text (BM25, Robertson & Zaragoza 2009; bm25s)."""
-    texts = task.dataset.texts()
-    return bm25_scores(texts, [" ".join(texts[i] for i in e.history[-BM25_ITEMS:]) for e in task.examples])
 
 
 def bm25_scores(items: Sequence[str], queries: Sequence[str]) -> Scored:
@@ -91,11 +88,20 @@ def bm25_scores(items: Sequence[str], queries: Sequence[str]) -> Scored:
     return SparseScores(len(queries), np.zeros(len(items)), extra)
 
 
+@scores(label="BM25", score_texts=bm25_scores)
+def bm25(task: Task) -> Scored:
+    """Items whose text shares the rarer words of the last item's text (BM25, Robertson & Zaragoza 2009; bm25s)."""
+    texts = task.dataset.texts()
+    return bm25_scores(texts, [" ".join(texts[i] for i in e.history[-BM25_ITEMS:]) for e in task.examples])
+
+
+@scores(reads_vectors=False)
 def transitions(task: Task) -> Scored:
     """Items that followed the last item in the training part, by how often; the others by popularity."""
     return _followers(task, steps=1)
 
 
+@scores(label="transitions (2 items)", reads_vectors=False)
 def transitions_2(task: Task) -> Scored:
     """As `transitions`, plus half of how often they stood two places after the item before the last."""
     return _followers(task, steps=2)
@@ -129,14 +135,17 @@ def _followers(task: Task, *, steps: int) -> Scored:
     return SparseScores(len(examples), tie_N, extra)
 
 
+@scores(label="SASRec", reads_vectors=False, is_seeded=True)
 def sasrec(task: Task) -> Scored:
     """SASRec with full softmax cross-entropy, trained here on the training part; see `sasrec.py`."""
     from rl4rec_cli.eval.sasrec import open_sasrec
+    from rl4rec_cli.ranking.ranks import ItemMatrix
 
     model = open_sasrec(task.dataset, cache_dir=task.cache, seed=task.seed)
     return VectorScores(model.queries([e.history for e in task.examples]), ItemMatrix.from_tensor(model.items_ND))
 
 
+@scores(kind="ceiling")
 def nearest_history_item(task: Task) -> Scored:
     """Ceiling: items most like the history item that is nearest the target, which only an oracle can choose."""
     vectors = task.retriever.item_vectors
@@ -144,12 +153,15 @@ def nearest_history_item(task: Task) -> Scored:
     return _like(task, vectors(chosen))
 
 
+@scores(kind="ceiling")
 def target_text(task: Task) -> Scored:
     """Ceiling: the target's own text as the query. Below 1 where items share a text."""
     return _like(task, task.retriever.item_vectors([e.target for e in task.examples]))
 
 
-def _weighted(task: Task, decay: float) -> torch.Tensor:
+def _weighted(task: Task, decay: float) -> Tensor:
+    import torch
+
     rows = []
     for example in task.examples:
         weights = decay ** torch.arange(len(example.history) - 1, -1, -1, dtype=torch.float32)
@@ -157,53 +169,44 @@ def _weighted(task: Task, decay: float) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def _like(task: Task, queries_BD: torch.Tensor) -> Scored:
+def _like(task: Task, queries_BD: Tensor) -> Scored:
     return VectorScores(queries_BD, task.retriever.matrix)
 
 
-BASELINES: dict[str, tuple[Callable[[Task], Scored], Kind]] = {
-    "popularity": (popularity, "baseline"),
-    "last_item": (last_item, "baseline"),
-    "history_mean": (history_mean, "baseline"),
-    "decayed_mean": (decayed_mean, "baseline"),
-    "bm25": (bm25, "baseline"),
-    "transitions": (transitions, "baseline"),
-    "transitions_2": (transitions_2, "baseline"),
-    "sasrec": (sasrec, "baseline"),
-    "nearest_history_item": (nearest_history_item, "ceiling"),
-    "target_text": (target_text, "ceiling"),
-}
-_WITHOUT_TEXT = ("popularity", "transitions", "transitions_2", "sasrec")
-_LABELS = {"bm25": "BM25", "sasrec": "SASRec", "transitions": "transitions", "transitions_2": "transitions (2 items)"}
+class Untrained(Baseline):
+    """The policy that training starts from."""
+
+    needs_policy = True
+    is_start = True
+
+    def measure_before(self, subject: Subject) -> Measured | None:
+        """None for a model that is no run's: it is its own start."""
+        return None if subject.start is None else subject.models.measure(subject.start_name, subject.start)
 
 
-def label(name: str) -> str:
-    """How a baseline is called in tables: `last_item` is "last item"."""
-    return _LABELS.get(name, name.replace("_", " "))
+class Fusion(Baseline):
+    """SASRec's scores joined to text retrieval: to the last item's text, and to what the policy writes."""
+
+    def measure(self, task: Task, split: Split) -> Measured:
+        def last_items(examples: Sequence[Example]) -> Tensor:
+            return task.retriever.item_vectors([e.history[-1] for e in examples])
+
+        return measure_fusion("last item + SASRec", task, split, last_items)
+
+    def measure_joined(self, subject: Subject) -> Measured:
+        queries = subject.models.queries(subject.name, subject.checkpoint)
+        return measure_fusion(f"{subject.name} + SASRec", subject.task, subject.split, queries, kind="policy")
 
 
-def measure_baseline(name: str, task: Task) -> Measured:
-    """A baseline by name, from the cache where it was measured before on the same data, users and vectors."""
-    function, kind = BASELINES[name]
-    vectors = "" if name in _WITHOUT_TEXT else task.retriever.digest
-    seed = task.seed if name == "sasrec" else None
-
-    def compute() -> Measured:
-        return measure(label(name), function(task), task.dataset, task.examples, kind=kind)
-
-    return cached(task, {"baseline": name, "vectors": vectors, "seed": seed}, compute)
-
-
-def last_item_queries(task: Task) -> Callable[[Sequence[Example]], torch.Tensor]:
-    """The text side of the fused baseline: the last item's vector."""
-    return lambda examples: task.retriever.item_vectors([e.history[-1] for e in examples])
+untrained = Untrained()
+fusion = Fusion()
 
 
 def measure_fusion(
     name: str,
     task: Task,
     split: Split,
-    queries: Callable[[Sequence[Example]], torch.Tensor],
+    queries: Callable[[Sequence[Example]], Tensor],
     *,
     kind: Kind = "baseline",
 ) -> Measured:

@@ -6,41 +6,36 @@ Hides: loading of runs and models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
 from rl4rec_cli.config.layering import dump_config
+from rl4rec_cli.config.registries import BASELINES
 from rl4rec_cli.data.dataset import Split
-from rl4rec_cli.data.dates import day_line, with_day, writes_day
 from rl4rec_cli.data.opening import open_dataset
-from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.data.provenance import changed_data
 from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.eval.baseline import Subject, measure_baselines, open_baselines
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.evaluation import Evaluation, print_evaluation, save_evaluation
 from rl4rec_cli.eval.examples import choose_examples
+from rl4rec_cli.eval.policies import Models
 from rl4rec_cli.eval.resolve import resolve_target, untrained
 from rl4rec_cli.files.digests import sha256
 from rl4rec_cli.files.writing import kept_after, strict, warn_unwritable, write_text
-from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.runs.folder import Run
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.eval.probes import Probe
     from rl4rec_cli.eval.scoring import Measured, Task
-    from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
 
 TUNED = "tuned policy"
-NEEDS_POLICY = ("untrained", "zero_shot")
 
 
 def start_name(config: RunConfig) -> str:
@@ -72,63 +67,6 @@ def open_task(config: RunConfig, dataset: Dataset, retriever: VectorRetriever, e
     return Task(dataset, retriever, examples, cache=cache)
 
 
-@during(Phase.MEASURING)
-def measure_baselines(config: RunConfig, task: Task, split: Split) -> list[Measured]:
-    """The configured baselines that need no policy."""
-    from rl4rec_cli.eval.baselines import last_item_queries, measure_baseline, measure_fusion
-
-    found = []
-    for name in config.eval.baselines:
-        if name == "fusion":
-            found.append(measure_fusion("last item + SASRec", task, split, last_item_queries(task)))
-        elif name not in NEEDS_POLICY:
-            found.append(measure_baseline(name, task))
-    return found
-
-
-@during(Phase.MEASURING)
-def measure_policy(
-    name: str,
-    policy: Policy,
-    config: RunConfig,
-    dataset: Dataset,
-    retriever: VectorRetriever,
-    examples: Sequence[Example],
-    *,
-    reads: Sequence[Example] | None = None,
-) -> Measured:
-    """Write a text for every example and rank its target.
-
-    The texts are drawn with the run's seed when `eval.temperature` is above 0.
-
-    Args:
-        reads: whose histories the policy reads, one for each example, where they are not the examples' own (probes).
-    """
-    from rl4rec_cli.eval.scoring import VectorScores, measure
-
-    texts = write_texts(name, policy, config, dataset, reads if reads is not None else examples)
-    scored = VectorScores(retriever.text_vectors(texts), retriever.matrix)
-    return measure(name, scored, dataset, examples, kind="policy", texts=texts)
-
-
-@during(Phase.MEASURING)
-def write_texts(
-    name: str, policy: Policy, config: RunConfig, dataset: Dataset, examples: Sequence[Example]
-) -> list[str]:
-    """What the policy writes for each example."""
-    from transformers import set_seed
-
-    from rl4rec_cli.engine.sampling import Sampling
-    from rl4rec_cli.policy.generation import generate_texts
-
-    builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
-    prompts = [builder.build(example.user, example.history).ids for example in examples]
-    sampling = Sampling.from_section(config.generation, temperature=config.eval.temperature)
-    set_seed(config.run.seed)
-    with console.progress(len(prompts), f"Writing texts: {name}") as advance:
-        return generate_texts(policy, prompts, sampling, batch_size=config.eval.batch_size, progress=advance)
-
-
 def finish(evaluation: Evaluation, dataset: Dataset) -> None:
     """Add what is reported beside the ranks once all methods are measured."""
     from rl4rec_cli.eval.baselines import training_counts
@@ -143,107 +81,6 @@ def note_checkpoint(evaluation: Evaluation, run: Run, folder: Path) -> None:
     """Say in a result which of a run's checkpoints it is of."""
     evaluation.about["checkpoint"] = about = describe_checkpoint(run, folder)
     evaluation.about["checkpoint_line"] = checkpoint_line(about, split=evaluation.split)
-
-
-class Models:
-    """The policies of one evaluation: loaded when a text is wanted that is not in the cache.
-
-    Args:
-        task: dataset, examples and cache.
-        share: other models, whose loaded policy is used.
-        started: the day that a run was begun on, which its prompts write where they write one.
-    """
-
-    def __init__(
-        self, config: RunConfig, task: Task, *, share: Models | None = None, started: str | None = None
-    ) -> None:
-        self._config, self._task = config, task
-        self._started: str | None = started or (share._started if share is not None else None)
-        self._tokenizers: dict[str, Any] = {} if share is None else share._tokenizers
-        self._loaded: dict[str, Policy] = {} if share is None else share._loaded
-        self._identities: dict[str, str] = {} if share is None else share._identities  # gigabytes are read for one
-
-    def policy(self, model: str) -> Policy:
-        """The policy of a folder or Hub name; the last one is kept."""
-        from rl4rec_cli.policy.opening import open_policy
-
-        if model not in self._loaded:
-            self.close()  # before the next one is loaded: two may not fit
-            self._loaded[model] = open_policy(self._config, self._task.dataset, model=model)
-        return self._loaded[model]
-
-    def close(self) -> None:
-        """Let go of the policy that is loaded, and of its engine."""
-        for policy in self._loaded.values():
-            policy.close()
-        self._loaded.clear()
-
-    def _tokenizer(self, model: str) -> Any:
-        from rl4rec_cli.policy.loading import load_tokenizer_alone
-
-        if model not in self._tokenizers:
-            section = self._config.policy.model_copy(update={"model": model})
-            self._tokenizers[model] = tokenizer = load_tokenizer_alone(section, self._task.dataset)
-            if writes_day(tokenizer, chat=self._config.prompt.chat):
-                console.log(day_line(str(with_day(self._config, tokenizer, started=self._started).prompt.date)))
-        return self._tokenizers[model]
-
-    def measure(
-        self, name: str, model: str, *, reads: Sequence[Example] | None = None, what: str = "", config: Any = None
-    ) -> Measured:
-        """As `measure_policy`, kept in the cache under the model's files, the prompts, and all settings its texts
-        depend on.
-        """
-        from rl4rec_cli.eval.cache import cached
-        from rl4rec_cli.policy.pretrained import policy_identity
-        from rl4rec_cli.retrieval.embedding import lsa_name, model_identity
-
-        task, tokenizer = self._task, self._tokenizer(model)
-        config = with_day(config or self._config, tokenizer, started=self._started)
-        if model not in self._identities:
-            self._identities[model] = policy_identity(model)
-        embedder = (
-            model_identity(config.retrieval.model)
-            if config.retrieval.embedder != "lsa"
-            else lsa_name(config.retrieval.lsa_dim)
-        )
-        key = {
-            "policy": self._identities[model],
-            "name": name,
-            "reads": what,
-            "prompts": PromptBuilder(config.prompt, task.dataset, tokenizer).digest(reads or task.examples),
-            "sections": [
-                config.prompt.model_copy(update={"date": None}).model_dump(mode="json"),  # the prompts say it
-                config.generation.model_dump(mode="json"),
-            ],
-            "load": config.policy.model_copy(update={"model": "", "lora": None}).model_dump(mode="json"),
-            "temperature": config.eval.temperature,
-            "seed": config.run.seed,
-            "vectors": task.retriever.digest,
-            "embedder": [embedder, config.retrieval.query_prompt, *_own_kind(config)],
-        }
-
-        def compute() -> Measured:
-            policy = self.policy(model)
-            return measure_policy(name, policy, config, task.dataset, task.retriever, task.examples, reads=reads)
-
-        return cached(task, key, compute)
-
-    def queries(self, name: str, model: str) -> Callable[[Sequence[Example]], Tensor]:
-        """Vectors of what a policy writes for any examples."""
-
-        def vectors(examples: Sequence[Example]) -> Tensor:
-            same = tuple(examples) == tuple(self._task.examples)
-            others = replace(self._task, examples=examples)
-            models = self if same else Models(self._config, others, share=self, started=self._started)
-            return self._task.retriever.text_vectors(models.measure(name, model).texts or [])
-
-        return vectors
-
-
-def _own_kind(config: RunConfig) -> list[str]:
-    """What else than the model moves a text's vector: another engine, in the last bits."""
-    return ["vllm"] if config.retrieval.embedder == "vllm" else []
 
 
 def evaluate_run(
@@ -285,7 +122,7 @@ def evaluate_run(
         check_tokenizer(config.policy.model_copy(update={"model": model}))  # before the minutes of embedding
     retriever = open_retriever(config.retrieval, data, config.data.paths, first_wait=FIRST_WAIT)
     task = open_task(config, data, retriever, evaluation.examples)
-    evaluation.methods.extend(measure_baselines(config, task, evaluation.split))
+    evaluation.methods.extend(measure_baselines(config.eval.baselines, task, evaluation.split))
     if model is not None:
         models = Models(config, task, started=run.day if run is not None else None)
         try:
@@ -348,24 +185,20 @@ def _note_openings(evaluation: Evaluation, run: Run | None) -> None:
 def _measure_policies(
     evaluation: Evaluation, run: Run | None, checkpoint: str, config: RunConfig, task: Task, models: Models
 ) -> None:
-    from rl4rec_cli.eval.baselines import measure_fusion
-    from rl4rec_cli.eval.sweep import best_zero_shot
-
     ours = TUNED if run is not None else checkpoint
     start = untrained(run, config)
-    if start is not None and "untrained" in config.eval.baselines:
-        evaluation.methods.append(models.measure(start_name(config), start))
-    if "zero_shot" in config.eval.baselines:
-        evaluation.methods.append(best_zero_shot(models, start or checkpoint, config, task))
-    measured = models.measure(ours, checkpoint)
-    evaluation.methods.append(measured)
+    subject = Subject(ours, checkpoint, start, start_name(config), models, config, task, evaluation.split)
+    order = BASELINES.names()
+    baselines = sorted(open_baselines(config.eval.baselines), key=lambda baseline: order.index(baseline.name))
+    before = (baseline.measure_before(subject) for baseline in baselines)
+    evaluation.methods += [measured for measured in before if measured is not None]
+    tuned = models.measure(ours, checkpoint)
+    evaluation.methods.append(tuned)
     evaluation.subject = ours
-    if "fusion" in config.eval.baselines:
-        joined = f"{ours} + SASRec"
-        queries = models.queries(ours, checkpoint)
-        evaluation.methods.append(measure_fusion(joined, task, evaluation.split, queries, kind="policy"))
+    joined = (baseline.measure_joined(subject) for baseline in baselines)
+    evaluation.methods += [measured for measured in joined if measured is not None]
     if config.eval.probes:
-        evaluation.probes.extend(_probe(evaluation, measured, start, models, checkpoint, config, task))
+        evaluation.probes.extend(_probe(evaluation, tuned, start, models, checkpoint, config, task))
 
 
 def _probe(

@@ -33,7 +33,6 @@ CACHED = "cached"
 BEHAVIOUR = "What is recommended and written"
 Table = tuple[Sequence[str], list[list[str]]]
 """Columns and rows."""
-_SHOWN_WITH_SEEDS = ("popularity", "last item", "history mean")
 
 
 @dataclass
@@ -246,6 +245,11 @@ def p_text(p: float) -> str:
     return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0") if p < 1 else "1"
 
 
+def _brief(evaluation: Evaluation) -> list[str]:
+    """The methods that are shown where there is room for few."""
+    return [m.name for m in evaluation.methods if m.in_brief]
+
+
 def print_datasets(evaluations: Mapping[str, Evaluation], *, start: str) -> None:
     """One row per dataset: baselines, before, after; below, the mean over datasets, which counts each alike.
 
@@ -254,7 +258,7 @@ def print_datasets(evaluations: Mapping[str, Evaluation], *, start: str) -> None
         start: the method that the subject came from.
     """
     first = next(iter(evaluations.values()))
-    wanted = [*_SHOWN_WITH_SEEDS, start, first.subject or ""]
+    wanted = [*_brief(first), start, first.subject or ""]
     methods = [name for name in wanted if all(e.method(name) is not None for e in evaluations.values())]
     means_DM = [[float(e.metric(name).mean()) for name in methods] for e in evaluations.values()]
     rows = [
@@ -277,7 +281,7 @@ def print_seeds(evaluations: Mapping[int, Evaluation], *, start: str, dataset: s
     """
     first = next(iter(evaluations.values()))
     subject = first.subject or ""
-    others = [name for name in (*_SHOWN_WITH_SEEDS, start) if first.method(name) is not None]
+    others = [name for name in (*_brief(first), start) if first.method(name) is not None]
     rows = []
     for seed, evaluation in evaluations.items():
         row = [str(seed), *(f"{evaluation.metric(name).mean():.4f}" for name in [*others, subject])]

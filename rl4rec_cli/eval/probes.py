@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rl4rec_cli.config.registries import BASELINES
 from rl4rec_cli.errors import EmbeddingError
+from rl4rec_cli.eval.baseline import ScoreBaseline, open_baseline
 from rl4rec_cli.eval.metrics import per_user
 from rl4rec_cli.eval.scoring import Measured, Scored, VectorScores, measure
 from rl4rec_cli.eval.statistics import Difference, paired_difference, reads
@@ -88,15 +90,16 @@ def second_embedder(
 
 
 def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Sequence[str]], Scored]]:
-    from rl4rec_cli.eval.baselines import bm25_scores
     from rl4rec_cli.retrieval.embedding import model_identity
     from rl4rec_cli.retrieval.retriever import open_retriever
 
     section, name = config.retrieval, config.eval.second_embedder
     if name == "auto":
         name = "bm25" if section.embedder == "lsa" else "lsa"
-    if name == "bm25":
-        return "BM25", lambda texts: bm25_scores(dataset.texts(), texts)
+    if name in BASELINES.built_in:
+        baseline = open_baseline(name)
+        if isinstance(baseline, ScoreBaseline) and (score_texts := baseline.score_texts) is not None:
+            return baseline.label, lambda texts: score_texts(dataset.texts(), texts)
     is_lsa = name == "lsa"
     same = is_lsa if section.embedder == "lsa" else not is_lsa and model_identity(name) == model_identity(section.model)
     if same:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.config.algorithms import DEFAULT_ALGORITHM
 from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.config.registries import BASELINES
 from rl4rec_cli.data.opening import find_path
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.eval.checkpoint import find_checkpoint
@@ -50,10 +51,10 @@ def find_run(target: str, checkpoint: str | None = None) -> tuple[Run, str] | No
 
 
 def baseline_names(text: str) -> list[str]:
-    """`--baselines`: `default`, `all`, `none`, or names with commas."""
-    from rl4rec_cli.config.sections import Baseline, EvalSection
+    """`--baselines`: `default`, `all` (of rl4rec's own), `none`, or names with commas."""
+    from rl4rec_cli.config.sections import EvalSection
 
-    named = {"none": [], "default": list(EvalSection().baselines), "all": list(get_args(Baseline))}
+    named = {"none": [], "default": list(EvalSection().baselines), "all": list(BASELINES.built_in)}
     return named[text] if text in named else [name.strip() for name in text.split(",")]
 
 

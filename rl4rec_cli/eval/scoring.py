@@ -12,18 +12,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-import torch
 
-from rl4rec_cli.ranking import ranks
-from rl4rec_cli.retrieval.retriever import Ranking
-
+# torch is imported where something is ranked: baselines are named, and told wrong, before.
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from numpy.typing import NDArray
 
     from rl4rec_cli.data.dataset import Dataset, Example
-    from rl4rec_cli.retrieval.retriever import VectorRetriever
+    from rl4rec_cli.ranking.ranks import ItemMatrix
+    from rl4rec_cli.retrieval.retriever import Ranking, VectorRetriever
 
 Kind = Literal["baseline", "ceiling", "policy"]
 TOP = 10
@@ -61,6 +60,8 @@ class Measured:
     """`[B, 10]` best items, best first; -1 where fewer are left."""
     notes: dict[str, object] = field(default_factory=dict)
     """What was chosen or trained on the way, for the result file."""
+    in_brief: bool = False
+    """It is shown where there is room for few."""
 
 
 class Scored(Protocol):
@@ -79,11 +80,16 @@ class VectorScores:
         items: the vectors of the catalogue.
     """
 
-    def __init__(self, queries_BD: torch.Tensor, items: ranks.ItemMatrix) -> None:
+    def __init__(self, queries_BD: torch.Tensor, items: ItemMatrix) -> None:
         self.queries_BD = queries_BD
         self.items = items
 
     def ranks(self, targets: Sequence[int], masks: Sequence[Sequence[int]] | None) -> Ranking:
+        import torch
+
+        from rl4rec_cli.ranking import ranks
+        from rl4rec_cli.retrieval.retriever import Ranking
+
         scorable_B = self.queries_BD.ne(0).any(dim=1).cpu()
         wanted_B = torch.tensor(list(targets), dtype=torch.long)
         parts = [
@@ -94,6 +100,8 @@ class VectorScores:
         return Ranking(torch.where(scorable_B, ranks_B, self.items.num_items).numpy(), scorable_B.numpy())
 
     def top(self, k: int, masks: Sequence[Sequence[int]] | None) -> NDArray[np.int64]:
+        from rl4rec_cli.ranking import ranks
+
         parts = [ranks.search(self.queries_BD[p], self.items, k, masks and masks[p])[0].numpy() for p in self._parts()]
         return np.concatenate(parts) if parts else np.zeros((0, min(k, self.items.num_items)), np.int64)
 
@@ -125,6 +133,8 @@ class SparseScores:
         self._says_nothing = not base_N.any()
 
     def ranks(self, targets: Sequence[int], masks: Sequence[Sequence[int]] | None) -> Ranking:
+        from rl4rec_cli.retrieval.retriever import Ranking
+
         base_N, num_items = self._base_N, len(self._base_N)
         ranks_B, scorable_B = np.full(self._count, num_items), np.ones(self._count, np.bool_)
         for row in range(self._count):

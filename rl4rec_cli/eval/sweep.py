@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from rl4rec_cli import console
 from rl4rec_cli.data.prompts import TemplateTooLongError
 from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.eval.baseline import Baseline, Subject
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.metrics import headline, means
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.eval.evaluate import Models
+    from rl4rec_cli.eval.policies import Models
     from rl4rec_cli.eval.scoring import Measured, Task
 
 USERS = 500
@@ -32,6 +33,18 @@ TEMPLATES = (
     "Write a search query that would find the next product for a customer who bought:\n{history}\nQuery:",
     "{history}\n",
 )
+
+
+class ZeroShot(Baseline):
+    """The starting policy with the best of several prompts; a model that is no run's with its own best."""
+
+    needs_policy = True
+
+    def measure_before(self, subject: Subject) -> Measured:
+        return best_zero_shot(subject.models, subject.start or subject.checkpoint, subject.config, subject.task)
+
+
+zero_shot = ZeroShot()
 
 
 def best_zero_shot(models: Models, model: str, config: RunConfig, task: Task) -> Measured:
@@ -64,7 +77,7 @@ def try_templates(
     Raises:
         ConfigError: none fits `prompt.max_prompt_length`.
     """
-    from rl4rec_cli.eval.evaluate import Models
+    from rl4rec_cli.eval.policies import Models
 
     sweep = Models(config, task, share=models)
     found: dict[str, Measured] = {}

@@ -15,13 +15,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
-from rl4rec_cli.config.sections import Baseline
+from rl4rec_cli.config.registries import BASELINES
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.opening import open_dataset, open_datasets
 from rl4rec_cli.errors import ConfigError, DataError, RunError
-from rl4rec_cli.eval.evaluate import NEEDS_POLICY
+from rl4rec_cli.eval.baseline import lone_names, open_baseline
 from rl4rec_cli.eval.resolve import find_run, resolve_target
 from rl4rec_cli.shell import set_flags, setting
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RetrievalSection, RunConfig
     from rl4rec_cli.runs.folder import Run
 
-BASELINES = tuple(name for name in get_args(Baseline) if name not in NEEDS_POLICY)
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SHOWN_SETTINGS = ("prompt", "policy", "generation", "reward", "trainer")
 _MISSING = "–"
@@ -152,13 +151,13 @@ def _members(word: str) -> list[str]:
 
 def _classify(word: str) -> Literal["run", "model", "baseline"]:
     """What a word names. A baseline's name always means the baseline; `./popularity` is the folder."""
-    if word in BASELINES:
+    if word in BASELINES.built_in or BASELINES.plugin(word) is not None:
+        if open_baseline(word).needs_policy:
+            raise ConfigError(
+                f"{word}: not a method of its own, as it belongs to a run",
+                hint="name what the run started from: its checkpoints/checkpoint_start, or its model",
+            )
         return "baseline"
-    if word in NEEDS_POLICY:
-        raise ConfigError(
-            f"{word}: not a method of its own, as it belongs to a run",
-            hint="name what the run started from: its checkpoints/checkpoint_start, or its model",
-        )
     if find_run(word) is not None:
         return "run"
     path = Path(word)
@@ -170,9 +169,10 @@ def _classify(word: str) -> Literal["run", "model", "baseline"]:
             )
         return "model"
     is_local = word.startswith((".", "/", "~")) or (len(path.parts) > 1 and path.parent.is_dir())
-    close = [*difflib.get_close_matches(word, BASELINES, n=2), *_runs_like(path, is_local=is_local)]
+    baselines = lone_names()
+    close = [*difflib.get_close_matches(word, baselines, n=2), *_runs_like(path, is_local=is_local)]
     if close or is_local or not _HUB_NAME.fullmatch(word):
-        hint = f"did you mean {' or '.join(close[:3])}?" if close else f"baselines: {', '.join(BASELINES)}"
+        hint = f"did you mean {' or '.join(close[:3])}?" if close else f"baselines: {', '.join(baselines)}"
         raise RunError(f"{word}: no run, model or baseline of this name", hint=hint)
     return "model"
 

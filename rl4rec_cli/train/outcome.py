@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
 from rl4rec_cli.eval import evaluate, evaluation
+from rl4rec_cli.eval.baseline import measure_baselines
+from rl4rec_cli.eval.policies import measure_policy
 from rl4rec_cli.files.writing import kept_after
 
 if TYPE_CHECKING:
@@ -49,13 +51,13 @@ class Outcome:
         for domain in self._domains:
             found = self.evaluations[domain.name]
             task = evaluate.open_task(self._config, domain.dataset, domain.retriever, found.examples)
-            found.methods.extend(evaluate.measure_baselines(self._config, task, "validation"))
+            found.methods.extend(measure_baselines(self._config.eval.baselines, task, "validation"))
 
     def measure(self, name: str, policy: Policy) -> None:
         """Measure the policy as it is."""
         for domain in self._domains:
             found, own = self.evaluations[domain.name], (domain.dataset, domain.retriever)
-            found.methods.append(evaluate.measure_policy(name, policy, self._config, *own, found.examples))
+            found.methods.append(measure_policy(name, policy, self._config, *own, found.examples))
 
     def finish(self, run: Run) -> None:
         """The tuned policy was measured last: compare."""

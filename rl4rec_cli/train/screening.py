@@ -52,10 +52,10 @@ def screen_examples(
     if section.screen_rank is None and section.screen_solved is None:
         return list(examples)
     first, last = (section.screen_solved or 0) + 1, section.screen_rank or retriever.num_items
-    if section.screen_by == "last_item":
-        ranks, by = _by_last_item(retriever, examples), "the last item's text"
-    else:
+    if section.screen_by == "policy":
         ranks, by = _by_policy(retriever, examples, write, kept_in), "what the starting policy writes"
+    else:
+        ranks, by = _by_last_item(retriever, examples), "the last item's text"
     kept = [e for e, rank in zip(examples, ranks, strict=True) if first <= rank <= last]
     said = (
         f"{len(kept):,} of {len(examples):,} training examples have their target at rank {first:,} to {last:,} by {by}"

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl4rec_cli import console
-from rl4rec_cli.eval.evaluate import measure_policy
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.metrics import headline, means
+from rl4rec_cli.eval.policies import measure_policy
 from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.files.writing import write_json
 

@@ -82,12 +82,12 @@ import datasets, peft, transformers, trl
 from trl import GRPOTrainer, SFTTrainer
 import rl4rec_cli.train.algorithms.grpo, rl4rec_cli.train.algorithms.sft
 import rl4rec_cli.commands.train, rl4rec_cli.train.reinforcement
-import rl4rec_cli.eval.evaluate, rl4rec_cli.eval.baselines, rl4rec_cli.retrieval.retriever
+import rl4rec_cli.eval.evaluate, rl4rec_cli.eval.policies, rl4rec_cli.eval.baselines, rl4rec_cli.retrieval.retriever
 import sklearn.decomposition, sklearn.feature_extraction.text
 import rl4rec_cli.train.resumable as resumable
 import rl4rec_cli.train.rollouts as rollouts
 import rl4rec_cli.retrieval.embedding as embedding
-import rl4rec_cli.eval.evaluate as evaluate
+import rl4rec_cli.eval.policies as policies
 import torch
 from rl4rec_cli.cli.main import main
 from torch.optim import AdamW
@@ -111,8 +111,8 @@ OWNERS = {
     "learning": (resumable.Resumable, "training_step", 4),
     "updating": (AdamW, "step", 4),
     "writing": (transformers.LlamaForCausalLM, "generate", 4),
-    "validation": (evaluate, "write_texts", 1),
-    "measuring": (evaluate, "write_texts", 1),
+    "validation": (policies, "write_texts", 1),
+    "measuring": (policies, "write_texts", 1),
 }
 
 def no_memory(said, where):

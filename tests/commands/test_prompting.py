@@ -24,8 +24,8 @@ from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.errors import ConfigError, DataError, RunError
-from rl4rec_cli.eval.evaluate import measure_policy
 from rl4rec_cli.eval.metrics import means
+from rl4rec_cli.eval.policies import measure_policy
 from rl4rec_cli.policy.generation import generate_texts
 from rl4rec_cli.policy.loading import load_policy
 
