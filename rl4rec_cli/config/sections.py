@@ -333,6 +333,14 @@ class RetrievalSection(Section):
     """Item embeddings to use (`.safetensors` or `.pt`), instead of the file in `emb_dir`."""
     device: str = "auto"
     """Device of embedder and item matrix."""
+    storage: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    """What ranking reads first: the item vectors themselves (`fp32`), or a copy of half (`fp16`) or a quarter (`int8`)
+    of their size. Whatever a copy leaves open is decided from the fp32 vectors, so ranks and metrics are the same with
+    each. `auto`: `fp32` where it takes at most half of the free memory, else the first copy that does."""
+    memory_map: Literal["auto", "on", "off"] = "auto"
+    """Leave the fp32 vectors in their `.safetensors` file and read rows as they are needed, instead of holding them in
+    memory. `auto`: beside a copy, and where fp32 takes more than half of the free memory. `on`: always, and what cannot
+    be mapped is an error."""
     batch_size: PositiveInt = 128
     """Texts embedded at once."""
     lsa_dim: PositiveInt = 128

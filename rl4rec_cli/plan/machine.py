@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rl4rec_cli.errors import ConfigError, Rl4RecError
+from rl4rec_cli.plan.catalogue import Holding, plan_catalogue
 from rl4rec_cli.plan.fitting import Room, Saving, savings
 from rl4rec_cli.plan.memory import (
     ENGINE_TEXTS,
@@ -223,6 +224,8 @@ def plan_placement(
     ways = () if fits else tuple(savings(config, facts, around, Room(room), keep_texts=False)[:2])
     chosen = config if fits or not ways else ways[0].config
     choices = _choices(chosen, config, facts, around, gpu)
+    if (held := _holding(machine, chosen, retrieval)) is not None:
+        choices = (*choices, Choice("item vectors", held.words, held.reason))
     backend = Choice("retrieval", f"{found.backend} on {_where(chosen, found)}", found.reason)
     said = f"{gpu.name}, {human(gpu.free)} free" if gpu else f"{human(machine.ram_free)} of memory free, no GPU is used"
     if beside:
@@ -242,12 +245,14 @@ def find_surroundings(
     """
     gpu = _policy_gpu(machine, config.policy.device)
     where = place_retrieval(machine, config).where
+    held = _holding(machine, config, retrieval)
     return Surroundings(
         on_gpu=gpu is not None,
         items=retrieval.items,
         embedder_parameters=retrieval.embedder_parameters,
         embedding_dim=retrieval.dim,
         retrieval_on_device=where == (f"cuda:{gpu.index}" if gpu else "cpu"),
+        item_matrix=None if held is None else held.bytes,
         prompt_tokens=lengths[0] if lengths else None,
         text_tokens=lengths[1] if lengths else None,
     )
@@ -295,6 +300,11 @@ def place_retrieval(machine: Machine, config: RunConfig) -> RetrievalPlace:
         return RetrievalPlace("ray", f"cuda:{own}", reason, own_gpu=own)
     beside = "beside the policy" if gpu.index == 0 else "on a GPU that the policy does not use"
     return RetrievalPlace("in-process", "cuda:0", f"in this process, {beside}: {against}")
+
+
+def _holding(machine: Machine, config: RunConfig, retrieval: RetrievalFacts) -> Holding | None:
+    rooms = {"cpu": machine.ram_free, **{f"cuda:{gpu.index}": gpu.free for gpu in machine.gpus}}
+    return plan_catalogue(config.retrieval, retrieval, place_retrieval(machine, config).where, rooms)
 
 
 def _against_a_service(machine: Machine, config: RunConfig) -> str | None:

@@ -55,6 +55,8 @@ class Surroundings:
     embedding_dim: int = 128
     retrieval_on_device: bool = True
     """Embedder and item matrix share the policy's memory."""
+    item_matrix: int | None = None
+    """Bytes of the item vectors; None: as fp32 in memory."""
     prompt_tokens: int | None = None
     """Longest prompt, where it is known better than by the limit."""
     text_tokens: int | None = None
@@ -258,7 +260,8 @@ def _resident(
             width, texts = around.embedding_dim, config.retrieval.batch_size
             # Weights in float32; of a batch of texts of about 32 tokens, the feed-forward layer's input and output.
             parts["embedder"] = 4 * around.embedder_parameters + 4 * texts * 32 * 10 * width
-        parts["item matrix"] = 4 * around.items * around.embedding_dim
+        whole = 4 * around.items * around.embedding_dim
+        parts["item matrix"] = whole if around.item_matrix is None else around.item_matrix
     parts["context" if around.on_gpu else "runtime"] = RUNTIME_GPU if around.on_gpu else RUNTIME_CPU
     return parts
 

@@ -252,7 +252,7 @@ def _map_file(path: Path, *, key: str | None, dtype: str | None, dim: int | None
                 raise EmbeddingError(f"{path}: need a row-major [items, dimensions] array of float32 or float16")
             return _tensor(array)
         if path.suffix == ".safetensors":
-            return _map_safetensors(path, key)
+            return map_safetensors(path, key)
         if dtype is None or dim is None:
             raise EmbeddingError(f"{path}: a raw file needs its type and dimensions", hint="give dtype and dim")
         if dtype not in ("fp32", "fp16", "bf16") or dim < 1:
@@ -265,7 +265,15 @@ def _map_file(path: Path, *, key: str | None, dtype: str | None, dim: int | None
         raise EmbeddingError(f"{path}: cannot be read as embeddings: {error}") from error
 
 
-def _map_safetensors(path: Path, key: str | None) -> Tensor:
+def map_safetensors(path: Path, key: str | None) -> Tensor:
+    """A matrix in a `.safetensors` file, memory-mapped; it can only be read.
+
+    Args:
+        key: the tensor's name, where the file holds several.
+
+    Raises:
+        EmbeddingError: it is not such a file, not whole, or holds no matrix of floats. OSError: it cannot be read.
+    """
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1

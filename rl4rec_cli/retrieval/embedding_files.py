@@ -7,28 +7,30 @@ Hides: safetensors, torch's own format.
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import EmbeddingError, first_line
-from rl4rec_cli.files.digests import sha256
 from rl4rec_cli.files.kinds import ZIP, recognise_file
 from rl4rec_cli.files.names import file_name
 from rl4rec_cli.files.parts import part_of
 from rl4rec_cli.files.writing import check_writable, replacing, why_unwritable
+from rl4rec_cli.plan.catalogue import Holding, hold_catalogue, why_not_mapped
+from rl4rec_cli.plan.machine import ram
 from rl4rec_cli.retrieval.embedding import (
     embed_items,
-    is_blank,
     lsa_name,
     model_identity,
-    normalised,
     open_embedder,
+    resolve_device,
 )
 from rl4rec_cli.retrieval.embedding_parts import embed_in_parts
+from rl4rec_cli.retrieval.embedding_rows import UnmappableError, map_rows, usable_rows, vectors_digest
 from rl4rec_cli.shell import rl4rec
 
 if TYPE_CHECKING:
@@ -50,8 +52,13 @@ def embedding_path(section: RetrievalSection, dataset: Dataset) -> Path:
     return Path(section.emb_dir) / f"{'_'.join(map(file_name, parts))}.safetensors"
 
 
-def _digest(vectors_ND: Tensor) -> str:
-    return sha256(vectors_ND.contiguous().view(torch.uint8).numpy().tobytes())
+class ItemVectors(NamedTuple):
+    """Item vectors, and how they are held."""
+
+    vectors_ND: Tensor
+    """`[num_items, dim]` float32, unit rows. In `file`, which can only be read, or in memory."""
+    holding: Holding
+    file: Path | None = None
 
 
 def save_embeddings(path: Path, vectors_ND: Tensor, *, model: str, emb_type: str, dataset: Dataset) -> None:
@@ -82,7 +89,7 @@ def save_embeddings(path: Path, vectors_ND: Tensor, *, model: str, emb_type: str
                     "items_digest": dataset.items_digest(emb_type),
                     "num_items": str(vectors_ND.shape[0]),
                     "dim": str(vectors_ND.shape[1]),
-                    "sha256": _digest(vectors_ND),
+                    "sha256": vectors_digest(vectors_ND),
                 }
                 save_file({"embeddings": vectors_ND}, temporary, metadata=metadata)
     except (
@@ -96,16 +103,20 @@ def save_embeddings(path: Path, vectors_ND: Tensor, *, model: str, emb_type: str
         ) from error
 
 
-def load_embeddings(path: Path, *, dataset: Dataset, emb_type: str, model: str | None = None) -> Tensor:
+def load_embeddings(
+    path: Path, *, dataset: Dataset, emb_type: str, model: str | None = None, mapped: bool = False
+) -> Tensor:
     """Item vectors `[num_items, dim]` float32, checked against the dataset.
 
     Args:
         path: `.safetensors` written by `save_embeddings`, or `.pt` holding one tensor.
         model: the embedder's name; when given, a file that says it comes from another model is refused.
+        mapped: leave the vectors in the file, a `.safetensors`: what is returned can only be read.
 
     Raises:
         EmbeddingError: the file is unreadable, truncated, of the wrong type or shape, holds a non-finite or zero
             row where the item has text, or was made from other items or by another model.
+        UnmappableError: `mapped`, and the file holds no unit rows of float32.
     """
     if not path.is_file():
         raise EmbeddingError(f"{path}: no such embedding file", hint="make it with `rl4rec embed DATASET`")
@@ -116,7 +127,7 @@ def load_embeddings(path: Path, *, dataset: Dataset, emb_type: str, model: str |
     if odd is not None:
         hint = "what torch.save wrote is named .pt" if odd == ZIP else odd.way_out(path)
         raise EmbeddingError(f"{path} is {odd.what}", hint=hint)
-    vectors, metadata = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
+    vectors, metadata = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path, mapped=mapped)
     vectors = vectors.detach()
     source = ("--model", model) if model is not None else ()
     remake = f"make it again: {rl4rec('embed', 'DATASET', '--emb-type', emb_type, *source, '--out', path)}"
@@ -145,30 +156,12 @@ def load_embeddings(path: Path, *, dataset: Dataset, emb_type: str, model: str |
             hint="texts and items must share one model: set retrieval.model, or make the file again",
         )
     # safetensors does not notice a flipped byte, and most flipped bytes leave a finite, wrong number.
-    if "sha256" in metadata and metadata["sha256"] != _digest(vectors):
+    if "sha256" in metadata and metadata["sha256"] != vectors_digest(vectors):
         raise _DamagedError(f"{path}: damaged: its content does not match its checksum", hint=remake)
-    vectors = vectors.to(torch.float32)
-    bad_N = ~torch.isfinite(vectors).all(dim=1)
-    if bad_N.any():
-        rows = bad_N.nonzero().flatten().tolist()
-        raise EmbeddingError(
-            f"{path}: {len(rows)} rows are not finite, first row {rows[0]} (item {rows[0]})", hint=remake
-        )
-    zero_N = vectors.eq(0).all(dim=1)
-    if bool(zero_N.all()):
-        raise EmbeddingError(f"{path}: every row is zero", hint=remake)
-    rows = [
-        row for row in zero_N.nonzero().flatten().tolist() if not is_blank(str(dataset.items[row].get(emb_type, "")))
-    ]
-    if rows:
-        raise EmbeddingError(
-            f"{path}: {len(rows)} rows are zero although the item has text, first row {rows[0]} (item {rows[0]})",
-            hint=remake,
-        )
-    return normalised(vectors)
+    return usable_rows(vectors, dataset, emb_type, path, remake, mapped=mapped)
 
 
-def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, str]]:
+def _read_safetensors(path: Path, *, mapped: bool = False) -> tuple[Tensor, dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -177,11 +170,35 @@ def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, str]]:
             if "embeddings" not in names and len(names) != 1:
                 raise EmbeddingError(f"{path}: holds tensors {names}, expected one named 'embeddings'")
             name = "embeddings" if "embeddings" in names else names[0]
-            return file.get_tensor(name), dict(file.metadata() or {})
+            vectors = map_rows(path, name) if mapped else file.get_tensor(name)
+            return vectors, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise _DamagedError(
             f"{path}: not a whole .safetensors file: {error}", hint="make it again with `rl4rec embed DATASET`"
         ) from error
+
+
+def map_named(path: Path, sha256: str) -> Tensor:
+    """The vectors in a `.safetensors` file that was checked elsewhere, memory-mapped.
+
+    Args:
+        sha256: what the file must say its checksum is; it is not computed again.
+
+    Raises:
+        EmbeddingError: it is not there, not whole, or another one.
+    """
+    hint = "every machine of a retrieval service must see the same files; or set retrieval.memory_map=off"
+    if not path.is_file():
+        raise EmbeddingError(f"{path}: no such embedding file on this machine", hint=hint)
+    vectors_ND, metadata = _read_safetensors(path, mapped=True)
+    if metadata.get("sha256", "") != sha256:
+        raise EmbeddingError(f"{path}: not the file that the retrieval service has loaded", hint=hint)
+    return vectors_ND
+
+
+def file_checksum(path: Path) -> str:
+    """What a `.safetensors` file says its checksum is; empty where it says nothing."""
+    return _read_safetensors(path, mapped=True)[1].get("sha256", "")
 
 
 def _read_pt(path: Path) -> tuple[Tensor, dict[str, str]]:
@@ -199,25 +216,84 @@ def _read_pt(path: Path) -> tuple[Tensor, dict[str, str]]:
     return loaded, {}
 
 
-def stored_embeddings(section: RetrievalSection, dataset: Dataset) -> Tensor | None:
+def stored_embeddings(
+    section: RetrievalSection, dataset: Dataset, *, items: int | None = None, copies: int = 1
+) -> ItemVectors | None:
     """Item vectors from the file the configuration names, or from the cache; None where they must be made.
 
     `lsa` is fitted anew in every process and so are its vectors: those of another fit may be rotated.
+
+    Args:
+        items, copies: as of `hold_vectors`.
+
+    Raises:
+        ConfigError, EmbeddingError: the file cannot be used, or not in the way that is asked for.
     """
     if section.embedder == "lsa":
         if section.file is not None:
             raise EmbeddingError("retrieval.file cannot be used with embedder lsa, which is fitted anew each time")
+        why_not_mapped(section)
         return None
     path = embedding_path(section, dataset) if section.file is None else Path(section.file)
     if section.file is None and not path.is_file():
         return None
+    holding: Holding | None = None
     try:
-        return load_embeddings(path, dataset=dataset, emb_type=section.emb_type, model=section.model)
+        if path.suffix == ".safetensors" and path.is_file() and len(shape := _shape(path)) == 2:
+            holding = hold_vectors(section, items or shape[0], shape[1], copies=copies)
+        return _load(section, dataset, path, holding, items=items, copies=copies)
     except _DamagedError as error:
         if section.file is not None:
             raise
         console.log(f"{error.message}; the items are embedded again")
         return None
+
+
+def _load(
+    section: RetrievalSection, dataset: Dataset, path: Path, holding: Holding | None, *, items: int | None, copies: int
+) -> ItemVectors:
+    mapped = holding is not None and holding.is_mapped
+    of = {"dataset": dataset, "emb_type": section.emb_type, "model": section.model}
+    why = None
+    try:
+        vectors_ND = load_embeddings(path, **of, mapped=mapped)  # type: ignore[arg-type]
+    except UnmappableError as error:
+        if section.memory_map == "on":
+            raise
+        why = error.message
+        vectors_ND, mapped = load_embeddings(path, **of), False  # type: ignore[arg-type]
+    if holding is None or why is not None:
+        holding = hold_vectors(section, items or len(vectors_ND), vectors_ND.shape[1], copies=copies, not_mapped=why)
+    return ItemVectors(vectors_ND, holding, path if mapped else None)
+
+
+def hold_vectors(
+    section: RetrievalSection, items: int, dim: int, *, copies: int = 1, not_mapped: str | None = None
+) -> Holding:
+    """How to hold item vectors on the device that ranks, by what is free there now.
+
+    Args:
+        items: of all catalogues that this process holds.
+        copies: of them in that memory.
+        not_mapped: why they cannot stay in their file, beside what the settings say.
+
+    Raises:
+        ConfigError: they should stay in a file, and there is none.
+    """
+    device, why = resolve_device(section.device), why_not_mapped(section)
+    on_gpu = device.startswith("cuda")
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else ram()[1]
+    return hold_catalogue(section, items, dim, free, on_gpu=on_gpu, not_mapped=not_mapped or why, copies=copies)
+
+
+def _shape(path: Path) -> list[int]:
+    """Of the matrix in a `.safetensors` file; empty where that cannot be told, which `load_embeddings` says better."""
+    from safetensors import SafetensorError, safe_open
+
+    with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        return list(file.get_slice("embeddings" if "embeddings" in names else names[0]).get_shape()) if names else []
+    return []
 
 
 def unsigned_file(section: RetrievalSection, dataset: Dataset) -> Path | None:

@@ -13,7 +13,7 @@ Hides: embedding and the ranking kernel (`ranking/ranks.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -22,12 +22,18 @@ import torch
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import DataError, EmbeddingError, Rl4RecError
-from rl4rec_cli.files.digests import sha256
 from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.ranking import ranks as ranking
 from rl4rec_cli.retrieval.embedding import Embedder, embed_items, open_embedder, resolve_device
 from rl4rec_cli.retrieval.embedding_check import check_vectors
-from rl4rec_cli.retrieval.embedding_files import embed_into_cache, stored_embeddings, unsigned_file
+from rl4rec_cli.retrieval.embedding_files import (
+    ItemVectors,
+    embed_into_cache,
+    hold_vectors,
+    stored_embeddings,
+    unsigned_file,
+)
+from rl4rec_cli.retrieval.embedding_rows import vectors_digest
 from rl4rec_cli.retrieval.service import cluster
 
 if TYPE_CHECKING:
@@ -109,14 +115,22 @@ class InProcessRetriever:
         vectors_ND: item vectors `[num_items, dim]` float32.
         mask_history: leave history items out of the ranking.
         device: where the item matrix lives and products run.
+        storage: what ranking reads first; no rank depends on it. Beside a copy the vectors stay where they are, be it a
+            memory-mapped file.
     """
 
     def __init__(
-        self, embedder: Embedder, vectors_ND: torch.Tensor, *, mask_history: bool = True, device: str = "cpu"
+        self,
+        embedder: Embedder,
+        vectors_ND: torch.Tensor,
+        *,
+        mask_history: bool = True,
+        device: str = "cpu",
+        storage: ranking.Storage = "fp32",
     ) -> None:
         self.embedder = embedder
-        self.vectors_ND = vectors_ND.to(device)
-        self.matrix = ranking.ItemMatrix.from_tensor(self.vectors_ND)
+        self.vectors_ND = vectors_ND.to(device) if storage == "fp32" else vectors_ND
+        self.matrix = ranking.ItemMatrix.from_tensor(self.vectors_ND, storage=storage, device=device)
         self.num_items = vectors_ND.shape[0]
         self.mask_history = mask_history
         self.device = device
@@ -124,8 +138,7 @@ class InProcessRetriever:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over the item vectors and the masking rule: what ranks depend on besides the queries."""
-        values = self.vectors_ND.cpu().contiguous().view(torch.uint8).numpy()
-        return sha256(values.data if values.size else b"") + str(self.mask_history)
+        return catalogue_digest(self.vectors_ND, mask_history=self.mask_history)
 
     @during(Phase.RANKING)
     def text_vectors(self, texts: Sequence[str]) -> torch.Tensor:
@@ -181,7 +194,12 @@ class InProcessRetriever:
 
     def item_vectors(self, items: Sequence[int]) -> torch.Tensor:
         """`[len(items), dim]` float32."""
-        return self.vectors_ND[list(items)]
+        return self.vectors_ND[list(items)].to(self.device)
+
+
+def catalogue_digest(vectors_ND: torch.Tensor, *, mask_history: bool) -> str:
+    """SHA-256 (hex) over item vectors, and the masking rule: what `InProcessRetriever.digest` is."""
+    return vectors_digest(vectors_ND.cpu()) + str(mask_history)
 
 
 @during(Phase.RANKING)
@@ -260,8 +278,14 @@ def open_retrievers(
         return offered
     device = resolve_device(section.device)
     return [
-        InProcessRetriever(embedder, vectors_ND, mask_history=dataset.mask_history, device=device)
-        for dataset, (embedder, vectors_ND) in zip(datasets, load_catalogues(section, datasets), strict=True)
+        InProcessRetriever(
+            embedder,
+            stored.vectors_ND,
+            mask_history=dataset.mask_history,
+            device=device,
+            storage=stored.holding.storage,
+        )
+        for dataset, (embedder, stored) in zip(datasets, load_catalogues(section, datasets), strict=True)
     ]
 
 
@@ -289,42 +313,67 @@ def _by(section: RetrievalSection) -> str:
     return f"{section.service.name} in Ray's namespace {section.service.namespace}"
 
 
-def load_catalogues(section: RetrievalSection, datasets: Iterable[Dataset]) -> Iterator[tuple[Embedder, torch.Tensor]]:
+def load_catalogues(
+    section: RetrievalSection, datasets: Sequence[Dataset], *, copies: int = 1, parts: int = 1
+) -> Iterator[tuple[Embedder, ItemVectors]]:
     """The embedder a configuration names, and item vectors, for each dataset; one model serves them all.
 
+    Args:
+        copies: of all this in the memory that ranks (replicas of a service).
+        parts: it is cut into, each in a memory of its own.
+
     Raises:
-        EmbeddingError: the embedder or an embedding file is not usable.
+        ConfigError, EmbeddingError: the embedder or an embedding file is not usable.
     """
     shared: Embedder | None = None
+    items = -(-sum(dataset.num_items for dataset in datasets) // parts)
     for dataset in datasets:
-        embedder, vectors_ND = _load_catalogue(section, dataset, shared)
+        embedder, stored = _load_catalogue(section, dataset, shared, items=items, copies=copies)
         if section.embedder != "lsa":  # which is fitted on the catalogue
             shared = embedder
-        yield embedder, vectors_ND
+        holding = stored.holding
+        if (holding.words, section.storage, section.memory_map) != ("fp32 in memory", "auto", "auto"):
+            console.log(f"Item vectors of {dataset.name}: {holding.words}: {holding.reason}")
+        yield embedder, stored
 
 
 def _load_catalogue(
-    section: RetrievalSection, dataset: Dataset, shared: Embedder | None
-) -> tuple[Embedder, torch.Tensor]:
+    section: RetrievalSection, dataset: Dataset, shared: Embedder | None, *, items: int, copies: int
+) -> tuple[Embedder, ItemVectors]:
     # File and texts are checked first: a bad one should not cost the loading of a model.
-    vectors_ND = stored_embeddings(section, dataset)
-    unsigned = unsigned_file(section, dataset) if vectors_ND is not None else None
-    if vectors_ND is None:
+    stored = stored_embeddings(section, dataset, items=items, copies=copies)
+    unsigned = unsigned_file(section, dataset) if stored is not None else None
+    if stored is None:
         dataset.texts(section.emb_type)
     embedder = shared or open_embedder(section, dataset)
-    if vectors_ND is None:
-        is_kept = section.embedder != "lsa"
-        vectors_ND = (
-            embed_into_cache(dataset, embedder, section)
-            if is_kept
-            else embed_items(dataset, embedder, section.emb_type)
-        )
+    if stored is None:
+        stored = _embed(section, dataset, embedder, items=items, copies=copies)
     dim = embedder.embed(["dimension"]).shape[1]
-    if dim != vectors_ND.shape[1]:
+    if dim != stored.vectors_ND.shape[1]:
         raise EmbeddingError(
-            f"item embeddings have {vectors_ND.shape[1]} dimensions, but {embedder.name} embeds texts in {dim}",
+            f"item embeddings have {stored.vectors_ND.shape[1]} dimensions, but {embedder.name} embeds texts in {dim}",
             hint="items and texts must share one model: set retrieval.model, or make the file again",
         )
     if unsigned is not None:
-        check_vectors(vectors_ND, embedder, dataset, section.emb_type, unsigned)
-    return embedder, vectors_ND
+        check_vectors(stored.vectors_ND, embedder, dataset, section.emb_type, unsigned)
+    return embedder, stored
+
+
+def _embed(section: RetrievalSection, dataset: Dataset, embedder: Embedder, *, items: int, copies: int) -> ItemVectors:
+    """Item vectors that are made now; read back from the cache's file where they are to stay in it."""
+    if section.embedder == "lsa":
+        vectors_ND = embed_items(dataset, embedder, section.emb_type)
+    else:
+        vectors_ND = embed_into_cache(dataset, embedder, section)
+    holding = hold_vectors(section, items, vectors_ND.shape[1], copies=copies)
+    if not holding.is_mapped:
+        return ItemVectors(vectors_ND, holding)
+    if (stored := stored_embeddings(section, dataset, items=items, copies=copies)) is not None:
+        return stored
+    why = "their file could not be written"  # for the reason that is told by now
+    if section.memory_map == "on":
+        raise EmbeddingError(
+            f"the item vectors cannot be memory-mapped: {why}",
+            hint="name a folder that has room (retrieval.emb_dir), or set retrieval.memory_map=off",
+        )
+    return ItemVectors(vectors_ND, hold_vectors(section, items, vectors_ND.shape[1], copies=copies, not_mapped=why))

@@ -22,7 +22,6 @@ from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.errors import DataError, EmbeddingError
-from rl4rec_cli.retrieval import embedding_files
 from rl4rec_cli.retrieval.embedding import (
     LsaEmbedder,
     SentenceTransformerEmbedder,
@@ -40,6 +39,7 @@ from rl4rec_cli.retrieval.embedding_files import (
     save_embeddings,
     stored_embeddings,
 )
+from rl4rec_cli.retrieval.embedding_rows import vectors_digest
 from rl4rec_cli.retrieval.retriever import open_retriever
 
 Make = Callable[..., Dataset]
@@ -105,7 +105,7 @@ def test_rows_are_brought_to_length_one(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_float_types_are_read(tmp_path: Path, make_dataset: Make, vectors: torch.Tensor, dtype: Any) -> None:
     path = tmp_path / "a.safetensors"
-    save_file({"embeddings": vectors.to(dtype)}, path, metadata={"sha256": embedding_files._digest(vectors.to(dtype))})
+    save_file({"embeddings": vectors.to(dtype)}, path, metadata={"sha256": vectors_digest(vectors.to(dtype))})
     loaded = load_embeddings(path, dataset=make_dataset(), emb_type="text")
     assert loaded.dtype == torch.float32
     assert torch.allclose(loaded, vectors, atol=1e-2)
@@ -566,7 +566,7 @@ def test_embed_dataset_writes_what_open_retriever_reads(tmp_path: Path, make_dat
     loaded = stored_embeddings(reading, make_dataset())
     embedder = SentenceTransformerEmbedder(minilm, device="cpu", batch_size=128)
     assert loaded is not None
-    assert loaded.equal(embed_items(make_dataset(), embedder, "text"))
+    assert loaded.vectors_ND.equal(embed_items(make_dataset(), embedder, "text"))
 
 
 def test_no_assert_guards_input(tmp_path: Path, make_dataset: Make) -> None:
@@ -630,7 +630,7 @@ def test_names_of_any_script_have_files_of_their_own(
     for name, factor in ((one, 1), (other, -1)):
         loaded = stored_embeddings(section, make_dataset(name=name))
         assert loaded is not None
-        assert torch.allclose(loaded, normalised(vectors * factor))
+        assert torch.allclose(loaded.vectors_ND, normalised(vectors * factor))
 
 
 def test_plain_names_keep_their_files(make_dataset: Make) -> None:

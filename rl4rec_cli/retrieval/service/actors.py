@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +24,21 @@ import torch
 
 from rl4rec_cli.errors import ConfigError, DataError, EmbeddingError, Rl4RecError, ServiceError
 from rl4rec_cli.retrieval.embedding import Embedder, resolve_device
-from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking, as_found, load_catalogues, query_vectors
+from rl4rec_cli.retrieval.retriever import (
+    InProcessRetriever,
+    Ranking,
+    as_found,
+    catalogue_digest,
+    load_catalogues,
+    query_vectors,
+)
 from rl4rec_cli.retrieval.service.batching import Batcher, Job
-from rl4rec_cli.retrieval.service.shards import Call, Shard, ShardedCatalogue, cut
+from rl4rec_cli.retrieval.service.shards import Call, Rows, ShardActor, ShardedCatalogue, cut, cut_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from rl4rec_cli.ranking.ranks import Storage
     from rl4rec_cli.retrieval.retriever import Found
 
 RESTARTS = 100
@@ -145,6 +152,7 @@ class RetrievalService:
             "status": "failed" if self._failed is not None else "ok",
             "problem": self._failed.message if self._failed is not None else None,
             "datasets": {name: served.about["shape"] for name, served in self._served.items()},
+            "item_vectors": {name: served.about["holding"] for name, served in self._served.items()},
             "pid": os.getpid(),
             "seconds": round(time.time() - self._started, 1),
             "shards": max(1, len(self._parts)),
@@ -245,20 +253,27 @@ class RetrievalService:
         section, shards = self._section, self._limits.shards
         device = resolve_device(section.device) if section.device != "auto" or self._options["num_gpus"] else "cpu"
         section = section.model_copy(update={"device": device})
-        pieces: list[dict[str, NDArray[np.float32]]] = [{} for _ in range(shards)]
+        pieces: list[dict[str, Rows]] = [{} for _ in range(shards)]
+        storages: dict[str, Storage] = {}
         datasets = [load_dataset(folder) for folder in folders]
         names = [dataset.name for dataset in datasets]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"two datasets are named {twice[0]}", hint="their folders need different names")
-        for dataset, (embedder, vectors_ND) in zip(datasets, load_catalogues(section, datasets), strict=True):
-            whole = InProcessRetriever(embedder, vectors_ND, mask_history=dataset.mask_history)
+        # Every replica holds a copy, on a GPU of its own where it has one.
+        copies = self._limits.replicas if device == "cpu" else 1
+        catalogues = load_catalogues(section, datasets, copies=copies, parts=shards if device != "cpu" else 1)
+        for dataset, (embedder, stored) in zip(datasets, catalogues, strict=True):
+            vectors_ND, storage = stored.vectors_ND, stored.holding.storage
+            storages[dataset.name] = storage
             ranker: InProcessRetriever | ShardedCatalogue
             if shards == 1:
-                ranker = whole if device == "cpu" else _on(device, whole)
+                ranker = InProcessRetriever(
+                    embedder, vectors_ND, mask_history=dataset.mask_history, device=device, storage=storage
+                )
             else:
                 borders = cut(len(vectors_ND), shards)
-                for part, (start, stop) in enumerate(pairwise(borders)):
-                    pieces[part][dataset.name] = vectors_ND[start:stop].numpy()
+                for piece, rows in zip(pieces, cut_rows(stored, borders), strict=True):
+                    piece[dataset.name] = rows
                 ranker = ShardedCatalogue(
                     dataset.name, borders, vectors_ND.shape[1], mask_history=dataset.mask_history, ask=self._ask
                 )
@@ -266,7 +281,8 @@ class RetrievalService:
                 "num_items": len(vectors_ND),
                 "dim": vectors_ND.shape[1],
                 "shape": list(vectors_ND.shape),
-                "digest": whole.digest,
+                "digest": catalogue_digest(vectors_ND, mask_history=dataset.mask_history),
+                "holding": stored.holding.words,
                 "items_digest": dataset.items_digest(section.emb_type),
                 "mask_history": dataset.mask_history,
                 "emb_type": section.emb_type,
@@ -277,12 +293,12 @@ class RetrievalService:
             }
             self._served[dataset.name] = Served(embedder, ranker, device, about)
         if shards > 1:
-            self._start_shards(pieces, device)
+            self._start_shards(pieces, device, storages)
 
-    def _start_shards(self, pieces: Sequence[dict[str, NDArray[np.float32]]], device: str) -> None:
+    def _start_shards(self, pieces: Sequence[dict[str, Rows]], device: str, storages: dict[str, Storage]) -> None:
         import ray
 
-        actor = ray.remote(_ShardActor).options(
+        actor = ray.remote(ShardActor).options(
             num_cpus=0,
             num_gpus=self._options["num_gpus"],
             max_restarts=RESTARTS,
@@ -294,8 +310,11 @@ class RetrievalService:
             # Kept as long as this actor lives: a shard that Ray starts again reads them once more.
             references = [ray.put(piece[name]) for name in names]
             self._kept.append(references)
-            self._parts.append(actor.remote(names, device, self._options["threads"], *references))
-        ray.get([part.about.remote() for part in self._parts])
+            self._parts.append(actor.remote(names, device, storages, self._options["threads"], *references))
+        try:
+            ray.get([part.about.remote() for part in self._parts])
+        except ray.exceptions.RayTaskError as error:
+            raise own_error(error) from None
 
     def _ask(self, calls: Sequence[Call]) -> list[Any]:
         import ray
@@ -314,14 +333,6 @@ def own_error(error: Any) -> Exception:
     if isinstance(cause, Rl4RecError):
         return cause
     return ServiceError(f"the retrieval service failed: {type(cause).__name__}: {cause}")
-
-
-class _ShardActor(Shard):
-    """A shard as an actor: its arrays come one by one, as Ray hands over references only so."""
-
-    def __init__(self, names: Sequence[str], device: str, threads: int, *vectors: NDArray[np.float32]) -> None:
-        torch.set_num_threads(threads)
-        super().__init__(dict(zip(names, vectors, strict=True)), device=device)
 
 
 def _rank_together(served: Served, jobs: Sequence[Job]) -> list[Any]:
@@ -355,10 +366,6 @@ def _rank_together(served: Served, jobs: Sequence[Job]) -> list[Any]:
         results[place] = Ranking(ranks[start:stop].copy(), scorable[start:stop].copy())
         start = stop
     return results
-
-
-def _on(device: str, whole: InProcessRetriever) -> InProcessRetriever:
-    return InProcessRetriever(whole.embedder, whole.vectors_ND, mask_history=whole.mask_history, device=device)
 
 
 @contextmanager

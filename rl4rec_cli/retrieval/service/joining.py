@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RetrievalSection
 
 _WHERE = {"backend", "service"}
-_HOW = {"device", "batch_size", "memory_share", "emb_dir", "file"}
+_HOW = {"device", "storage", "memory_map", "batch_size", "memory_share", "emb_dir", "file"}
 """Where and how the service works; no vector depends on it."""
 _CALLERS = {"dataset", "retries", "timeout", "wait"}
 _FOUND_BY = {"name", "namespace", "address"}

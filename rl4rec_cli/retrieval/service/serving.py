@@ -85,6 +85,7 @@ def show_status(section: RetrievalSection, *, connect: bool = False) -> None:
     client = ServiceClient(section.model_copy(update={"service": service}))
     health = client.ask("health")
     health["datasets"] = ", ".join(f"{name} {items:,} × {dim:,}" for name, (items, dim) in health["datasets"].items())
+    health["item_vectors"] = ", ".join(f"{name} {words}" for name, words in health["item_vectors"].items())
     health["replicas"] = ", ".join(health["replicas"])
     if health["problem"] is None:
         del health["problem"]

@@ -10,14 +10,17 @@ Hides: ids within a part.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
-from rl4rec_cli.errors import DataError
+from rl4rec_cli.errors import DataError, Rl4RecError
 from rl4rec_cli.ranking import ranks
+from rl4rec_cli.retrieval.embedding_files import ItemVectors, file_checksum, map_named
 from rl4rec_cli.retrieval.retriever import Ranking
 
 if TYPE_CHECKING:
@@ -28,20 +31,53 @@ Call = tuple[int, str, tuple[Any, ...]]
 """Part, method of `Shard`, arguments."""
 
 
+class FileRows(NamedTuple):
+    """Consecutive rows of a memory-mapped file: what a shard gets instead of the rows themselves."""
+
+    path: str
+    """As every machine of the cluster sees it."""
+    start: int
+    stop: int
+    sha256: str
+    """Of the whole file's values."""
+
+    def mapped(self) -> torch.Tensor:
+        """The rows, which can only be read.
+
+        Raises:
+            EmbeddingError: the file is not there, not whole, or another one.
+        """
+        vectors_ND = map_named(Path(self.path), self.sha256)
+        return vectors_ND[self.start : self.stop]
+
+
+Rows: TypeAlias = "NDArray[np.float32] | FileRows"
+
+
 class Shard:
     """Consecutive items of several catalogues.
 
     Args:
-        vectors: rows `[n, dim]` of each catalogue, by its name.
+        vectors: rows `[n, dim]` of each catalogue, by its name, or where they lie in a file.
         device: where products run.
+        storages: what ranking reads first, by catalogue; `fp32` where it is not named. No rank depends on it.
     """
 
-    def __init__(self, vectors: dict[str, NDArray[np.float32]], *, device: str = "cpu") -> None:
-        # Copied: what comes out of Ray's object store can be read only and is freed with its reference.
-        self._matrices = {
-            name: ranks.ItemMatrix.from_tensor(torch.from_numpy(np.array(rows)).to(device))
-            for name, rows in vectors.items()
-        }
+    def __init__(
+        self,
+        vectors: Mapping[str, Rows],
+        *,
+        device: str = "cpu",
+        storages: Mapping[str, ranks.Storage] | None = None,
+    ) -> None:
+        self._matrices = {}
+        for name, rows in vectors.items():
+            # Copied: what comes out of Ray's object store can be read only and is freed with its reference.
+            storage = (storages or {}).get(name, "fp32")
+            rows_ND = rows.mapped() if isinstance(rows, FileRows) else torch.from_numpy(np.array(rows))
+            # Beside a copy they stay in the file, or in the computer's memory.
+            rows_ND = rows_ND.to(device) if storage == "fp32" else rows_ND
+            self._matrices[name] = ranks.ItemMatrix.from_tensor(rows_ND, storage=storage, device=device)
 
     def pair_scores(self, name: str, queries_BD: NDArray[Any], ids_B: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores of each query and one item of its own, `[B]`."""
@@ -73,6 +109,33 @@ class Shard:
         return {"pid": os.getpid(), "items": {name: matrix.num_items for name, matrix in self._matrices.items()}}
 
 
+class ShardActor(Shard):
+    """A shard as an actor: its arrays come one by one, as Ray hands over references only so.
+
+    What is wrong with them is told by `about`: an actor that does not start Ray starts again and again.
+    """
+
+    def __init__(
+        self, names: Sequence[str], device: str, storages: Mapping[str, ranks.Storage], threads: int, *vectors: Rows
+    ) -> None:
+        torch.set_num_threads(threads)
+        self._failed: Rl4RecError | None = None
+        try:
+            super().__init__(dict(zip(names, vectors, strict=True)), device=device, storages=storages)
+        except Rl4RecError as error:
+            self._failed = error
+
+    def about(self) -> dict[str, Any]:
+        """As `Shard.about`.
+
+        Raises:
+            Rl4RecError: the items could not be loaded.
+        """
+        if self._failed is not None:
+            raise self._failed
+        return super().about()
+
+
 def cut(num_items: int, parts: int) -> list[int]:
     """Where parts begin and end, `parts + 1` numbers; as even as can be.
 
@@ -82,6 +145,14 @@ def cut(num_items: int, parts: int) -> list[int]:
     if num_items < parts:
         raise DataError(f"{num_items} items cannot be cut into {parts} shards", hint="use fewer shards")
     return [num_items * part // parts for part in range(parts + 1)]
+
+
+def cut_rows(stored: ItemVectors, borders: Sequence[int]) -> list[Rows]:
+    """What each part gets: its rows, or where they lie in the file that is memory-mapped."""
+    if stored.file is None:
+        return [stored.vectors_ND[start:stop].numpy() for start, stop in pairwise(borders)]
+    path, checksum = str(stored.file.resolve()), file_checksum(stored.file)
+    return [FileRows(path, start, stop, checksum) for start, stop in pairwise(borders)]
 
 
 class ShardedCatalogue:
