@@ -312,3 +312,40 @@ def test_the_overlays_are_what_plan_chooses() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# Item vectors
+
+
+def test_a_catalogue_that_is_too_large_is_held_otherwise_and_the_plan_says_why() -> None:
+    large = RetrievalFacts(10_000_000, 22_713_216, 384)
+    config = load("qwen2.5-0.5b")
+    facts = PRESET_FACTS["qwen2.5-0.5b"]
+    small = choice(plan_placement(machine(ram=16), config, facts, RETRIEVAL), "item vectors")
+    assert small == ("fp32 in memory", "as fp32 they take 410 MB of 16.0 GB free")
+    for ram, words, size in (
+        (40, "fp32 in memory", 15_360_000_000),
+        (20, "fp16 beside the mapped file", 7_680_000_000),
+        (10, "int8 beside the mapped file", 3_880_000_000),
+        (5, "fp32 in the mapped file", 0),
+    ):
+        placed = plan_placement(machine(ram=ram), config, facts, large)
+        value, reason = choice(placed, "item vectors")
+        assert value == words
+        assert f"15.4 GB of {ram:.1f} GB free" in reason
+        assert all(phase.parts["item matrix"] == size for phase in placed.estimate.phases)
+    on_gpu = plan_placement(machine(24), config, facts, large)
+    assert choice(on_gpu, "item vectors")[0] == "fp16 beside the mapped file"
+    apart = plan_placement(machine(80, 24), config, facts, large)  # a service that the run starts, on the second
+    assert choice(apart, "item vectors")[0] == "fp16 beside the mapped file"
+    others = plan_placement(machine(80), load("qwen2.5-0.5b", "retrieval.backend=ray"), facts, large)
+    assert "item vectors" not in {c.what for c in others.choices}
+    with pytest.raises(ConfigError, match="lsa is fitted anew"):
+        plan(machine(), load("qwen2.5-0.5b", "retrieval.embedder=lsa", "retrieval.memory_map=on"))
+
+
+def test_a_plan_says_what_was_asked_for() -> None:
+    config = load("qwen2.5-0.5b", "retrieval.storage=int8", "retrieval.memory_map=off")
+    value, reason = choice(plan(machine(), config), "item vectors")
+    assert value == "int8 beside fp32 in memory"
+    assert reason.startswith("retrieval.storage says so")

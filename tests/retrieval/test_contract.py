@@ -1,4 +1,4 @@
-"""One contract for every backend: in this process, and Ray services of one actor, three shards and two replicas.
+"""One contract for every backend: in this process, and Ray services of one actor, shards, replicas, other storages.
 
 Expected values come from in-process retrieval, which `test_retriever.py` holds against brute force.
 """
@@ -19,6 +19,7 @@ from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
+from rl4rec_cli.retrieval.service.client import ServiceClient
 
 pytestmark = pytest.mark.ray
 BACKENDS: dict[str, dict[str, Any]] = {
@@ -26,6 +27,8 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "one actor": {"name": "One"},
     "three shards": {"name": "Three", "shards": 3},
     "two replicas": {"name": "Two", "replicas": 2},
+    "one actor, int8": {"name": "OneInt8", "storage": "int8"},
+    "two shards, fp16": {"name": "TwoFp16", "shards": 2, "storage": "fp16"},
 }
 
 
@@ -44,7 +47,8 @@ def retriever(
     options = dict(BACKENDS[request.param])
     if not options:
         return expected
-    section, _ = start(options.pop("name"), [catalogue[0]], service=options)
+    name, settings = options.pop("name"), {key: options.pop(key) for key in ("storage",) if key in options}
+    section, _ = start(name, [catalogue[0]], service=options, **settings)
     return open_retriever(section, catalogue[1])
 
 
@@ -140,3 +144,29 @@ def test_a_shard_that_dies_is_started_again(
     assert retriever.target_ranks(*batch).ranks.tolist() == expected.target_ranks(*batch).ranks.tolist()
     after = ray.get(service.shards.remote())
     assert [a["pid"] == b["pid"] for a, b in zip(after, shards, strict=True)] == [True, False, True]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_service_reads_a_mapped_file(
+    shards: int,
+    start: Callable[..., Any],
+    catalogue: tuple[Path, Dataset],
+    minilm: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder, dataset = catalogue
+    own = {"embedder": "sentence-transformers", "model": minilm, "device": "cpu"}
+    own |= {"emb_dir": str(tmp_path_factory.mktemp("emb"))}
+    plain = open_retriever(RetrievalSection.model_validate({**own, "backend": "in-process"}), dataset)
+    held = {"storage": "int8", "memory_map": "on"}
+    section, actors = start(f"Mapped{shards}", [folder], service={"shards": shards}, **own, **held)
+    served = open_retriever(section, dataset)
+    texts = [str(item["title"]) for item in dataset.items[:40]]
+    batch = (texts, list(range(100, 140)), [[1, 2]] * 40)
+    assert served.target_ranks(*batch).ranks.tolist() == plain.target_ranks(*batch).ranks.tolist()
+    assert served.search(texts, 5) == plain.search(texts, 5)
+    health = ServiceClient(section).ask("health")
+    assert health["item_vectors"] == {dataset.name: "int8 beside the mapped file"}
+    # Whoever asks for another storage gets the same ranks: a service's own is no reason to refuse it.
+    open_retriever(section.model_copy(update={"storage": "fp32", "memory_map": "off"}), dataset)
+    assert len(actors) == 1
