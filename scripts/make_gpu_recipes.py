@@ -16,7 +16,8 @@ from pathlib import Path
 
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RunConfig
-from rl4rec_cli.models.shape import PRESET_FACTS, RetrievalFacts
+from rl4rec_cli.models.names import PRESETS
+from rl4rec_cli.models.shape import RetrievalFacts
 from rl4rec_cli.plan.machine import Machine, Placement, parse_gpu, plan_placement
 from rl4rec_cli.plan.memory import human
 
@@ -57,7 +58,7 @@ def wish(budget: Budget) -> RunConfig:
 
 def plan(budget: Budget, config: RunConfig) -> Placement:
     machine = Machine((parse_gpu(str(budget.gigabytes)),), 8, 64 * 10**9, 64 * 10**9)
-    return plan_placement(machine, config, PRESET_FACTS[budget.model], RETRIEVAL)
+    return plan_placement(machine, config, PRESETS[budget.model].facts, RETRIEVAL)
 
 
 def text(budget: Budget) -> str:

@@ -33,8 +33,8 @@ from rl4rec_cli.errors import DataError, first_line
 from rl4rec_cli.files.digests import sha256_of_json, sha256_of_tensors
 from rl4rec_cli.files.names import file_name
 from rl4rec_cli.files.writing import replacing
+from rl4rec_cli.models.devices import resolve_device
 from rl4rec_cli.ranking import ranks
-from rl4rec_cli.retrieval.embedding import resolve_device
 from rl4rec_cli.rewards.functions import ndcg
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def open_sasrec(
     Raises:
         DataError: no training part has two items.
     """
-    device = resolve_device(device)
+    device = resolve_device(device, "device")
     identity = {"dataset": dataset.digest, "settings": asdict(settings), "seed": seed}
     path = None if cache_dir is None else _cache_path(cache_dir, dataset.name, identity)
     if path is not None and (cached := _load(path, dataset, identity, settings, device)) is not None:

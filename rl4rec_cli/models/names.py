@@ -1,6 +1,6 @@
 """Models by short name.
 
-Decides: which repositories a short name means, and which modules of it a LoRA adapter goes on.
+Decides: which repositories a short name means, how large its model is, and which modules of it a LoRA adapter goes on.
 Hides: nothing; any other Hugging Face name or folder works without being listed here.
 
 The 4-bit repositories are those that Unsloth itself takes in place of the full ones.
@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from rl4rec_cli.models.shape import ModelFacts
 
 ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class ModelPreset:
-    name: str
+    facts: ModelFacts
     repository: str
     """The full weights; those of Google and Meta ask for an account that accepted their licence."""
     four_bit: str | None
@@ -24,25 +27,69 @@ class ModelPreset:
     targets: tuple[str, ...] = ATTENTION_AND_MLP
     """Modules an adapter goes on."""
 
+    @property
+    def name(self) -> str:
+        return self.facts.name
 
+
+def _facts(
+    name: str, hidden: int, layers: int, heads: tuple[int, int, int], ffn: int, vocab: int, context: int, **more: Any
+) -> ModelFacts:
+    family = more.pop("family", "llama")
+    return ModelFacts(name, family, hidden, layers, *heads, ffn, vocab, context, more.pop("is_tied", True), **more)
+
+
+# Sizes are those of each one's published config.json; the tests hold that the counts of parameters are the published
+# ones.
 PRESETS = {
     preset.name: preset
     for preset in (
-        ModelPreset("gpt2", "openai-community/gpt2", None, ("c_attn", "c_proj", "c_fc")),
-        ModelPreset("gemma-3-1b", "google/gemma-3-1b-it", "unsloth/gemma-3-1b-it-unsloth-bnb-4bit"),
-        ModelPreset("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "unsloth/Qwen2.5-0.5B-Instruct-unsloth-bnb-4bit"),
-        ModelPreset("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "unsloth/Qwen2.5-1.5B-Instruct-unsloth-bnb-4bit"),
-        ModelPreset("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", "unsloth/Qwen2.5-7B-Instruct-unsloth-bnb-4bit"),
         ModelPreset(
-            "llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", "unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit"
+            _facts("gpt2", 768, 12, (12, 12, 64), 3072, 50_257, 1024, family="gpt2"),
+            "openai-community/gpt2",
+            None,
+            ("c_attn", "c_proj", "c_fc"),
         ),
         ModelPreset(
-            "llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", "unsloth/Llama-3.1-8B-Instruct-unsloth-bnb-4bit"
+            _facts("gemma-3-1b", 1152, 26, (4, 1, 256), 6912, 262_144, 32_768, family="gemma3", qk_norm=True),
+            "google/gemma-3-1b-it",
+            "unsloth/gemma-3-1b-it-unsloth-bnb-4bit",
         ),
         ModelPreset(
-            "llama-3.1-70b", "meta-llama/Llama-3.1-70B-Instruct", "unsloth/Meta-Llama-3.1-70B-Instruct-bnb-4bit"
+            _facts("qwen2.5-0.5b", 896, 24, (14, 2, 64), 4864, 151_936, 32_768, qkv_bias=True),
+            "Qwen/Qwen2.5-0.5B-Instruct",
+            "unsloth/Qwen2.5-0.5B-Instruct-unsloth-bnb-4bit",
         ),
-        ModelPreset("gemma-2-9b", "google/gemma-2-9b-it", "unsloth/gemma-2-9b-it-bnb-4bit"),
+        ModelPreset(
+            _facts("qwen2.5-1.5b", 1536, 28, (12, 2, 128), 8960, 151_936, 32_768, qkv_bias=True),
+            "Qwen/Qwen2.5-1.5B-Instruct",
+            "unsloth/Qwen2.5-1.5B-Instruct-unsloth-bnb-4bit",
+        ),
+        ModelPreset(
+            _facts("qwen2.5-7b", 3584, 28, (28, 4, 128), 18_944, 152_064, 32_768, qkv_bias=True, is_tied=False),
+            "Qwen/Qwen2.5-7B-Instruct",
+            "unsloth/Qwen2.5-7B-Instruct-unsloth-bnb-4bit",
+        ),
+        ModelPreset(
+            _facts("llama-3.2-1b", 2048, 16, (32, 8, 64), 8192, 128_256, 131_072),
+            "meta-llama/Llama-3.2-1B-Instruct",
+            "unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit",
+        ),
+        ModelPreset(
+            _facts("llama-3.1-8b", 4096, 32, (32, 8, 128), 14_336, 128_256, 131_072, is_tied=False),
+            "meta-llama/Llama-3.1-8B-Instruct",
+            "unsloth/Llama-3.1-8B-Instruct-unsloth-bnb-4bit",
+        ),
+        ModelPreset(
+            _facts("llama-3.1-70b", 8192, 80, (64, 8, 128), 28_672, 128_256, 131_072, is_tied=False),
+            "meta-llama/Llama-3.1-70B-Instruct",
+            "unsloth/Meta-Llama-3.1-70B-Instruct-bnb-4bit",
+        ),
+        ModelPreset(
+            _facts("gemma-2-9b", 3584, 42, (16, 8, 256), 14_336, 256_000, 8_192, family="gemma2", softcap=True),
+            "google/gemma-2-9b-it",
+            "unsloth/gemma-2-9b-it-bnb-4bit",
+        ),
     )
 }
 """By short name."""

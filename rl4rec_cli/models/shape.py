@@ -134,27 +134,3 @@ def read_facts(name: str, config: Mapping[str, Any]) -> ModelFacts:
             f"{name}: its config.json has no usable {error}" if isinstance(error, KeyError) else f"{name}: {error}",
             hint="is it the folder of a language model, as `save_pretrained` writes it?",
         ) from error
-
-
-def _of(
-    name: str, hidden: int, layers: int, heads: tuple[int, int, int], ffn: int, vocab: int, context: int, **more: Any
-) -> ModelFacts:
-    family = more.pop("family", "llama")
-    return ModelFacts(name, family, hidden, layers, *heads, ffn, vocab, context, more.pop("is_tied", True), **more)
-
-
-# From the published config.json of each; the tests hold that the counts of parameters are the published ones.
-PRESET_FACTS = {
-    facts.name: facts
-    for facts in (
-        _of("gpt2", 768, 12, (12, 12, 64), 3072, 50_257, 1024, family="gpt2"),
-        _of("gemma-3-1b", 1152, 26, (4, 1, 256), 6912, 262_144, 32_768, family="gemma3", qk_norm=True),
-        _of("qwen2.5-0.5b", 896, 24, (14, 2, 64), 4864, 151_936, 32_768, qkv_bias=True),
-        _of("qwen2.5-1.5b", 1536, 28, (12, 2, 128), 8960, 151_936, 32_768, qkv_bias=True),
-        _of("qwen2.5-7b", 3584, 28, (28, 4, 128), 18_944, 152_064, 32_768, qkv_bias=True, is_tied=False),
-        _of("llama-3.2-1b", 2048, 16, (32, 8, 64), 8192, 128_256, 131_072),
-        _of("llama-3.1-8b", 4096, 32, (32, 8, 128), 14_336, 128_256, 131_072, is_tied=False),
-        _of("llama-3.1-70b", 8192, 80, (64, 8, 128), 28_672, 128_256, 131_072, is_tied=False),
-        _of("gemma-2-9b", 3584, 42, (16, 8, 256), 14_336, 256_000, 8_192, family="gemma2", softcap=True),
-    )
-}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rl4rec_cli.errors import ConfigError, Rl4RecError
+from rl4rec_cli.models.devices import gpu_index
 from rl4rec_cli.plan.catalogue import Holding, plan_catalogue
 from rl4rec_cli.plan.fitting import Room, Saving, savings
 from rl4rec_cli.plan.memory import (
@@ -261,10 +262,7 @@ def find_surroundings(
 def _policy_gpu(machine: Machine, device: str) -> Gpu | None:
     if device == "cpu" or (device == "auto" and not machine.gpus):
         return None
-    name, _, number = ("cuda" if device == "auto" else device).partition(":")
-    index = int(number or 0) if name == "cuda" and (not number or number.isdigit()) else None
-    if index is None:
-        raise ConfigError(f"policy.device={device} is no device", hint="auto, cpu, cuda, cuda:1 …")
+    index = gpu_index(device, "policy.device")
     if index >= len(machine.gpus):
         there = f"{len(machine.gpus)} GPU{'s' * (len(machine.gpus) != 1)} there"
         raise ConfigError(f"policy.device={device}, but {there}", hint="use auto or cpu, or plan for one: --gpu 24")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import PolicyError
-from rl4rec_cli.models.names import find_preset
-from rl4rec_cli.models.shape import PRESET_FACTS, ModelFacts, RetrievalFacts, read_facts
+from rl4rec_cli.models.names import PRESETS, find_preset
+from rl4rec_cli.models.shape import ModelFacts, RetrievalFacts, read_facts
 from rl4rec_cli.policy.sources import ADAPTER, check_files, read_base
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def policy_facts(section: PolicySection) -> ModelFacts:
         return _tiny(section.tiny)
     preset = find_preset(section.model)
     if preset is not None:
-        return PRESET_FACTS[preset.name]
+        return preset.facts
     folder = Path(section.model).expanduser()
     check_files(folder)
     if (folder / ADAPTER).is_file():
@@ -56,7 +56,7 @@ def policy_facts(section: PolicySection) -> ModelFacts:
 
 
 def _tries() -> str:
-    names = ", ".join(PRESET_FACTS)
+    names = ", ".join(PRESETS)
     return f"give tiny, {names}, or a folder with config.json; `hf download NAME config.json` brings one from the Hub"
 
 

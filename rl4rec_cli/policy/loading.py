@@ -18,9 +18,10 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.files.folders import write_folder
 from rl4rec_cli.models.adapters import is_peft
+from rl4rec_cli.models.devices import resolve_device
 from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.policy.backend import TINY, check_policy, choose_backend, prepare_backend
-from rl4rec_cli.policy.pretrained import find_device, find_dtype, load_pretrained, read_tokenizer
+from rl4rec_cli.policy.pretrained import find_dtype, load_pretrained, read_tokenizer
 from rl4rec_cli.policy.sources import check_whole
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def load_policy(
     from transformers import set_seed
 
     set_seed(seed)
-    device = find_device(section.device)
+    device = resolve_device(section.device, "policy.device")
     if section.model == TINY:
         if dataset is None:
             raise ConfigError("the tiny policy is built from a dataset", hint="give --dataset")

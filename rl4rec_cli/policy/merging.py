@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rl4rec_cli.errors import PolicyError, first_line
+from rl4rec_cli.models.devices import resolve_device
 from rl4rec_cli.policy.loading import Policy, load_policy
-from rl4rec_cli.policy.pretrained import find_device, find_dtype, load_tokenizer
+from rl4rec_cli.policy.pretrained import find_dtype, load_tokenizer
 from rl4rec_cli.policy.sources import find_source
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def load_merged(section: PolicySection, folder: Path, *, dtype: str = "auto") ->
     """
     plain = section.model_copy(update={"model": str(folder), "backend": "hf", "fast_inference": False})
     source = find_source(plain, "hf")
-    kept = find_dtype(section.dtype if dtype == "auto" else dtype, find_device(section.device))
+    kept = find_dtype(section.dtype if dtype == "auto" else dtype, resolve_device(section.device, "policy.device"))
     if source.adapter is None:
         policy = load_policy(plain)
         model: Any = policy.model

@@ -271,23 +271,6 @@ def _add_lora(model: Any, section: LoraSection, targets: str | list[str], revisi
     )
 
 
-def find_device(device: str) -> str:
-    """`cpu` or `cuda…`.
-
-    Raises:
-        ConfigError: no such device.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"policy.device={device} is no device", hint="auto, cpu, cuda, cuda:1 …") from error
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"policy.device={device}, but torch sees no GPU", hint="use auto or cpu")
-    return device
-
-
 def find_dtype(precision: str, device: str, *, trains_all: bool = False) -> torch.dtype:
     """`auto`: the 16-bit type that the GPU has, and fp32 without one.
 

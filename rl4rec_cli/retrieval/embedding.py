@@ -24,6 +24,7 @@ from rl4rec_cli.errors import EmbeddingError, first_line
 from rl4rec_cli.files.digests import sha256, sha256_of_file
 from rl4rec_cli.files.kinds import odd_file
 from rl4rec_cli.models import hub
+from rl4rec_cli.models.devices import resolve_device
 from rl4rec_cli.models.vocabulary import RESIZE, describe_extra, extra_tokens
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def open_embedder(section: RetrievalSection, dataset: Dataset) -> Embedder:
     if section.embedder == "lsa":
         return LsaEmbedder(dataset.texts(section.emb_type), dim=section.lsa_dim)
     settings: dict[str, Any] = {
-        "device": resolve_device(section.device),
+        "device": resolve_device(section.device, "retrieval.device"),
         "batch_size": section.batch_size,
         "query_prompt": section.query_prompt,
     }
@@ -293,19 +294,6 @@ def open_embedder(section: RetrievalSection, dataset: Dataset) -> Embedder:
 
         return VllmEmbedder(section.model, memory_share=section.memory_share, **settings)
     return SentenceTransformerEmbedder(section.model, **settings)
-
-
-def resolve_device(device: str) -> str:
-    """`auto` → `cuda` where there is a GPU, else `cpu`."""
-    if device != "auto":
-        try:
-            torch.device(device)
-        except RuntimeError as error:
-            raise EmbeddingError(f"{device!r} is no device", hint="auto, cpu, cuda, cuda:1 …") from error
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise EmbeddingError(f"device {device!r} was asked for, but torch sees no GPU", hint="use device=auto")
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def model_identity(model: str) -> str:

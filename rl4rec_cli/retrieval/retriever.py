@@ -22,9 +22,10 @@ import torch
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import DataError, EmbeddingError, Rl4RecError
+from rl4rec_cli.models.devices import resolve_device
 from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.ranking import ranks as ranking
-from rl4rec_cli.retrieval.embedding import Embedder, embed_items, open_embedder, resolve_device
+from rl4rec_cli.retrieval.embedding import Embedder, embed_items, open_embedder
 from rl4rec_cli.retrieval.embedding_check import check_vectors
 from rl4rec_cli.retrieval.embedding_files import (
     ItemVectors,
@@ -276,7 +277,7 @@ def open_retrievers(
         return remote
     if section.backend == "auto" and (offered := offered_retrievers(section, datasets, folders)) is not None:
         return offered
-    device = resolve_device(section.device)
+    device = resolve_device(section.device, "retrieval.device")
     return [
         InProcessRetriever(
             embedder,

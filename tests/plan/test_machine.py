@@ -13,7 +13,8 @@ import pytest
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.models.shape import PRESET_FACTS, RetrievalFacts
+from rl4rec_cli.models.names import PRESETS
+from rl4rec_cli.models.shape import RetrievalFacts
 from rl4rec_cli.plan import machine as hardware
 from rl4rec_cli.plan.fitting import Room, least, savings, smaller_pieces, way_on
 from rl4rec_cli.plan.machine import (
@@ -42,7 +43,7 @@ def load(model: str = "qwen2.5-1.5b", *sets: str, algorithm: str = "grpo") -> Ru
 
 
 def plan(on: Machine, config: RunConfig) -> Any:
-    return plan_placement(on, config, PRESET_FACTS[config.policy.model], RETRIEVAL)
+    return plan_placement(on, config, PRESETS[config.policy.model].facts, RETRIEVAL)
 
 
 def choice(placement: Any, what: str) -> tuple[str, str]:
@@ -116,7 +117,7 @@ def test_a_way_out_typed_in_fits_and_learns_from_as_many_texts() -> None:
 def test_ways_out_keep_the_texts_of_every_algorithm(algorithm: str) -> None:
     given = ["trainer.batch_size=64", *_first(algorithm)]
     config = load("qwen2.5-1.5b", *given, algorithm=algorithm)
-    facts, around = PRESET_FACTS["qwen2.5-1.5b"], Surroundings(on_gpu=True, items=100)
+    facts, around = PRESETS["qwen2.5-1.5b"].facts, Surroundings(on_gpu=True, items=100)
     room = estimate(config, facts, around).bytes * 0.6
     found = savings(config, facts, around, Room(room))
     assert found
@@ -137,7 +138,7 @@ def _first(algorithm: str) -> list[str]:
 
 
 def test_the_cheapest_comes_first_and_none_contains_another() -> None:
-    ways = savings(load("qwen2.5-7b"), PRESET_FACTS["qwen2.5-7b"], Surroundings(True, 1000), Room(30 * GB))
+    ways = savings(load("qwen2.5-7b"), PRESETS["qwen2.5-7b"].facts, Surroundings(True, 1000), Room(30 * GB))
     assert [way.cost for way in ways] == sorted(way.cost for way in ways)
     for number, way in enumerate(ways):
         assert not any(other.kinds <= way.kinds for other in ways[:number])
@@ -241,7 +242,7 @@ def test_a_way_on_fits_and_keeps_weights_and_texts(algorithm: str) -> None:
     given = ["trainer.gradient_checkpointing=false", *(["trainer.mini_batch_size=4"] if algorithm == "ppo" else [])]
     given += [] if algorithm == "sft" else ["trainer.warm_start=null"]
     config = load("qwen2.5-1.5b", *given, algorithm=algorithm)
-    facts, around = PRESET_FACTS["qwen2.5-1.5b"], Surroundings(on_gpu=True, items=100)
+    facts, around = PRESETS["qwen2.5-1.5b"].facts, Surroundings(on_gpu=True, items=100)
     before = estimate(config, facts, around)
     for share in (0.8, 0.6):
         room = Room(before.peak.lasting + share * before.peak.passing)
@@ -257,7 +258,7 @@ def test_a_way_on_fits_and_keeps_weights_and_texts(algorithm: str) -> None:
 
 def test_a_phase_with_less_room_than_the_others_is_cut_alone() -> None:
     config = load("qwen2.5-1.5b", "trainer.warm_start=null")
-    facts, around = PRESET_FACTS["qwen2.5-1.5b"], Surroundings(on_gpu=True, items=100)
+    facts, around = PRESETS["qwen2.5-1.5b"].facts, Surroundings(on_gpu=True, items=100)
     phases = {phase.name: phase for phase in estimate(config, facts, around).phases}
     for name, setting in (("validation", "eval.batch_size"), ("writing", "generation.batch_size")):
         own = {name: phases[name].total - 0.3 * phases[name].passing}
@@ -269,7 +270,7 @@ def test_a_phase_with_less_room_than_the_others_is_cut_alone() -> None:
 def test_fewer_then_shorter_texts_where_smaller_pieces_are_not_enough() -> None:
     given = ["trainer.warm_start=null", "generation.max_completion_length=512"]
     config = load("qwen2.5-1.5b", *given)
-    facts, around = PRESET_FACTS["qwen2.5-1.5b"], Surroundings(on_gpu=True, items=100)
+    facts, around = PRESETS["qwen2.5-1.5b"].facts, Surroundings(on_gpu=True, items=100)
     lowest = least(config, facts, around).bytes
     seen = []
     for room in (lowest * 3, lowest * 1.25, lowest * 1.001):

@@ -9,7 +9,8 @@ import pytest
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import LoraSection, RunConfig
 from rl4rec_cli.errors import PolicyError
-from rl4rec_cli.models.shape import PRESET_FACTS, ModelFacts, read_facts
+from rl4rec_cli.models.names import PRESETS
+from rl4rec_cli.models.shape import ModelFacts, read_facts
 from rl4rec_cli.plan.memory import (
     Surroundings,
     _Types,
@@ -75,13 +76,11 @@ def facts_of(kind: str, layers: int) -> ModelFacts:
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_presets_have_the_published_number_of_parameters(name: str) -> None:
-    assert PRESET_FACTS[name].parameters == PUBLISHED[name]
+    assert PRESETS[name].facts.parameters == PUBLISHED[name]
 
 
-def test_every_preset_has_its_facts() -> None:
-    from rl4rec_cli.models.names import PRESETS
-
-    assert set(PRESET_FACTS) == set(PRESETS) == set(PUBLISHED)
+def test_every_preset_has_a_published_number() -> None:
+    assert set(PRESETS) == set(PUBLISHED)
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
@@ -152,7 +151,7 @@ def load(*sets: str, algorithm: str = "grpo") -> RunConfig:
 
 def needs(*sets: str, algorithm: str = "grpo", on_gpu: bool = True) -> int:
     around = Surroundings(on_gpu=on_gpu, items=1000)
-    return estimate(load(*sets, algorithm=algorithm), PRESET_FACTS["llama-3.2-1b"], around).bytes
+    return estimate(load(*sets, algorithm=algorithm), PRESETS["llama-3.2-1b"].facts, around).bytes
 
 
 def test_what_takes_less_takes_less() -> None:
@@ -169,7 +168,7 @@ def test_what_takes_less_takes_less() -> None:
 def test_writing_all_texts_at_once_is_what_the_largest_batch_costs() -> None:
     many = ("policy.lora.r=8", "trainer.batch_size=1", "trainer.gradient_accumulation_steps=512", "eval.steps=null")
     config = load(*many)
-    result = estimate(config, PRESET_FACTS["llama-3.2-1b"], Surroundings(on_gpu=True, items=1000))
+    result = estimate(config, PRESETS["llama-3.2-1b"].facts, Surroundings(on_gpu=True, items=1000))
     assert result.peak.name == "writing"
     assert needs(*many, "generation.batch_size=64") < result.bytes / 2
 
@@ -178,7 +177,7 @@ def test_the_larger_of_warm_start_and_algorithm_is_the_peak() -> None:
     sets = ("policy.lora.r=8", "trainer.batch_size=1", "trainer.gradient_accumulation_steps=1", "eval.steps=null")
     assert needs(*sets, "trainer.warm_start.batch_size=64") > 2 * needs(*sets)
     result = estimate(
-        load(*sets, "trainer.warm_start.batch_size=64"), PRESET_FACTS["llama-3.2-1b"], Surroundings(True, 1000)
+        load(*sets, "trainer.warm_start.batch_size=64"), PRESETS["llama-3.2-1b"].facts, Surroundings(True, 1000)
     )
     assert result.peak.name == "warm start: learning"
 
@@ -197,7 +196,7 @@ def test_the_sizes_of_a_batch() -> None:
 
 def test_checkpointing_keeps_little() -> None:
     config = load("policy.lora.r=8")
-    off, on = activation_saving(config, PRESET_FACTS["llama-3.2-1b"], Surroundings(on_gpu=True, items=1))
+    off, on = activation_saving(config, PRESETS["llama-3.2-1b"].facts, Surroundings(on_gpu=True, items=1))
     assert on < off / 5
 
 

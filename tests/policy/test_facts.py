@@ -16,7 +16,7 @@ from rl4rec_cli.config.sections import (
     TinySection,
 )
 from rl4rec_cli.errors import PolicyError
-from rl4rec_cli.models.shape import PRESET_FACTS
+from rl4rec_cli.models.names import PRESETS
 from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
 
 SMALL = {
@@ -38,7 +38,7 @@ def folder(path: Path, **files: object) -> str:
 
 def test_a_preset_by_any_of_its_names() -> None:
     for name in ("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", "unsloth/Qwen2.5-7B-Instruct-unsloth-bnb-4bit"):
-        assert policy_facts(PolicySection(model=name)) == PRESET_FACTS["qwen2.5-7b"]
+        assert policy_facts(PolicySection(model=name)) == PRESETS["qwen2.5-7b"].facts
 
 
 def test_a_saved_tiny_policy_is_what_the_configuration_says(tiny_folder: Path) -> None:

@@ -30,7 +30,6 @@ from rl4rec_cli.retrieval.embedding import (
     is_blank,
     model_identity,
     normalised,
-    resolve_device,
 )
 from rl4rec_cli.retrieval.embedding_files import (
     embed_dataset,
@@ -461,16 +460,6 @@ def test_a_path_that_is_no_model(tmp_path: Path, minilm: str) -> None:
     for path in (damaged, tmp_path / "file.txt", tmp_path / "empty"):
         with pytest.raises(EmbeddingError, match="cannot load the embedding model"):
             SentenceTransformerEmbedder(str(path), device="cpu", batch_size=8)
-
-
-def test_devices() -> None:
-    assert resolve_device("cpu") == "cpu"
-    with pytest.raises(EmbeddingError, match="is no device"):
-        resolve_device("gpu of mine")
-    if not torch.cuda.is_available():
-        assert resolve_device("auto") == "cpu"
-        with pytest.raises(EmbeddingError, match="no GPU"):
-            resolve_device("cuda:1")
 
 
 # --- from a configuration ---

@@ -15,13 +15,13 @@ import torch
 
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RunConfig
-from rl4rec_cli.models.shape import PRESET_FACTS
+from rl4rec_cli.models.names import PRESETS
 from rl4rec_cli.plan.memory import GB, Surroundings, estimate, human
 from rl4rec_cli.plan.phases import Phase, during, phase_of, phases_of
 from rl4rec_cli.train.out_of_memory import OutOfMemory, Usable, advise, advise_by_plan, is_out_of_memory, used_gib
 
 MODEL = "qwen2.5-1.5b"
-FACTS = PRESET_FACTS[MODEL]
+FACTS = PRESETS[MODEL].facts
 AROUND = Surroundings(on_gpu=True, items=100_000, embedder_parameters=335_141_888, embedding_dim=1024)
 
 

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from rl4rec_cli.errors import ConfigError, DataError, EmbeddingError, Rl4RecError, ServiceError
-from rl4rec_cli.retrieval.embedding import Embedder, resolve_device
+from rl4rec_cli.models.devices import resolve_device
+from rl4rec_cli.retrieval.embedding import Embedder
 from rl4rec_cli.retrieval.retriever import (
     InProcessRetriever,
     Ranking,
@@ -251,7 +252,8 @@ class RetrievalService:
         from rl4rec_cli.data.opening import load_dataset
 
         section, shards = self._section, self._limits.shards
-        device = resolve_device(section.device) if section.device != "auto" or self._options["num_gpus"] else "cpu"
+        is_ours = section.device != "auto" or self._options["num_gpus"]
+        device = resolve_device(section.device, "retrieval.device") if is_ours else "cpu"
         section = section.model_copy(update={"device": device})
         pieces: list[dict[str, Rows]] = [{} for _ in range(shards)]
         storages: dict[str, Storage] = {}
