@@ -321,7 +321,7 @@ def test_the_overlays_are_what_plan_chooses() -> None:
 def test_a_catalogue_that_is_too_large_is_held_otherwise_and_the_plan_says_why() -> None:
     large = RetrievalFacts(10_000_000, 22_713_216, 384)
     config = load("qwen2.5-0.5b")
-    facts = PRESET_FACTS["qwen2.5-0.5b"]
+    facts = PRESETS["qwen2.5-0.5b"].facts
     small = choice(plan_placement(machine(ram=16), config, facts, RETRIEVAL), "item vectors")
     assert small == ("fp32 in memory", "as fp32 they take 410 MB of 16.0 GB free")
     for ram, words, size in (
