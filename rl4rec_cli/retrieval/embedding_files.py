@@ -20,6 +20,7 @@ from rl4rec_cli.files.kinds import ZIP, recognise_file
 from rl4rec_cli.files.names import file_name
 from rl4rec_cli.files.parts import part_of
 from rl4rec_cli.files.writing import check_writable, replacing, why_unwritable
+from rl4rec_cli.models.devices import resolve_device
 from rl4rec_cli.plan.catalogue import Holding, hold_catalogue, why_not_mapped
 from rl4rec_cli.plan.machine import ram
 from rl4rec_cli.retrieval.embedding import (
@@ -27,7 +28,6 @@ from rl4rec_cli.retrieval.embedding import (
     lsa_name,
     model_identity,
     open_embedder,
-    resolve_device,
 )
 from rl4rec_cli.retrieval.embedding_parts import embed_in_parts
 from rl4rec_cli.retrieval.embedding_rows import UnmappableError, map_rows, usable_rows, vectors_digest
@@ -280,7 +280,7 @@ def hold_vectors(
     Raises:
         ConfigError: they should stay in a file, and there is none.
     """
-    device, why = resolve_device(section.device), why_not_mapped(section)
+    device, why = resolve_device(section.device, "retrieval.device"), why_not_mapped(section)
     on_gpu = device.startswith("cuda")
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else ram()[1]
     return hold_catalogue(section, items, dim, free, on_gpu=on_gpu, not_mapped=not_mapped or why, copies=copies)
