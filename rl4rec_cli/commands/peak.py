@@ -28,7 +28,8 @@ from rl4rec_cli.variables import settings_win
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.config.trainer import SftSection, TrainerSection
+    from rl4rec_cli.config.trainer import SftSection
+    from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.retrieval.retriever import VectorRetriever
 
 STEPS = 2

@@ -29,7 +29,8 @@ from rl4rec_cli.config.base import (
 )
 from rl4rec_cli.config.health import HealthSection
 from rl4rec_cli.config.registries import BASELINES, REWARDS
-from rl4rec_cli.config.trainer import TrainerSection, trainer_sections
+from rl4rec_cli.config.trainer import trainer_sections
+from rl4rec_cli.config.trainer_base import TrainerSection
 
 if TYPE_CHECKING:
     AnyTrainer = TrainerSection
@@ -251,8 +252,8 @@ class VllmSection(Section):
     """Write by a running `vllm serve` instead, e.g. `http://127.0.0.1:8000`."""
     correction: Literal["auto", "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "auto"
     """How training corrects for vLLM's probabilities not being the trainer's: each token or text is weighed by their
-    ratio, which is cut (`truncate`) or left out (`mask`) where it is too large. `auto`: `token_truncate`; for rloo,
-    which learns from whole texts, `sequence_truncate`."""
+    ratio, which is cut (`truncate`) or left out (`mask`) where it is too large. `auto`: `token_truncate`, or
+    `sequence_truncate` for algorithms that learn from whole texts, as rloo."""
     correction_max: PositiveFloat = 3.0
     """The largest ratio."""
 

@@ -1,7 +1,7 @@
 """The `trainer` section: one class for each algorithm.
 
-Decides: every setting of a trainer, its default, its range, and which settings go together; what the rest of the
-program asks of an algorithm, which asks the section and never compares names.
+Decides: every setting of an algorithm, its default, its range, and which settings go together; its answers to the
+questions of `trainer_base.py`.
 Hides: how an algorithm's settings become sequences, texts and optimiser steps.
 
 Inside, the names are those of transformers and TRL; PPO's are those of TRL's former `PPOConfig`.
@@ -9,133 +9,16 @@ Inside, the names are those of transformers and TRL; PPO's are those of TRL's fo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from rl4rec_cli.config.algorithms import ALGORITHMS
-from rl4rec_cli.config.base import Fraction, NonNegative, PositiveFloat, PositiveInt, Precision, Section
+from rl4rec_cli.config.base import Fraction, NonNegative, PositiveFloat, PositiveInt
+from rl4rec_cli.config.trainer_base import TrainerSection
 
 DEFAULT_BETA = 0.04
 """Weight of the KL penalty where a reference policy is asked for and no weight is given: that of arXiv:2402.03300."""
-
-
-class TrainerSection(Section):
-    """What every trainer has; the names are those of `transformers.TrainingArguments`.
-
-    Below the settings stand the questions that others ask of an algorithm. A section overrides the answers that differ.
-    """
-
-    if TYPE_CHECKING:  # each section has them, with its own type, default and meaning
-        algorithm: str
-        batch_size: int
-
-    is_rl: ClassVar[bool] = False
-    """Whether the policy writes texts and learns from their rewards."""
-    has_critic: ClassVar[bool] = False
-    """Whether a critic is trained beside the policy."""
-    weighs_whole_texts: ClassVar[bool] = False
-    """Whether a text's policy ratio is that of the whole text, so that no correction by tokens can be applied."""
-    normalizations: ClassVar[tuple[str, ...]] = ("auto", "group", "batch", "none")
-    """Values of `reward.normalize_rewards` that it takes."""
-    start_name: ClassVar[str] = "before SFT"
-    """What tables call the policy that training starts from."""
-    like: ClassVar[str | None] = None
-    """Algorithm whose block of a recipe (`trainer.grpo: {…}`) counts where the recipe has none for this one."""
-
-    learning_rate: NonNegative = 1e-5
-    """Peak learning rate."""
-    lr_scheduler_type: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "linear"
-    """Course of the learning rate."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps of linear warm-up."""
-    weight_decay: NonNegative = 0.0
-    """AdamW weight decay."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradient clipping."""
-    gradient_accumulation_steps: PositiveInt = 1
-    """Micro-batches per optimiser step."""
-    num_train_epochs: PositiveFloat = 3.0
-    """Passes over the training examples, unless `max_steps` comes first."""
-    max_steps: PositiveInt = 10_000
-    """Most optimiser steps."""
-    precision: Precision = "auto"
-    """Autocast type; `auto`: on a GPU bf16, or where it has none fp16; without one fp32."""
-    gradient_checkpointing: bool | Literal["unsloth"] = False
-    """Recompute activations in the backward pass: less memory, more time. `unsloth` keeps some in the computer's memory
-    instead (backend unsloth only)."""
-    dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
-    """Loader processes."""
-
-    @property
-    def phases(self) -> tuple[TrainerSection, ...]:
-        """The sections that a run trains with, one after the other: the warm start, if there is one, and this one."""
-        return (self,)
-
-    def without_warm_start(self) -> TrainerSection:
-        """The same training from the policy as it is."""
-        return self
-
-    @property
-    def updates_per_batch(self) -> int:
-        """Optimiser steps made of one batch of examples."""
-        return 1
-
-    @property
-    def texts_per_prompt(self) -> int:
-        """Texts that the policy writes for a prompt."""
-        return 0
-
-    @property
-    def has_groups(self) -> bool:
-        """Whether the texts of a prompt are compared with each other."""
-        return self.texts_per_prompt > 1
-
-    @property
-    def micro_batch(self) -> int:
-        """Sequences learnt from at once."""
-        return self.batch_size
-
-    @property
-    def texts_at_once(self) -> int:
-        """Texts written at once; 0: none."""
-        return self.batch_size * self.texts_per_prompt * self.gradient_accumulation_steps
-
-    @property
-    def holds_reference(self) -> bool:
-        """Whether a frozen reference policy is held."""
-        return False
-
-    @property
-    def has_adapter_critic(self) -> bool:
-        """Whether the critic is an adapter of its own on the policy's model."""
-        return False
-
-    @property
-    def can_checkpoint(self) -> bool:
-        """Whether it can be used with gradient checkpointing."""
-        return not self.has_adapter_critic
-
-    @property
-    def batch_words(self) -> str:
-        """What one optimiser step learns from, for a table."""
-        return f"{self.micro_batch} sequences × {self.gradient_accumulation_steps}"
-
-    @property
-    def divisors(self) -> list[int]:
-        """Numbers of parts that a micro-batch can be cut into, 1 first."""
-        return [n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0]
-
-    def split(self, parts: int) -> dict[str, int]:
-        """The settings of micro-batches cut into `parts` and that many more of them: a step learns from as much.
-
-        Args:
-            parts: one of `divisors`.
-        """
-        return {
-            "batch_size": self.batch_size // parts,
-            "gradient_accumulation_steps": self.gradient_accumulation_steps * parts,
-        }
 
 
 class SftSection(TrainerSection):

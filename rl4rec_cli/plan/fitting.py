@@ -19,7 +19,7 @@ from rl4rec_cli.shell import setting
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.config.trainer import TrainerSection
+    from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.models.shape import ModelFacts
 
 # What a change costs, as far as one can say: the order is what counts.

@@ -19,7 +19,7 @@ from rl4rec_cli.plan.phases import Phase
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig
-    from rl4rec_cli.config.trainer import TrainerSection
+    from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.models.shape import ModelFacts
 
 MIB, GB = 1 << 20, 10**9

@@ -17,7 +17,8 @@ from rl4rec_cli.train.library_names import PREPARED
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.config.trainer import RlSection, TrainerSection
+    from rl4rec_cli.config.trainer import RlSection
+    from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.policy.loading import Policy
 
 

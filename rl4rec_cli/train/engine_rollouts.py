@@ -46,8 +46,7 @@ class EngineRollouts:
             self.use_vllm = True
             self.vllm_generation, self._last_loaded_step = _HandedOver(), -1
             self.vllm_importance_sampling_correction = engine.correction != "none"
-            mode = "token_truncate" if engine.correction == "auto" else engine.correction
-            self.vllm_importance_sampling_mode = mode
+            self.vllm_importance_sampling_mode = engine.correction
             self.vllm_importance_sampling_clip_max = engine.correction_max
             self.vllm_importance_sampling_clip_min = None
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rl4rec_cli.config.algorithms import ALGORITHMS
 from rl4rec_cli.config.layering import dump_config, load_config, packaged_recipes
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.config.trainer import GrpoSection, SftSection
@@ -325,7 +326,7 @@ def test_all_problems_at_once_each_with_its_layer(tmp_path: Path) -> None:
         ("trainer.beta=[1", "trainer.beta: cannot read '[1': 1:3"),
         ("=x", "must be section.key=value"),
         ("run..name=x", "must be section.key=value"),
-        ("trainer.algorithm=dpo", "trainer.algorithm: must be one of grpo, ppo, rloo, reinforce, sft, not 'dpo'"),
+        ("trainer.algorithm=dpo", f"trainer.algorithm: must be one of {', '.join(ALGORITHMS)}, not 'dpo'"),
         ("trainer.algorithm=sft", "is for sft, this command trains with grpo"),
         ("trainer.target=last", "trainer.target: belongs to sft, not to grpo"),
         ("run.output_dir=\udcff", "'run.output_dir': is not UTF-8 text"),
@@ -345,7 +346,9 @@ def test_a_grpo_recipe_for_sft_is_one_problem(tmp_path: Path) -> None:
     assert error.hint == "use `rl4rec train grpo`"
     other = recipe(tmp_path, "trainer: {num_generations: 8}", "other")
     message = fails(recipes=[other], algorithm="sft").message
-    assert message.startswith("trainer.num_generations: belongs to grpo, ppo, rloo and reinforce, not to sft")
+    *others, last = [name for name, algorithm in ALGORITHMS.items() if algorithm.kind != "supervised"]
+    owners = f"{', '.join(others)} and {last}"
+    assert message.startswith(f"trainer.num_generations: belongs to {owners}, not to sft; under `trainer.grpo`")
 
 
 def test_custom_reward_code_needs_the_flag(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from rl4rec_cli.cli.main import main
-from rl4rec_cli.config import schema
 from rl4rec_cli.config.aliases import GUIDES, LIBRARIES, OPTIONS, find_alias, flag_of
 from rl4rec_cli.config.layering import FLAGS, load_config
 from rl4rec_cli.config.settings import all_settings, find_settings
+from rl4rec_cli.config.trainer import trainer_sections
 from rl4rec_cli.errors import ConfigError
 
 ALIASES = (*GUIDES, *LIBRARIES)
@@ -31,7 +31,7 @@ def test_every_key_of_every_algorithm_has_a_meaning_a_type_and_a_default() -> No
     settings = {setting.key: setting for setting in all_settings()}
     assert len(settings) > 150
     assert not [key for key, setting in settings.items() if not (setting.meaning and setting.type and setting.default)]
-    for algorithm, section in schema.trainer_sections().items():
+    for algorithm, section in trainer_sections().items():
         missing = [name for name in section.model_fields if f"trainer.{name}" not in settings]
         assert missing == ["algorithm"], algorithm
 
@@ -39,7 +39,8 @@ def test_every_key_of_every_algorithm_has_a_meaning_a_type_and_a_default() -> No
 def test_a_setting_says_its_range_and_what_differs_between_algorithms() -> None:
     settings = {setting.key: setting for setting in all_settings()}
     assert settings["run.seed"].facts == "whole number; at least 0, at most 2147483647; default `42`"
-    assert settings["trainer.learning_rate"].default == "grpo, ppo, rloo, reinforce: 1e-05; sft: 0.0001"
+    rl = ", ".join(name for name, section in trainer_sections().items() if section.is_rl)
+    assert settings["trainer.learning_rate"].default == f"{rl}: 1e-05; sft: 0.0001"
     assert settings["trainer.lam"].algorithms == ("ppo",)
     assert settings["trainer.max_steps"].algorithms == ()
     assert settings["policy.quantization"].type == "`none` or `4bit` or `8bit`"

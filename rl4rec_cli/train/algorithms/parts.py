@@ -28,5 +28,11 @@ class TrainerParts:
 
     @property
     def engine(self) -> VllmSection | None:
-        """Settings of the engine that writes the texts; None where the policy's model writes them."""
-        return self.config.generation.vllm if self.policy.engine is not None else None
+        """Settings of the engine that writes the texts, `correction: auto` decided; None: the model writes them."""
+        settings = self.config.generation.vllm
+        if self.policy.engine is None:
+            return None
+        if settings.correction == "auto":
+            unit = "sequence" if self.config.trainer.weighs_whole_texts else "token"
+            return settings.model_copy(update={"correction": f"{unit}_truncate"})
+        return settings

@@ -46,7 +46,7 @@ def make_trainer(parts):
 SMALL = [
     *("trainer.max_steps=3", "trainer.warm_start.max_steps=2", "trainer.batch_size=4", "trainer.num_generations=4"),
     *("data.synthetic.users=60", "data.synthetic.items=40", "logging.steps=1", "eval.steps=null", "eval.users=8"),
-    *("eval.baselines=[last_item]", "eval.cache_dir=null", "policy.tiny.hidden_size=32"),
+    *("eval.baselines=[last_item,untrained]", "eval.cache_dir=null", "policy.tiny.hidden_size=32"),
 ]
 # All in one process: importing the trainers takes longer than the three steps.
 DRIVER = """
