@@ -75,19 +75,19 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         print(title)
     # A terminal would break a line inside a number: what has no room follows below, each row by its name again.
     room = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
-    for place, chosen in enumerate(_blocks(widths, room)):
+    for place, block in enumerate(_blocks(widths, room)):
         if place:
             print()
         for line in lines:
-            print("  ".join(_pad(line[i], widths[i], right[i]) for i in chosen).rstrip())
+            print("  ".join(_pad(line[i], widths[i], right[i]) for i in block).rstrip())
 
 
 def _blocks(widths: Sequence[int], room: int | None) -> list[list[int]]:
     """The columns that fit beside each other, the first one in every block; all of them where there is no limit."""
     blocks = [[0]]
     for i in range(1, len(widths)):
-        used = sum(widths[j] + 2 for j in blocks[-1])
-        if room is not None and used + widths[i] > room and len(blocks[-1]) > 1:
+        total = sum(widths[j] + 2 for j in blocks[-1])
+        if room is not None and total + widths[i] > room and len(blocks[-1]) > 1:
             blocks.append([0])
         blocks[-1].append(i)
     return blocks
@@ -116,14 +116,14 @@ def _draw_table(title: str, columns: Sequence[str], cells: Sequence[Sequence[str
     from rich.table import Table
     from rich.text import Text  # cells are Text: a `[` in a title is no markup
 
-    drawn = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
+    rich_table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
     for name, is_number in zip(columns, right, strict=True):
-        drawn.add_column(Text(name), justify="right" if is_number else "left", no_wrap=is_number)
+        rich_table.add_column(Text(name), justify="right" if is_number else "left", no_wrap=is_number)
     for row in cells:
-        drawn.add_row(*(Text(text) for text in row))
+        rich_table.add_row(*(Text(text) for text in row))
     from rich.console import Console
 
-    Console(file=sys.stdout, highlight=False).print(drawn)
+    Console(file=sys.stdout, highlight=False).print(rich_table)
 
 
 def _cell(value: object) -> str:
@@ -135,8 +135,8 @@ def _cell(value: object) -> str:
 
 
 def _is_numeric(column: Sequence[str]) -> bool:
-    filled = [text for text in column if text and text not in ("-", "–", "—", "nan")]
-    return bool(filled) and all(_NUMBER.fullmatch(text) for text in filled)
+    texts = [text for text in column if text and text not in ("-", "–", "—", "nan")]
+    return bool(texts) and all(_NUMBER.fullmatch(text) for text in texts)
 
 
 def width(text: str) -> int:
@@ -161,21 +161,21 @@ def progress(total: int | None, description: str, *, every: float = 10.0) -> Ite
         with _bar(total, description) as advance:
             yield advance
         return
-    done, started, shown = 0, time.monotonic(), time.monotonic()
+    position, started, last_line_at = 0, time.monotonic(), time.monotonic()
 
     def say() -> None:
-        of = f"/{total:,} ({done / total:.0%})" if total else ""
-        log(f"{description}: {done:,}{of}, {time.monotonic() - started:.0f} s")
+        of = f"/{total:,} ({position / total:.0%})" if total else ""
+        log(f"{description}: {position:,}{of}, {time.monotonic() - started:.0f} s")
 
     def plain(count: int = 1) -> None:
-        nonlocal done, shown
-        done += count
-        if time.monotonic() - shown >= every:
-            shown = time.monotonic()
+        nonlocal position, last_line_at
+        position += count
+        if time.monotonic() - last_line_at >= every:
+            last_line_at = time.monotonic()
             say()
 
     yield plain
-    if shown != started and time.monotonic() - started >= every:
+    if last_line_at != started and time.monotonic() - started >= every:
         say()
 
 
@@ -249,11 +249,11 @@ def quiet_libraries() -> None:
 @contextmanager
 def hushed() -> Iterator[None]:
     """Keep off standard output, which is for results, what a library prints; logged where something fails."""
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with redirect_stdout(said):
+        with redirect_stdout(output):
             yield
     except BaseException:
-        if text := said.getvalue().strip():
+        if text := output.getvalue().strip():
             log(text)
         raise

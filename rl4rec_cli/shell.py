@@ -19,11 +19,11 @@ def quote(word: object) -> str:
     text = str(word)
     if text.isprintable():
         return shlex.quote(text)
-    shown = "".join(
+    literal = "".join(
         f"\\{c}" if c in "\\'" else c if c.isprintable() else "".join(f"\\x{b:02x}" for b in os.fsencode(c))
         for c in text
     )
-    return f"$'{shown}'"
+    return f"$'{literal}'"
 
 
 def command_line(*words: object) -> str:
@@ -49,11 +49,11 @@ def setting(key: str, value: Any) -> str:
     if is_plain and value.isprintable():
         return f"{key}={value}"
     # YAML takes some characters that a terminal does not show for the end of a line.
-    shown = "".join(
+    literal = "".join(
         c if c.isprintable() else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}"
         for c in json.dumps(value, ensure_ascii=False)
     )
-    return f"{key}={shown}"
+    return f"{key}={literal}"
 
 
 def set_flags(settings: Iterable[str]) -> str:

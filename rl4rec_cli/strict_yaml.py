@@ -59,17 +59,17 @@ def _refuse(problem: str, mark: Any) -> yaml.MarkedYAMLError:
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if not isinstance(node, yaml.MappingNode):
         raise _refuse("not a mapping", node.start_mark)
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
             raise _refuse(f"the key {key!r} is not text: quote it", key_node.start_mark)
-        if key in found:
+        if key in values:
             raise _refuse(f"the key `{key}` is given twice", key_node.start_mark)
-        found[key] = loader.construct_object(value_node, deep=True)
-    return found
+        values[key] = loader.construct_object(value_node, deep=True)
+    return values
 
 
 def _sequence(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:

@@ -49,16 +49,16 @@ def check_one_process() -> None:
     Raises:
         ConfigError: it says so, or cannot be understood.
     """
-    named = {name: os.environ[name].strip() for name in (*_COUNTS, *_RANKS) if os.environ.get(name, "").strip()}
-    odd = [name for name, value in named.items() if not re.fullmatch(r"-?[0-9]{1,9}", value)]
-    several = [name for name in named if name not in odd and int(named[name]) > (1 if name in _COUNTS else 0)]
+    values = {name: os.environ[name].strip() for name in (*_COUNTS, *_RANKS) if os.environ.get(name, "").strip()}
+    odd = [name for name, value in values.items() if not re.fullmatch(r"-?[0-9]{1,9}", value)]
+    several = [name for name in values if name not in odd and int(values[name]) > (1 if name in _COUNTS else 0)]
     if not odd and not several:
         return
-    unset = " ".join(f"-u {name}" for name in [*named, *(name for name in _ADDRESSES if name in os.environ)])
-    shown = ", ".join(f"{name}={named[name]}" for name in odd or several)
+    unset = " ".join(f"-u {name}" for name in [*values, *(name for name in _ADDRESSES if name in os.environ)])
+    pairs = ", ".join(f"{name}={values[name]}" for name in odd or several)
     what = "is not a number" if odd else "says that this is one of several processes, but a run trains in one"
     raise ConfigError(
-        f"the environment's {shown} {what}",
+        f"the environment's {pairs} {what}",
         hint=f"start it without torchrun, `accelerate launch` or mpirun; where none is used, the variables are a "
         f"leftover: env {unset} rl4rec …",
     )
@@ -87,9 +87,9 @@ def settings_win() -> Iterator[None]:
 
 def recorded_variables() -> dict[str, dict[str, str]]:
     """The variables that could change a run, and those that `settings_win` keeps from it. Never a secret."""
-    known = (*_COUNTS, *_RANKS, *_ADDRESSES, "PYTHONHASHSEED")
-    used = {name: value for name, value in os.environ.items() if name.startswith(RECORDED) or name in known}
-    return {"variables": _without_secrets(used), "variables_left_out": _without_secrets(_overruled)}
+    names = (*_COUNTS, *_RANKS, *_ADDRESSES, "PYTHONHASHSEED")
+    values = {name: value for name, value in os.environ.items() if name.startswith(RECORDED) or name in names}
+    return {"variables": _without_secrets(values), "variables_left_out": _without_secrets(_overruled)}
 
 
 def _without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
@@ -130,7 +130,7 @@ def child_environment() -> dict[str, str]:
         else:
             environment[name] = before
     if options := environment.pop("PYTORCH_ALLOC_CONF", ""):
-        kept = [part for part in options.split(",") if not part.strip().startswith("expandable_segments")]
-        if kept:
-            environment["PYTORCH_ALLOC_CONF"] = ",".join(kept)
+        others = [part for part in options.split(",") if not part.strip().startswith("expandable_segments")]
+        if others:
+            environment["PYTORCH_ALLOC_CONF"] = ",".join(others)
     return environment

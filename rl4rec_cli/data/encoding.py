@@ -105,8 +105,8 @@ class TextEncoder:
         """About how many tokens each of these guarded texts has."""
         if not guarded:
             return []
-        shown = [self.show(text) for text in guarded]
-        return [len(ids) for ids in self._tokenizer(shown, add_special_tokens=False)["input_ids"]]
+        texts = [self.show(text) for text in guarded]
+        return [len(ids) for ids in self._tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
 _MARKED = re.compile(f"{MARK}(.)")

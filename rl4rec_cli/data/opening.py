@@ -70,25 +70,25 @@ def dataset_name(path: str | Path) -> str:
     return _name(folder, meta if has_name else {})
 
 
-def find_path(section: DataSection, asked: str) -> str:
+def find_path(section: DataSection, name: str) -> str:
     """The folder that is asked for: by its path, or by the name of one of the section's datasets.
 
     Raises:
         ConfigError: the section has several, and none of this name.
     """
-    folder = Path(asked).expanduser()
-    if not folder.is_dir() and asked in (names := {dataset_name(path): path for path in section.paths}):
-        return names[asked]  # the run's own before one of that name in `data/`
-    folder = Path(asked := find_folder(asked)).expanduser()
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and name in (names := {dataset_name(path): path for path in section.paths}):
+        return names[name]  # the run's own before one of that name in `data/`
+    folder = Path(name := find_folder(name)).expanduser()
     if folder.is_dir():
         # One of several is written as it is there: it is no other dataset than the run's.
         several = section.paths if len(section.paths) > 1 else ()
-        return next((path for path in several if Path(path).expanduser().resolve() == folder.resolve()), asked)
+        return next((path for path in several if Path(path).expanduser().resolve() == folder.resolve()), name)
     if len(names) > 1 and len(folder.parts) == 1:
         raise ConfigError(
-            f"{asked}: neither a dataset folder nor a dataset of the run", hint=f"it has {', '.join(names)}"
+            f"{name}: neither a dataset folder nor a dataset of the run", hint=f"it has {', '.join(names)}"
         )
-    return asked
+    return name
 
 
 def open_datasets(section: DataSection) -> list[Dataset]:

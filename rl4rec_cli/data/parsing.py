@@ -126,11 +126,11 @@ class StrictJson:
     def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) < len(pairs):
-            seen: set[str] = set()
+            keys: set[str] = set()
             for key, _ in pairs:
-                if key in seen:
+                if key in keys:
                     self._duplicates.setdefault(key)
-                seen.add(key)
+                keys.add(key)
         return value
 
     def _number(self, text: str) -> float:
@@ -203,11 +203,11 @@ def short(text: str, *, quote: bool = True) -> str:
     return quoted if quote else quoted[1:-1] if not text.isprintable() else text
 
 
-def some(values: Sequence[object], total: int | None = None, shown: int = 5) -> str:
+def some(values: Sequence[object], total: int | None = None, most: int = 5) -> str:
     """The first few of `values`, and how many there are in all."""
     total = len(values) if total is None else total
-    listed = ", ".join(map(str, values[:shown]))
-    return listed if total <= shown else f"{listed}, … ({total:,} in all)"
+    text = ", ".join(map(str, values[:most]))
+    return text if total <= most else f"{text}, … ({total:,} in all)"
 
 
 def text_flaw(value: Any) -> str | None:

@@ -65,12 +65,12 @@ def item_renderer(template: str, dataset: Dataset, *, setting: str) -> list[str]
         raise ConfigError(f"{setting}: item_id must not be shown to the policy", hint="ids can give the target away")
     if any(spec or conversion for _, spec, conversion in parts) or any(not name.isidentifier() for name in fields):
         raise ConfigError(f"{setting}: {template!r}: only plain field names such as {{title}} may be used")
-    known = {key for item in dataset.items for key in item}
-    unknown = sorted(fields - known)
+    item_fields = {key for item in dataset.items for key in item}
+    unknown = sorted(fields - item_fields)
     if unknown:
         raise ConfigError(
             f"{setting}: no item of {dataset.name} has a field {', '.join(map(repr, unknown))}",
-            hint=f"fields: {', '.join(sorted(known - {'item_id'}))}",
+            hint=f"fields: {', '.join(sorted(item_fields - {'item_id'}))}",
         )
     return [template.format_map({f: _written(item.get(f)) for f in fields}) for item in dataset.items]
 
@@ -129,18 +129,18 @@ class PromptBuilder:
         override = self._overrides.get(user) if user is not None else None
         if override is not None:
             return self.build_written(override)
-        shown = list(history[-self.section.max_history :])
+        recent = list(history[-self.section.max_history :])
         limit = self.section.max_prompt_length
         # Start from token counts that are almost right, then let the real count decide.
         total, keep = self._frame_tokens, 0
-        for item in reversed(shown):
+        for item in reversed(recent):
             total += self._item_tokens[item] + 2
             if total > limit + 8 and keep:
                 break
             keep += 1
         best = None
-        while 0 < keep <= len(shown):
-            prompt = self._prompt(self._fill(shown[-keep:]))
+        while 0 < keep <= len(recent):
+            prompt = self._prompt(self._fill(recent[-keep:]))
             fits = len(prompt.ids) <= limit
             if best is not None and not fits:
                 break
@@ -151,14 +151,14 @@ class PromptBuilder:
         if best is not None:
             return best
         # Not even the last item fits: it is cut, not dropped.
-        last = self.encoder.show(self._items[shown[-1]]) if shown else ""
-        return replace(self._cut_to_fit(last, self._framed), items=len(shown[-1:]))
+        last = self.encoder.show(self._items[recent[-1]]) if recent else ""
+        return replace(self._cut_to_fit(last, self._framed), items=len(recent[-1:]))
 
     def digest(self, examples: Sequence[Example]) -> str:
         """Identity (hex) of the prompts of these examples: of some of them, evenly over all, where they are many."""
         count = min(len(examples), _DIGESTED)
-        chosen = (examples[place * len(examples) // count] for place in range(count))
-        prompts = (self.build(example.user, example.history).ids for example in chosen)
+        sample = (examples[place * len(examples) // count] for place in range(count))
+        prompts = (self.build(example.user, example.history).ids for example in sample)
         return sha256(*(f"{' '.join(map(str, ids))}\n".encode() for ids in prompts))
 
     def build_written(self, text: str) -> Prompt:

@@ -47,17 +47,17 @@ def trained_on(run: Run) -> dict[str, str]:
     record = _read(run.folder)
     if record is not None:
         return dict(record["datasets"])
-    found = {}
+    digests = {}
     for result in [run.folder / "eval" / "validation.json", *(run.folder / "eval").glob("*/validation.json")]:
         name = result.parent.name
         is_own = name == "eval" if len(run.config.data.paths) < 2 else run.results(name) == result.parent
         try:
-            told = parse_json(read_bytes(result)) if is_own and result.is_file() else {}
+            result_content = parse_json(read_bytes(result)) if is_own and result.is_file() else {}
         except (OSError, ValueError):  # a damaged result says nothing of the data
-            told = {}
-        if isinstance(told, dict) and {"dataset", "dataset_digest"} <= told.keys():
-            found[str(told["dataset"])] = str(told["dataset_digest"])
-    return found
+            result_content = {}
+        if isinstance(result_content, dict) and {"dataset", "dataset_digest"} <= result_content.keys():
+            digests[str(result_content["dataset"])] = str(result_content["dataset_digest"])
+    return digests
 
 
 def changed_datasets(run: Run, digests: Mapping[str, str]) -> list[str]:
@@ -66,33 +66,33 @@ def changed_datasets(run: Run, digests: Mapping[str, str]) -> list[str]:
     Args:
         digests: of what is there, by the datasets' names.
     """
-    known = trained_on(run)
-    if len(known) == len(digests) == 1:  # a name is no part of the data
-        known = dict(zip(digests, known.values(), strict=True))
+    before = trained_on(run)
+    if len(before) == len(digests) == 1:  # a name is no part of the data
+        before = dict(zip(digests, before.values(), strict=True))
     return [
         f"dataset {name} is not the one that {run.folder} was trained on: its digest is {digest[:12]}, was "
-        f"{known[name][:12]}"
+        f"{before[name][:12]}"
         for name, digest in digests.items()
-        if name in known and known[name] != digest
+        if name in before and before[name] != digest
     ]
 
 
-def is_own_data(run: Run, asked: DataSection) -> bool:
+def is_own_data(run: Run, section: DataSection) -> bool:
     """Whether a run was trained on these items, however their folders are spelled."""
     trained = run.config.data
-    if not asked.paths:
-        return not trained.paths and asked.synthetic == trained.synthetic
-    asked_folders, own = ({Path(path).expanduser().resolve() for path in data.paths} for data in (asked, trained))
-    return asked_folders <= own
+    if not section.paths:
+        return not trained.paths and section.synthetic == trained.synthetic
+    folders, own = ({Path(path).expanduser().resolve() for path in data.paths} for data in (section, trained))
+    return folders <= own
 
 
-def changed_data(run: Run, asked: DataSection, dataset: Dataset) -> str | None:
+def changed_data(run: Run, section: DataSection, dataset: Dataset) -> str | None:
     """What to say where one of a run's own datasets was changed after training; None where it was not.
 
     Args:
-        asked: the section that the dataset was opened by.
+        section: what the dataset was opened by.
     """
-    if not is_own_data(run, asked):  # another dataset, and asked for as such
+    if not is_own_data(run, section):  # another dataset, and asked for as such
         return None
     return next(iter(changed_datasets(run, {dataset.name: dataset.digest})), None)
 

@@ -81,8 +81,8 @@ def read_folder(folder: Path, *, sequences: Path | None = None, prompts: Path | 
         what = "is a file, not a dataset folder" if folder.exists() else "no such dataset folder"
         raise DataError(f"{folder}: {what}", hint=hint)
     problems = Problems(folder)
-    items, known = _read_items(folder / ITEMS, problems)
-    users, rows, all_users = _read_sequences(sequences or folder / SEQUENCES, known, problems)
+    items, item_ids = _read_items(folder / ITEMS, problems)
+    users, rows, all_users = _read_sequences(sequences or folder / SEQUENCES, item_ids, problems)
     if prompts is not None and not prompts.exists():  # the folder's own may be absent
         problems.add(problems.name(prompts), "the file is missing", hint=_PROMPTS_HINT)
     texts = _read_prompts(prompts or folder / PROMPTS, set(users) if all_users else None, problems)
@@ -115,8 +115,8 @@ def _read_items(path: Path, problems: Problems) -> tuple[tuple[dict[str, Any], .
         else:
             line_of[item_id] = number
     top = max(rows, default=-1)
-    missing = top + 1 - len(rows)
-    if missing > without_id:
+    gaps = top + 1 - len(rows)
+    if gaps > without_id:
         first = []
         for i in range(top):
             if i not in rows:
@@ -124,12 +124,12 @@ def _read_items(path: Path, problems: Problems) -> tuple[tuple[dict[str, Any], .
                 if len(first) == 5:
                     break
         reason = f"ids must run from 0 to {count - 1:,} without gaps (largest is {top:,}); missing "
-        problems.add(problems.name(path), reason + some(first, missing), field="item_id", hint=_ITEMS_HINT)
-    known = set(rows)
+        problems.add(problems.name(path), reason + some(first, gaps), field="item_id", hint=_ITEMS_HINT)
+    item_ids = set(rows)
     if without_id:
-        known.update(range(count))
+        item_ids.update(range(count))
     dense = top + 1 == len(rows)
-    return tuple(rows[i] for i in range(len(rows))) if dense else (), known
+    return tuple(rows[i] for i in range(len(rows))) if dense else (), item_ids
 
 
 def _read_item(
@@ -175,7 +175,7 @@ def _read_item(
 
 
 def _read_sequences(
-    path: Path, known: set[int] | None, problems: Problems
+    path: Path, item_ids: set[int] | None, problems: Problems
 ) -> tuple[list[str], list[tuple[int, ...]], bool]:
     """Users, their sequences, and whether every line's user could be read."""
     raw = read_bytes(path, problems, _SEQUENCES_HINT)
@@ -212,8 +212,8 @@ def _read_sequences(
             hint = "leave out users with fewer than 3 items: one each to train, to validate and to test"
             hint = hint if tokens else _SEQUENCES_HINT  # most likely another separator
             problems.add(where, reason, field="items", hint=hint)
-        if known is not None and not known.issuperset(sequence):
-            unknown = list(dict.fromkeys(item for item in sequence if item not in known))
+        if item_ids is not None and not item_ids.issuperset(sequence):
+            unknown = list(dict.fromkeys(item for item in sequence if item not in item_ids))
             reason = f"unknown item id{'s' * (len(unknown) > 1)} {some(unknown)}"
             hint = f"every id in {SEQUENCES} must be an item_id in {ITEMS}"
             problems.add(where, reason, field="items", hint=hint)
@@ -252,15 +252,15 @@ def _where(name: str, text: str, key: str | None) -> str:
     """`file:line` of the last place where `key` stands as a key; `file` where it is written with escapes."""
     if key is None:
         return name
-    found = list(re.finditer(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:", text))
-    return f"{name}:{text.count(chr(10), 0, found[-1].start()) + 1}" if found else name
+    matches = list(re.finditer(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:", text))
+    return f"{name}:{text.count(chr(10), 0, matches[-1].start()) + 1}" if matches else name
 
 
 def _read_prompts(path: Path, users: set[str] | None, problems: Problems) -> dict[str, str]:
-    read = _read_object(path, problems, _PROMPTS_HINT)
-    if read is None:
+    content = _read_object(path, problems, _PROMPTS_HINT)
+    if content is None:
         return {}
-    prompts, text = read
+    prompts, text = content
     for user, prompt in prompts.items():
         if users is not None and user not in users:
             problems.add(_where(problems.name(path), text, user), f"no such user in {SEQUENCES}", field=user)
@@ -270,10 +270,10 @@ def _read_prompts(path: Path, users: set[str] | None, problems: Problems) -> dic
 
 
 def _read_meta(path: Path, problems: Problems) -> dict[str, Any]:
-    read = _read_object(path, problems, _META_HINT)
-    if read is None:
+    content = _read_object(path, problems, _META_HINT)
+    if content is None:
         return {}
-    meta, text = read
+    meta, text = content
     if "mask_history" in meta and not isinstance(meta["mask_history"], bool):
         reason = f"must be true or false, is {kind(meta['mask_history'])}"
         problems.add(_where(problems.name(path), text, "mask_history"), reason, field="mask_history", hint=_META_HINT)

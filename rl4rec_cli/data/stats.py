@@ -36,9 +36,11 @@ def dataset_stats(dataset: Dataset) -> dict[str, Any]:
         "item_count": _spread(item_counts),
         "items_never_seen": item_counts.count(0),
         "users_with_repeats": sum(len(set(sequence)) < len(sequence) for sequence in dataset.sequences),
-        "targets_in_history": {split: sum(e.target in e.history for e in found) for split, found in splits.items()},
+        "targets_in_history": {
+            split: sum(e.target in e.history for e in examples) for split, examples in splits.items()
+        },
         "targets_unseen_in_training": {
-            split: sum(e.target not in in_training for e in found) for split, found in splits.items()
+            split: sum(e.target not in in_training for e in examples) for split, examples in splits.items()
         },
         "text_words": {"median": statistics.median(words), "max": max(words)},
         "distinct_titles": len(set(dataset.texts("title"))),

@@ -113,8 +113,8 @@ def _draw_sequences(rng: np.random.Generator, traits: np.ndarray, users: int) ->
         length = rng.integers(shortest, longest, endpoint=True)
         # The top of appeal + Gumbel noise is a draw without repeats with chances ∝ exp(appeal). It comes best first,
         # which would make every last item, the target, the least liked: hence the shuffle.
-        chosen = np.argsort(-(appeal + rng.gumbel(size=items)), kind="stable")[:length]
-        sequences.append(tuple(rng.permutation(chosen).tolist()))
+        picks = np.argsort(-(appeal + rng.gumbel(size=items)), kind="stable")[:length]
+        sequences.append(tuple(rng.permutation(picks).tolist()))
     return tuple(sequences)
 
 

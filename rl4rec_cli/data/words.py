@@ -44,12 +44,12 @@ def words(text: str) -> list[str]:
     text = folded(text)
     if text.isascii():
         return _ASCII.findall(text)
-    read: list[str] = []
+    terms: list[str] = []
     for run in _runs().findall(text):
         parts = _SIGN_OR_WORD.findall(run)
-        read += parts
-        read += [a + b for a, b in pairwise(parts) if _SIGN.match(a) and _SIGN.match(b)]
-    return read
+        terms += parts
+        terms += [a + b for a, b in pairwise(parts) if _SIGN.match(a) and _SIGN.match(b)]
+    return terms
 
 
 def share_with_common_words(texts: Sequence[Iterable[str]]) -> float:

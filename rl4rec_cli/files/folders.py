@@ -97,16 +97,16 @@ def torch_save(value: Any, path: Path) -> None:
     import torch
 
     with path.open("wb") as file:
-        kept = _Keeping(file)
+        stream = _RememberingFile(file)
         try:
-            torch.save(value, kept)  # type: ignore[arg-type]
+            torch.save(value, stream)  # type: ignore[arg-type]
         except RuntimeError as error:
-            if kept.error is not None:
-                raise kept.error from error
+            if stream.error is not None:
+                raise stream.error from error
             raise
 
 
-class _Keeping:
+class _RememberingFile:
     """A file that remembers why it could not be written."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -135,24 +135,24 @@ def problems(
     """
     try:
         files = parse_json(read_bytes(folder / MANIFEST))["files"]
-        listed = [(str(n), int(file["size"]), str(file["sha256"])) for n, file in files.items() if only(str(n))]
+        entries = [(str(n), int(file["size"]), str(file["sha256"])) for n, file in files.items() if only(str(n))]
     except FileNotFoundError:
         return [f"no {MANIFEST}" if folder.is_dir() else "no such folder"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [f"{MANIFEST} is damaged"]
-    found = []
-    for name, size, digest in listed:
+    flaws = []
+    for name, size, digest in entries:
         path = folder / name
         try:
             if not path.is_file():
-                found += [] if name in but else [f"{name} is missing"]
+                flaws += [] if name in but else [f"{name} is missing"]
             elif path.stat().st_size != size:
-                found.append(f"{name} has {path.stat().st_size:,} bytes instead of {size:,}")
+                flaws.append(f"{name} has {path.stat().st_size:,} bytes instead of {size:,}")
             elif sha256_of_file(path) != digest:
-                found.append(f"{name} is not what was written")
+                flaws.append(f"{name} is not what was written")
         except OSError as error:
-            found.append(f"{name}: {error.strerror or error}")
-    return found
+            flaws.append(f"{name}: {error.strerror or error}")
+    return flaws
 
 
 def written_digest(folder: Path, *, only: Callable[[str], bool]) -> str | None:

@@ -44,7 +44,7 @@ def explain(error: BaseException, name: str) -> tuple[str, str] | None:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """The error and what it came from."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

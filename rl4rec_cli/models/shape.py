@@ -78,8 +78,8 @@ class ModelFacts:
         """The linear maps of a layer that a LoRA adapter of these targets goes on."""
         if targets in ("all-linear", "auto"):
             return self.linears
-        wanted = {targets} if isinstance(targets, str) else set(targets)
-        return tuple(one for one in self.linears if one[0] in wanted or one[0].rpartition(".")[2] in wanted)
+        names = {targets} if isinstance(targets, str) else set(targets)
+        return tuple(one for one in self.linears if one[0] in names or one[0].rpartition(".")[2] in names)
 
     def lora_parameters(self, r: int, targets: str | tuple[str, ...]) -> int:
         return self.layers * sum(r * (ins + outs) for _, ins, outs in self.adapted(targets))

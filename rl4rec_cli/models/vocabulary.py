@@ -21,13 +21,13 @@ def extra_tokens(tokenizer: Any, rows: int) -> list[str]:
         return []
     added = tokenizer.added_tokens_decoder
     template = str(getattr(tokenizer, "chat_template", None) or "")
-    used = {tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token}
+    specials = {tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token}
     return [
         token
         for token, number in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
         if number >= rows
         and token != tokenizer.pad_token
-        and (token in used or token in template or not (number in added and added[number].special))
+        and (token in specials or token in template or not (number in added and added[number].special))
     ]
 
 

@@ -106,8 +106,8 @@ class Run:
         return self._numbered("warm")
 
     def _numbered(self, kind: str) -> list[Path]:
-        found = [(int(m[1]), p) for p in self.checkpoints.glob(f"checkpoint_{kind}_*") if (m := _NUMBER.search(p.name))]
-        return [path for _, path in sorted(found)]
+        pairs = [(int(m[1]), p) for p in self.checkpoints.glob(f"checkpoint_{kind}_*") if (m := _NUMBER.search(p.name))]
+        return [path for _, path in sorted(pairs)]
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -134,9 +134,9 @@ def resume_command(run: Run) -> str:
     """What goes on with a run, from any folder that its own path is right in."""
     rewards = run.config.reward.functions
     # Code is run only where this very command names it.
-    named = [word for name, weight in rewards.items() for word in ("--reward", f"{whole_reward(name)}={weight:g}")]
+    flags = [word for name, weight in rewards.items() for word in ("--reward", f"{whole_reward(name)}={weight:g}")]
     has_code = any(":" in name for name in rewards)
-    return rl4rec("train", run.config.trainer.algorithm, "--resume", run.folder, *(named if has_code else ()))
+    return rl4rec("train", run.config.trainer.algorithm, "--resume", run.folder, *(flags if has_code else ()))
 
 
 def whole_reward(name: str) -> str:

@@ -57,10 +57,10 @@ def audit_dataset(
     from rl4rec_cli.data.audit.texts import Texts, text_checks
 
     texts = Texts(dataset, (prompt or PromptSection()).of(dataset.name), emb_type)
-    written = WrittenPrompts(texts)
+    prompt_texts = WrittenPrompts(texts)
     checks = (
-        *prompt_checks(written, train_targets),
+        *prompt_checks(prompt_texts, train_targets),
         *text_checks(texts),
-        *sequence_checks(texts, ids_shown=ids_shown(written)),
+        *sequence_checks(texts, ids_shown=ids_shown(prompt_texts)),
     )
     return Audit(dataset.name, checks)

@@ -66,8 +66,8 @@ class Finding:
         lines += textwrap.wrap(self.meaning, 96, initial_indent="  ", subsequent_indent="  ")
         lines += textwrap.wrap(f"To mend it: {self.remedy}.", 96, initial_indent="  ", subsequent_indent="  ")
         for user, item, text in self.examples:
-            named = [f"{what} {value}" for what, value in (("user", user), ("item", item)) if value is not None]
-            lines.append(f"  e.g. {', '.join(named)}: {text}" if named else f"  e.g. {text}")
+            labels = [f"{what} {value}" for what, value in (("user", user), ("item", item)) if value is not None]
+            lines.append(f"  e.g. {', '.join(labels)}: {text}" if labels else f"  e.g. {text}")
         return "\n".join(lines)
 
 
@@ -90,8 +90,8 @@ class Audit:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        found = [check.finding for check in self.checks if check.finding]
-        return tuple(sorted(found, key=lambda finding: finding.severity != "leak"))
+        all_findings = [check.finding for check in self.checks if check.finding]
+        return tuple(sorted(all_findings, key=lambda finding: finding.severity != "leak"))
 
     @property
     def is_clean(self) -> bool:
@@ -105,21 +105,24 @@ class Audit:
 
     def summary(self) -> str:
         """How many checks, leaks and warnings there are."""
-        made = sum(check.result != "not checked" for check in self.checks)
+        count = sum(check.result != "not checked" for check in self.checks)
         unmade = [check.name for check in self.checks if check.result == "not checked"]
         rest = f"; not checked: {', '.join(unmade)}" if unmade else ""
         warnings = len(self.findings) - self.leaks
-        found = f"{count_of(self.leaks, 'leak')}, {count_of(warnings, 'warning')}" if self.findings else "nothing found"
-        return f"Audit: {found} ({count_of(made, 'check')}{rest})"
+        outcome = (
+            f"{count_of(self.leaks, 'leak')}, {count_of(warnings, 'warning')}" if self.findings else "nothing found"
+        )
+        return f"Audit: {outcome} ({count_of(count, 'check')}{rest})"
 
     def one_line(self, path: str = "PATH") -> str:
         """The audit in one line, with the command that shows the rest; `path` is the dataset's folder."""
         findings = self.findings
         if not findings:
             return self.summary()
-        said = "; ".join(finding.headline for finding in findings[:3])
+        headlines = "; ".join(finding.headline for finding in findings[:3])
         more = f"; {len(findings) - 3} more" if len(findings) > 3 else ""
-        return f"Audit: {count_of(len(findings), 'finding')} ({said}{more}): {rl4rec('data', 'audit', path)} shows them"
+        command = rl4rec("data", "audit", path)
+        return f"Audit: {count_of(len(findings), 'finding')} ({headlines}{more}): {command} shows them"
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON types: `{"dataset", "clean", "leaks", "warnings", "checks": […], "findings": […]}`."""
@@ -138,7 +141,7 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Tally:
     """How often something was seen, beside what chance would give."""
 
     count: int
@@ -166,7 +169,7 @@ class Seen:
 
 def judge(
     name: str,
-    seen: Seen,
+    tally: Tally,
     *,
     flagged: bool | None = None,
     severity: Severity,
@@ -176,30 +179,30 @@ def judge(
     examples: Iterable[Example] = (),
     note: str = "",
 ) -> Check:
-    """The check's result: a finding where `flagged` (by default where `seen` is above chance), else that all is well.
+    """The check's result: a finding where `flagged` (by default where `tally` is above chance), else that all is well.
 
     `{share}` in the headline stands for the share; `note` is put behind what was seen;
     of `examples` the first few are taken.
     """
-    if not seen.of:
-        return Check(name, "not checked", f"no {seen.unit} in which it could be told")
-    said = f"{seen}{note}"
-    if not (seen.above_chance() if flagged is None else flagged):
-        return Check(name, "ok", said)
+    if not tally.of:
+        return Check(name, "not checked", f"no {tally.unit} in which it could be told")
+    text = f"{tally}{note}"
+    if not (tally.above_chance() if flagged is None else flagged):
+        return Check(name, "ok", text)
     finding = Finding(
         check=name,
         severity=severity,
-        headline=headline.replace("{share}", percent(seen.share)),
-        share=seen.share,
-        count=seen.count,
-        of=seen.of,
-        unit=seen.unit,
-        expected=seen.expected,
+        headline=headline.replace("{share}", percent(tally.share)),
+        share=tally.share,
+        count=tally.count,
+        of=tally.of,
+        unit=tally.unit,
+        expected=tally.expected,
         examples=tuple(islice(examples, EXAMPLES)),
         meaning=meaning,
         remedy=remedy,
     )
-    return Check(name, severity, said, finding)
+    return Check(name, severity, text, finding)
 
 
 def log_tail(count: float, mean: float) -> float:

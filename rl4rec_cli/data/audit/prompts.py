@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from rl4rec_cli.data.audit.findings import Check, Example, Seen, Severity, judge, percent
+from rl4rec_cli.data.audit.findings import Check, Example, Severity, Tally, judge, percent
 from rl4rec_cli.data.audit.texts import Texts, excerpt, numbers, squeeze
 
 SPLITS = {"validation": 2, "test": 1}
@@ -39,44 +39,44 @@ _REWRITE = "write prompts.json anew from all but the last two items of each sequ
 Look = Callable[[int, int], Callable[[int], bool | None]]
 
 
-def prompt_checks(written: WrittenPrompts, train_targets: str) -> Iterator[Check]:
+def prompt_checks(prompts_json: WrittenPrompts, train_targets: str) -> Iterator[Check]:
     """Checks of prompts, in the order to show them.
 
     Args:
         train_targets: `last` or `all`, as in `data.train_targets`.
     """
-    texts = written.texts
-    if len(written.users) < len(texts.dataset.users):
+    texts = prompts_json.texts
+    if len(prompts_json.users) < len(texts.dataset.users):
         yield _title_in_template(texts)
         yield _brand_in_template(texts)
     if not texts.dataset.prompts:
         yield Check("prompts.json", "ok", "there is none: every prompt is made by the template")
         return
     yield _coverage(texts)
-    yield _targets(written, written.title, "title", "target's title")
-    yield _targets(written, written.brand, "brand", "target's brand, new to the user,")
-    yield _targets(written, written.number, "id", "target's id")
-    yield _words(written)
-    yield _training_target(written, train_targets)
+    yield _targets(prompts_json, prompts_json.title, "title", "target's title")
+    yield _targets(prompts_json, prompts_json.brand, "brand", "target's brand, new to the user,")
+    yield _targets(prompts_json, prompts_json.number, "id", "target's id")
+    yield _words(prompts_json)
+    yield _training_target(prompts_json, train_targets)
     yield _shared(texts)
 
 
-def ids_shown(written: WrittenPrompts) -> bool:
+def ids_shown(prompts_json: WrittenPrompts) -> bool:
     """Whether a policy can read ids: in the texts of half of the items, or of three in ten history items in prompts.
 
     Numbers that happen to equal an id are far fewer.
     """
-    texts = written.texts
+    texts = prompts_json.texts
     items = len(texts.titles)
     raw = enumerate(zip(texts.raw_titles, texts.raw_rendered, texts.raw_embedded, strict=True))
     if sum(i in numbers(" ".join(parts)) for i, parts in raw) >= items / 2:
         return True
     count, chance = 0, 0.0
-    shown = [(i, found) for u, found in written.numbers.items() for i in written.sequences[u][:-2][-3:]]
-    for i, found in shown:
-        count += i in found
-        chance += sum(number < items for number in found) / items
-    return count >= max(0.3 * len(shown), 2 * chance, 3)
+    pairs = [(i, ids) for u, ids in prompts_json.numbers.items() for i in prompts_json.sequences[u][:-2][-3:]]
+    for i, ids in pairs:
+        count += i in ids
+        chance += sum(number < items for number in ids) / items
+    return count >= max(0.3 * len(pairs), 2 * chance, 3)
 
 
 class WrittenPrompts:
@@ -94,42 +94,44 @@ class WrittenPrompts:
         ]
 
     def title(self, user: int, end: int) -> Callable[[int], bool | None]:
-        texts, known, prompt = self.texts, self.sequences[user][:end], self.prompts[user]
+        texts, history, prompt = self.texts, self.sequences[user][:end], self.prompts[user]
 
         def explained(target: int) -> bool:
             """Whether the history has these words: in one item, or a short title's anywhere."""
             words = texts.title_words[target]
-            return any(words <= texts.words([i]) for i in known) or (len(words) <= 3 and words <= texts.words(known))
+            return any(words <= texts.words([i]) for i in history) or (
+                len(words) <= 3 and words <= texts.words(history)
+            )
 
         def look(target: int) -> bool | None:
             if not texts.is_telling[target]:
                 return None
-            return texts.titles[target] in prompt and target not in known and not explained(target)
+            return texts.titles[target] in prompt and target not in history and not explained(target)
 
         return look
 
     def brand(self, user: int, end: int) -> Callable[[int], bool | None]:
-        texts, known, prompt = self.texts, self.sequences[user][:end], self.prompts[user]
-        brands = {texts.brands[i] for i in known}
+        texts, history, prompt = self.texts, self.sequences[user][:end], self.prompts[user]
+        brands = {texts.brands[i] for i in history}
 
         def look(target: int) -> bool | None:
             brand = texts.brands[target]
             if len(brand) < 5 or brand in brands:  # three letters and two spaces
                 return None
-            return brand in prompt and not texts.words(known).issuperset(brand.split())
+            return brand in prompt and not texts.words(history).issuperset(brand.split())
 
         return look
 
     def number(self, user: int, end: int) -> Callable[[int], bool | None]:
-        known, found = self.sequences[user][:end], self.numbers[user]
-        return lambda target: None if target in known else target in found
+        history, ids = self.sequences[user][:end], self.numbers[user]
+        return lambda target: None if target in history else target in ids
 
     def own_words(self, user: int, end: int) -> Callable[[int], bool | None]:
-        texts, known, words = self.texts, self.sequences[user][:end], set(self.prompts[user].split())
-        all_known = texts.words(known)
+        texts, history, words = self.texts, self.sequences[user][:end], set(self.prompts[user].split())
+        history_words = texts.words(history)
 
         def look(target: int) -> bool | None:
-            others = texts.words(i for i in known if i != target) if target in known else all_known
+            others = texts.words(i for i in history if i != target) if target in history else history_words
             own = self.content_words[target] - others
             return not own.isdisjoint(words) if own else None
 
@@ -137,7 +139,7 @@ class WrittenPrompts:
 
     def compare(
         self, look: Look, back: int, known: int | None = None, *, most: int | None = None
-    ) -> tuple[Seen, list[tuple[int, int]]]:
+    ) -> tuple[Tally, list[tuple[int, int]]]:
         """How often targets show in their prompts, beside other users' targets; the (user, target) of those that do.
 
         Args:
@@ -163,105 +165,111 @@ class WrittenPrompts:
         hits, count, others, chance = [], 0, 0, 0
         for row, (user, target, end) in enumerate(rows):
             shows = look(user, end)
-            shown = shows(target)
-            if shown is not None:
+            is_there = shows(target)
+            if is_there is not None:
                 count += 1
-                if shown:
+                if is_there:
                     hits.append((user, target))
-            chosen = set(self.sequences[user])
+            own = set(self.sequences[user])
             for deal in dealt:
-                if deal[row] not in chosen and (shown := shows(deal[row])) is not None:
+                if deal[row] not in own and (is_there := shows(deal[row])) is not None:
                     others += 1
-                    chance += shown
+                    chance += is_there
         # Half a case more than was seen: none among the others does not prove that there can be none.
-        return Seen(len(hits), count, "prompts", min((chance + 0.5) / max(others, 1), 1.0)), hits
+        return Tally(len(hits), count, "prompts", min((chance + 0.5) / max(others, 1), 1.0)), hits
 
     def example(self, user: int, target: int, part: str) -> Example:
         return Example(self.texts.dataset.users[user], target, excerpt(self.raw[user], part))
 
 
-def _targets(written: WrittenPrompts, look: Look, what: str, headline: str) -> Check:
+def _targets(prompts_json: WrittenPrompts, look: Look, what: str, headline: str) -> Check:
     """Validation and test targets that show in their prompts."""
-    found = {split: written.compare(look, back, 2) for split, back in SPLITS.items()}
-    guilty = [split for split, (seen, _) in found.items() if seen.above_chance()]
-    seen = _pooled([seen for seen, _ in found.values()])
-    shares = ", ".join(f"{split} {percent(one.share)}" for split, (one, _) in found.items())
-    texts = written.texts
+    by_split = {split: prompts_json.compare(look, back, 2) for split, back in SPLITS.items()}
+    guilty = [split for split, (tally, _) in by_split.items() if tally.above_chance()]
+    tally = _pooled([tally for tally, _ in by_split.values()])
+    shares = ", ".join(f"{split} {percent(one.share)}" for split, (one, _) in by_split.items())
+    texts = prompts_json.texts
     part = {"title": texts.raw_titles, "brand": texts.brands, "id": list(map(str, range(len(texts.titles))))}[what]
-    meaning = f"The text tells what is to be predicted: figures for {' and '.join(guilty or found)} are not real."
-    guess = what == "brand" and max(one.share for one, _ in found.values()) < GUESSED
+    meaning = f"The text tells what is to be predicted: figures for {' and '.join(guilty or by_split)} are not real."
+    guess = what == "brand" and max(one.share for one, _ in by_split.values()) < GUESSED
     if guess:
         meaning = (
             "Either the texts were written with the target in sight, or their writer guesses well: see the examples."
         )
     note = f" [{shares}]"
-    if what == "title" and (short := 2 * len(written.users) - seen.of):
+    if what == "title" and (short := 2 * len(prompts_json.users) - tally.of):
         note += f"; {short:,} titles too short to tell"
     return judge(
         f"{what} in prompts.json",
-        seen,
-        flagged=bool(guilty) or seen.above_chance(),
+        tally,
+        flagged=bool(guilty) or tally.above_chance(),
         severity="warning" if guess else "leak",
         headline=f"{headline} in {{share}} of prompts",
         meaning=meaning,
         remedy=_REWRITE,
         examples=(
-            written.example(user, target, part[target]) for split in guilty or found for user, target in found[split][1]
+            prompts_json.example(user, target, part[target])
+            for split in guilty or by_split
+            for user, target in by_split[split][1]
         ),
         note=note,
     )
 
 
-def _pooled(parts: Sequence[Seen]) -> Seen:
+def _pooled(parts: Sequence[Tally]) -> Tally:
     of = sum(part.of for part in parts)
     expected = sum((part.expected or 0.0) * part.of for part in parts) / max(of, 1)
-    return Seen(sum(part.count for part in parts), of, parts[0].unit, expected)
+    return Tally(sum(part.count for part in parts), of, parts[0].unit, expected)
 
 
-def _words(written: WrittenPrompts) -> Check:
+def _words(prompts_json: WrittenPrompts) -> Check:
     """Words that only the target would bring, beside those that only one item of the training part would bring.
 
     Finds prompts that were written from the target too but do not quote it.
     """
-    name, texts = "target's words in prompts.json", written.texts
+    name, texts = "target's words in prompts.json", prompts_json.texts
     # The fourth last item: known whatever prompts were written from, and outside of what training predicts.
-    control, _ = written.compare(written.own_words, 4, 2, most=WORDS)
-    found = {split: written.compare(written.own_words, back, 2, most=WORDS) for split, back in SPLITS.items()}
-    worst = max(found, key=lambda split: found[split][0].share)
-    seen, hits = found[worst]
-    if seen.of < 20 or control.of < 20:
+    control, _ = prompts_json.compare(prompts_json.own_words, 4, 2, most=WORDS)
+    by_split = {
+        split: prompts_json.compare(prompts_json.own_words, back, 2, most=WORDS) for split, back in SPLITS.items()
+    }
+    worst = max(by_split, key=lambda split: by_split[split][0].share)
+    tally, hits = by_split[worst]
+    if tally.of < 20 or control.of < 20:
         return Check(name, "not checked", "too few prompts with words of one item alone")
-    way = (seen.share - (seen.expected or 0)) / max(control.share - (control.expected or 0), 1e-9)
+    way = (tally.share - (tally.expected or 0)) / max(control.share - (control.expected or 0), 1e-9)
     note = f" [{worst}; a known item's {percent(control.share)}]"
     severity: Severity = "leak" if way >= WRITTEN_WITH[1] else "warning"
     return judge(
         name,
-        seen,
-        flagged=seen.above_chance() and way >= WRITTEN_WITH[0],
+        tally,
+        flagged=tally.above_chance() and way >= WRITTEN_WITH[0],
         severity=severity,
         headline="words that only the target has in {share} of prompts",
         meaning=f"They come up {way:.0%} as often, beyond chance, as the words of items that the texts were written "
         f"from: some of the texts were written with the {worst} target in sight.",
         remedy=_REWRITE,
         examples=(
-            written.example(u, t, max(written.content_words[t] - texts.words(written.sequences[u][:-2]), key=len))
+            prompts_json.example(
+                u, t, max(prompts_json.content_words[t] - texts.words(prompts_json.sequences[u][:-2]), key=len)
+            )
             for u, t in hits
         ),
         note=note,
     )
 
 
-def _training_target(written: WrittenPrompts, train_targets: str) -> Check:
-    seen, hits = written.compare(written.title, 3 if train_targets == "last" else 0)
+def _training_target(prompts_json: WrittenPrompts, train_targets: str) -> Check:
+    tally, hits = prompts_json.compare(prompts_json.title, 3 if train_targets == "last" else 0)
     before = "the last three items" if train_targets == "last" else "every target (no one text can be, with `all`)"
     return judge(
         "training target in prompts.json",
-        seen,
+        tally,
         severity="warning",
         headline="training target's title in {share} of prompts",
         meaning="In training the answer can be copied from the prompt, in evaluation it cannot: copying is learnt.",
         remedy=f"write prompts.json from all but {before}, or for other users than those trained on",
-        examples=(written.example(user, target, written.texts.raw_titles[target]) for user, target in hits),
+        examples=(prompts_json.example(user, target, prompts_json.texts.raw_titles[target]) for user, target in hits),
     )
 
 
@@ -271,11 +279,11 @@ def _coverage(texts: Texts) -> Check:
     covered = len(dataset.prompts) - len(unknown)
     if not unknown:
         rest = "" if covered == len(dataset.users) else "; the others get the template"
-        said = f"{percent(covered / len(dataset.users))} ({covered:,} of {len(dataset.users):,} users have one){rest}"
-        return Check("users of prompts.json", "info", said)
+        text = f"{percent(covered / len(dataset.users))} ({covered:,} of {len(dataset.users):,} users have one){rest}"
+        return Check("users of prompts.json", "info", text)
     return judge(
         "users of prompts.json",
-        Seen(len(unknown), len(dataset.prompts), "prompts are for unknown users"),
+        Tally(len(unknown), len(dataset.prompts), "prompts are for unknown users"),
         flagged=True,
         severity="warning",
         headline="{share} of prompts are for unknown users",
@@ -288,11 +296,11 @@ def _coverage(texts: Texts) -> Check:
 def _shared(texts: Texts) -> Check:
     counts = Counter(texts.prompts.values())
     shared = [user for user, text in texts.prompts.items() if counts[text] > 1]
-    seen = Seen(len(shared), len(texts.prompts), "prompts")
+    tally = Tally(len(shared), len(texts.prompts), "prompts")
     return judge(
         "shared prompts",
-        seen,
-        flagged=seen.above_chance(least=LEAST_SHARED),
+        tally,
+        flagged=tally.above_chance(least=LEAST_SHARED),
         severity="warning",
         headline="{share} of prompts are word for word another user's",
         meaning="Such a text says nothing of the user, or users and texts were joined wrongly.",
@@ -325,13 +333,13 @@ def _title_in_template(texts: Texts) -> Check:
         count += 1
         title = texts.titles[target]
         for i in history:
-            named = tells_more and title in texts.rendered[i] and title not in texts.titles[i]
-            if i != target and (key[i] == key[target] or (named and texts.is_telling[target])):
+            is_named = tells_more and title in texts.rendered[i] and title not in texts.titles[i]
+            if i != target and (key[i] == key[target] or (is_named and texts.is_telling[target])):
                 hits.append((user, target, i))
                 break
     return judge(
         "title in templated prompts",
-        Seen(len(hits), count, "prompts"),
+        Tally(len(hits), count, "prompts"),
         severity="leak",
         headline="target's title in {share} of prompts",
         meaning="Another item of the history bears the target's title or names it, so that copying is right.",
@@ -354,8 +362,8 @@ def _brand_in_template(texts: Texts) -> Check:
     if not rows:
         return Check(name, "ok", "items have no brands")
     dealt = np.random.default_rng(0).permutation([target for target, _ in rows]).tolist()
-    shown = [{texts.brands[i] for i in history} for _, history in rows]
-    count = sum(texts.brands[target] in brands for (target, _), brands in zip(rows, shown, strict=True))
-    chance = sum(texts.brands[target] in brands for target, brands in zip(dealt, shown, strict=True))
-    seen = Seen(count, len(rows), "prompts", chance / len(rows))
-    return Check(name, "info", f"{seen}; users stay with brands")
+    history_brands = [{texts.brands[i] for i in history} for _, history in rows]
+    count = sum(texts.brands[target] in brands for (target, _), brands in zip(rows, history_brands, strict=True))
+    chance = sum(texts.brands[target] in brands for target, brands in zip(dealt, history_brands, strict=True))
+    tally = Tally(count, len(rows), "prompts", chance / len(rows))
+    return Check(name, "info", f"{tally}; users stay with brands")

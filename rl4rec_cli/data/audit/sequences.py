@@ -12,7 +12,7 @@ from itertools import chain, pairwise
 
 import numpy as np
 
-from rl4rec_cli.data.audit.findings import CHANCE, EXAMPLES, Check, Example, Seen, judge, percent
+from rl4rec_cli.data.audit.findings import CHANCE, EXAMPLES, Check, Example, Tally, judge, percent
 from rl4rec_cli.data.audit.texts import Texts, squeeze
 from rl4rec_cli.data.dataset import Dataset
 
@@ -66,7 +66,7 @@ def _target_in_history(dataset: Dataset) -> Check:
                 hits.append((user, sequence[end], sequence.index(sequence[end]), end))
     return judge(
         name,
-        Seen(len(hits), 2 * len(dataset.users), "targets"),
+        Tally(len(hits), 2 * len(dataset.users), "targets"),
         severity="leak",
         headline="target in the history for {share} of targets",
         meaning="The other history items are not ranked (mask_history), so that copying the history finds the target.",
@@ -97,11 +97,11 @@ def _id_checks(dataset: Dataset, *, shown: bool) -> Iterator[Check]:
 
     # Pairs that many users share count once: under shuffled ids they would be consecutive together or not at all.
     pairs = np.unique(before_N * items + next_N)
-    consecutive = Seen(int((pairs % items == pairs // items + 1).sum()), len(pairs), "different pairs", 1 / items)
+    consecutive = Tally(int((pairs % items == pairs // items + 1).sum()), len(pairs), "different pairs", 1 / items)
     ends = np.append(starts[1:], len(flat))
     targets = np.stack([ends - 2, ends - 1], axis=1).ravel()
     hits = targets[flat[targets] == flat[targets - 1] + 1]
-    seen = Seen(len(hits), len(targets), "targets", 1 / items)
+    tally = Tally(len(hits), len(targets), "targets", 1 / items)
     # Ids by popularity follow the first appearance too, as popular items appear early.
     in_order = abs(appearance) >= enough and abs(appearance) > abs(popularity)
     examples = [
@@ -114,18 +114,18 @@ def _id_checks(dataset: Dataset, *, shown: bool) -> Iterator[Check]:
     ]
     yield judge(
         "ids follow the sequences",
-        seen,
+        tally,
         flagged=consecutive.above_chance() or in_order,
         severity="leak" if shown else "warning",
         headline="ids follow the sequences",
-        meaning=f"The target's id is the previous id + 1 for {percent(seen.share)} of targets; shuffled ids would give "
-        f"{percent(1 / items)}. Ids and the order of first appearance are {appearance:+.2f} correlated. {use}",
+        meaning=f"The target's id is the previous id + 1 for {percent(tally.share)} of targets; shuffled ids would "
+        f"give {percent(1 / items)}. Ids and the order of first appearance are {appearance:+.2f} correlated. {use}",
         remedy=remedy,
         examples=examples or [Example(None, int(i), f"among the first to appear: {i}") for i in flat[:EXAMPLES]],
         note=f"; first appearance {appearance:+.2f} correlated",
     )
 
-    rising = Seen(int((next_N > before_N).sum()), len(after), "neighbours rise", 0.5)
+    rising = Tally(int((next_N > before_N).sum()), len(after), "neighbours rise", 0.5)
     # Neighbours share items, so the items are what was drawn: five standard errors of as many tosses of a coin.
     far = max(RISING - 0.5, 2.5 / np.sqrt(max(min(len(after), items), 1)))
     yield judge(
@@ -145,7 +145,7 @@ def _id_checks(dataset: Dataset, *, shown: bool) -> Iterator[Check]:
 
     yield judge(
         "ids follow popularity",
-        Seen(len(present), items, "items were chosen"),
+        Tally(len(present), items, "items were chosen"),
         flagged=bool(abs(popularity) >= enough and not in_order),
         severity="warning",
         headline="ids follow popularity",
@@ -163,13 +163,13 @@ def _time_ties(dataset: Dataset) -> Check:
     parts = [ties[split] for split in ("validation", "test") if split in ties] if isinstance(ties, dict) else []
     of = len(dataset.users) * len(parts)
     if not parts or any(type(part) is not int or not 0 <= part <= len(dataset.users) for part in parts):
-        wanted = '{"validation": N, "test": N}, counts of targets'
-        return Check(name, "not checked", f"time_ties in meta.json must be {wanted}, and is {str(ties)[:60]}")
-    seen = Seen(sum(parts), of, "targets")
+        form = '{"validation": N, "test": N}, counts of targets'
+        return Check(name, "not checked", f"time_ties in meta.json must be {form}, and is {str(ties)[:60]}")
+    tally = Tally(sum(parts), of, "targets")
     return judge(
         name,
-        seen,
-        flagged=seen.share >= TIED,
+        tally,
+        flagged=tally.share >= TIED,
         severity="warning",
         headline="{share} of targets have the time of the item before",
         meaning="Which came first is not known: the order is that of the source's rows, often of its ids, and what "
@@ -186,12 +186,12 @@ def _twins(texts: Texts, name: str, keys: Sequence[object]) -> Check:
     twins = [group for group in groups.values() if len(group) > 1]
     ids = {i for group in twins for i in group}
     count = sum((s[-2] in ids) + (s[-1] in ids) for s in texts.dataset.sequences)
-    seen = Seen(count, 2 * len(texts.dataset.users), "targets")
+    tally = Tally(count, 2 * len(texts.dataset.users), "targets")
     what = "title, brand and text" if name == "duplicate items" else "embedded text"
     return judge(
         name,
-        seen,
-        flagged=seen.above_chance(least=TWINS),
+        tally,
+        flagged=tally.above_chance(least=TWINS),
         severity="warning",
         headline=f"{{share}} of targets have a twin with the same {what}",
         meaning="Twins have one embedding, so they tie, and ties count against the target; with a twin in the history, "
@@ -209,12 +209,12 @@ def _copied_users(dataset: Dataset) -> Iterator[Check]:
     """Sequences under several users, and users whose whole sequence begins another's training part."""
     users, sequences = dataset.users, dataset.sequences
     copied, inside = _matches(sequences)
-    copied_chance, inside_chance = (len(found) for found in _matches(_shuffled(sequences)))
-    seen = Seen(len(copied), len(users), "users", (copied_chance + 0.5) / len(users))
+    copied_chance, inside_chance = (len(pairs) for pairs in _matches(_shuffled(sequences)))
+    tally = Tally(len(copied), len(users), "users", (copied_chance + 0.5) / len(users))
     yield judge(
         "copied users",
-        seen,
-        flagged=seen.above_chance(least=COPIED),
+        tally,
+        flagged=tally.above_chance(least=COPIED),
         severity="warning",
         headline="{share} of users have the very sequence of another",
         meaning="They are counted several times, so that intervals come out too narrow.",
@@ -223,7 +223,7 @@ def _copied_users(dataset: Dataset) -> Iterator[Check]:
     )
     yield judge(
         "users inside others",
-        Seen(len(inside), len(users), "users", (inside_chance + 0.5) / len(users)),
+        Tally(len(inside), len(users), "users", (inside_chance + 0.5) / len(users)),
         severity="leak",
         headline="{share} of users' sequences begin another's training part",
         meaning="Training on the longer one shows the test target of the shorter one behind the very same history.",
@@ -264,18 +264,18 @@ def _one_answer(dataset: Dataset) -> Check:
     items, users = dataset.num_items, len(dataset.users)
     flat, _ = _flat(dataset.sequences)
     everything = np.bincount(flat, minlength=items)
-    found = []
+    candidates = []
     for split, back in (("validation", 2), ("test", 1)):
         counts = np.bincount([sequence[-back] for sequence in dataset.sequences], minlength=items)
         top = int(counts.argmax())
         elsewhere = (int(everything[top] - counts[top]) + 0.5) / (len(flat) - users)
-        found.append((Seen(int(counts[top]), users, f"{split} targets", min(elsewhere, 1.0)), top, split))
-    seen, top, split = max(found, key=lambda each: each[0].share)
+        candidates.append((Tally(int(counts[top]), users, f"{split} targets", min(elsewhere, 1.0)), top, split))
+    tally, top, split = max(candidates, key=lambda each: each[0].share)
     return judge(
         "one item as many targets",
-        seen,
+        tally,
         # Any item could have been the one: as many questions as there are items.
-        flagged=seen.above_chance(ratio=3.0, least=CONSTANT, chance=CHANCE / items),
+        flagged=tally.above_chance(ratio=3.0, least=CONSTANT, chance=CHANCE / items),
         severity="warning",
         headline=f"one item is {{share}} of {split} targets",
         meaning="It comes last far more often than elsewhere, so that one answer for all users scores.",
@@ -287,10 +287,10 @@ def _one_answer(dataset: Dataset) -> Check:
 
 def _cold_targets(dataset: Dataset) -> Check:
     """For information: nothing can be learnt of these but by their texts."""
-    known = {item for sequence in dataset.sequences for item in sequence[:-2]}
-    count = sum(sequence[-1] not in known for sequence in dataset.sequences)
-    seen = Seen(count, len(dataset.users), "test targets")
-    return Check("cold targets", "info", f"{seen} are in nobody's training part")
+    trained_items = {item for sequence in dataset.sequences for item in sequence[:-2]}
+    count = sum(sequence[-1] not in trained_items for sequence in dataset.sequences)
+    tally = Tally(count, len(dataset.users), "test targets")
+    return Check("cold targets", "info", f"{tally} are in nobody's training part")
 
 
 def _shuffled(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

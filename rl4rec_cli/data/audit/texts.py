@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rl4rec_cli.config.sections import PromptSection
-from rl4rec_cli.data.audit.findings import Check, Example, Seen, count_of, judge
+from rl4rec_cli.data.audit.findings import Check, Example, Tally, count_of, judge
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.prompts import item_renderer
 from rl4rec_cli.data.words import UNPARTED, folded, split
@@ -83,10 +83,10 @@ def numbers(text: str) -> set[int]:
 
 def excerpt(text: str, part: str, around: int = 30) -> str:
     """`part` where it stands in `text`, as «part», with what stands around it; else the start of `text`."""
-    found = re.search(r"\W*".join(map(re.escape, split(part))), text, re.IGNORECASE) if part else None
-    if not found:
+    match = re.search(r"\W*".join(map(re.escape, split(part))), text, re.IGNORECASE) if part else None
+    if not match:
         return " ".join(f"{text[:80]}{'…' * (len(text) > 80)}".split())
-    return _marked(text, *found.span(), around)
+    return _marked(text, *match.span(), around)
 
 
 def _marked(text: str, start: int, end: int, around: int = 30) -> str:
@@ -125,12 +125,12 @@ class Texts:
 
     def words(self, items: Iterable[int]) -> set[str]:
         """The words that are shown of these items."""
-        found: set[str] = set()
+        words_of_items: set[str] = set()
         for i in items:
             if i not in self._words:
                 self._words[i] = frozenset(f"{self.titles[i]}{self.rendered[i]}{self.embedded[i]}".split())
-            found |= self._words[i]
-        return found
+            words_of_items |= self._words[i]
+        return words_of_items
 
 
 def _is_telling(title: str) -> bool:
@@ -148,8 +148,8 @@ def _is_telling(title: str) -> bool:
 def _brand(item: Mapping[str, Any], text: str) -> str:
     value = item.get("brand")
     if not isinstance(value, str):
-        found = _BRAND.search(text)
-        value = found[1] if found else ""
+        match = _BRAND.search(text)
+        value = match[1] if match else ""
     return fold(value)
 
 
@@ -166,13 +166,13 @@ def _names_others(texts: Texts) -> Check:
     parts = zip(texts.titles, texts.rendered, texts.embedded, strict=True)
     hits = []
     for i, text in enumerate(map("|".join, parts)):
-        if any(hint in text for hint in _HINTS) and (found := _NAMES_OTHERS.search(text)):
-            hits.append((i, found[0]))
-    seen = Seen(len(hits), len(items), "items")
+        if any(hint in text for hint in _HINTS) and (match := _NAMES_OTHERS.search(text)):
+            hits.append((i, match[0]))
+    tally = Tally(len(hits), len(items), "items")
     return judge(
         "co-purchases in item texts",
-        seen,
-        flagged=seen.above_chance(least=LEAST_ITEMS),
+        tally,
+        flagged=tally.above_chance(least=LEAST_ITEMS),
         severity="leak",
         headline="texts of {share} of the items name what others bought with them",
         meaning="Such lists are made from everyone's purchases, those that are to be predicted among them.",
@@ -185,7 +185,7 @@ def _next_title(texts: Texts) -> Check:
     """Items whose text holds the title of the item chosen next, beside the same for items dealt out at random."""
     rng = np.random.default_rng(0)
     # The stroke: the end of one field and the start of the next are no title.
-    shown = [f"{a}|{b}" for a, b in zip(texts.rendered, texts.embedded, strict=True)]
+    texts_of_items = [f"{a}|{b}" for a, b in zip(texts.rendered, texts.embedded, strict=True)]
     pairs = [
         (a, b) for sequence in texts.dataset.sequences for a, b in pairwise(sequence) if a != b and texts.is_telling[b]
     ]
@@ -194,7 +194,7 @@ def _next_title(texts: Texts) -> Check:
 
     def names(a: int, b: int) -> bool:
         # "OPI Lacquer" is in "OPI Lacquer, red": a family of titles, and no news.
-        return texts.titles[b] in shown[a] and texts.titles[b] not in texts.titles[a]
+        return texts.titles[b] in texts_of_items[a] and texts.titles[b] not in texts.titles[a]
 
     hits = [(a, b) for a, b in pairs if names(a, b)]
     dealt = rng.permutation([b for _, b in pairs]).tolist() if pairs else []
@@ -202,7 +202,7 @@ def _next_title(texts: Texts) -> Check:
     expected = (chance + 0.5) / len(pairs) if pairs else None
     return judge(
         "next title in item texts",
-        Seen(len(hits), len(pairs), "pairs of neighbours", expected),
+        Tally(len(hits), len(pairs), "pairs of neighbours", expected),
         severity="leak",
         headline="item texts hold the title of what was chosen next ({share} of the pairs)",
         meaning="A policy that copies from the history's texts, or an embedding of them, is told what comes next.",
@@ -214,27 +214,27 @@ def _next_title(texts: Texts) -> Check:
 def _fields(texts: Texts) -> Check:
     """Fields that are known by name to hold what nobody knew at the time."""
     items = texts.dataset.items
-    known = {key for item in items for key, value in item.items() if value not in (None, "", [], {})}
+    fields = {key for item in items for key, value in item.items() if value not in (None, "", [], {})}
     late = {
         name: why
         for why, names in _FIELDS.items()
-        for name in sorted(known)
+        for name in sorted(fields)
         if name.casefold().replace(" ", "_") in names
     }
-    named = {name for _, name, _, _ in string.Formatter().parse(texts.section.item_template)} | {texts.emb_type}
-    used = [name for name in late if name in named]
+    in_use = {name for _, name, _, _ in string.Formatter().parse(texts.section.item_template)} | {texts.emb_type}
+    late_in_use = [name for name in late if name in in_use]
     # Counts do no harm where they are not shown; reviews and lists do as soon as someone writes them into `text`.
-    told = used or [name for name in late if late[name] is not _COUNTS]
-    if not told:
-        return Check("fields known too late", "ok", f"none of {count_of(len(known), 'field')} is one by its name")
-    first = told[0]
+    to_tell = late_in_use or [name for name in late if late[name] is not _COUNTS]
+    if not to_tell:
+        return Check("fields known too late", "ok", f"none of {count_of(len(fields), 'field')} is one by its name")
+    first = to_tell[0]
     holders = [i for i, item in enumerate(items) if item.get(first)]
     return judge(
         "fields known too late",
-        Seen(len(holders), len(items), f"items have {first}"),
+        Tally(len(holders), len(items), f"items have {first}"),
         flagged=True,
-        severity="leak" if used and late[first] is not _COUNTS else "warning",
-        headline=f"field {', '.join(told)} is {'shown or embedded' if used else 'there, though not shown'}",
+        severity="leak" if late_in_use and late[first] is not _COUNTS else "warning",
+        headline=f"field {', '.join(to_tell)} is {'shown or embedded' if late_in_use else 'there, though not shown'}",
         meaning=f"{late[first]}.",
         remedy="name it neither in prompt.item_template nor in retrieval.emb_type, and leave it out of `text`",
         examples=(Example(None, i, f"{first}: {excerpt(str(items[i][first]), '')}") for i in holders),
@@ -243,19 +243,19 @@ def _fields(texts: Texts) -> Check:
 
 def _control_tokens(texts: Texts) -> Check:
     """Words in item texts that are control tokens of usual model families."""
-    shown = [f"{title} | {text}" for title, text in zip(texts.raw_titles, texts.raw_rendered, strict=True)]
-    hits = [(i, name) for i, text in enumerate(shown) if (name := CONTROL_TOKENS.search(text))]
+    lines = [f"{title} | {text}" for title, text in zip(texts.raw_titles, texts.raw_rendered, strict=True)]
+    hits = [(i, name) for i, text in enumerate(lines) if (name := CONTROL_TOKENS.search(text))]
     names = ", ".join(sorted({name[0] for _, name in hits})[:5])
     return judge(
         "names of control tokens",
-        Seen(len(hits), len(shown), "items"),
+        Tally(len(hits), len(lines), "items"),
         flagged=bool(hits),
         severity="warning",
         headline=f"{count_of(len(hits), 'item')} with words that are control tokens of some models ({names})",
         meaning="Prompts and training targets of rl4rec spell such words out. Other programs that read these texts may "
         "take them for the end of a turn or of the text.",
         remedy="take them out of titles and texts, or leave them as they are where that is what the items are called",
-        examples=(Example(None, i, _marked(shown[i], *name.span())) for i, name in hits),
+        examples=(Example(None, i, _marked(lines[i], *name.span())) for i, name in hits),
     )
 
 
