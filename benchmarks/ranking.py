@@ -2,6 +2,7 @@
 
     python benchmarks/ranking.py                 # the tables of docs/results/ranking.md, about ten minutes on two cores
     python benchmarks/ranking.py --quick         # does everything run? seconds
+    python benchmarks/ranking.py --only holding  # memory and time of retrieval.storage and retrieval.memory_map
     python benchmarks/ranking.py --only huge     # 10 million x 384 fp16 from a memory-mapped file (7.7 GB, deleted)
     python benchmarks/ranking.py --only device   # on a CUDA GPU: tiles, the fused kernel, matmul + topk, reading alone
 
@@ -19,6 +20,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -38,6 +40,7 @@ from rl4rec_cli.ranking.blocks import blocks_of
 from rl4rec_cli.ranking.exact_scores import Queries
 from rl4rec_cli.ranking.products import product
 from rl4rec_cli.ranking.ranks import ItemMatrix, search, target_ranks
+from rl4rec_cli.retrieval.embedding_rows import map_rows
 
 Variants = dict[str, Callable[[], object]]
 MIB = 1 << 20
@@ -390,15 +393,88 @@ def table_huge(count: int, dim: int, batches: list[int], folder: str | None) -> 
         print(f"float64 brute force of three texts: {counts.tolist()}; target_ranks: {got.tolist()}\n", flush=True)
 
 
+WAYS = {
+    "fp32 in memory": ("fp32", False),
+    "fp32 in the mapped file": ("fp32", True),
+    "fp16 beside the mapped file": ("fp16", True),
+    "int8 beside the mapped file": ("int8", True),
+}
+
+
+def opened(path: Path, storage: str, *, is_mapped: bool) -> ItemMatrix:
+    """Item vectors as `retrieval.storage` and `retrieval.memory_map` hold them."""
+    from safetensors.torch import load_file
+
+    vectors = map_rows(path, "embeddings") if is_mapped else load_file(path)["embeddings"].clone()
+    return ItemMatrix.from_tensor(vectors, storage=storage)  # type: ignore[arg-type]
+
+
+def memory_of_a_way(path: Path, name: str, texts: int) -> None:
+    """In a process of its own: MiB that one way adds, in memory and as pages of the file, and the most in memory."""
+    storage, is_mapped = WAYS[name]
+    import safetensors.torch  # noqa: F401  not to be counted, as what a first product brings
+
+    target_ranks(torch.eye(8), ItemMatrix.from_tensor(torch.eye(8)), torch.arange(8))
+    before, files = resident("RssAnon"), resident("RssFile")
+    seen: dict[str, float] = {}
+    with peak_memory(seen):
+        matrix = opened(path, storage, is_mapped=is_mapped)
+        own = resident("RssAnon") - before
+        queries = unit_vectors(texts, matrix.dim, 1)
+        target_ranks(queries, matrix, torch.arange(texts))
+    print(own / MIB, seen["extra"], (resident("RssFile") - files) / MIB)
+
+
+def table_holding(texts: int, count: int, dim: int, rounds: int, folder: str | None) -> None:
+    """What each way of holding item vectors takes, in a process of its own, and how long ranks take, in turns."""
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory(prefix="rl4rec-bench-", dir=folder) as temporary:
+        path = Path(temporary) / "items.safetensors"
+        save_file({"embeddings": unit_vectors(count, dim, 0)}, path)
+        memory = {}
+        for name in WAYS:
+            words = [sys.executable, __file__, "--way", name, str(path), "--texts", str(texts)]
+            memory[name] = [float(n) for n in subprocess.check_output(words, text=True).split()]
+        matrices = {name: opened(path, storage, is_mapped=mapped) for name, (storage, mapped) in WAYS.items()}
+        queries = unit_vectors(texts, dim, 1)
+        anywhere = torch.randint(0, count, (texts,), generator=torch.Generator().manual_seed(2))
+        top = search(queries, matrices["fp32 in memory"], min(100, count))[0][:, -1]
+        expected = [target_ranks(queries, matrices["fp32 in memory"], targets) for targets in (anywhere, top)]
+        variants: Variants = {}
+        for name, matrix in matrices.items():
+            variants[name] = lambda matrix=matrix: target_ranks(queries, matrix, anywhere)
+            variants[f"{name}, top"] = lambda matrix=matrix: target_ranks(queries, matrix, top)
+        times = take_turns(variants, rounds, rounds)
+        rows = []
+        for name, matrix in matrices.items():
+            ranks = [target_ranks(queries, matrix, targets) for targets in (anywhere, top)]
+            wrong = sum(int((ours != theirs).sum()) for ours, theirs in zip(ranks, expected, strict=True))
+            ratios = [
+                f"{np.median(times[name + end]) / np.median(times['fp32 in memory' + end]):.2f}"
+                for end in ("", ", top")
+            ]
+            ms = f"{np.median(times[name]) * 1e3:.0f}"
+            rows.append([name, *(f"{n:.0f}" for n in memory[name]), ms, *ratios, str(wrong)])
+        print(f"### Ways to hold item vectors: {texts} texts x {count:,} items x {dim} dimensions\n")
+        heads = ["", "MiB held", "most MiB while opened and ranked", "MiB of the file's pages", "ranks ms"]
+        show([*heads, "÷ fp32 in memory", "÷ (targets at rank 100)", "ranks unlike fp32"], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, two rounds")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, help="threads of torch and faiss; torch's own choice by default")
-    parser.add_argument("--only", choices=["sizes", "storage", "scaling", "huge", "device"])
+    parser.add_argument("--only", choices=["sizes", "storage", "holding", "scaling", "huge", "device"])
+    parser.add_argument("--way", nargs=2, metavar=("NAME", "FILE"), help="used by --only holding: measure one")
+    parser.add_argument("--texts", type=int, default=64, help="of --way")
     parser.add_argument("--device", default="cuda", help="of --only device")
     parser.add_argument("--folder", help="where the file of --only huge is made; the system's temporary folder")
     args = parser.parse_args()
+    if args.way:
+        memory_of_a_way(Path(args.way[1]), args.way[0], args.texts)
+        return
     if args.threads:
         torch.set_num_threads(args.threads)
     rounds, slow = (2, 1) if args.quick else (args.rounds, 2)
@@ -427,6 +503,8 @@ def main() -> None:
         )
     if args.only in (None, "storage"):
         table_storage(*((16, 4000, 64) if args.quick else (64, 200_000, 384)), rounds, slow)
+    if args.only in (None, "holding"):
+        table_holding(*((16, 4000, 64) if args.quick else (64, 1_000_000, 384)), rounds, args.folder)
     if args.only in (None, "scaling"):
         table_scaling(args.quick, rounds)
     if args.only == "device":

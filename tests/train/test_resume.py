@@ -451,6 +451,9 @@ def test_which_keys_count_as_changed() -> None:
     before = {"reward": {"functions": {"ndcg": 1.0}, "k": 10}, "logging": {"steps": 1}, "old": 1}
     assert changed_keys(before, before) == []
     assert changed_keys(before, {**before, "logging": {"steps": 2}, "new": 3}) == []
+    # Ranks are the same with each: a run may go on where memory is less.
+    held, otherwise = ({"retrieval": {"storage": s, "memory_map": m}} for s, m in (("auto", "auto"), ("int8", "on")))
+    assert changed_keys(held, otherwise) == []
     now = {**before, "reward": {"functions": {"ndcg": 1.0, "hit": 1.0}, "k": 10}}
     assert changed_keys(before, now) == ['reward.functions was {"ndcg": 1.0}, is {"ndcg": 1.0, "hit": 1.0}']
 
