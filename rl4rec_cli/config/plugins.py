@@ -8,7 +8,7 @@ A package offers a plug-in by an entry point, here a reward `diverse`:
 Decides: that a name of rl4rec's own always means rl4rec's; that a name which two packages offer means neither of them;
 and that a plug-in is imported where its name is used, never to list it. Who installed a package trusts its code, so
 that any recipe may name it: a recipe can bring no code along. (`module:attr` rewards can name any file: see
-`layering.py`.)
+`agreement.py`.)
 Hides: the metadata of installed packages.
 """
 

@@ -1,0 +1,91 @@
+"""What the parts of a configuration ask of each other, and whether the names in it mean something.
+
+Decides: which sections do not go together, and where custom reward code may be named: plug-ins anywhere, `module:attr`
+by ``--reward`` alone.
+Hides: the wording of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rl4rec_cli.config import schema
+from rl4rec_cli.config.layers import Tree, value_at
+from rl4rec_cli.config.plugins import Registry
+from rl4rec_cli.config.registries import BASELINES, REWARDS
+from rl4rec_cli.config.sections import RunConfig
+from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.shell import command_line
+
+REWARD_FUNCTIONS = ("reward", "functions")
+
+
+def check_sections_agree(config: RunConfig, tree: Tree) -> None:
+    """Adds what one section asks of another to the tree's problems."""
+    trainer, normalize = config.trainer, config.reward.normalize_rewards
+    if trainer.has_adapter_critic and config.policy.lora is None:
+        source = tree.source(("trainer", "critic"))
+        tree.problems.append(f"trainer.critic: an adapter of the critic's own needs a policy with one ({source})")
+        tree.hints.append("give policy.lora, e.g. --set policy.lora.r=16, or use trainer.critic=head")
+    if config.policy.fast_inference and trainer.holds_reference:
+        source = tree.source(("policy", "fast_inference"))
+        said = "with trainer.beta above 0 the engine would be given the reference, too"
+        tree.problems.append(f"policy.fast_inference: {said} ({source})")
+        tree.hints.append("set trainer.beta to 0, or leave policy.fast_inference out")
+    if config.policy.fast_inference and trainer.has_adapter_critic:
+        source = tree.source(("trainer", "critic"))
+        said = "with policy.fast_inference the engine would be given the critic's adapter, too"
+        tree.problems.append(f"trainer.critic: {said} ({source})")
+        tree.hints.append("use trainer.critic=head, or leave policy.fast_inference out")
+    for key in ("file", "service.dataset"):
+        value = config.retrieval.file if key == "file" else config.retrieval.service.dataset
+        if value is not None and len(config.data.paths) > 1:
+            source = tree.source(("retrieval", *key.split(".")))
+            tree.problems.append(f"retrieval.{key}: is of one dataset, and data.path names several ({source})")
+            tree.hints.append("leave it out; embeddings are found by their dataset's name in retrieval.emb_dir")
+    if normalize not in trainer.normalizations:
+        source = tree.source(("reward", "normalize_rewards"))
+        *others, last = trainer.normalizations
+        said = f"with {trainer.algorithm} it must be {', '.join(others)} or {last}, not '{normalize}' ({source})"
+        tree.problems.append(f"reward.normalize_rewards: {said}")
+
+
+def check_rewards(tree: Tree, flagged: Mapping[str, Any] | None, trusted: str | None) -> None:
+    """`module:attr` may name any file: such code runs only if the user names it by ``--reward`` in this very command.
+
+    Args:
+        trusted: the layer whose names are not looked up.
+    """
+    functions = value_at(tree.values, REWARD_FUNCTIONS)
+    for name, weight in functions.items() if isinstance(functions, dict) else ():
+        source = tree.source((*REWARD_FUNCTIONS, name))
+        if ":" in name:
+            if flagged is not None and name not in flagged:
+                tree.problems.append(f"reward.functions: only --reward may name custom code, `{name}` ({source})")
+                tree.hints.append(f"if you trust that code, add {command_line('--reward', f'{name}={weight}')}")
+        elif source != trusted:
+            _check_name(REWARDS, "reward.functions", name, source, tree)
+
+
+def check_baselines(tree: Tree, trusted: str | None) -> None:
+    """Every baseline must be one of rl4rec's own or of a plug-in; `trusted` as in `check_rewards`."""
+    names, source = value_at(tree.values, ("eval", "baselines")), tree.source(("eval", "baselines"))
+    for name in names if isinstance(names, list | tuple) and source != trusted else ():
+        if isinstance(name, str):  # else it is told as a wrong type
+            _check_name(BASELINES, "eval.baselines", name, source, tree)
+
+
+def _check_name(registry: Registry, key: str, name: str, source: str, tree: Tree) -> None:
+    """A name means something of rl4rec's own, or one package's plug-in, of which nothing is imported."""
+    try:
+        if name in registry.built_in or registry.plugin(name) is not None:
+            return
+    except ConfigError as error:  # several packages'
+        tree.problems.append(f"{key}: {error.message} ({source})")
+        tree.hints += [error.hint] if error.hint else []
+        return
+    names = registry.names()
+    match = schema.closest(name, names)
+    meant = f"did you mean {match}?" if match else f"it can be {registry.listed(names)}"
+    tree.problems.append(f"{key}: unknown {registry.kind} `{name}`; {meant} ({source})")
