@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from rl4rec_cli.config.algorithms import ALGORITHMS
+from rl4rec_cli.config.plugins import Registry
+from rl4rec_cli.config.registries import BASELINES, REWARDS
 from rl4rec_cli.config.trainer import trainer_sections
 
 PACKAGE = Path(__file__).parents[1] / "rl4rec_cli"
@@ -34,6 +36,12 @@ class Kind:
     """Modules that define the kind, as paths below the package."""
 
 
+def modules_of(registry: Registry) -> set[str]:
+    """The modules that hold what a registry names, as paths below the package."""
+    modules = {target.partition(":")[0] for target in registry.built_in.values()}
+    return {module.removeprefix("rl4rec_cli.").replace(".", "/") + ".py" for module in modules}
+
+
 KINDS = [
     Kind(
         "algorithm",
@@ -42,6 +50,20 @@ KINDS = [
         classes=frozenset(section.__name__ for section in trainer_sections().values()),
         own=frozenset({"config/algorithms.py", "config/trainer.py"})
         | {f"train/algorithms/{algorithm.module}.py" for algorithm in ALGORITHMS.values()},
+    ),
+    Kind(
+        "reward",
+        names=frozenset(REWARDS.built_in),
+        attributes=frozenset({"reward_type"}),
+        # A metric may have a reward's name: they are two lists. `sections` names the default.
+        own=frozenset({"config/registries.py", "eval/metrics.py", "config/sections.py"}) | modules_of(REWARDS),
+    ),
+    Kind(
+        "baseline",
+        names=frozenset(BASELINES.built_in),
+        attributes=frozenset({"baselines"}),
+        classes=frozenset({"Untrained", "Fusion", "ZeroShot"}),
+        own=frozenset({"config/registries.py"}) | modules_of(BASELINES),
     ),
 ]
 
@@ -86,7 +108,7 @@ def test_nobody_compares_names(kind: Kind) -> None:
         if (name := file.relative_to(PACKAGE).as_posix()) not in kind.own
         for line in comparisons(ast.parse(file.read_text(encoding="utf-8")), kind)
     ]
-    assert not places, f"{len(places)} comparisons with the name of an {kind.label}; ask its section instead"
+    assert not places, f"{len(places)} comparisons with a name of kind {kind.label}; ask what it names instead"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rl4rec_cli import console
+from rl4rec_cli.config.registries import REGISTRIES
 from rl4rec_cli.errors import Rl4RecError, first_line
 from rl4rec_cli.files.kinds import ZIP, recognise_file
 from rl4rec_cli.plan.machine import Machine, find_machine
@@ -73,6 +74,7 @@ def doctor(paths: Sequence[str] = (), *, as_json: bool = False) -> None:
 def _checks() -> Iterator[Check]:
     yield _python()
     yield from _pins()
+    yield from _plugins()
     yield from _torch()
     yield from _hardware()
     yield _hub()
@@ -184,6 +186,19 @@ def _version(name: str) -> str | None:
         except metadata.PackageNotFoundError:
             continue
     return None
+
+
+def _plugins() -> Iterator[Check]:
+    """What other packages offer by name. Nothing of it is imported: whether it works shows where it is used."""
+    for registry in REGISTRIES:
+        for plugin, problem in registry.offers():
+            what = f"of {plugin.package}: {plugin.target}"
+            yield Check(
+                f"{registry.kind} {plugin.name}",
+                "note" if problem else "ok",
+                f"{what}; {problem}" if problem else what,
+                f"rename it in {plugin.package}, or uninstall it" if problem else "",
+            )
 
 
 def _torch() -> Iterator[Check]:

@@ -215,12 +215,13 @@ class _GpuMeter:
 def main(parent: str, recipe: str, answer: str, folder: str) -> None:
     end_with_parent(int(parent))
     from rl4rec_cli.config.layering import load_config
+    from rl4rec_cli.config.sections import RewardSection
 
     # Rewards take no memory of note, and code of the user's runs only where the command that measures names it.
     config = load_config(algorithm=None, recipes=[recipe], allow_custom_rewards=True)
     quiet = {
         "run": config.run.model_copy(update={"output_dir": folder, "name": "measured"}),
-        "reward": config.reward.model_copy(update={"functions": {"ndcg": 1.0}}),
+        "reward": config.reward.model_copy(update={"functions": RewardSection().functions}),
         "eval": config.eval.model_copy(update={"steps": None}),
         "logging": config.logging.model_copy(update={"save_steps": 10**9, "rollouts": 0, "report_to": ()}),
     }

@@ -40,3 +40,6 @@ BASELINES = Registry(
     },
 )
 """`--baselines NAME` and `rl4rec compare … NAME`. The code is a `Baseline` (`eval/baseline.py`)."""
+
+REGISTRIES = (REWARDS, BASELINES)
+"""What `rl4rec doctor` lists plug-ins of."""

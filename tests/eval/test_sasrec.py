@@ -12,7 +12,8 @@ import torch
 
 from rl4rec_cli.data.dataset import Dataset, build_examples
 from rl4rec_cli.errors import DataError
-from rl4rec_cli.eval import sasrec
+from rl4rec_cli.eval import sasrec, sasrec_model
+from rl4rec_cli.eval import sasrec_training as training
 from rl4rec_cli.eval.sasrec import SasRec, SasRecSettings, open_sasrec
 from rl4rec_cli.ranking import ranks as ranking
 from rl4rec_cli.rewards.functions import ndcg
@@ -99,8 +100,8 @@ def test_ranks_are_those_of_its_logits(trained: Trained, dataset: Dataset, histo
     # They are the logits of the model itself: its last state times its item embeddings.
     ids = torch.tensor([histories[0][-SMALL.max_length :]])
     with torch.no_grad():
-        state = sasrec._states(model._model, ids, SMALL)[0, -1]
-    assert torch.allclose(logits[0].float(), sasrec._items(model._model) @ state, atol=1e-5)
+        state = sasrec_model.next_states(model._model, ids, SMALL)[0, -1]
+    assert torch.allclose(logits[0].float(), sasrec_model.item_vectors(model._model) @ state, atol=1e-5)
 
 
 # What it sees
@@ -125,9 +126,9 @@ def test_queries_are_made_a_few_at_a_time(
     model, _ = trained
     whole = model.queries(histories)
     seen = []
-    states = sasrec._states
-    monkeypatch.setattr(sasrec, "_states", lambda m, ids, s: seen.append(ids.numel()) or states(m, ids, s))
-    monkeypatch.setattr(sasrec, "_QUERY_POSITIONS", 64)
+    states = sasrec_model.next_states
+    monkeypatch.setattr(sasrec_model, "next_states", lambda m, ids, s: seen.append(ids.numel()) or states(m, ids, s))
+    monkeypatch.setattr(sasrec_model, "QUERY_POSITIONS", 64)
     assert (model.queries(histories) - whole).abs().max() < 1e-5
     assert max(seen) <= 64
     assert len(seen) > 20
@@ -140,8 +141,8 @@ def test_it_reads_the_last_items_and_never_ahead(trained: Trained) -> None:
     assert not torch.allclose(model.queries([long]), model.queries([long[-SMALL.max_length + 1 :]]), atol=1e-3)
     # The state after three items is the same whatever follows.
     with torch.no_grad():
-        one = sasrec._states(model._model, torch.tensor([[4, 8, 15, 16, 23]]), SMALL)[0, :3]
-        other = sasrec._states(model._model, torch.tensor([[4, 8, 15, 42, 7]]), SMALL)[0, :3]
+        one = sasrec_model.next_states(model._model, torch.tensor([[4, 8, 15, 16, 23]]), SMALL)[0, :3]
+        other = sasrec_model.next_states(model._model, torch.tensor([[4, 8, 15, 42, 7]]), SMALL)[0, :3]
     assert torch.equal(one, other)
     assert (model.queries([[4, 8, 15]])[0] - one[-1]).abs().max() < 1e-5
 
@@ -150,14 +151,14 @@ def test_training_windows_end_before_the_targets(make_dataset: Make) -> None:
     titles = [f"item {i}" for i in range(30)]
     rows = [list(range(30)), [5, 6, 7], [9, 8, 7, 6], list(range(8))]
     dataset = make_dataset(titles, sequences=rows)
-    windows = sasrec._training_windows(dataset, 5)
+    windows = training.training_windows(dataset, 5)
     predicted = sorted(item for window in windows for item in window[1:])
     # Every item of a training part but its first, once.
     assert predicted == sorted([*range(1, 28), 8, *range(1, 6)])
     assert all(2 <= len(window) <= 6 for window in windows)
     assert (22, 23, 24, 25, 26, 27) in windows
     with pytest.raises(DataError, match="nothing to learn from"):
-        sasrec._training_windows(make_dataset(titles, sequences=[[1, 2, 3]]), 5)
+        training.training_windows(make_dataset(titles, sequences=[[1, 2, 3]]), 5)
 
 
 def test_test_targets_change_nothing(make_dataset: Make, dataset: Dataset, histories: list[tuple[int, ...]]) -> None:
@@ -178,7 +179,7 @@ def test_the_best_weights_are_kept(dataset: Dataset, monkeypatch: pytest.MonkeyP
         seen.append(model.queries([[1, 2, 3]]))
         return next(scores)
 
-    monkeypatch.setattr(sasrec, "_validation_ndcg", score)
+    monkeypatch.setattr(training, "_validation_ndcg", score)
     model = open_sasrec(dataset, cache_dir=None, settings=replace(SMALL, patience=2))
     assert len(seen) == 4
     assert torch.equal(model.queries([[1, 2, 3]]), seen[1])
@@ -194,8 +195,8 @@ def test_time_ends_training(dataset: Dataset) -> None:
 
 
 def test_few_data_are_passed_over_several_times_a_round(dataset: Dataset) -> None:
-    lengths = np.array([len(window) - 1 for window in sasrec._training_windows(dataset, SMALL.max_length)])
-    steps = len(sasrec._epoch_batches(lengths, SMALL.batch_positions, np.random.default_rng(0)))
+    lengths = np.array([len(window) - 1 for window in training.training_windows(dataset, SMALL.max_length)])
+    steps = len(training.epoch_batches(lengths, SMALL.batch_positions, np.random.default_rng(0)))
     model = open_sasrec(dataset, cache_dir=None, settings=replace(SMALL, rounds=2, min_steps=4 * steps))
     assert (model.summary["rounds"], model.summary["epochs"]) == (2, 4)
 
@@ -212,7 +213,7 @@ def test_a_seed_gives_one_model_and_leaves_the_global_one_alone(dataset: Dataset
 
 def test_the_batches_of_an_epoch_hold_every_row_once_within_the_limit() -> None:
     lengths = np.random.default_rng(0).integers(1, 50, 1000)
-    batches = sasrec._epoch_batches(lengths, 200, np.random.default_rng(1))
+    batches = training.epoch_batches(lengths, 200, np.random.default_rng(1))
     assert sorted(np.concatenate(batches)) == list(range(1000))
     assert max(len(rows) * lengths[rows].max() for rows in batches) <= 200
     # Little of it is padding.
@@ -229,8 +230,8 @@ def test_the_loss_and_its_gradients_are_those_of_cross_entropy(monkeypatch: pyte
     targets = torch.randint(40, (23,), generator=draw)
     wanted = torch.nn.functional.cross_entropy(states @ items.T, targets)
     wanted_grads = torch.autograd.grad(wanted * 3, (states, items))
-    monkeypatch.setattr(sasrec, "_CPU_LOGITS", 40 * 4)  # four positions at a time
-    loss = sasrec._loss(states, items, targets, SMALL)
+    monkeypatch.setattr(training, "_CPU_LOGITS", 40 * 4)  # four positions at a time
+    loss = training.softmax_loss(states, items, targets, SMALL)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
     for found, right in zip(torch.autograd.grad(loss * 3, (states, items)), wanted_grads, strict=True):
         assert torch.allclose(found, right, rtol=1e-10, atol=1e-14)
@@ -248,10 +249,10 @@ def test_the_sampled_softmax_estimates_the_whole_sum() -> None:
         torch.manual_seed(0)
         for row in range(6):
             # loss = log(estimated sum) - logit of the target, for one position beside targets it shares the batch with
-            losses = [sasrec._loss(states[[row]], items, targets[[row]], settings) for _ in range(300)]
+            losses = [training.softmax_loss(states[[row]], items, targets[[row]], settings) for _ in range(300)]
             estimates.append(torch.stack(losses).add(logits[row, targets[row]]).exp().mean())
         every = replace(settings, sampled_items=20_000)
-        exact = sasrec._loss(states, items, targets, every)
+        exact = training.softmax_loss(states, items, targets, every)
     assert torch.allclose(torch.stack(estimates), sums, rtol=0.1)
     # Where the draws cover the catalogue it is the full softmax.
     assert exact.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, targets).item(), rel=1e-9)
@@ -264,7 +265,7 @@ def test_what_was_trained_is_read_back(
     trained: Trained, dataset: Dataset, histories: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, folder = trained
-    monkeypatch.setattr(sasrec, "_train", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(sasrec, "train_model", lambda *_: pytest.fail("it trains"))
     again = open_sasrec(dataset, cache_dir=folder, seed=1, settings=SMALL)
     assert torch.equal(again.items_ND, model.items_ND)
     assert torch.equal(again.queries(histories), model.queries(histories))
@@ -277,7 +278,7 @@ def test_another_seed_setting_or_dataset_is_another_model(
 ) -> None:
     model, folder = trained
     calls = []
-    monkeypatch.setattr(sasrec, "_train", lambda *given: calls.append(given) or (model._model, {}))
+    monkeypatch.setattr(sasrec, "train_model", lambda *given: calls.append(given) or (model._model, {}))
     monkeypatch.setattr(sasrec, "_save", lambda *_: None)
     open_sasrec(dataset, cache_dir=folder, seed=2, settings=SMALL)
     open_sasrec(dataset, cache_dir=folder, seed=1, settings=replace(SMALL, dropout=0.2))

@@ -1,0 +1,207 @@
+"""How SASRec is trained: softmax cross-entropy over the whole catalogue at every position of the training part.
+
+Decides: the loss, which Klenitskiy & Vasilev 2023, "Turning Dross Into Gold Loss", and Petrov & Macdonald 2023,
+"gSASRec", show to be what makes SASRec strong; and that the weights are selected on validation alone.
+Hides: batches of like length, and the loss's memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl4rec_cli import console
+from rl4rec_cli.data.dataset import build_examples
+from rl4rec_cli.errors import DataError
+from rl4rec_cli.eval.sasrec_model import SasRec, SasRecSettings, build_model, cut, item_vectors, next_states, pad
+from rl4rec_cli.ranking import ranks
+from rl4rec_cli.rewards.functions import ndcg
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rl4rec_cli.data.dataset import Dataset, Example
+
+VALIDATION_SEED = 20_030
+"""Draws the users that early stopping looks at, where there are more than `validation_users`."""
+_CPU_LOGITS, _GPU_LOGITS = 1 << 21, 1 << 26
+"""Logits held at once: 8 MB, which a CPU's cache holds, and 256 MB."""
+
+
+def train_model(dataset: Dataset, settings: SasRecSettings, seed: int, device: str) -> tuple[Any, dict[str, Any]]:
+    """The model with its best weights on validation, and the summary."""
+    windows = training_windows(dataset, settings.max_length)
+    examples = _validation_examples(dataset, settings)
+    lengths = np.fromiter((len(window) - 1 for window in windows), np.int64, len(windows))
+    generator = np.random.default_rng(seed)
+    model = build_model(dataset.num_items, settings).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+    steps = len(epoch_batches(lengths, settings.batch_positions, np.random.default_rng(seed)))
+    epochs = math.ceil(max(1, settings.min_steps / (settings.rounds * steps)))  # of each round
+    best, best_round, weights, stopped = -1.0, 0, {}, "rounds"
+    started = time.monotonic()
+    with console.progress(settings.rounds, "Training SASRec", every=math.inf) as advance:
+        for number in range(1, settings.rounds + 1):
+            batches = [b for _ in range(epochs) for b in epoch_batches(lengths, settings.batch_positions, generator)]
+            model.train()
+            losses: list[float] = []
+            for step, rows in enumerate(batches):
+                in_time = (time.monotonic() - started) / max(60 * settings.max_minutes, 1e-9)
+                if in_time >= 1 and losses:
+                    stopped = "time"
+                    break
+                share = (number - 1 + step / len(batches)) / settings.rounds
+                # A rate that never falls costs more than steps: late in a time that will not do, it follows the clock.
+                share = max(share, in_time) if in_time > 0.5 else share
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.learning_rate * _schedule(share)
+                losses.append(_step(model, optimizer, [windows[row] for row in rows], settings, device))
+            score = _validation_ndcg(SasRec(model, settings, {}, device), dataset, examples)
+            advance(1)
+            if score > best:
+                best, best_round, weights = score, number, copy.deepcopy(model.state_dict())
+            console.log(
+                f"SASRec round {number}: loss {np.mean(losses):.4f}, validation ndcg@10 {score:.4f} "
+                f"(best {best:.4f}, round {best_round}), {time.monotonic() - started:.0f} s"
+            )
+            if stopped == "rounds" and number - best_round >= settings.patience:
+                stopped = "no better"
+            if stopped != "rounds":
+                break
+    model.load_state_dict(weights)
+    summary = {
+        "rounds": number,
+        "epochs": number * epochs,
+        "best_round": best_round,
+        "validation_ndcg@10": best,
+        "validation_users": len(examples),
+        "seconds": round(time.monotonic() - started, 1),
+        "stopped": stopped,
+    }
+    return model, summary
+
+
+def training_windows(dataset: Dataset, max_length: int) -> list[tuple[int, ...]]:
+    """The training parts, in windows of at most `max_length` + 1 items (the first ones are read, the last predicted).
+
+    Windows overlap by one item, so that everything but a sequence's first item is predicted exactly once.
+    """
+    windows = []
+    for sequence in dataset.sequences:
+        part = sequence[:-2]
+        for stop in range(len(part), 1, -max_length):
+            windows.append(part[max(0, stop - max_length - 1) : stop])
+    if not windows:
+        raise DataError(
+            f"dataset {dataset.name}: SASRec has nothing to learn from: no sequence is longer than three items",
+            hint="leave the baseline out",
+        )
+    return windows
+
+
+def epoch_batches(
+    lengths: NDArray[np.int64], positions: int, generator: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Every row once, in random batches of like length: rows are sorted within random pools of about fifty batches."""
+    order = generator.permutation(len(lengths))
+    pool = max(1, int(50 * positions / lengths.mean()))
+    batches: list[NDArray[np.int64]] = []
+    for start in range(0, len(order), pool):
+        some = order[start : start + pool]
+        batches.extend(cut(some[np.argsort(lengths[some], kind="stable")], lengths, positions))
+    generator.shuffle(batches)  # type: ignore[arg-type]  # any mutable sequence
+    return batches
+
+
+class _SoftmaxLoss(torch.autograd.Function):
+    """Mean cross-entropy of a softmax over the candidates, never holding `[positions, candidates]`.
+
+    The gradient of both inputs is made in the forward pass, a few positions at a time: softmax minus one-hot, times
+    the other input.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states_PD: Tensor, items_CD: Tensor, targets_P: Tensor, offsets_C: Tensor | None) -> Tensor:
+        count, candidates = len(states_PD), len(items_CD)
+        held = _CPU_LOGITS if states_PD.device.type == "cpu" else _GPU_LOGITS
+        rows = max(1, held // candidates)
+        state_grads_PD, item_grads_CD = torch.empty_like(states_PD), torch.zeros_like(items_CD)
+        total = torch.zeros((), dtype=torch.float64, device=states_PD.device)
+        for start in range(0, count, rows):
+            some_RD, targets_R1 = states_PD[start : start + rows], targets_P[start : start + rows, None]
+            logits_RC = some_RD @ items_CD.T
+            if offsets_C is not None:
+                logits_RC += offsets_C
+            shares_RC = torch.softmax(logits_RC, dim=1)
+            total -= shares_RC.gather(1, targets_R1).clamp_min(1e-30).log().double().sum()
+            shares_RC.scatter_add_(1, targets_R1, torch.full_like(targets_R1, -1, dtype=shares_RC.dtype))
+            torch.mm(shares_RC, items_CD, out=state_grads_PD[start : start + rows])
+            item_grads_CD.addmm_(shares_RC.T, some_RD)
+        ctx.save_for_backward(state_grads_PD.div_(count), item_grads_CD.div_(count))
+        return (total / count).to(states_PD.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        state_grads_PD, item_grads_CD = ctx.saved_tensors
+        return grads[0] * state_grads_PD, grads[0] * item_grads_CD, None, None
+
+
+def softmax_loss(states_PD: Tensor, items_ND: Tensor, targets_P: Tensor, settings: SasRecSettings) -> Tensor:
+    """Cross-entropy of the full softmax, or of a sampled one for catalogues above `full_softmax_items`.
+
+    Sampled: the batch's targets and `sampled_items` uniform draws stand for the catalogue, each draw that is no target
+    weighing as many items as it stands for, so that the estimate of every softmax's sum is unbiased given the batch.
+    """
+    if len(items_ND) <= settings.full_softmax_items:
+        return _SoftmaxLoss.apply(states_PD, items_ND, targets_P, None)
+    targets_M = torch.unique(targets_P)
+    drawn = torch.unique(torch.randint(len(items_ND), (settings.sampled_items,), device=targets_P.device))
+    others = drawn[~torch.isin(drawn, targets_M)]
+    weight = math.log(max(1, len(items_ND) - len(targets_M)) / max(1, len(others)))
+    offsets_C = torch.cat([torch.zeros(len(targets_M)), torch.full((len(others),), weight)]).to(items_ND)
+    items_CD = items_ND[torch.cat([targets_M, others])]
+    return _SoftmaxLoss.apply(states_PD, items_CD, torch.searchsorted(targets_M, targets_P), offsets_C)
+
+
+def _schedule(share: float) -> float:
+    """The learning rate's part of its peak after `share` of training: a linear warm-up, then a half cosine to zero."""
+    return min(share + 0.002, 0.05) / 0.05 * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
+
+
+def _step(model: Any, optimizer: Any, windows: Sequence[Sequence[int]], settings: SasRecSettings, device: str) -> float:
+    ids_BT, used_BT = pad([window[:-1] for window in windows], device)
+    targets_BT, _ = pad([window[1:] for window in windows], device)
+    states_PD = next_states(model, ids_BT, settings)[used_BT]
+    loss = softmax_loss(states_PD, item_vectors(model), targets_BT[used_BT], settings)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _validation_examples(dataset: Dataset, settings: SasRecSettings) -> list[Example]:
+    examples = build_examples(dataset, "validation")
+    if len(examples) <= settings.validation_users:
+        return examples
+    rows = np.random.default_rng(VALIDATION_SEED).choice(len(examples), settings.validation_users, replace=False)
+    return [examples[row] for row in sorted(rows)]
+
+
+def _validation_ndcg(sasrec: SasRec, dataset: Dataset, examples: Sequence[Example]) -> float:
+    """NDCG@10 over the whole catalogue, as it is measured everywhere."""
+    histories = [example.history for example in examples]
+    ranks_B = ranks.target_ranks(
+        sasrec.queries(histories),
+        ranks.ItemMatrix.from_tensor(sasrec.items_ND),
+        torch.tensor([example.target for example in examples], dtype=torch.long),
+        histories if dataset.mask_history else None,
+    )
+    return float(ndcg(ranks_B.numpy(), 10).mean())
