@@ -1,4 +1,4 @@
-"""Folders that are whole or known not to be.
+"""Folders written whole, with a manifest.
 
 Decides: a folder is written beside its name, synced and renamed, and holds a manifest of its files: names, sizes and
 SHA-256. What was killed half-way has no manifest, what a disk or a copy damaged differs from it.
@@ -27,11 +27,11 @@ MANIFEST = "manifest.json"
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None], *, size: int) -> None:
-    """Write a folder whole; an existing one of this name is replaced.
+    """Writes a whole folder with its manifest. It replaces an existing one of this name.
 
     Args:
-        fill: writes the files into the (empty) folder it is given.
-        size: bytes that will be needed, about; where the disk has fewer, nothing is begun.
+        fill: writes the files into an empty folder.
+        size: how many bytes the folder needs, about. If the disk has fewer, nothing is written.
 
     Raises:
         OSError: it cannot be written; what was there before is untouched, and nothing is left beside it.
@@ -57,7 +57,7 @@ def new_folder(folder: Path, *, size: int = 0) -> Iterator[Path]:
     Its files have the mode that a new file has there, and are synced before.
 
     Args:
-        size: bytes that will be needed, about; where the disk has fewer, nothing is begun.
+        size: how many bytes the folder needs, about. If the disk has fewer, nothing is written.
 
     Raises:
         OSError: it cannot be written. What was there before is untouched, as it is when the body raises.
@@ -89,7 +89,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def torch_save(value: Any, path: Path) -> None:
-    """`torch.save`, whose own words for a full disk say nothing of the disk ("unexpected pos 64 vs 0").
+    """Saves by `torch.save`, but raises the error of the disk: torch itself says "unexpected pos 64 vs 0".
 
     Raises:
         OSError: it cannot be written.
@@ -107,7 +107,7 @@ def torch_save(value: Any, path: Path) -> None:
 
 
 class _RememberingFile:
-    """A file that remembers why it could not be written."""
+    """A file that remembers the error of a write."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -127,11 +127,11 @@ class _RememberingFile:
 def problems(
     folder: Path, *, but: frozenset[str] = frozenset(), only: Callable[[str], bool] = lambda name: True
 ) -> list[str]:
-    """What a folder lacks or what differs from its manifest; empty where it is whole.
+    """Returns what is missing in a folder or differs from its manifest; empty if the folder is whole.
 
     Args:
-        but: files whose absence is no problem.
-        only: the files that are looked at, by their names in the folder.
+        but: files that may be missing.
+        only: which files to check, by their names in the folder.
     """
     try:
         files = parse_json(read_bytes(folder / MANIFEST))["files"]
@@ -156,10 +156,10 @@ def problems(
 
 
 def written_digest(folder: Path, *, only: Callable[[str], bool]) -> str | None:
-    """One digest (hex) of a folder's files as they were written, by its manifest; None where that lists none.
+    """Returns one digest (hex) of a folder's files as its manifest lists them, or None if it lists none.
 
     Args:
-        only: the files that count, by their names in the folder.
+        only: which files count, by their names in the folder.
     """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -170,10 +170,10 @@ def written_digest(folder: Path, *, only: Callable[[str], bool]) -> str | None:
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
-    """Give a finished folder its name; what had the name before is removed only when the new one stands there.
+    """Gives a finished folder its name, then removes the folder that had the name before.
 
     Raises:
-        OSError: it cannot; what was there is there still.
+        OSError: it cannot; the folder that was there is untouched.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise NotADirectoryError(errno.ENOTDIR, "there is something here that is not a folder", str(folder))
@@ -196,7 +196,7 @@ def _put_in_place(new: Path, folder: Path) -> None:
 
 
 def _swap(one: Path, other: Path) -> bool:
-    """Exchange two names in one step (Linux's renameat2); false where that cannot be done."""
+    """Exchanges two names in one step by Linux's renameat2; returns False if that cannot be done."""
     here, exchange = -100, 2
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0

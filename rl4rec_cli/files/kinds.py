@@ -1,10 +1,10 @@
-"""What a file is, by its first bytes, where it is not what its name says.
+"""Recognises files that are not what their names say, by their first bytes.
 
 Decides: which kinds are known, and the way out of each: pointers of Git LFS, compressed files, web pages, empty files.
 Hides: their signatures.
 
 A compressed file, or the pointer that a clone without Git LFS leaves, fails in its reader with an error about
-characters or JSON that says nothing of this.
+characters or JSON that does not name the cause.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], FileKind], ...] = (
 
 
 def recognise(head: bytes) -> FileKind | None:
-    """The kind of a file that begins with these bytes; None for text, JSON, and whatever is not known here."""
+    """Returns the kind of a file that begins with these bytes, or None for text, JSON and unknown kinds."""
     return next((kind for signature, kind in _SIGNATURES if signature.match(head)), None)
 
 
@@ -78,7 +78,7 @@ def recognise_file(path: Path, *, expected: tuple[FileKind, ...] = ()) -> FileKi
 
 
 def odd_file(folder: Path) -> tuple[Path, str, str] | None:
-    """The first file of a model's folder that is not what its name says: the file, what it is, and the way out.
+    """Returns the first file of a model's folder that is not what its name says, its kind, and the way out.
 
     Raises:
         OSError: a file cannot be read.

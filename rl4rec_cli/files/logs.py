@@ -23,7 +23,7 @@ class JsonLines:
     """An append-only log of strict JSON lines, each written whole and at once, by however many processes.
 
     Args:
-        also: gets every record that is written.
+        also: is called with every record after it is written.
     """
 
     def __init__(self, path: Path, *, also: Callable[[Mapping[str, Any]], None] | None = None) -> None:
@@ -32,7 +32,7 @@ class JsonLines:
         self._file: IO[bytes] = path.open("ab", buffering=0)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append a line.
+        """Appends a record as one line.
 
         Raises:
             RunError: it cannot be written.
@@ -52,10 +52,10 @@ class JsonLines:
 
 
 def read_jsonl(path: Path, flaw_of: Callable[[dict[str, Any]], str] = lambda record: "") -> list[dict[str, Any]]:
-    """The whole lines of a log; a last line that a kill or a full disk cut is left out.
+    """Returns the records of a log, without a last line that a kill or a full disk cut.
 
     Args:
-        flaw_of: what keeps a record from being one of this log; empty where nothing does.
+        flaw_of: why an object is no record of this log; empty if it is one.
 
     Raises:
         RunError: it cannot be read, or a line in between is no record.
@@ -82,7 +82,7 @@ def read_jsonl(path: Path, flaw_of: Callable[[dict[str, Any]], str] = lambda rec
 
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The records of a log that may still be written, and how many of its lines are none (half a line of a killed run).
+    """Returns the records of a log that may still grow, and how many lines are none (half a line of a killed run).
 
     Raises:
         RunError: it is there and cannot be read.

@@ -14,7 +14,7 @@ _LONGEST = 80
 
 
 def file_name(name: str) -> str:
-    """A part of a file name for any text.
+    """Returns a part of a file name for any text.
 
     Names of ASCII letters, digits and `. _ -` stay as they are. Where other characters are lost, or it is too long,
     eight digits of the whole name's SHA-256 follow, so that 世界 and 数据, or "a b" and "a-b", are different files.

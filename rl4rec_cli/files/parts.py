@@ -1,4 +1,4 @@
-"""`FILE.part`: what a job has done so far, beside the file that it will write.
+"""`FILE.part`: the work of an unfinished job, beside the file that it will write.
 
 Decides: one process at a time writes to it; a job that is ended leaves it, and the same command goes on from it.
 Hides: its lock, which is on the file itself.
@@ -23,10 +23,10 @@ def part_of(path: Path) -> Path:
 
 @contextmanager
 def held(part: Path) -> Iterator[None]:
-    """Nobody else writes to the file meanwhile. It is there while this lasts, and goes where it stayed empty.
+    """Lets no other process write to the part file meanwhile. Makes it, and removes it if it stays empty.
 
     Raises:
-        RunError: another process does, or it cannot be written.
+        RunError: another process writes to it, or it cannot be written.
     """
     try:
         part.parent.mkdir(parents=True, exist_ok=True)

@@ -27,10 +27,10 @@ _REMEDY = "files of a run are written by rl4rec; put back what was there, or a c
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what reading would wait for.
+    """Refuses a FIFO, a device or a socket, which reading would wait for.
 
     Raises:
-        OSError: there is nothing, or something that is neither a file nor a folder.
+        OSError: the path does not exist, or is neither a file nor a folder.
     """
     mode = path.stat().st_mode
     for is_kind, what in _KINDS:
@@ -39,7 +39,7 @@ def check_regular(path: Path) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a regular file.
+    """Reads the bytes of a regular file.
 
     Raises:
         OSError: it cannot be read, or is no regular file.
@@ -49,10 +49,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """A JSON value.
+    """Parses a JSON value.
 
     Raises:
-        ValueError: it is none, or is nested without end; the message says where.
+        ValueError: the text is not JSON, or is nested too deeply; the message says where.
     """
     try:
         return json.loads(text)
@@ -61,10 +61,10 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def read_object(path: Path, wants: Mapping[str, type | tuple[type, ...]] | None = None) -> dict[str, Any]:
-    """The JSON object in a file of a run.
+    """Reads the JSON object in a file of a run.
 
     Args:
-        wants: keys that must be there, with the types of their values.
+        wants: required keys with the types of their values.
 
     Raises:
         RunError: it cannot be read, is no JSON object, or lacks one of the keys; with the line where it has one.
@@ -85,7 +85,7 @@ def read_object(path: Path, wants: Mapping[str, type | tuple[type, ...]] | None 
 
 
 def object_flaw(value: Mapping[str, Any], wants: Mapping[str, type | tuple[type, ...]]) -> str:
-    """What keeps an object from being the record that is wanted; empty where nothing does."""
+    """Returns why an object is not such a record; empty if it is one."""
     for key, types in wants.items():
         own = value.get(key)
         is_wrong = isinstance(own, bool) and types is not bool  # to Python a truth is a number, too

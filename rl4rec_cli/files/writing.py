@@ -23,7 +23,7 @@ from rl4rec_cli.errors import ConfigError, RunError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside a file, for the body or a library to write; at the end it takes the file's place.
+    """Gives a path beside a file for the body or a library to write, and puts it in the file's place at the end.
 
     The new file is synced first and has the mode that a new file has in its folder, whatever the library gave it:
     safetensors writes files that only their owner may read.
@@ -47,17 +47,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def new_file_mode(path: Path) -> int:
-    """The mode of a file that is made here, which the process's umask and the folder decide; leaves an empty file.
+    """Makes an empty file and returns its mode, which the process's umask and the folder decide.
 
     Raises:
-        OSError: it is there already, or cannot be made.
+        OSError: the file exists, or cannot be made.
     """
     with path.open("xb") as file:
         return os.fstat(file.fileno()).st_mode
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk.
+    """Waits until a file or folder is on the disk.
 
     Raises:
         OSError: it cannot be.
@@ -70,7 +70,7 @@ def sync(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file.
+    """Writes a whole file.
 
     Raises:
         RunError: it cannot be written; what was there before is untouched.
@@ -83,22 +83,22 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file of UTF-8; see `write_bytes`."""
+    """Writes a whole file of UTF-8; see `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON; see `write_text`."""
+    """Writes strict JSON; see `write_text`."""
     write_text(path, json.dumps(strict(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write strict JSON lines; see `write_text`."""
+    """Writes strict JSON lines; see `write_text`."""
     write_text(path, "".join(json.dumps(strict(r), ensure_ascii=False, allow_nan=False) + "\n" for r in records))
 
 
 def strict(value: Any) -> Any:
-    """The same value in plain JSON types; numbers that are not finite become null."""
+    """Converts a value to plain JSON types; numbers that are not finite become null."""
     if isinstance(value, Mapping):
         return {str(k): strict(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -111,10 +111,10 @@ def strict(value: Any) -> Any:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before the work that a file cannot be written.
+    """Checks before the work that a file can be written.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it cannot be.
     """
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder", hint="name a file in it")
@@ -125,7 +125,7 @@ def check_writable(path: Path) -> None:
 
 
 def why_unwritable(path: Path) -> str | None:
-    """Why a file or folder cannot be made: the nearest folder that is there is tried; None where it can."""
+    """Returns why a file or folder cannot be made, or None. Tries the nearest folder above it that exists."""
     above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     try:
         with tempfile.TemporaryFile(dir=above):
@@ -135,18 +135,18 @@ def why_unwritable(path: Path) -> str | None:
 
 
 def warn_unwritable(folder: Path) -> None:
-    """Say before the work that its results can be shown, but not kept there."""
+    """Warns before the work if its results can be shown but not saved in a folder."""
     if (reason := why_unwritable(folder / "result")) is not None:
         console.log(f"warning: {folder}: nothing can be written there ({reason}): results are shown, not kept")
 
 
 @contextmanager
 def kept_after(keep: Callable[[], None], place: Path) -> Iterator[None]:
-    """Show in the body what was measured; then it is written down. That one of the two fails never costs the other.
+    """Saves a measurement after the body has shown it. If one of the two fails, the other is still done.
 
     Args:
-        keep: writes it.
-        place: where, for the message.
+        keep: saves it.
+        place: where it is saved, for the message.
 
     Raises:
         RunError: it cannot be written.

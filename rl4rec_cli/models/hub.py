@@ -12,10 +12,10 @@ from rl4rec_cli.shell import command_line
 
 
 def explain(error: BaseException, name: str) -> tuple[str, str] | None:
-    """Message and hint, where the Hub is what failed; else None.
+    """Returns message and hint if it is the Hub that failed, else None.
 
     Args:
-        name: the model's, as the Hub knows it.
+        name: the model's name on the Hub.
     """
     from huggingface_hub import constants, errors
 
@@ -43,7 +43,7 @@ def explain(error: BaseException, name: str) -> tuple[str, str] | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came from."""
+    """Yields the error, its cause, the cause of that, and so on."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause

@@ -96,7 +96,7 @@ PRESETS = {
 
 
 def find_preset(model: str) -> ModelPreset | None:
-    """The preset that a model's name means: its short name, or one of its repositories. A folder is no preset."""
+    """Returns the preset of a short name or of a repository, or None. A folder is no preset."""
     if Path(model).exists():
         return None
     if model.lower() in PRESETS:
@@ -105,7 +105,7 @@ def find_preset(model: str) -> ModelPreset | None:
 
 
 def repository_of(model: str, *, backend: str, quantization: str) -> str:
-    """What to load for a model's name; a name that is no preset's short name is itself."""
+    """Returns the repository to load for a preset's short name; any other name stands for itself."""
     preset = find_preset(model)
     if preset is None or model.lower() != preset.name:
         return model

@@ -75,7 +75,7 @@ class ModelFacts:
         return embeddings + self.linear_parameters + self.layers * (norms + biases) + h
 
     def adapted(self, targets: str | tuple[str, ...]) -> tuple[tuple[str, int, int], ...]:
-        """The linear maps of a layer that a LoRA adapter of these targets goes on."""
+        """The linear maps of a layer that a LoRA adapter with these targets is on."""
         if targets in ("all-linear", "auto"):
             return self.linears
         names = {targets} if isinstance(targets, str) else set(targets)
@@ -98,7 +98,7 @@ class RetrievalFacts:
 
 
 def read_facts(name: str, config: Mapping[str, Any]) -> ModelFacts:
-    """A model's `config.json`, as `transformers` writes it.
+    """Reads the sizes from a model's `config.json`, as `transformers` writes it.
 
     Raises:
         PolicyError: an architecture that is not known here, or a number is missing.

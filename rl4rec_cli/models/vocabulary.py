@@ -10,7 +10,7 @@ from typing import Any
 
 
 def extra_tokens(tokenizer: Any, rows: int) -> list[str]:
-    """Tokens without a row in the embedding that a text can become, or that the model is given; empty where it fits.
+    """Returns the tokens that a text or a prompt can hold but that have no row in the embedding.
 
     Reading one of them ends in an index error. Padding is not counted: see `pad_within`.
 

@@ -22,7 +22,7 @@ VERSIONS_OF = (
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on besides the configuration."""
+    """Returns what a result depends on besides the configuration."""
     versions: dict[str, str | None] = {}
     for name in VERSIONS_OF:
         try:

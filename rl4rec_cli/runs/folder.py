@@ -48,10 +48,10 @@ class Run:
         self.folder = folder
         self.config = config
         self.digest = digest
-        """Of the dataset it is trained on."""
+        """Of the dataset that it is trained on."""
 
     def environment(self) -> dict[str, Any]:
-        """What `env.json` says of how it was begun; empty where that is missing or damaged."""
+        """The record of `env.json`, or an empty one if that is missing or damaged."""
         try:
             return read_object(self.folder / "env.json")
         except RunError:
@@ -59,7 +59,7 @@ class Run:
 
     @property
     def day(self) -> str | None:
-        """The day it was begun on, as `2026-11-26`; None where that is not known."""
+        """The day the run began on, as `2026-11-26`, or None if that is not known."""
         started = str(self.environment().get("started", ""))[:10]
         return started if re.fullmatch(r"\d{4}-\d{2}-\d{2}", started) else None
 
@@ -69,12 +69,12 @@ class Run:
 
     @property
     def start(self) -> Path:
-        """The policy before reinforcement learning, kept where a warm start made it."""
+        """The policy before reinforcement learning, if a warm start made it."""
         return self.checkpoints / "checkpoint_start"
 
     @property
     def base(self) -> Path:
-        """What the adapter of a tiny policy is trained over: the policy as it was built, and warm-started."""
+        """The weights below the adapter of a tiny policy: as it was built and warm-started."""
         return self.checkpoints / BASE
 
     @property
@@ -82,19 +82,19 @@ class Run:
         return self.checkpoints / "checkpoint_final"
 
     def results(self, dataset: str) -> Path:
-        """Where evaluations on one of its datasets, by its name, are kept."""
+        """The folder of the evaluations on one of its datasets, which is named."""
         return self.folder / "eval" / (dataset if len(self.config.data.paths) > 1 else "")
 
     def step(self, number: int) -> Path:
         return self.checkpoints / f"checkpoint_step_{number}"
 
     def warm(self, number: int) -> Path:
-        """A step of the warm start, kept until `start` stands there."""
+        """A step of the warm start. It stays until `start` is there."""
         return self.checkpoints / f"checkpoint_warm_{number}"
 
     @property
     def best(self) -> Path:
-        """The step that did best on validation users."""
+        """The step with the best result on validation users."""
         return self.checkpoints / "checkpoint_best"
 
     def steps(self) -> list[Path]:
@@ -111,10 +111,10 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else writes into the folder meanwhile.
+        """Lets no other process train in the folder meanwhile.
 
         Raises:
-            RunError: another process does.
+            RunError: another process holds the lock; the message names it.
         """
         path = self.folder / _LOCK
         if (descriptor := take_lock(path)) is None:
@@ -130,11 +130,11 @@ class Run:
             release_lock(path, descriptor)
 
     def in_use(self) -> bool:
-        """Whether a process holds `locked`."""
+        """Whether a process trains this run."""
         return is_locked(self.folder / _LOCK)
 
     def newest_checkpoint(self) -> Path:
-        """The final checkpoint, else the last periodic one.
+        """Returns the final checkpoint, or the last periodic one if there is none.
 
         Raises:
             RunError: there is none yet.

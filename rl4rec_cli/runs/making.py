@@ -27,7 +27,7 @@ END = "# end"
 
 
 def run_name(config: RunConfig, dataset: str) -> str:
-    """Algorithm, dataset, model, seed and time."""
+    """A name for a run: algorithm, dataset, model, seed and time."""
     model = Path(config.policy.model).name
     when = datetime.now().strftime("%Y%m%d-%H%M%S")
     parts = [config.trainer.algorithm, *map(file_name, dataset.split("+")), file_name(model)]
@@ -35,10 +35,10 @@ def run_name(config: RunConfig, dataset: str) -> str:
 
 
 def check_new(config: RunConfig) -> None:
-    """Find out before the work that a run of this name is there already, or that none can be made.
+    """Checks before the work that a run of this name can be made.
 
     Raises:
-        RunError: so it is.
+        RunError: it is there already, or its folder cannot be made.
     """
     folder = Path(config.run.output_dir) / (config.run.name or "")
     if config.run.name is not None and os.path.lexists(folder):
@@ -61,7 +61,7 @@ def create_run(
     datasets: Mapping[str, str] | None = None,
     prompts: str = "",
 ) -> Run:
-    """Make a run folder with its configuration and environment.
+    """Makes a run folder with its configuration and environment.
 
     Args:
         dataset: its name.
@@ -87,14 +87,14 @@ def create_run(
 
 
 def recipe_text(config: RunConfig) -> str:
-    """The `config.yaml` of a run: a recipe whose end can be told to be missing."""
+    """The text of `config.yaml`: a recipe whose last line shows that it is whole."""
     from rl4rec_cli.config.layering import dump_config
 
     return f"{BEGIN}\n{dump_config(config)}{END}\n"
 
 
 def recipe_of(folder: Path) -> Path:
-    """The recipe a run folder was made with.
+    """Returns the path of the recipe that a run folder was made with.
 
     Raises:
         RunError: not a run folder, or the recipe's end is missing.
@@ -117,7 +117,7 @@ def recipe_of(folder: Path) -> Path:
 
 
 def open_run(path: str | Path) -> Run:
-    """An existing run folder.
+    """Opens an existing run folder.
 
     Raises:
         RunError: not a run folder. ConfigError: its configuration is damaged.
@@ -131,7 +131,7 @@ def open_run(path: str | Path) -> Run:
 
 
 def resume_command(run: Run) -> str:
-    """What goes on with a run, from any folder that its own path is right in."""
+    """The command that resumes a run, from any folder in which the run's path is right."""
     rewards = run.config.reward.functions
     # Code is run only where this very command names it.
     flags = [word for name, weight in rewards.items() for word in ("--reward", f"{whole_reward(name)}={weight:g}")]
@@ -140,7 +140,7 @@ def resume_command(run: Run) -> str:
 
 
 def whole_reward(name: str) -> str:
-    """A reward's name with the whole path of the file that it is in, where it is in one."""
+    """A reward's name, with the whole path of its file if it is in one."""
     file, colon, attribute = name.rpartition(":")
     is_file = file.endswith(".py") and Path(file).expanduser().is_file()
     return f"{Path(file).expanduser().resolve()}{colon}{attribute}" if is_file else name
