@@ -105,17 +105,14 @@ def way_on(config: RunConfig, facts: ModelFacts, around: Surroundings, room: Roo
     As many texts a step come first, then fewer, then shorter ones. None where nothing fits.
     """
     for shorter in ({}, *_shorter(config)):
-        short = changed(config, shorter)
-        if shorter and not room.over(result := estimate(short, facts, around)):
-            return Saving(short, shorter, (_COSTS["shorter"][1],), frozenset({"shorter"}), result, _COSTS["shorter"][0])
-        found = savings(short, facts, around, room, keep_texts=False, keep_weights=True)
-        if found:
-            way = found[0]
-            if not shorter:
-                return way
+        ways = savings(changed(config, shorter), facts, around, room, keep_texts=False, keep_weights=True)
+        if ways and shorter:
             price, words = _COSTS["shorter"]
-            costs, kinds = (*way.costs, words), way.kinds | {"shorter"}
-            return replace(way, settings={**shorter, **way.settings}, costs=costs, kinds=kinds, cost=way.cost + price)
+            settings, costs = {**shorter, **ways[0].settings}, (*ways[0].costs, words)
+            kinds = ways[0].kinds | {"shorter"}
+            return replace(ways[0], settings=settings, costs=costs, kinds=kinds, cost=ways[0].cost + price)
+        if ways:
+            return ways[0]
     return None
 
 

@@ -176,6 +176,21 @@ def test_only_what_ran_out_is_cut(during: Phase, flags: str) -> None:
     assert say(config, 500 * GB, phase=during).flags == flags
 
 
+def test_shorter_completions_come_last_and_their_cost_is_said() -> None:
+    """Where even the fewest completions of a step do not fit."""
+    config, room = load("trainer.warm_start=null", "generation.max_completion_length=512"), 5 * GB + GB // 5
+    error = say(config, room)
+    assert "--set generation.max_completion_length=128" in error.flags
+    assert "fewer texts a step: noisier gradients; shorter prompts or texts: the policy reads or writes less" in str(
+        error.hint
+    )
+    after = load("trainer.warm_start=null", *sets_in(error.flags))
+    cpu = Surroundings(on_gpu=True, items=0, retrieval_on_device=False)
+    assert estimate(after, FACTS, cpu).bytes <= room
+    mild = say(config, room + 6 * GB)
+    assert "max_completion_length" not in mild.flags
+
+
 def test_where_nothing_fits_it_says_so_with_figures() -> None:
     config = load("trainer.warm_start=null")
     error = say(config, 2 * GB)
