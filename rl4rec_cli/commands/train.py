@@ -139,7 +139,9 @@ def _resume(
     phases = [phase.algorithm for phase in config.trainer.phases]
     run = Run(folder, config, digest=joint_digest(datasets))
     with run.locked():
-        most = number_of_steps(config.trainer, sum(number_of_training_examples(config, one) for one in datasets))
+        most = number_of_steps(
+            config.trainer, sum(number_of_training_examples(config.data, one, seed=config.run.seed) for one in datasets)
+        )
         place = find_place(run, phases, allow_partial=allow_partial, most=most)
         check_data(run, _digests(datasets), allow_partial=allow_partial)
         is_measured = all((run.results(name) / "validation.json").is_file() for name in audits)
@@ -235,7 +237,9 @@ def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bo
     check_one_gpu(config.policy.device)
     check_trackers(config.logging.report_to)
     for phase in config.trainer.phases:
-        number_of_steps(phase, sum(number_of_training_examples(config, dataset) for dataset in datasets))
+        number_of_steps(
+            phase, sum(number_of_training_examples(config.data, dataset, seed=config.run.seed) for dataset in datasets)
+        )
     for name in config.reward.functions:
         file = name.rpartition(":")[0]
         if file.endswith(".py") and not Path(file).is_file():

@@ -32,6 +32,7 @@ from rl4rec_cli.strict_yaml import YamlError, load_yaml
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.trainer import TrainerSection
     from rl4rec_cli.runs.folder import Run
 
 RECIPE = "recipe.yaml"
@@ -97,7 +98,7 @@ def find_place(run: Run, phases: Sequence[str], *, allow_partial: bool, most: in
     if is_done:
         kept = run.final / RECIPE
         recipe = kept if kept.is_file() else run.folder / "config.yaml"
-        if not is_longer(_read_recipe(recipe), run.config):
+        if not is_longer(_read_recipe(recipe), run.config.trainer):
             _check_recipe(recipe, run.config, allow_partial=allow_partial)
             return Place(last + 1)
         _check_more(run, most)
@@ -285,11 +286,11 @@ def _tidy(run: Run) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def is_longer(trained: Any, config: RunConfig) -> bool:
-    """Whether a configuration trains on to more steps than a recipe, as far as both say."""
+def is_longer(trained: Any, section: TrainerSection) -> bool:
+    """Whether a trainer goes on to more steps than that of a recipe, as far as both say."""
     before = trained.get("trainer") if isinstance(trained, Mapping) else None
     before = before if isinstance(before, Mapping) else {}
-    pairs = [(getattr(config.trainer, name), before.get(name)) for name in LENGTH]
+    pairs = [(getattr(section, name), before.get(name)) for name in LENGTH]
     if not all(isinstance(was, int | float) for _, was in pairs):
         return False
     return all(now >= was for now, was in pairs) and any(now > was for now, was in pairs)
@@ -329,7 +330,7 @@ def _check_recipe(path: Path, config: RunConfig, *, allow_partial: bool) -> None
     if isinstance(rewards, dict) and isinstance(rewards.get("functions"), dict):  # older runs kept them as typed
         rewards["functions"] = {whole_reward(str(name)): weight for name, weight in rewards["functions"].items()}
     keys = changed_keys(trained, config.model_dump(mode="json"))
-    if is_longer(trained, config):
+    if is_longer(trained, config.trainer):
         keys = [key for key in keys if not key.startswith(tuple(f"trainer.{name} " for name in LENGTH))]
     if keys:
         _refuse(

@@ -64,7 +64,7 @@ def open_domains(
             retrievers[dataset.name],
             scorers[dataset.name],
             PromptBuilder(config.prompt, dataset, tokenizer),
-            training_examples(config, dataset),
+            training_examples(config.data, dataset, seed=config.run.seed),
         )
         for dataset in datasets
     ]
@@ -84,7 +84,8 @@ def check_datasets(config: RunConfig, datasets: Sequence[Dataset]) -> None:
             )
     if len(datasets) == 1:
         return
-    counts = {dataset.name: number_of_training_examples(config, dataset) for dataset in datasets}
+    data, seed = config.data, config.run.seed
+    counts = {dataset.name: number_of_training_examples(data, dataset, seed=seed) for dataset in datasets}
     if empty := [name for name, count in counts.items() if not count]:
         raise ConfigError(f"dataset {empty[0]} has no training examples: every user needs at least 4 items")
     total = sum(counts.values())

@@ -13,29 +13,33 @@ import numpy as np
 from rl4rec_cli.data.dataset import build_examples, count_train_examples
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.sections import DataSection
     from rl4rec_cli.data.dataset import Dataset, Example
 
 
-def _training_users(config: RunConfig, dataset: Dataset) -> set[str] | None:
+def _training_users(section: DataSection, dataset: Dataset, seed: int) -> set[str] | None:
     """The users drawn for training; None: all."""
-    counts = count_train_examples(dataset, config.data.train_targets)
+    counts = count_train_examples(dataset, section.train_targets)
     users = sorted(user for user, count in zip(dataset.users, counts, strict=True) if count)
-    limit = config.data.train_users
+    limit = section.train_users
     if limit is None or limit >= len(users):
         return None
-    return set(np.random.default_rng(config.run.seed).choice(users, limit, replace=False).tolist())
+    return set(np.random.default_rng(seed).choice(users, limit, replace=False).tolist())
 
 
-def training_examples(config: RunConfig, dataset: Dataset) -> list[Example]:
-    """Every training example of the users drawn for training."""
-    chosen = _training_users(config, dataset)
-    examples = build_examples(dataset, "train", train_targets=config.data.train_targets)
+def training_examples(section: DataSection, dataset: Dataset, *, seed: int) -> list[Example]:
+    """Every training example of the users drawn for training.
+
+    Args:
+        seed: the run's.
+    """
+    chosen = _training_users(section, dataset, seed)
+    examples = build_examples(dataset, "train", train_targets=section.train_targets)
     return examples if chosen is None else [e for e in examples if e.user in chosen]
 
 
-def number_of_training_examples(config: RunConfig, dataset: Dataset) -> int:
+def number_of_training_examples(section: DataSection, dataset: Dataset, *, seed: int) -> int:
     """How many those are, without making them."""
-    chosen = _training_users(config, dataset)
-    counts = count_train_examples(dataset, config.data.train_targets)
+    chosen = _training_users(section, dataset, seed)
+    counts = count_train_examples(dataset, section.train_targets)
     return sum(n for user, n in zip(dataset.users, counts, strict=True) if chosen is None or user in chosen)

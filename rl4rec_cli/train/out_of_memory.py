@@ -28,7 +28,7 @@ from rl4rec_cli.shell import set_flags
 from rl4rec_cli.train.checkpoints import changed_keys
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.sections import RetrievalSection, RunConfig
     from rl4rec_cli.policy.loading import Policy
 
 STEP_DOWN = 0.6
@@ -128,7 +128,7 @@ def advise_by_plan(
     if not foreseen:
         figures += ": it is too low here, or something else took memory for a while"
     if not failed.passing and not foreseen:
-        sets, costs = _ranks_with_less(alone, surroundings) if phase is Phase.RANKING else ({}, "")
+        sets, costs = _ranks_with_less(alone.retrieval, surroundings) if phase is Phase.RANKING else ({}, "")
         after = _failed(changed(alone, sets), facts, _beside(surroundings, sets), phase).total
     else:
         own = {} if foreseen else {failed.name: failed.lasting + STEP_DOWN * failed.passing}
@@ -216,12 +216,12 @@ def _usable(machine: Machine, device: str, lasting: int) -> Usable:
     return Usable(int(USABLE * limit), f"{gpu.name} with {human(gpu.total)}, {human(gpu.total - limit)} held by others")
 
 
-def _ranks_with_less(config: RunConfig, surroundings: Surroundings) -> tuple[dict[str, Any], str]:
+def _ranks_with_less(section: RetrievalSection, surroundings: Surroundings) -> tuple[dict[str, Any], str]:
     """Settings, and what they cost; none where nothing can be cut."""
-    size = config.retrieval.batch_size
+    size = section.batch_size
     if surroundings.on_gpu and surroundings.retrieval_on_device:
         return {"retrieval.device": "cpu"}, "embedding and ranking on the CPU: rewards take longer"
-    if size == 1 or config.retrieval.embedder == "lsa":
+    if size == 1 or section.embedder == "lsa":
         return {}, ""
     return {"retrieval.batch_size": size // 2}, "texts are embedded in smaller batches"
 
