@@ -200,7 +200,8 @@ class Keeper(TrainerCallback):
             BaseException: whatever ended the training early (a reward, a signal, no more memory); the last whole step
                 is written first.
         """
-        if not isinstance(trainer, Resumable):
+        is_resumable = isinstance(trainer, Resumable)
+        if not is_resumable:
             raise TypeError(f"{type(trainer).__name__} has no Resumable before it: see train/algorithms/bases.py")
         self._trainer, trainer.keeper = trainer, self
         if self._resume is not None and self.done >= trainer.args.max_steps:

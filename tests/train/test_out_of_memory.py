@@ -75,7 +75,7 @@ def raises(*_: Any, **__: Any) -> NoReturn:
 
 def test_what_does_the_work_says_its_phase(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Writing, measuring, ranking, loading and saving, wherever they are called from."""
-    from rl4rec_cli.eval import evaluate
+    from rl4rec_cli.eval import policies
     from rl4rec_cli.policy import generation, loading
     from rl4rec_cli.ranking import ranks
     from rl4rec_cli.retrieval import retriever
@@ -84,7 +84,7 @@ def test_what_does_the_work_says_its_phase(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(loading, "write_folder", raises)
     monkeypatch.setattr(loading, "check_policy", raises)
     monkeypatch.setattr(loading, "check_whole", raises)
-    monkeypatch.setattr(evaluate, "PromptBuilder", raises)
+    monkeypatch.setattr(policies, "PromptBuilder", raises)
     monkeypatch.setattr(ranks, "target_ranks", raises)
     monkeypatch.setattr(ranks, "search", raises)
     monkeypatch.setattr(ranks, "score_matrix", raises)
@@ -97,8 +97,8 @@ def test_what_does_the_work_says_its_phase(monkeypatch: pytest.MonkeyPatch, tmp_
         (Phase.LOADING, lambda: loading.load_policy(config.policy)),
         (Phase.LOADING, lambda: loading.load_weights(one.model, tmp_path)),
         (Phase.SAVING, lambda: loading.write_checkpoint(one, tmp_path / "checkpoint", raises)),
-        (Phase.MEASURING, lambda: evaluate.write_texts("", one, config, one, [])),
-        (Phase.MEASURING, lambda: evaluate.measure_policy("", one, config, one, one, [])),
+        (Phase.MEASURING, lambda: policies.write_texts("", one, config, one, [])),
+        (Phase.MEASURING, lambda: policies.measure_policy("", one, config, one, one, [])),
         (Phase.RANKING, lambda: ranker.target_ranks(["a"], [0], [[]])),
         (Phase.RANKING, lambda: ranker.vector_ranks(torch.ones(1, 3), [0], [[]])),
         (Phase.RANKING, lambda: ranker.vector_search(torch.ones(1, 3), 1)),
