@@ -98,6 +98,7 @@ def evaluate_run(
 ) -> None:
     """`rl4rec eval`: measure a run, one of its checkpoints, a model, or (no target) the baselines alone."""
     run, model, config = resolve_target(target, split, users, baselines, sets, recipes, dataset, checkpoint, files)
+    open_baselines(config.eval.baselines)  # what cannot be opened is told before anything is measured
     data = open_dataset(config.data)
     evaluation = start_evaluation(config, data, config.eval.split)
     evaluation.about["audit"] = audit_line(config, data, next(iter(config.data.paths), None))
