@@ -33,7 +33,7 @@ def is_terminal(stream: IO[str] | None) -> bool:
 
 
 def log(*values: object) -> None:
-    """One line on standard error. A closed standard error is no reason to stop."""
+    """Prints a line on standard error. A closed standard error is no reason to stop."""
     line = clean(" ".join(str(value) for value in values), keep="\n\t")
     if _drawing:
         _drawing[-1].print(line, markup=False, highlight=False, soft_wrap=True)
@@ -44,22 +44,22 @@ def log(*values: object) -> None:
 
 
 def result(text: str) -> None:
-    """Text on standard output, as it is: YAML, a recipe."""
+    """Prints text on standard output as it is: YAML, a recipe."""
     print(text.removesuffix("\n"), flush=True)
 
 
 def print_json(value: Any) -> None:
-    """A result as JSON on standard output. `NaN` is refused: it is no JSON."""
+    """Prints a result as JSON on standard output. It refuses `NaN`, which is no JSON."""
     result(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
 
 
 def clean(text: str, *, keep: str = "") -> str:
-    """The text without control characters and what reorders it on a terminal."""
+    """Returns the text without control characters and without what reorders it on a terminal."""
     return "".join(c if c in keep or unicodedata.category(c) not in ("Cc", "Cf") else " " for c in text)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table on standard output. Columns of numbers are aligned right; floats get four decimals."""
+    """Prints a table on standard output. Aligns columns of numbers right; floats get four decimals."""
     cells = [[_cell(value) for value in row] for row in rows]
     for row in cells:
         if len(row) != len(columns):
@@ -83,7 +83,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 
 def _blocks(widths: Sequence[int], room: int | None) -> list[list[int]]:
-    """The columns that fit beside each other, the first one in every block; all of them where there is no limit."""
+    """Splits columns into blocks that fit a line, with the first one in every block; one block if there is no limit."""
     blocks = [[0]]
     for i in range(1, len(widths)):
         total = sum(widths[j] + 2 for j in blocks[-1])
@@ -153,9 +153,9 @@ def _pad(text: str, columns: int, right: bool) -> str:
 
 @contextmanager
 def progress(total: int | None, description: str, *, every: float = 10.0) -> Iterator[Callable[[int], None]]:
-    """Show how far something is, on standard error: `with progress(n, "embedding") as advance: … advance(batch)`.
+    """Shows how far something is, on standard error: `with progress(n, "embedding") as advance: … advance(batch)`.
 
-    A bar on a terminal; elsewhere a line every `every` seconds, so that something quick prints nothing.
+    It draws a bar on a terminal. Elsewhere it prints a line every `every` seconds, so that quick work prints none.
     """
     if is_terminal(sys.stderr):
         with _bar(total, description) as advance:
@@ -248,7 +248,7 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Keep off standard output, which is for results, what a library prints; logged where something fails."""
+    """Keeps what a library prints off standard output, which is for results. Logs it if the body fails."""
     output = io.StringIO()
     try:
         with redirect_stdout(output):

@@ -15,7 +15,7 @@ from typing import Any
 
 
 def quote(word: object) -> str:
-    """A word as a shell takes it. What a terminal does not show is written by its bytes (`$'…'` of bash and zsh)."""
+    """Quotes a word for a shell. Characters that a terminal does not show become bytes (`$'…'` of bash and zsh)."""
     text = str(word)
     if text.isprintable():
         return shlex.quote(text)
@@ -27,17 +27,17 @@ def quote(word: object) -> str:
 
 
 def command_line(*words: object) -> str:
-    """A command of any program."""
+    """Joins words to a command of any program."""
     return " ".join(map(quote, words))
 
 
 def rl4rec(*words: object) -> str:
-    """A command of ours."""
+    """Joins words to an `rl4rec` command."""
     return command_line("rl4rec", *words)
 
 
 def setting(key: str, value: Any) -> str:
-    """`key=value`, as `--set` reads it, not yet quoted for a shell."""
+    """Returns `key=value` as `--set` reads it, not yet quoted for a shell."""
     from rl4rec_cli.strict_yaml import YamlError, load_yaml
 
     if not isinstance(value, str):
@@ -57,5 +57,5 @@ def setting(key: str, value: Any) -> str:
 
 
 def set_flags(settings: Iterable[str]) -> str:
-    """`--set …` for each `key=value`."""
+    """Returns `--set …` for each `key=value`."""
     return " ".join(command_line("--set", text) for text in settings)

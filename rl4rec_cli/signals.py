@@ -30,7 +30,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Handle both signals in this way; what handled them before does so again afterwards."""
+    """Handles both signals in this way while the body runs, then restores the handlers from before."""
     global _is_held, _waiting, _seen
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -48,13 +48,13 @@ def handled() -> Iterator[None]:
 
 
 def hold() -> None:
-    """From here on signals wait."""
+    """Lets signals wait from here on."""
     global _is_held
     _is_held = True
 
 
 def let_go() -> None:
-    """Signals no longer wait; one that did is raised here.
+    """Lets signals through again, and raises one that waited.
 
     Raises:
         KeyboardInterrupt: one came meanwhile.

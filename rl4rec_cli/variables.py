@@ -44,10 +44,10 @@ _overruled: dict[str, str] = {}
 
 
 def check_one_process() -> None:
-    """Refuse an environment that says this is one process of several, before anything is made.
+    """Refuses an environment in which this is one process of several, before anything is made.
 
     Raises:
-        ConfigError: it says so, or cannot be understood.
+        ConfigError: it is one, or a variable is not a number.
     """
     values = {name: os.environ[name].strip() for name in (*_COUNTS, *_RANKS) if os.environ.get(name, "").strip()}
     odd = [name for name, value in values.items() if not re.fullmatch(r"-?[0-9]{1,9}", value)]
@@ -66,10 +66,10 @@ def check_one_process() -> None:
 
 @contextmanager
 def settings_win() -> Iterator[None]:
-    """No variable takes a setting's place, and none of a launcher's starts a group of one process.
+    """Takes out of the environment what would overrule settings, and a launcher's variables for one process.
 
     Raises:
-        ConfigError: the environment says that this is one process of several.
+        ConfigError: this is one process of several.
     """
     check_one_process()
     names = [n for n in os.environ if n.startswith(OVERRIDING) or n in (*_COUNTS, *_RANKS)]
@@ -86,7 +86,7 @@ def settings_win() -> Iterator[None]:
 
 
 def recorded_variables() -> dict[str, dict[str, str]]:
-    """The variables that could change a run, and those that `settings_win` keeps from it. Never a secret."""
+    """Returns the variables that can change a run, and those that `settings_win` took out. Never a secret."""
     names = (*_COUNTS, *_RANKS, *_ADDRESSES, "PYTHONHASHSEED")
     values = {name: value for name, value in os.environ.items() if name.startswith(RECORDED) or name in names}
     return {"variables": _without_secrets(values), "variables_left_out": _without_secrets(_overruled)}
@@ -102,7 +102,7 @@ _changed_by_import: dict[str, tuple[str | None, str | None]] = {}
 
 @contextmanager
 def import_noted() -> Iterator[None]:
-    """Note what an import changes in the environment, which `child_environment` takes back."""
+    """Notes what an import changes in the environment, for `child_environment` to take back."""
     before = dict(os.environ)
     try:
         yield
@@ -115,7 +115,7 @@ def import_noted() -> Iterator[None]:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment for a process of ours: without what imports of this process put there.
+    """Returns the environment for a process of ours, without what imports in this process put there.
 
     Unsloth asks for expandable segments of PyTorch's allocator as `PYTORCH_ALLOC_CONF`. vLLM's sleep cannot free such
     memory, and switches them off under the older name `PYTORCH_CUDA_ALLOC_CONF` alone: the option is taken out under

@@ -84,6 +84,8 @@ def test_safetensors_round_trip_to_the_bit(stored: Path, make_dataset: Make, vec
     assert metadata["items_digest"] == dataset.items_digest("text")
     assert (metadata["num_items"], metadata["dim"]) == ("6", str(DIM))
     assert [p.name for p in stored.parent.iterdir()] == [stored.name]
+    (new := stored.with_name("new")).touch()
+    assert stored.stat().st_mode == new.stat().st_mode  # safetensors alone would keep it from everybody else
 
 
 def test_pt_round_trip(tmp_path: Path, make_dataset: Make, vectors: torch.Tensor) -> None:
