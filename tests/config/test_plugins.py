@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.plugins import Registry, plugins
 from rl4rec_cli.errors import ConfigError, PluginError
 
@@ -14,12 +15,12 @@ GROUP = "rl4rec.tests"
 REGISTRY = Registry("tool", GROUP, {"join": "os.path:join"})
 
 
-def install(folder: Path, package: str, entries: str, module: str = "VALUE = 7\n") -> None:
+def install(folder: Path, package: str, entries: str, module: str = "VALUE = 7\n", group: str = GROUP) -> None:
     """A small installed package: its metadata and one module, importable by the package's name."""
     info = folder / f"{package}-1.2.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.2\n")
-    (info / "entry_points.txt").write_text(f"[{GROUP}]\n{entries}\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{entries}\n")
     (folder / f"{package}.py").write_text(module)
 
 
@@ -86,3 +87,28 @@ def test_an_unknown_name_lists_what_there_is(site: Path) -> None:
     with pytest.raises(ConfigError, match="unknown tool 'eight'") as error:
         REGISTRY.load("eight")
     assert error.value.hint == "it can be join, seven"
+
+
+def test_a_recipe_may_name_plugins_and_nothing_of_them_is_imported(site: Path) -> None:
+    install(site, "plug_g", "wordy = plug_g:VALUE", group="rl4rec.rewards")
+    install(site, "plug_h", "newest = plug_h:VALUE", group="rl4rec.baselines")
+    config = load_config(algorithm="grpo", sets=["reward.functions={wordy: 1}", "eval.baselines=[newest]"])
+    assert (config.reward.functions, config.eval.baselines) == ({"wordy": 1.0}, ("newest",))
+    assert {"plug_g", "plug_h"}.isdisjoint(sys.modules)
+    for key, meant in (("reward.functions={wodry: 1}", "wordy"), ("eval.baselines=[newset]", "newest")):
+        with pytest.raises(ConfigError, match=f"did you mean {meant}"):
+            load_config(algorithm="grpo", sets=[key])
+    install(site, "plug_i", "wordy = plug_i:VALUE", group="rl4rec.rewards")
+    with pytest.raises(ConfigError, match=r"reward wordy is offered by plug_g 1\.2, plug_i 1\.2 \(--set\)"):
+        load_config(algorithm="grpo", sets=["reward.functions={wordy: 1}"])
+
+
+def test_a_runs_own_configuration_opens_without_its_plugins(tmp_path: Path) -> None:
+    recipe = tmp_path / "config.yaml"
+    recipe.write_text("reward: {functions: {gone: 1}}\neval: {baselines: [gone]}\n")
+    config = load_config(algorithm="grpo", recipes=[str(recipe)], is_run=True)
+    assert config.eval.baselines == ("gone",)
+    with pytest.raises(ConfigError, match=r"eval\.baselines: unknown baseline `other`"):
+        load_config(algorithm="grpo", recipes=[str(recipe)], sets=["eval.baselines=[other]"], is_run=True)
+    with pytest.raises(ConfigError, match="unknown reward `gone`"):
+        load_config(algorithm="grpo", recipes=[str(recipe)])
