@@ -65,9 +65,9 @@ def decayed_mean(task: Task) -> Scored:
 
 
 def bm25_scores(items: Sequence[str], queries: Sequence[str]) -> Scored:
-    """BM25 scores of item texts for query texts; a query without a known word says nothing.
+    """BM25 scores of item texts for query texts. A query without a known word is unscorable.
 
-    Where hardly any items have words in common, which is said, it can hardly know one by another.
+    Where hardly any items share words, BM25 can hardly tell them apart (logged).
     """
     import bm25s
 
@@ -78,10 +78,10 @@ def bm25_scores(items: Sequence[str], queries: Sequence[str]) -> Scored:
     index = bm25s.BM25(method="lucene", backend="numpy")
     index.index(words_of_items, show_progress=False)
     known = index.vocab_dict
-    asked = [[word for word in words(text) if word in known] for text in queries]
+    query_words = [[word for word in words(text) if word in known] for text in queries]
 
     def extra(row: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        scores_N = index.get_scores(asked[row]) if asked[row] else np.zeros(0)
+        scores_N = index.get_scores(query_words[row]) if query_words[row] else np.zeros(0)
         ids = np.flatnonzero(scores_N)
         return ids, scores_N[ids].astype(np.float64)
 

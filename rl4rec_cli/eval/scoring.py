@@ -76,7 +76,7 @@ class VectorScores:
     """Scores that are dot products: ranked by the kernel, exactly.
 
     Args:
-        queries_BD: one vector for each example; a zero one says nothing and ranks last.
+        queries_BD: one vector for each example; a zero one is unscorable and ranks last.
         items: the vectors of the catalogue.
     """
 
@@ -130,7 +130,7 @@ class SparseScores:
         self._count, self._base_N, self._extra = count, base_N, extra
         self._ascending_N = np.sort(base_N)
         self._order_N = np.argsort(-base_N, kind="stable")
-        self._says_nothing = not base_N.any()
+        self._is_zero = not base_N.any()
 
     def ranks(self, targets: Sequence[int], masks: Sequence[Sequence[int]] | None) -> Ranking:
         from rl4rec_cli.retrieval.retriever import Ranking
@@ -139,19 +139,19 @@ class SparseScores:
         ranks_B, scorable_B = np.full(self._count, num_items), np.ones(self._count, np.bool_)
         for row in range(self._count):
             ids, more = self._extra(row)
-            if self._says_nothing and not more.any():
+            if self._is_zero and not more.any():
                 scorable_B[row] = False
                 continue
             scores, target = base_N[ids] + more, targets[row]
             place = np.flatnonzero(ids == target)
-            goal = scores[place[0]] if len(place) else base_N[target]
+            target_score = scores[place[0]] if len(place) else base_N[target]
             out = {target, *(masks[row] if masks is not None else ())}
             # By the base alone, then corrected for the items that score more and for those left out.
-            reached = num_items - np.searchsorted(self._ascending_N, goal, side="left")
-            reached -= np.count_nonzero(base_N[ids] >= goal)
+            reached = num_items - np.searchsorted(self._ascending_N, target_score, side="left")
+            reached -= np.count_nonzero(base_N[ids] >= target_score)
             known = set(ids.tolist())
-            reached -= sum(base_N[i] >= goal for i in out if i not in known)
-            reached += np.count_nonzero((scores >= goal) & ~np.isin(ids, list(out)))
+            reached -= sum(base_N[i] >= target_score for i in out if i not in known)
+            reached += np.count_nonzero((scores >= target_score) & ~np.isin(ids, list(out)))
             ranks_B[row] = 1 + reached
         return Ranking(ranks_B, scorable_B)
 
@@ -164,12 +164,12 @@ class SparseScores:
             # Enough of the others, best first, that k are left whichever are taken away.
             others = self._order_N[: k + len(ids) + len(out)]
             others = others[~np.isin(others, ids)]
-            found = np.concatenate([ids, others])
+            candidates = np.concatenate([ids, others])
             scores = np.concatenate([self._base_N[ids] + more, self._base_N[others]])
-            kept = ~np.isin(found, out)
-            found, scores = found[kept], scores[kept]
-            found = found[np.lexsort((found, -scores))][:k]  # equal scores by lower id, as in the kernel
-            best_BK[row, : len(found)] = found
+            is_ranked = ~np.isin(candidates, out)
+            candidates, scores = candidates[is_ranked], scores[is_ranked]
+            best = candidates[np.lexsort((candidates, -scores))][:k]  # equal scores by lower id, as in the kernel
+            best_BK[row, : len(best)] = best
         return best_BK
 
 
@@ -188,6 +188,6 @@ def measure(
     masks = histories if dataset.mask_history else None
     ranked = scored.ranks([e.target for e in examples], masks)
     top_BK = scored.top(TOP, masks)
-    # A text that says nothing ties with everything: what would be listed for it is no recommendation.
+    # An unscorable text ties with everything: what would be listed for it is no recommendation.
     top_BK = np.where(ranked.scorable[:, None], top_BK, -1)
     return Measured(name, ranked, texts, kind, top_BK, notes or {})
