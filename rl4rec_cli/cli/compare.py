@@ -19,7 +19,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def compare(
-    contestants: Annotated[
+    systems: Annotated[
         list[str],
         typer.Argument(
             metavar="A B …", help="Runs, checkpoints, models or baselines; A1,A2,A3 are seeds of one method."
@@ -43,17 +43,23 @@ def compare(
     Every run is measured with its own prompt, generation and policy settings, a model with the first run's; retrieval
     must be the same for all. Baselines go by name: popularity, last_item, bm25, sasrec, fusion …
     """
-    from rl4rec_cli.commands.compare import compare as run
+    import sys
 
-    run(
-        contestants,
-        split=split,
-        users=users,
-        checkpoint=checkpoint,
-        sets=sets or [],
-        recipes=recipe or [],
-        dataset=dataset,
-        as_json=as_json,
-        markdown=markdown,
-        html=html,
+    from rl4rec_cli import console
+    from rl4rec_cli.commands import compare as command
+    from rl4rec_cli.eval.comparison import Comparison
+    from rl4rec_cli.eval.resolve import Overrides
+
+    def show(comparison: Comparison) -> None:
+        from rl4rec_cli.report.compare_page import print_report
+
+        if as_json:
+            console.print_json(comparison.report)
+        else:
+            print_report(comparison.report)
+
+    overrides = Overrides(
+        split=split, users=users, recipes=recipe or [], sets=sets or [], dataset=dataset, checkpoint=checkpoint
     )
+    called = ["rl4rec", *sys.argv[1:]]
+    command.compare(systems, overrides, markdown=markdown, html=html, command=called, show=show)

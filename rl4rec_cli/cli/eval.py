@@ -38,17 +38,34 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a run or a model beside baselines."""
-    from rl4rec_cli.eval.evaluate import evaluate_run
+    from rl4rec_cli import console
+    from rl4rec_cli.commands import evaluate as command
+    from rl4rec_cli.eval.evaluation import Evaluation
+    from rl4rec_cli.eval.resolve import Overrides
+    from rl4rec_cli.files.writing import strict
 
-    evaluate_run(
-        run,
+    def show(evaluation: Evaluation) -> None:
+        if as_json:
+            if "checkpoint_line" in evaluation.about:  # else it stands below the tables
+                console.log(evaluation.about["checkpoint_line"])
+            console.print_json(strict(evaluation.as_json()))
+            return
+        from rl4rec_cli.cli.results import print_evaluation
+
+        about = evaluation.about["dataset"], f"{evaluation.split} split", f"{len(evaluation.examples):,} users"
+        print_evaluation(evaluation, title=", ".join(about), whole=True)
+
+    overrides = Overrides(
         split=split,
         users=users,
         baselines=baselines,
-        checkpoint=checkpoint,
-        sets=sets or [],
         recipes=recipe or [],
+        sets=sets or [],
         dataset=dataset,
-        files={"sequential_file": sequential_file, "prompt_file": prompt_file},
-        as_json=as_json,
+        checkpoint=checkpoint,
+        sequential_file=sequential_file,
+        prompt_file=prompt_file,
     )
+    evaluation = command.evaluate(run, overrides, show=show)
+    if evaluation.kept_in is not None and not as_json:
+        console.log(f"per-user records: {evaluation.kept_in / f'{evaluation.split}_users.jsonl'}")

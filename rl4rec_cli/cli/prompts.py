@@ -52,10 +52,16 @@ def prompts(
     """Show prompts as the model reads them, measure templates, or let a model write summaries of users' tastes."""
     if user is not None and (template or users is not None or summaries is not None):
         raise ConfigError("--user shows one prompt: leave out --users, --template and --summaries")
-    from rl4rec_cli.eval.resolve import resolve_target
+    from rl4rec_cli.eval.resolve import Overrides, resolve_target
 
-    files = {"sequential_file": sequential_file, "prompt_file": prompt_file}
-    _, checkpoint, config = resolve_target(model, None, None, None, sets or [], recipe or [], dataset, files=files)
+    overrides = Overrides(
+        recipes=recipe or [],
+        sets=sets or [],
+        dataset=dataset,
+        sequential_file=sequential_file,
+        prompt_file=prompt_file,
+    )
+    _, checkpoint, config = resolve_target(model, overrides)
     if checkpoint is not None:
         config = config.model_copy(update={"policy": config.policy.model_copy(update={"model": checkpoint})})
     if summaries is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from rl4rec_cli.config.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, EXAMPLES
 from rl4rec_cli.config.aliases import PLAIN_OPTIONS
 from rl4rec_cli.config.registries import REWARDS
 from rl4rec_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rl4rec_cli.commands.train import TrainedRun
 
 app = typer.Typer(
     help="Train a policy.",
@@ -146,9 +149,16 @@ def _add(name: str, algorithm: Algorithm) -> None:
 
             show(config, chosen, is_new=resume is None)
             return
-        from rl4rec_cli.commands.train import train as run
+        from rl4rec_cli import console
+        from rl4rec_cli.commands import train as command
 
-        run(config, chosen, resume=Path(resume) if resume is not None else None, allow_partial=allow_partial)
+        folder = Path(resume) if resume is not None else None
+        trained = command.train(config, chosen, resume=folder, allow_partial=allow_partial, show=_show)
+        if trained:
+            from rl4rec_cli.cli.results import print_all_seeds
+
+            print_all_seeds(trained)
+            console.log(command.next_commands(trained[-1].run, trained[-1].datasets))
 
     signature = inspect.signature(train, eval_str=True)
     kind = algorithm.kind
@@ -156,6 +166,12 @@ def _add(name: str, algorithm: Algorithm) -> None:
     train.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     examples = epilog(*(f"rl4rec train {name} {options}" for options in EXAMPLES.get(name, PLAIN_EXAMPLES)))
     app.command(name, cls=Grouped, help=algorithm.help, short_help=algorithm.summary, epilog=examples)(train)
+
+
+def _show(trained: TrainedRun) -> None:
+    from rl4rec_cli.cli.results import print_trained
+
+    print_trained(trained)
 
 
 def _run_recipe(resume: str | None, seeds: str | None) -> list[str]:

@@ -1,13 +1,12 @@
-"""Compare runs, models and baselines on the same users.
+"""Compare runs, models and baselines on the same users: `rl4rec compare`.
 
-Decides: the order of things: everything that can be wrong with the arguments, the test lock, policies, baselines; and
-what of the result goes to the terminal, to JSON and to files.
-Hides: measuring (`evaluate.py`'s doors), the result (`comparison.py`), how it reads (`report/compare_page.py`).
+Decides: the order of things: everything that can be wrong with the arguments, openings of the test split, policies,
+baselines; and that a result is shown before it is written.
+Hides: measuring (`eval/measuring.py`), the result (`eval/comparison.py`), how it reads (`report/compare_page.py`).
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,148 +18,144 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli import __version__, console
 from rl4rec_cli.data.provenance import changed_data
 from rl4rec_cli.eval.baseline import measure_baselines
-from rl4rec_cli.eval.evaluate import TUNED, audit_line, open_task, start_evaluation
+from rl4rec_cli.eval.measuring import TUNED, audit_line, open_task, start_evaluation
 from rl4rec_cli.eval.policies import Models
-from rl4rec_cli.eval.systems import (
-    Contestant,
-    check_retrieval,
-    mixed_groups,
-    open_contestants,
-    shared_dataset,
-)
-from rl4rec_cli.files.writing import check_writable, kept_after, strict, write_text
+from rl4rec_cli.eval.resolve import Overrides
+from rl4rec_cli.eval.systems import System, check_retrieval, mixed_groups, open_systems, shared_dataset
+from rl4rec_cli.files.writing import check_writable, kept_after, write_text
 
 # torch is imported in the functions that need it, so that an error in the arguments is told before.
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.eval.comparison import Comparison
     from rl4rec_cli.eval.evaluation import Evaluation
     from rl4rec_cli.eval.scoring import Measured, Task
 
 
 def compare(
     words: Sequence[str],
+    overrides: Overrides | None = None,
     *,
-    split: str | None,
-    users: int | None,
-    checkpoint: str | None = None,
-    sets: Sequence[str],
-    recipes: Sequence[str],
-    dataset: str | None,
-    as_json: bool,
-    markdown: str | None,
-    html: str | None,
-) -> None:
-    """`rl4rec compare`: measure all, and print or write what came of it."""
+    markdown: str | Path | None = None,
+    html: str | Path | None = None,
+    command: Sequence[str] = (),
+    show: Callable[[Comparison], None] = lambda comparison: None,
+) -> Comparison:
+    """Measure runs, models and baselines on the same users, the first against the others.
+
+    Args:
+        words: runs, checkpoints, models or baselines; `A1,A2` are seeds of one system.
+        markdown, html: files to write it into, too.
+        command: the command line that it was asked for with, which a page tells.
+        show: shows the result before the files are written, so that a full disk costs nobody what was measured.
+
+    Raises:
+        Rl4RecError: as the parts say.
+    """
     for name in (markdown, html):
         if name is not None:
             check_writable(Path(name).expanduser())
-    contestants, base = open_contestants(
-        words, split=split, users=users, sets=sets, recipes=recipes, dataset=dataset, checkpoint=checkpoint
-    )
-    check_retrieval(contestants, base)
-    data, remarks = shared_dataset(contestants, base)
-    remarks += mixed_groups(contestants)
-    runs = [(e.run, e.config) for c in contestants for e in c.entrants if e.run is not None]
+    systems, base = open_systems(words, overrides)
+    check_retrieval(systems, base)
+    data, remarks = shared_dataset(systems, base)
+    remarks += mixed_groups(systems)
+    runs = [(e.run, e.config) for c in systems for e in c.members if e.run is not None]
     changed = [changed_data(run, config.data, data) for run, config in runs]
     remarks += dict.fromkeys(f"WARNING: {sentence}" for sentence in changed if sentence is not None)
     for remark in remarks:
         console.log(f"Note: {remark}")
     evaluation = start_evaluation(base, data, base.eval.split)
-    audit = _audit(contestants, data)
-    openings = _openings(contestants, opens=evaluation.split == "test")
+    audit = _audit(systems, data)
+    openings = _openings(systems, opens=evaluation.split == "test")
 
     from rl4rec_cli.policy.backend import prepare_backend
 
-    prepare_backend(*(e.config.policy for c in contestants for e in c.entrants if e.model is not None))
+    prepare_backend(*(e.config.policy for c in systems for e in c.members if e.model is not None))
     from rl4rec_cli.eval.comparison import Comparison
     from rl4rec_cli.policy.loading import check_tokenizer
     from rl4rec_cli.report import compare_page
     from rl4rec_cli.retrieval.retriever import FIRST_WAIT, open_retriever
 
-    for entrant in (e for c in contestants for e in c.entrants):
-        if entrant.model is not None:  # before the minutes of embedding
-            check_tokenizer(entrant.config.policy.model_copy(update={"model": entrant.model}))
+    for member in (e for c in systems for e in c.members):
+        if member.model is not None:  # before the minutes of embedding
+            check_tokenizer(member.config.policy.model_copy(update={"model": member.model}))
     task = open_task(
         base, data, open_retriever(base.retrieval, data, base.data.paths, first_wait=FIRST_WAIT), evaluation.examples
     )
-    measured = _measure(contestants, base, task, evaluation)
-    comparison = Comparison(evaluation, data, contestants, measured)
+    measured = _measure(systems, base, task, evaluation)
+    comparison = Comparison(evaluation, data, systems, measured)
     comparison.about = {
         "remarks": remarks,
         "audit": audit,
         "test_openings": openings,
         "version": __version__,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["rl4rec", *sys.argv[1:]],
+        "command": list(command),
     }
-    report = strict(comparison.as_json())
-
     files = [
-        (Path(f).expanduser(), t)
-        for f, t in ((markdown, compare_page.as_markdown), (html, compare_page.as_html))
+        (Path(f).expanduser(), text)
+        for f, text in ((markdown, compare_page.as_markdown), (html, compare_page.as_html))
         if f is not None
     ]
     with ExitStack() as stack:
         for file, text in files:
-            stack.enter_context(kept_after(partial(_write, file, text, report), file))
-        if as_json:
-            console.print_json(report)
-        else:
-            compare_page.print_report(report)
+            stack.enter_context(kept_after(partial(_write, file, text, comparison), file))
+        show(comparison)
     for file, _ in files:
         console.log(f"wrote {file}")
+    return comparison
 
 
-def _write(file: Path, text: Callable[[Any], str], report: Any) -> None:
-    write_text(file, text(report))
+def _write(file: Path, text: Callable[[Any], str], comparison: Comparison) -> None:
+    write_text(file, text(comparison.report))
 
 
-def _audit(contestants: Sequence[Contestant], data: Dataset) -> dict[str, str]:
-    """The leakage audit's line for each contestant that reads prompts; made once for settings that are the same."""
+def _audit(systems: Sequence[System], data: Dataset) -> dict[str, str]:
+    """The leakage audit's line for each system that reads prompts; made once for settings that are the same."""
     lines: dict[str, str] = {}
     made: dict[str, str] = {}
-    for contestant in contestants:
-        for config in [e.config for e in contestant.entrants if e.model is not None][:1]:
+    for system in systems:
+        for config in [e.config for e in system.members if e.model is not None][:1]:
             key = repr((config.prompt, config.data.train_targets))
             if key not in made:
                 made[key] = audit_line(config, data, next(iter(config.data.paths), None))
-            lines[contestant.label] = made[key]
+            lines[system.label] = made[key]
     return lines
 
 
-def _openings(contestants: Sequence[Contestant], *, opens: bool) -> dict[str, list[dict[str, Any]]]:
+def _openings(systems: Sequence[System], *, opens: bool) -> dict[str, list[dict[str, Any]]]:
     """How often the test split was opened in each run; with `opens`, this time is recorded before it counts."""
     from rl4rec_cli.eval.openings import read_openings, record_opening
 
-    found: dict[str, list[dict[str, Any]]] = {}
+    openings: dict[str, list[dict[str, Any]]] = {}
     done: dict[Path, dict[str, Any]] = {}  # two checkpoints of one run open it once
-    for contestant in contestants:
-        for run in contestant.runs:
+    for system in systems:
+        for run in system.runs:
             folder = run.folder.resolve()
             if folder not in done:
                 seen = record_opening(run) if opens else read_openings(run)
                 done[folder] = {"run": str(run.folder), **seen.as_json(), "line": seen.line()}
-            found.setdefault(contestant.label, []).append(done[folder])
-    return found
+            openings.setdefault(system.label, []).append(done[folder])
+    return openings
 
 
 def _measure(
-    contestants: Sequence[Contestant], base: RunConfig, task: Task, evaluation: Evaluation
+    systems: Sequence[System], base: RunConfig, task: Task, evaluation: Evaluation
 ) -> dict[str, list[Measured]]:
-    """Every contestant, policies first: one that cannot be loaded is told before a baseline is trained."""
+    """Every system, policies first: one that cannot be loaded is told before a baseline is trained."""
     measured: dict[str, list[Measured]] = {}
     models: Models | None = None
-    for contestant in sorted(contestants, key=lambda c: c.kind == "baseline"):
+    for system in sorted(systems, key=lambda c: c.kind == "baseline"):
         each = []
-        for entrant in contestant.entrants:
-            if entrant.model is None:
-                each += measure_baselines((entrant.word,), task, evaluation.split)
+        for member in system.members:
+            if member.model is None:
+                each += measure_baselines((member.word,), task, evaluation.split)
                 continue
-            started = entrant.run.day if entrant.run is not None else None
-            models = Models(entrant.config, task, share=models, started=started)
+            started = member.run.day if member.run is not None else None
+            models = Models(member.config, task, share=models, started=started)
             # By the name `rl4rec eval` gives it, so that one reads what the other measured.
-            name = TUNED if entrant.run is not None else entrant.model
-            each.append(replace(models.measure(name, entrant.model), name=entrant.name))
-        measured[contestant.label] = each
-    return {c.label: measured[c.label] for c in contestants}
+            name = TUNED if member.run is not None else member.model
+            each.append(replace(models.measure(name, member.model), name=member.name))
+        measured[system.label] = each
+    return {c.label: measured[c.label] for c in systems}

@@ -43,7 +43,7 @@ def show(config: RunConfig, seeds: tuple[int, ...], *, is_new: bool) -> None:
 def _check_data(config: RunConfig, seeds: tuple[int, ...], *, is_new: bool) -> None:
     if not config.data.paths:  # synthetic data have nothing to be wrong with
         return
-    from rl4rec_cli.commands.train import check_settings, of_seed
+    from rl4rec_cli.commands.run_checks import check_settings, of_seed
     from rl4rec_cli.data.opening import open_datasets
 
     datasets = open_datasets(config.data)

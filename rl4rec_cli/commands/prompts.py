@@ -155,8 +155,8 @@ def sweep_templates(
     own_key = "templates." + dataset.name if dataset.name in config.prompt.templates else "template"
     config = config.model_copy(update={"prompt": config.prompt.of(dataset.name)})
 
-    from rl4rec_cli.eval.evaluate import open_task
     from rl4rec_cli.eval.evaluation import Evaluation, compare_all
+    from rl4rec_cli.eval.measuring import open_task
     from rl4rec_cli.eval.policies import Models
     from rl4rec_cli.eval.sweep import TEMPLATES, try_templates
     from rl4rec_cli.eval.sweep import USERS as CHOSEN_ON
@@ -205,7 +205,7 @@ def _show_sweep(
     differences: Mapping[str, Mapping[str, Any]],
     own_key: str,
 ) -> None:
-    from rl4rec_cli.eval.evaluation import difference_table, metric_table
+    from rl4rec_cli.eval.tables import difference_table, metric_table
 
     found = evaluation.as_json()
     for name, template in names.items():

@@ -23,7 +23,7 @@ from rl4rec_cli.data.provenance import changed_data, is_own_data
 from rl4rec_cli.data.titles import TitleIndex
 from rl4rec_cli.errors import ConfigError, DataError, Rl4RecError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
-from rl4rec_cli.eval.resolve import find_run, resolve_target
+from rl4rec_cli.eval.resolve import Overrides, find_run, resolve_target
 
 if TYPE_CHECKING:
     from rl4rec_cli.engine.sampling import Sampling
@@ -124,7 +124,7 @@ def open_recommender(
     if found is None:
         raise RunError(f"{target}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
     run, folder = found
-    _, _, config = resolve_target(target, None, None, None, sets, [], dataset, checkpoint)
+    _, _, config = resolve_target(target, Overrides(sets=sets, dataset=dataset, checkpoint=checkpoint))
     if not is_own_data(run, config.data):
         asked = ", ".join(config.data.paths) or "other synthetic data"
         raise ConfigError(f"{asked}: the run was not trained on it", hint="recommend knows a run's own items")

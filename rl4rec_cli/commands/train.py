@@ -11,25 +11,26 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, cast
 
 from rl4rec_cli import console
+from rl4rec_cli.commands.run_checks import check, of_seed, with_whole_paths
 from rl4rec_cli.data.dataset import joint_digest
 from rl4rec_cli.data.dates import day_line, with_day, writes_day
 from rl4rec_cli.data.opening import open_datasets
 from rl4rec_cli.data.provenance import keep_datasets
-from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.runs.folder import TRAINING_LOG, WARM_START_LOG, Run
-from rl4rec_cli.runs.making import check_new, create_run, resume_command, whole_reward
+from rl4rec_cli.runs.making import create_run, resume_command
 from rl4rec_cli.shell import rl4rec
 from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
 from rl4rec_cli.train.checkpoints import Place, check_data, check_prompts, cut_logs, find_place, keep_recipe
-from rl4rec_cli.train.environments import check_datasets, open_domains, screen_domains
+from rl4rec_cli.train.environments import open_domains, screen_domains
 from rl4rec_cli.train.examples import number_of_training_examples
-from rl4rec_cli.train.trackers import Reports, check_trackers, open_reports
+from rl4rec_cli.train.trackers import Reports, open_reports
 from rl4rec_cli.variables import settings_win
 
 if TYPE_CHECKING:
@@ -56,53 +57,67 @@ class _Data:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedRun:
+    """A finished run and what it reached on the validation users."""
+
     run: Run
     evaluations: dict[str, Evaluation]
     """By the datasets' names."""
+    datasets: list[Dataset]
     seconds: float
+
+
+Show = Callable[[TrainedRun], None]
+"""Shows what a run reached before it is written, so that a full disk costs nobody what was measured."""
 
 
 @settings_win()
 def train(
-    config: RunConfig, seeds: tuple[int, ...], *, resume: Path | None = None, allow_partial: bool = False
-) -> list[Trained]:
-    """Train once per seed and print what came of it.
+    config: RunConfig,
+    seeds: Sequence[int] = (),
+    *,
+    resume: Path | None = None,
+    allow_partial: bool = False,
+    show: Show = lambda trained: None,
+) -> list[TrainedRun]:
+    """Train once per seed, and measure each run.
 
     Args:
+        seeds: a run for each; without any, one run with the configuration's own seed.
         resume: a run folder; go on with it instead of making one, with its seed. Empty is returned where it is done.
         allow_partial: go on with a changed recipe, or without the optimiser's or the random state.
+        show: called for each run as soon as it is measured.
 
     Raises:
         ConfigError: the environment says that several processes were started.
         Rl4RecError: as the parts say. What was trained before an error stays in the run folder.
     """
-    from rl4rec_cli.eval import evaluate
+    from rl4rec_cli.eval import measuring
     from rl4rec_cli.policy.backend import choose_backend
     from rl4rec_cli.policy.sources import with_own_adapter
     from rl4rec_cli.rewards.custom import code_line
 
     # Everything that can be wrong with the input is found before anything heavy is imported.
+    seeds = seeds or (config.run.seed,)
     datasets = open_datasets(config.data)
-    config = _with_whole_paths(config)
+    config = with_whole_paths(config)
     if resume is None:
         config = config.model_copy(update={"policy": with_own_adapter(config.policy)})
     audits = {}
     for dataset, path in zip(datasets, config.data.paths or (None,), strict=True):
         console.log(f"Dataset {dataset.name}: {len(dataset.users):,} users, {dataset.num_items:,} items")
-        audits[dataset.name] = evaluate.audit_line(config, dataset, path)
+        audits[dataset.name] = measuring.audit_line(config, dataset, path)
     configs = [of_seed(config, seed, len(seeds)) for seed in seeds]
     for own in configs:
-        _check(own, datasets, is_new=resume is None)
+        check(own, datasets, is_new=resume is None)
     if config.policy.lora is not None:
         backend = choose_backend(config.policy)
         console.log(f"Backend {backend.name}, quantization {config.policy.quantization}: {backend.reason}")
     for line in filter(None, map(code_line, config.reward.functions)):
         console.log(line)
     if resume is not None:
-        return _resume(configs[0], resume, datasets, audits, allow_partial=allow_partial)
+        return _resume(configs[0], resume, datasets, audits, show, allow_partial=allow_partial)
 
-    from rl4rec_cli.eval.evaluation import print_seeds
     from rl4rec_cli.policy.backend import prepare_backend
     from rl4rec_cli.policy.loading import check_tokenizer
 
@@ -110,12 +125,7 @@ def train(
     console.quiet_libraries()
     check_tokenizer(config.policy)  # before the minutes that embedding takes
     with _opened(config, datasets, audits) as data:
-        results = [_train_one(own, data) for own in configs]
-    for name in audits if len(results) > 1 else ():
-        of = {r.run.config.run.seed: r.evaluations[name] for r in results}
-        print_seeds(of, start=evaluate.start_name(config), dataset=name if len(datasets) > 1 else None)
-    _say_next(results[-1].run, datasets)
-    return results
+        return [_train_one(own, data, show) for own in configs]
 
 
 @contextmanager
@@ -126,16 +136,17 @@ def _opened(config: RunConfig, datasets: list[Dataset], audits: dict[str, str]) 
         yield _Data(datasets, audits, {d.name: one for d, one in zip(datasets, found, strict=True)})
 
 
-def _say_next(run: Run, datasets: Sequence[Dataset]) -> None:
+def next_commands(run: Run, datasets: Sequence[Dataset]) -> str:
+    """What to type next."""
     one = ("--dataset", datasets[0].name) if len(datasets) > 1 else ()
     measure = rl4rec("eval", run.folder, *one, "--split", "test")
     recommend = rl4rec("recommend", run.folder, *one, "--user", datasets[0].users[0])
-    console.log(f"Next: {measure}    or: {recommend}")
+    return f"Next: {measure}    or: {recommend}"
 
 
 def _resume(
-    config: RunConfig, folder: Path, datasets: list[Dataset], audits: dict[str, str], *, allow_partial: bool
-) -> list[Trained]:
+    config: RunConfig, folder: Path, datasets: list[Dataset], audits: dict[str, str], show: Show, *, allow_partial: bool
+) -> list[TrainedRun]:
     phases = [phase.algorithm for phase in config.trainer.phases]
     run = Run(folder, config, digest=joint_digest(datasets))
     with run.locked():
@@ -147,7 +158,7 @@ def _resume(
         is_measured = all((run.results(name) / "validation.json").is_file() for name in audits)
         if place.phase == len(phases) and is_measured:
             console.log(f"Run {folder} is finished: there is nothing to go on with")
-            _say_next(run, datasets)
+            console.log(next_commands(run, datasets))
             return []
         from rl4rec_cli.policy.backend import prepare_backend
 
@@ -156,107 +167,25 @@ def _resume(
         keep_recipe(run)
         console.quiet_libraries()
         with _opened(config, datasets, audits) as data:
-            results = [_train_one(config, data, run, place, allow_partial=allow_partial)]
-    _say_next(run, datasets)
-    return results
+            return [_train_one(config, data, show, run, place, allow_partial=allow_partial)]
 
 
 def _digests(datasets: Sequence[Dataset]) -> dict[str, str]:
     return {dataset.name: dataset.digest for dataset in datasets}
 
 
-def _with_whole_paths(config: RunConfig) -> RunConfig:
-    """The run may be evaluated from another folder: paths that are there are written whole."""
-
-    def whole(path: str | None) -> str | None:
-        return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
-
-    paths = tuple(str(whole(path)) for path in config.data.paths)
-    data = config.data.model_copy(
-        update={
-            "path": paths if len(paths) > 1 else whole(*paths) if paths else None,
-            "sequential_file": whole(config.data.sequential_file),
-            "prompt_file": whole(config.data.prompt_file),
-        }
-    )
-    policy = config.policy
-    if policy.model != "tiny":
-        policy = policy.model_copy(update={"model": whole(policy.model)})
-    retrieval = config.retrieval.model_copy(
-        update={
-            "model": whole(config.retrieval.model),
-            "file": whole(config.retrieval.file),
-            "emb_dir": str(Path(config.retrieval.emb_dir).expanduser().resolve()),
-        }
-    )
-    cache = config.eval.cache_dir
-    whole_cache = str(Path(cache).expanduser().resolve()) if cache is not None else None
-    measured = config.eval.model_copy(update={"cache_dir": whole_cache})
-    named = {whole_reward(name): weight for name, weight in config.reward.functions.items()}
-    reward = config.reward.model_copy(update={"functions": named})
-    sections = {"data": data, "policy": policy, "retrieval": retrieval, "reward": reward, "eval": measured}
-    return config.model_copy(update=sections)
-
-
-def of_seed(config: RunConfig, seed: int, count: int) -> RunConfig:
-    name = config.run.name
-    own = {"seed": seed, "name": f"{name}-s{seed}" if name is not None and count > 1 else name}
-    return config.model_copy(update={"run": config.run.model_copy(update=own)})
-
-
-def _check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> None:
-    """What would end the run later, once models are loaded or a warm start is done.
-
-    Raises:
-        Rl4RecError: as `check_settings` says.
-        PolicyError: the policy's folder is no model, or a file of it not what its name says.
-    """
-    from rl4rec_cli.policy.backend import check_policy
-    from rl4rec_cli.policy.sources import find_source
-
-    check_settings(config, datasets, is_new=is_new)
-    checkpointing = next((p.gradient_checkpointing for p in config.trainer.phases if p.gradient_checkpointing), False)
-    backend = check_policy(config.policy, trainable=True, gradient_checkpointing=checkpointing)
-    if config.policy.model != "tiny":
-        find_source(config.policy, backend.name)
-
-
-def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> None:
-    """What settings alone say of a run that cannot be; nothing heavy is imported.
-
-    Raises:
-        RunError: the run is there already. ConfigError: too few examples, no such reward file, or a tracker that is
-            not installed or not logged in to.
-    """
-    from rl4rec_cli.policy.backend import check_engine, check_one_gpu
-
-    if is_new:
-        check_new(config)
-    check_datasets(config, datasets)
-    check_engine(config)
-    check_one_gpu(config.policy.device)
-    check_trackers(config.logging.report_to)
-    for phase in config.trainer.phases:
-        number_of_steps(
-            phase, sum(number_of_training_examples(config.data, dataset, seed=config.run.seed) for dataset in datasets)
-        )
-    for name in config.reward.functions:
-        file = name.rpartition(":")[0]
-        if file.endswith(".py") and not Path(file).is_file():
-            raise ConfigError(f"reward file {file}: no such file")
-
-
 def _train_one(
     config: RunConfig,
     data: _Data,
+    show: Show,
     run: Run | None = None,
     place: Place | None = None,
     *,
     allow_partial: bool = False,
-) -> Trained:
+) -> TrainedRun:
     """Train, from `place` on where a run is resumed (and is locked already), and measure."""
     from rl4rec_cli.engine.vllm import make_engine
-    from rl4rec_cli.eval import evaluate
+    from rl4rec_cli.eval import measuring
     from rl4rec_cli.eval.baseline import open_baselines
     from rl4rec_cli.rewards.scorer import open_scorers
     from rl4rec_cli.train.outcome import Outcome
@@ -296,14 +225,14 @@ def _train_one(
 
         def measure_start() -> None:
             if any(baseline.is_start for baseline in open_baselines(config.eval.baselines)):
-                outcome.measure(evaluate.start_name(config), policy)
+                outcome.measure(measuring.start_name(config), policy)
 
         _learn(run, place or Place(0), policy, domains, reports, measure_start)
-        outcome.measure(evaluate.TUNED, policy)
+        outcome.measure(measuring.TUNED, policy)
         outcome.finish(run)
-        seconds = time.perf_counter() - started
-        outcome.show_and_save(run, reports, seconds)
-    return Trained(run, outcome.evaluations, seconds)
+        trained = TrainedRun(run, outcome.evaluations, data.datasets, time.perf_counter() - started)
+        outcome.show_and_save(run, reports, partial(show, trained))
+    return trained
 
 
 def _start_section(config: RunConfig, run: Run | None, place: Place | None) -> PolicySection:

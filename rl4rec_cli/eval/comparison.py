@@ -1,4 +1,4 @@
-"""The result of a comparison: several contestants over the same users, and what may be said of them.
+"""The result of a comparison: several systems over the same users, and what may be said of them.
 
 Decides: what is tested (every pair of up to three, else the first against every other; Holm over all that is shown),
 which users are shown, and what a seed counts for.
@@ -21,9 +21,10 @@ from rl4rec_cli.eval.checkpoint import describe_checkpoint
 from rl4rec_cli.eval.evaluation import CACHED
 from rl4rec_cli.eval.metrics import metric_names, per_user
 from rl4rec_cli.eval.statistics import RESAMPLES, Difference, holm, paired_difference, reads, seeds_difference
-from rl4rec_cli.eval.systems import Contestant, differing_settings
-from rl4rec_cli.eval.verdict import against
+from rl4rec_cli.eval.systems import System, differing_settings
+from rl4rec_cli.eval.tables import against
 from rl4rec_cli.files.logs import read_log
+from rl4rec_cli.files.writing import strict
 from rl4rec_cli.runs.folder import TRAINING_LOG
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     Values = NDArray[np.float64]
 
 EVERY_PAIR = 3
-"""Contestants up to which every pair is tested."""
+"""Systems up to which every pair is tested."""
 SHOWN_USERS = 10
 """Users shown each way."""
 MEAN_RESAMPLES = 2_000
@@ -47,23 +48,23 @@ SHOWN_ITEMS = 3
 
 @dataclass
 class Comparison:
-    """All contestants over the same examples.
+    """All systems over the same examples.
 
     Attributes:
         evaluation: examples, cut-offs, slices; its methods stay empty.
-        measured: by contestant, one measurement for each of its seeds.
+        measured: by system, one measurement for each of its seeds.
         about: what a reader needs to trust the rest.
     """
 
     evaluation: Evaluation
     dataset: Dataset
-    contestants: list[Contestant]
+    systems: list[System]
     measured: dict[str, list[Measured]]
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
-        return [c.label for c in self.contestants]
+        return [c.label for c in self.systems]
 
     def values(self, label: str) -> dict[str, Values]:
         """Every metric by name, `[seeds, users]`."""
@@ -72,7 +73,7 @@ class Comparison:
 
     @cached_property
     def headline(self) -> dict[str, Values]:
-        """The compared metric by contestant, `[seeds, users]`."""
+        """The compared metric by system, `[seeds, users]`."""
         return {label: self.values(label)[self.evaluation.headline] for label in self.labels}
 
     @cached_property
@@ -90,7 +91,7 @@ class Comparison:
 
     def _aligned(self, ours: str, theirs: str) -> tuple[Values, Values]:
         """Both `[seeds, users]`, seeds that both have in the same rows."""
-        seeds = {c.label: c.seeds for c in self.contestants}
+        seeds = {c.label: c.seeds for c in self.systems}
         both = set(seeds[ours]) & set(seeds[theirs])
 
         def rows(label: str) -> Values:
@@ -170,6 +171,12 @@ class Comparison:
             for row, example in enumerate(self.evaluation.examples)
         ]
 
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """`as_json` in plain JSON types, made once: its intervals take seconds."""
+        report: dict[str, Any] = strict(self.as_json())
+        return report
+
     def as_json(self) -> dict[str, Any]:
         """Everything; the page and the Markdown file are made of nothing else."""
         from rl4rec_cli.eval.baselines import training_counts
@@ -194,7 +201,7 @@ class Comparison:
             "verdicts": [pair["verdict"] for pair in self.pairs],
             "methods": means,
             "intervals": spans,
-            "contestants": {c.label: self._about(c) for c in self.contestants},
+            "contestants": {c.label: self._about(c) for c in self.systems},
             "tested": "every pair" if len(self.labels) <= EVERY_PAIR else f"{self.labels[0]} against every other",
             "pairs": self.pairs,
             "most_different": {"ours": ours, "theirs": theirs, **self.most_different(ours, theirs)},
@@ -204,25 +211,25 @@ class Comparison:
                 for name, chosen in evaluation.slices.items()
             },
             "behaviour": conduct,
-            "settings": differing_settings(self.contestants),
-            "rewards": {c.label: curves for c in self.contestants if (curves := reward_curves(c))},
+            "settings": differing_settings(self.systems),
+            "rewards": {c.label: curves for c in self.systems if (curves := reward_curves(c))},
             **evaluation.about,
             **self.about,
             "records": self.records(),
         }
 
-    def _about(self, contestant: Contestant) -> dict[str, Any]:
-        each = self.measured[contestant.label]
+    def _about(self, system: System) -> dict[str, Any]:
+        each = self.measured[system.label]
         notes = [{k: v for k, v in m.notes.items() if k != CACHED} for m in each]
         return {
-            "kind": "ceiling" if each[0].kind == "ceiling" else contestant.kind,
-            "is": [e.model if e.model is not None else m.name for e, m in zip(contestant.entrants, each, strict=True)],
+            "kind": "ceiling" if each[0].kind == "ceiling" else system.kind,
+            "is": [e.model if e.model is not None else m.name for e, m in zip(system.members, each, strict=True)],
             "checkpoints": [
                 describe_checkpoint(e.run, Path(e.model))
-                for e in contestant.entrants
+                for e in system.members
                 if e.run is not None and e.model is not None
             ],
-            "seeds": contestant.seeds,
+            "seeds": system.seeds,
             "notes": [note for note in notes if note],
         }
 
@@ -283,14 +290,14 @@ def _average(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([values[name] for values in each])) for name in each[0] if all(name in v for v in each)}
 
 
-def reward_curves(contestant: Contestant) -> list[dict[str, Any]]:
+def reward_curves(system: System) -> list[dict[str, Any]]:
     """Mean reward by step of every run that has logged some; a line that was cut off is left out."""
     found = []
-    for entrant in contestant.entrants:
-        records = read_log(entrant.run.folder / TRAINING_LOG)[0] if entrant.run is not None else []
+    for member in system.members:
+        records = read_log(member.run.folder / TRAINING_LOG)[0] if member.run is not None else []
         points = [(r["step"], r["avg_reward"]) for r in records if _is_number(r.get("avg_reward")) and "step" in r]
         if points:
-            found.append({"run": entrant.name, "steps": [p[0] for p in points], "values": [p[1] for p in points]})
+            found.append({"run": member.name, "steps": [p[0] for p in points], "values": [p[1] for p in points]})
     return found
 
 

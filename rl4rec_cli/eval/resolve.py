@@ -6,7 +6,8 @@ Hides: where runs keep their configuration and checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from rl4rec_cli.runs.making import open_run
 from rl4rec_cli.shell import rl4rec
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.sections import DataSection, RunConfig
 
 
 def find_run(target: str, checkpoint: str | None = None) -> tuple[Run, str] | None:
@@ -58,56 +59,77 @@ def baseline_names(text: str) -> list[str]:
     return named[text] if text in named else [name.strip() for name in text.split(",")]
 
 
-def resolve_target(
-    target: str | None,
-    split: str | None,
-    users: int | None,
-    baselines: str | None,
-    sets: Sequence[str],
-    recipes: Sequence[str],
-    dataset: str | None,
-    checkpoint: str | None = None,
-    files: Mapping[str, str | None] | None = None,
-) -> tuple[Run | None, str | None, RunConfig]:
+@dataclass(frozen=True)
+class Overrides:
+    """What is laid over the settings of a run or a model that is measured; None leaves a setting as it is.
+
+    Attributes:
+        split: `validation` or `test`.
+        users: how many are measured.
+        baselines: `default`, `all`, `none`, or names with commas.
+        recipes: names or files; later ones win.
+        sets: settings as `KEY=VALUE`; they win over all else.
+        dataset: a folder, or the name of one of the run's or of one in `data/`.
+        checkpoint: which one of a run's, see `find_checkpoint`.
+        sequential_file, prompt_file: read instead of the folder's.
+    """
+
+    split: str | None = None
+    users: int | None = None
+    baselines: str | None = None
+    recipes: Sequence[str] = ()
+    sets: Sequence[str] = ()
+    dataset: str | None = None
+    checkpoint: str | None = None
+    sequential_file: str | None = None
+    prompt_file: str | None = None
+
+    def flags(self, data: DataSection | None) -> dict[str, Any]:
+        """Its values as a layer of settings.
+
+        Args:
+            data: the run's, among whose datasets a name is looked up first.
+        """
+        names = baseline_names(self.baselines) if self.baselines is not None else None
+        measured = {"split": self.split, "users": self.users, "baselines": names}
+        flags: dict[str, Any] = {"eval": {key: value for key, value in measured.items() if value is not None}}
+        if self.dataset is not None:
+            path = find_path(data, self.dataset) if data is not None else self.dataset
+            flags["data"] = {"path": path, "synthetic": None}
+        files = {"sequential_file": self.sequential_file, "prompt_file": self.prompt_file}
+        if named := {name: file for name, file in files.items() if file is not None}:
+            flags["data"] = flags.get("data", {}) | named
+        return flags
+
+
+def resolve_target(target: str | None, overrides: Overrides | None = None) -> tuple[Run | None, str | None, RunConfig]:
     """Run (None for a model), checkpoint or model, and configuration.
 
     Args:
         target: None where nothing but the configuration is asked for.
-        split, users, baselines: of `eval`, where they are given.
-        dataset: a folder, or the name of one of the run's or of one in `data/`.
-        files: `sequential_file` and `prompt_file`, read instead of the folder's.
-        checkpoint: which one of a run's, see `find_checkpoint`.
 
     Raises:
         RunError: neither a run nor a model with a dataset. ConfigError: settings that are none.
     """
-    flags: dict[str, Any] = {"eval": {}}
-    if split is not None:
-        flags["eval"]["split"] = split
-    if users is not None:
-        flags["eval"]["users"] = users
-    if baselines is not None:
-        flags["eval"]["baselines"] = baseline_names(baselines)
-    found = find_run(target, checkpoint) if target is not None else None
-    if found is None and checkpoint is not None:
+    overrides = overrides or Overrides()
+    checkpoint = overrides.checkpoint
+    at = find_run(target, checkpoint) if target is not None else None
+    if at is None and checkpoint is not None:
         raise ConfigError(f"--checkpoint {checkpoint}: {target or 'nothing'} is no run", hint="name a run's folder")
-    if dataset is not None:
-        path = find_path(found[0].config.data, dataset) if found is not None else dataset
-        flags["data"] = {"path": path, "synthetic": None}
-    if given := {name: file for name, file in (files or {}).items() if file is not None}:
-        flags["data"] = flags.get("data", {}) | given
-    layers: dict[str, Any] = {"flags": flags, "sets": sets, "allow_custom_rewards": True}
-    if found is not None:
-        run, folder = found
-        config = load_config(algorithm=None, recipes=[str(run.folder / "config.yaml"), *recipes], is_run=True, **layers)
+    flags = overrides.flags(at[0].config.data if at is not None else None)
+    layers: dict[str, Any] = {"flags": flags, "sets": overrides.sets, "allow_custom_rewards": True}
+    if at is not None:
+        run, folder = at
+        recipes = [str(run.folder / "config.yaml"), *overrides.recipes]
+        config = load_config(algorithm=None, recipes=recipes, is_run=True, **layers)
         if config.policy.model != run.config.policy.model:  # what it was trained from is measured too, by that name
             console.log(f"policy.model={config.policy.model} is left out: a run is measured with the model it trained")
-            kept = config.policy.model_copy(update={"model": run.config.policy.model})
-            config = config.model_copy(update={"policy": kept})
+            own = config.policy.model_copy(update={"model": run.config.policy.model})
+            config = config.model_copy(update={"policy": own})
         return run, folder, config
     if target is not None:
         flags["policy"] = {"model": target}
-    config = load_config(algorithm=DEFAULT_ALGORITHM, recipes=recipes, **layers)
+    config = load_config(algorithm=DEFAULT_ALGORITHM, recipes=overrides.recipes, **layers)
     if target is not None and config.data.path is None and config.data.synthetic is None:
         raise RunError(
             f"{target}: not a run folder or a checkpoint of one, and a model needs a dataset to be measured on",

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rl4rec_cli.errors import RunError
+from rl4rec_cli.eval import tables
 from rl4rec_cli.files.reading import object_flaw, read_object
-
-if TYPE_CHECKING:
-    from rl4rec_cli.eval.evaluation import Table
 
 _WANTS: dict[str, type | tuple[type, ...]] = {
     "methods": dict,
@@ -45,17 +43,15 @@ def read_result(path: Path) -> dict[str, Any]:
     return found
 
 
-def result_tables(found: Mapping[str, Any]) -> list[tuple[str, Table]]:
+def result_tables(found: Mapping[str, Any]) -> list[tuple[str, tables.Table]]:
     """Every table of a result that has rows."""
-    from rl4rec_cli.eval import evaluation
-
-    shown = evaluation.shown_names(found["kinds"])
+    shown = tables.shown_names(found["kinds"])
     where = f"{found['users']:,} users"
-    tables = [
-        (f"Means over {where}", evaluation.metric_table(found["methods"], shown)),
-        (evaluation.tested_title(found), evaluation.difference_table(found["differences"])),
-        ("Probes", evaluation.probe_table(found.get("probes", []))),
-        (evaluation.slices_title(found), evaluation.slice_table(found.get("slices", {}), shown)),
-        (evaluation.BEHAVIOUR, evaluation.behaviour_table(found.get("behaviour", {}), shown)),
+    named = [
+        (f"Means over {where}", tables.metric_table(found["methods"], shown)),
+        (tables.tested_title(found), tables.difference_table(found["differences"])),
+        ("Probes", tables.probe_table(found.get("probes", []))),
+        (tables.slices_title(found), tables.slice_table(found.get("slices", {}), shown)),
+        (tables.BEHAVIOUR, tables.behaviour_table(found.get("behaviour", {}), shown)),
     ]
-    return [(name, table) for name, table in tables if table[1]]
+    return [(name, table) for name, table in named if table[1]]

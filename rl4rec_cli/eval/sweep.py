@@ -80,21 +80,21 @@ def try_templates(
     from rl4rec_cli.eval.policies import Models
 
     sweep = Models(config, task, share=models)
-    found: dict[str, Measured] = {}
+    measured_by: dict[str, Measured] = {}
     for template in dict.fromkeys(templates):
         try:
             measured = sweep.measure("zero-shot", model, config=with_template(config, template), what="zero-shot")
         except TemplateTooLongError as error:
             console.log(f"Prompt {template!r} left out: {error.message}")
             continue
-        found[template] = measured
+        measured_by[template] = measured
         value = means(measured.ranking, config.eval.ks)[headline(config.eval.ks)]
         console.log(
             f"Prompt {template!r}: {headline(config.eval.ks)} {value:.4f} on {len(task.examples)} validation users"
         )
-    if not found:
+    if not measured_by:
         raise ConfigError("none of the prompts fits", hint="raise prompt.max_prompt_length")
-    return found
+    return measured_by
 
 
 def with_template(config: RunConfig, template: str) -> RunConfig:

@@ -22,7 +22,7 @@ from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.opening import open_dataset, open_datasets
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.baseline import lone_names, open_baseline
-from rl4rec_cli.eval.resolve import find_run, resolve_target
+from rl4rec_cli.eval.resolve import Overrides, find_run, resolve_target
 from rl4rec_cli.shell import set_flags, setting
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _MISSING = "–"
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Member:
     """One thing that is measured.
 
     Attributes:
@@ -57,39 +57,27 @@ class Entrant:
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """One method: one entrant, or runs that differ in their seed."""
+class System:
+    """One method: one member, or runs that differ in their seed."""
 
     label: str
-    entrants: tuple[Entrant, ...]
+    members: tuple[Member, ...]
 
     @property
     def kind(self) -> str:
-        return self.entrants[0].kind
+        return self.members[0].kind
 
     @property
     def runs(self) -> list[Run]:
-        return [entrant.run for entrant in self.entrants if entrant.run is not None]
+        return [member.run for member in self.members if member.run is not None]
 
     @property
     def seeds(self) -> list[int]:
         return [run.config.run.seed for run in self.runs]
 
 
-def open_contestants(
-    words: Sequence[str],
-    *,
-    split: str | None,
-    users: int | None,
-    sets: Sequence[str],
-    recipes: Sequence[str],
-    dataset: str | None,
-    checkpoint: str | None = None,
-) -> tuple[list[Contestant], RunConfig]:
-    """The contestants, and the configuration of what they share: dataset, users, cut-offs, retrieval, cache.
-
-    Args:
-        checkpoint: which one of every run, see `find_checkpoint`.
+def open_systems(words: Sequence[str], overrides: Overrides | None = None) -> tuple[list[System], RunConfig]:
+    """The systems, and the configuration of what they share: dataset, users, cut-offs, retrieval, cache.
 
     Raises:
         ConfigError: fewer than two, a word that names nothing, the same one twice, seeds that do not fit.
@@ -102,30 +90,30 @@ def open_contestants(
         )
     groups = [_members(word) for word in words]
     named = {word: _classify(word) for word in itertools.chain(*groups)}
-    layers = (split, users, None, sets, recipes, dataset)
-    if checkpoint is not None and "run" not in named.values():
-        raise ConfigError(f"--checkpoint {checkpoint}: none of them is a run", hint="leave it out")
+    overrides = overrides or Overrides()
+    if overrides.checkpoint is not None and "run" not in named.values():
+        raise ConfigError(f"--checkpoint {overrides.checkpoint}: none of them is a run", hint="leave it out")
     first = next((word for word, kind in named.items() if kind == "run"), None)
-    base_run, _, base = resolve_target(first, *layers)
+    base_run, _, base = resolve_target(first, replace(overrides, checkpoint=None))
     if base.data.path is None and base.data.synthetic is None:
         raise ConfigError(
             "no dataset to compare on: none of them is a run", hint="give --dataset PATH (and -r for the embedder)"
         )
-    found = {}
+    members = {}
     for word, kind in named.items():
         if kind != "run":
             model = word if kind == "model" else None
             config = base.model_copy(update={"policy": _policy(word, base, base_run)}) if model is not None else base
             name = Path(word).resolve().name if model is not None and Path(word).is_dir() else word
-            found[word] = Entrant(word, name, None, model, config)
+            members[word] = Member(word, name, None, model, config)
             continue
-        run, folder, config = resolve_target(word, *layers, checkpoint)
-        name = _run_name(word, run, folder, is_named=checkpoint is not None)
-        found[word] = Entrant(word, name, run, folder, config)
-    _check_different([found[word] for word in itertools.chain(*groups)])
-    contestants = [_contestant([found[word] for word in group]) for group in groups]
-    _check_seeds(contestants)
-    return _with_own_labels(contestants), base
+        run, folder, config = resolve_target(word, overrides)
+        name = _run_name(word, run, folder, is_named=overrides.checkpoint is not None)
+        members[word] = Member(word, name, run, folder, config)
+    _check_different([members[word] for word in itertools.chain(*groups)])
+    systems = [_system([members[word] for word in group]) for group in groups]
+    _check_seeds(systems)
+    return _with_own_labels(systems), base
 
 
 def _run_name(word: str, run: Run | None, checkpoint: str | None, *, is_named: bool) -> str:
@@ -190,35 +178,35 @@ def _policy(model: str, base: RunConfig, run: Run | None) -> Any:
     return base.policy.model_copy(update={"model": model, **({"revision": None} if own else {})})
 
 
-def _check_different(entrants: Sequence[Entrant]) -> None:
+def _check_different(members: Sequence[Member]) -> None:
     seen: dict[str, str] = {}
-    for entrant in entrants:
-        path = Path(entrant.model or "")
-        what = os.path.realpath(path) if entrant.model is not None and path.is_dir() else entrant.model or entrant.word
+    for member in members:
+        path = Path(member.model or "")
+        what = os.path.realpath(path) if member.model is not None and path.is_dir() else member.model or member.word
         if what in seen:
-            if seen[what] == entrant.word:
-                raise ConfigError(f"{entrant.word} is named twice")
-            raise ConfigError(f"{seen[what]} and {entrant.word} are the same")
-        seen[what] = entrant.word
+            if seen[what] == member.word:
+                raise ConfigError(f"{member.word} is named twice")
+            raise ConfigError(f"{seen[what]} and {member.word} are the same")
+        seen[what] = member.word
 
 
-def _contestant(entrants: Sequence[Entrant]) -> Contestant:
-    if len(entrants) == 1:
-        return Contestant(entrants[0].name, tuple(entrants))
-    for entrant in entrants:
-        if entrant.kind != "run":
+def _system(members: Sequence[Member]) -> System:
+    if len(members) == 1:
+        return System(members[0].name, tuple(members))
+    for member in members:
+        if member.kind != "run":
             raise ConfigError(
-                f"{entrant.word}: names with commas are several seeds of one method, and this is a {entrant.kind}",
+                f"{member.word}: names with commas are several seeds of one method, and this is a {member.kind}",
                 hint="separate what is to be compared by spaces",
             )
-    ordered = sorted(entrants, key=_seed)
+    ordered = sorted(members, key=_seed)
     for one, other in itertools.pairwise(ordered):
         if _seed(one) == _seed(other):
             raise ConfigError(
                 f"{one.word} and {other.word} both have seed {_seed(one)}: runs with commas are seeds of one method",
                 hint="separate what is to be compared by spaces",
             )
-    return Contestant(f"{_common_name([e.name for e in entrants])} ({len(ordered)} seeds)", tuple(ordered))
+    return System(f"{_common_name([e.name for e in members])} ({len(ordered)} seeds)", tuple(ordered))
 
 
 def _common_name(names: Sequence[str]) -> str:
@@ -228,13 +216,13 @@ def _common_name(names: Sequence[str]) -> str:
     return re.sub(r"([-_.]+(seed|s)?)?[-_.]*$", "", common) or ", ".join(names)
 
 
-def _seed(entrant: Entrant) -> int:
+def _seed(member: Member) -> int:
     """The seed of the training; `--set run.seed` only draws texts."""
-    return (entrant.run.config if entrant.run is not None else entrant.config).run.seed
+    return (member.run.config if member.run is not None else member.config).run.seed
 
 
-def _check_seeds(contestants: Sequence[Contestant]) -> None:
-    counts = {len(c.entrants): c.label for c in contestants if len(c.entrants) > 1}
+def _check_seeds(systems: Sequence[System]) -> None:
+    counts = {len(c.members): c.label for c in systems if len(c.members) > 1}
     if len(counts) > 1:
         raise ConfigError(
             f"{' against '.join(counts.values())}: groups need equally many seeds",
@@ -242,15 +230,13 @@ def _check_seeds(contestants: Sequence[Contestant]) -> None:
         )
 
 
-def _with_own_labels(contestants: Sequence[Contestant]) -> list[Contestant]:
+def _with_own_labels(systems: Sequence[System]) -> list[System]:
     """Where two names are the same, the whole words."""
-    labels = [c.label for c in contestants]
-    return [
-        replace(c, label=",".join(e.word for e in c.entrants)) if labels.count(c.label) > 1 else c for c in contestants
-    ]
+    labels = [c.label for c in systems]
+    return [replace(c, label=",".join(e.word for e in c.members)) if labels.count(c.label) > 1 else c for c in systems]
 
 
-def shared_dataset(contestants: Sequence[Contestant], base: RunConfig) -> tuple[Dataset, list[str]]:
+def shared_dataset(systems: Sequence[System], base: RunConfig) -> tuple[Dataset, list[str]]:
     """The dataset all are measured on, and what is to be said of runs that were trained on another one.
 
     Raises:
@@ -259,25 +245,25 @@ def shared_dataset(contestants: Sequence[Contestant], base: RunConfig) -> tuple[
     """
     ours = open_dataset(base.data)
     remarks = []
-    for contestant in contestants:
-        for entrant in contestant.entrants:
-            if entrant.run is None:
+    for system in systems:
+        for member in system.members:
+            if member.run is None:
                 continue
-            theirs = _other_dataset(entrant.config, base, ours)
+            theirs = _other_dataset(member.config, base, ours)
             if theirs is not None:
                 raise ConfigError(
                     f"not the same dataset: {ours.name} (digest {ours.digest[:12]}) is compared on, and "
-                    f"{entrant.word} has {theirs.name} (digest {theirs.digest[:12]})",
+                    f"{member.word} has {theirs.name} (digest {theirs.digest[:12]})",
                     hint="--dataset PATH measures all of them on one dataset",
                 )
             try:
-                trained = _other_dataset(entrant.run.config, base, ours)
+                trained = _other_dataset(member.run.config, base, ours)
             except (DataError, ConfigError):
-                remarks.append(f"{entrant.name}: the dataset it was trained on is not there to be compared.")
+                remarks.append(f"{member.name}: the dataset it was trained on is not there to be compared.")
             else:
                 if trained is not None:
                     where = f"{trained.name} (digest {trained.digest[:12]})"
-                    remarks.append(f"{entrant.name} was trained on {where}, not on what is measured.")
+                    remarks.append(f"{member.name} was trained on {where}, not on what is measured.")
     return ours, remarks
 
 
@@ -290,16 +276,16 @@ def _other_dataset(config: RunConfig, base: RunConfig, ours: Dataset) -> Dataset
     return None if any(one.digest == ours.digest for one in theirs) else theirs[0]
 
 
-def check_retrieval(contestants: Sequence[Contestant], base: RunConfig) -> None:
+def check_retrieval(systems: Sequence[System], base: RunConfig) -> None:
     """Ranks of different embedders say nothing about each other.
 
     Raises:
-        ConfigError: a contestant's ranks would come from other retrieval settings than the first run's.
+        ConfigError: a system's ranks would come from other retrieval settings than the first run's.
     """
     ours = _ranking_settings(base.retrieval)
-    first = next((c.entrants[0].word for c in contestants if c.runs), "")
-    for entrant in itertools.chain(*(c.entrants for c in contestants)):
-        theirs = _ranking_settings(entrant.config.retrieval)
+    first = next((c.members[0].word for c in systems if c.runs), "")
+    for member in itertools.chain(*(c.members for c in systems)):
+        theirs = _ranking_settings(member.config.retrieval)
         differ = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
         if differ:
             told = ", ".join(
@@ -307,7 +293,7 @@ def check_retrieval(contestants: Sequence[Contestant], base: RunConfig) -> None:
             )
             chosen = set_flags(setting(f"retrieval.{key}", ours[key]) for key in differ if key in ours)
             raise ConfigError(
-                f"{first} and {entrant.word} rank by different retrieval settings: {told}",
+                f"{first} and {member.word} rank by different retrieval settings: {told}",
                 hint=f"choose one for all: `{chosen or '-r RECIPE'}`, or a recipe with -r",
             )
 
@@ -318,10 +304,10 @@ def _ranking_settings(section: RetrievalSection) -> dict[str, Any]:
     return {key: getattr(section, key) for key in ("embedder", *own, "query_prompt", "emb_type", "file")}
 
 
-def differing_settings(contestants: Sequence[Contestant]) -> dict[str, dict[str, str]]:
-    """Settings that runs do not share, by key and contestant; the seeds of a group in one cell."""
-    runs = [c for c in contestants if c.runs]
-    leaves = {c.label: [_leaves(e.config) for e in c.entrants] for c in runs}
+def differing_settings(systems: Sequence[System]) -> dict[str, dict[str, str]]:
+    """Settings that runs do not share, by key and system; the seeds of a group in one cell."""
+    runs = [c for c in systems if c.runs]
+    leaves = {c.label: [_leaves(e.config) for e in c.members] for c in runs}
     configs = [one for each in leaves.values() for one in each]
     # What only one algorithm has, or only an adapter, is said by the setting that there is one.
     keys = [key for key in (configs[0] if configs else ()) if all(key in one for one in configs)]
@@ -334,13 +320,13 @@ def differing_settings(contestants: Sequence[Contestant]) -> dict[str, dict[str,
     return table
 
 
-def mixed_groups(contestants: Sequence[Contestant]) -> list[str]:
+def mixed_groups(systems: Sequence[System]) -> list[str]:
     """What to say of groups whose runs differ in more than their seed."""
     remarks = []
-    for contestant in contestants:
-        keys = differing_settings([contestant])
+    for system in systems:
+        keys = differing_settings([system])
         if keys:
-            remarks.append(f"{contestant.label}: its runs differ in {', '.join(keys)} too, not in their seed alone.")
+            remarks.append(f"{system.label}: its runs differ in {', '.join(keys)} too, not in their seed alone.")
     return remarks
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rl4rec_cli import console
-from rl4rec_cli.eval.evaluation import (
+from rl4rec_cli.eval.tables import (
     BEHAVIOUR,
     Table,
     behaviour_table,
@@ -74,13 +74,13 @@ def settings_table(report: Mapping[str, Any]) -> Table:
     return ("setting", *labels), rows
 
 
-def contestant_table(report: Mapping[str, Any]) -> Table:
+def system_table(report: Mapping[str, Any]) -> Table:
     """Columns and rows of what each name means."""
     rows = [
         [label, about["kind"], ", ".join(about["is"]), ", ".join(map(str, about["seeds"]))]
         for label, about in report["contestants"].items()
     ]
-    return ("contestant", "kind", "measured", "seed"), rows
+    return ("system", "kind", "measured", "seed"), rows
 
 
 def opening_lines(report: Mapping[str, Any]) -> list[str]:
@@ -165,7 +165,7 @@ def _clip(text: str) -> str:
 
 
 def _means(report: Mapping[str, Any]) -> Table:
-    return metric_table(report["methods"], _shown(report), "contestant")
+    return metric_table(report["methods"], _shown(report), "system")
 
 
 def _shown(report: Mapping[str, Any]) -> dict[str, str]:
@@ -201,10 +201,10 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 
 def _more_tables(report: Mapping[str, Any]) -> list[tuple[str, Table]]:
     tables = [
-        (slices_title(report), slice_table(report["slices"], _shown(report), "contestant")),
-        (BEHAVIOUR, behaviour_table(report["behaviour"], _shown(report), "contestant")),
+        (slices_title(report), slice_table(report["slices"], _shown(report), "system")),
+        (BEHAVIOUR, behaviour_table(report["behaviour"], _shown(report), "system")),
         ("Settings that differ", settings_table(report)),
-        ("Who is who", contestant_table(report)),
+        ("Who is who", system_table(report)),
     ]
     return [(title, table) for title, table in tables if table[1]]
 
@@ -212,7 +212,7 @@ def _more_tables(report: Mapping[str, Any]) -> list[tuple[str, Table]]:
 def background(report: Mapping[str, Any]) -> list[str]:
     """What a reader needs to trust the result."""
     audits = dict.fromkeys(report["audit"].values())
-    made = f"rl4rec {report['version']}, {report['time']}: {command_line(*report['command'])}"
+    made = ": ".join(filter(None, (f"rl4rec {report['version']}, {report['time']}", command_line(*report["command"]))))
     digest = f"Dataset {report['dataset']}, digest {report['dataset_digest']}, {report['items']:,} items."
     return [*report["remarks"], *opening_lines(report), *audits, digest, made]
 

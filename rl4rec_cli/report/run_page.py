@@ -3,7 +3,7 @@
 Decides: what of a run is shown, in which order and words, and that a run that is unfinished, was killed, gone on with
 or copied without its data has a page as well, which says what is missing.
 Hides: the page's template (`run_page.html.j2`), what is drawn (`panels.py`), and how tables of results read
-(`eval/evaluation.py`). Nothing in the run is changed.
+(`eval/tables.py`). Nothing in the run is changed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rl4rec_cli.runs.making import open_run, resume_command
 from rl4rec_cli.train.checkpoints import CheckpointState, checkpoint_states
 
 if TYPE_CHECKING:
-    from rl4rec_cli.eval.evaluation import Table
+    from rl4rec_cli.eval.tables import Table
     from rl4rec_cli.report.html import Figure
     from rl4rec_cli.runs.folder import Run
 

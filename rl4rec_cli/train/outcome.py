@@ -7,14 +7,14 @@ Hides: which evaluation belongs to which dataset.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rl4rec_cli import console
-from rl4rec_cli.eval import evaluate, evaluation
+from rl4rec_cli.eval import measuring
 from rl4rec_cli.eval.baseline import measure_baselines
+from rl4rec_cli.eval.evaluation import save_evaluation
 from rl4rec_cli.eval.policies import measure_policy
 from rl4rec_cli.files.writing import kept_after
 
@@ -43,32 +43,32 @@ class Outcome:
         self.evaluations: dict[str, Evaluation] = {}
         """By the datasets' names."""
         for domain in domains:
-            found = evaluate.start_evaluation(config, domain.dataset, "validation")
-            found.about["audit"] = audits[domain.name]
-            self.evaluations[domain.name] = found
+            evaluation = measuring.start_evaluation(config, domain.dataset, "validation")
+            evaluation.about["audit"] = audits[domain.name]
+            self.evaluations[domain.name] = evaluation
 
     def measure_baselines(self) -> None:
         for domain in self._domains:
-            found = self.evaluations[domain.name]
-            task = evaluate.open_task(self._config, domain.dataset, domain.retriever, found.examples)
-            found.methods.extend(measure_baselines(self._config.eval.baselines, task, "validation"))
+            evaluation = self.evaluations[domain.name]
+            task = measuring.open_task(self._config, domain.dataset, domain.retriever, evaluation.examples)
+            evaluation.methods.extend(measure_baselines(self._config.eval.baselines, task, "validation"))
 
     def measure(self, name: str, policy: Policy) -> None:
         """Measure the policy as it is."""
         for domain in self._domains:
-            found, own = self.evaluations[domain.name], (domain.dataset, domain.retriever)
-            found.methods.append(measure_policy(name, policy, self._config, *own, found.examples))
+            evaluation, own = self.evaluations[domain.name], (domain.dataset, domain.retriever)
+            evaluation.methods.append(measure_policy(name, policy, self._config, *own, evaluation.examples))
 
     def finish(self, run: Run) -> None:
         """The tuned policy was measured last: compare."""
         for domain in self._domains:
-            found = self.evaluations[domain.name]
-            found.subject = evaluate.TUNED
-            evaluate.finish(found, domain.dataset)
-            evaluate.note_checkpoint(found, run, run.final)
+            evaluation = self.evaluations[domain.name]
+            evaluation.subject = measuring.TUNED
+            measuring.finish(evaluation, domain.dataset)
+            measuring.note_checkpoint(evaluation, run, run.final)
 
-    def show_and_save(self, run: Run, reports: Reports, seconds: float) -> None:
-        """Print all tables, write what they show, and report it.
+    def show_and_save(self, run: Run, reports: Reports, show: Callable[[], None]) -> None:
+        """Show what was measured, then write and report it.
 
         Raises:
             RunError: it cannot be written.
@@ -76,18 +76,9 @@ class Outcome:
         with ExitStack() as stack:
             for name in self.evaluations:
                 stack.enter_context(kept_after(partial(self._save, name, run, reports), run.results(name)))
-            self._show(seconds)
+            show()
 
     def _save(self, name: str, run: Run, reports: Reports) -> None:
-        found = self.evaluations[name]
-        evaluation.save_evaluation(found, run.results(name))
-        reports.final(found, dataset=name if len(self._domains) > 1 else None)
-
-    def _show(self, seconds: float) -> None:
-        for number, (name, found) in enumerate(self.evaluations.items()):
-            if number:
-                console.result("")
-            users, seed = f"{len(found.examples):,} users", f"seed {self._config.run.seed}"
-            evaluation.print_evaluation(found, title=f"{name}, validation split, {users}, {seed} ({seconds:.0f} s)")
-        if len(self.evaluations) > 1:
-            evaluation.print_datasets(self.evaluations, start=evaluate.start_name(self._config))
+        evaluation = self.evaluations[name]
+        save_evaluation(evaluation, run.results(name))
+        reports.final(evaluation, dataset=name if len(self._domains) > 1 else None)

@@ -41,7 +41,7 @@ def in_process(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 STUB = """
 session = types.ModuleType("rl4rec_cli.commands.train")
-def train(config, seeds, resume=None, allow_partial=False):
+def train(config, seeds, resume=None, allow_partial=False, show=None):
     {body}
 session.train = train
 sys.modules["rl4rec_cli.commands.train"] = session

@@ -82,7 +82,7 @@ import datasets, peft, transformers, trl
 from trl import GRPOTrainer, SFTTrainer
 import rl4rec_cli.train.algorithms.grpo, rl4rec_cli.train.algorithms.sft
 import rl4rec_cli.commands.train, rl4rec_cli.train.reinforcement
-import rl4rec_cli.eval.evaluate, rl4rec_cli.eval.policies, rl4rec_cli.eval.baselines, rl4rec_cli.retrieval.retriever
+import rl4rec_cli.eval.measuring, rl4rec_cli.eval.policies, rl4rec_cli.eval.baselines, rl4rec_cli.retrieval.retriever
 import sklearn.decomposition, sklearn.feature_extraction.text
 import rl4rec_cli.train.resumable as resumable
 import rl4rec_cli.train.rollouts as rollouts

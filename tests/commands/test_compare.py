@@ -22,12 +22,12 @@ from rl4rec_cli.eval.evaluation import Evaluation
 from rl4rec_cli.eval.scoring import Measured
 from rl4rec_cli.eval.statistics import holm, paired_difference, seeds_difference
 from rl4rec_cli.eval.systems import (
-    Contestant,
-    Entrant,
+    Member,
+    System,
     check_retrieval,
     differing_settings,
     mixed_groups,
-    open_contestants,
+    open_systems,
     shared_dataset,
 )
 from rl4rec_cli.files.writing import strict
@@ -41,10 +41,8 @@ USERS, ITEMS = 80, 60
 MakeDataset = Callable[..., Dataset]
 
 
-def comparison(
-    make_dataset: MakeDataset, *contestants: tuple[str, int], said: str = "a text", title: str = "thing"
-) -> Any:
-    """Contestants `(label, seeds)` with ranks drawn for each; 0 seeds make a baseline."""
+def comparison(make_dataset: MakeDataset, *systems: tuple[str, int], said: str = "a text", title: str = "thing") -> Any:
+    """Systems `(label, seeds)` with ranks drawn for each; 0 seeds make a baseline."""
     dataset = make_dataset([f"{title} {i}" for i in range(ITEMS)], sequences=[[0, 1, 2, 3]] * USERS)
     examples = [Example(f"u{i}", (0, 1, i % 7), 20 + i % 30) for i in range(USERS)]
     evaluation = Evaluation(
@@ -53,19 +51,19 @@ def comparison(
     evaluation.about = {"dataset": dataset.name, "dataset_digest": "d" * 64}
     generator = np.random.default_rng(5)
     entered, measured = [], {}
-    for place, (label, seeds) in enumerate(contestants):
-        entrants = []
+    for place, (label, seeds) in enumerate(systems):
+        members = []
         each = []
         for seed in range(max(1, seeds)):
             config = RunConfig.model_validate({"run": {"seed": seed}})
             run = Run(Path("nowhere") / f"{label}{seed}", config) if seeds else None
-            entrants.append(Entrant(label, label, run, "model" if seeds else None, config))
+            members.append(Member(label, label, run, "model" if seeds else None, config))
             ranks = np.minimum(ITEMS, 1 + generator.geometric(0.04 + 0.05 * place, USERS))
             texts = [f"{said} {i}" for i in range(USERS)] if seeds else None
             top = np.tile(np.arange(10), (USERS, 1))
             kind: Any = "policy" if seeds else "baseline"
             each.append(Measured(label, Ranking(ranks, np.ones(USERS, bool)), texts, kind, top))
-        entered.append(Contestant(label, tuple(entrants)))
+        entered.append(System(label, tuple(members)))
         measured[label] = each
     about = {"remarks": [], "audit": {}, "test_openings": {}, "version": "1", "time": "now", "command": ["rl4rec"]}
     return Comparison(evaluation, dataset, entered, measured, about)
@@ -146,15 +144,15 @@ def test_seeds_widen_the_interval_and_mirror() -> None:
 def test_equal_seeds_stand_in_the_same_rows(make_dataset: MakeDataset) -> None:
     found = comparison(make_dataset, ("a", 3), ("b", 3))
     seeds = {"a": (0, 1, 2), "b": (3, 2, 1)}
-    found.contestants = [
-        Contestant(
+    found.systems = [
+        System(
             c.label,
             tuple(
                 replace(e, run=Run(Path("x"), RunConfig.model_validate({"run": {"seed": seed}})))
-                for e, seed in zip(c.entrants, seeds[c.label], strict=True)
+                for e, seed in zip(c.members, seeds[c.label], strict=True)
             ),
         )
-        for c in found.contestants
+        for c in found.systems
     ]
     a, b = (found.headline[label] for label in "ab")
     ours, theirs = found._aligned("a", "b")
@@ -175,8 +173,8 @@ def test_a_cut_off_log_line_and_rewards_that_are_none(tmp_path: Path) -> None:
         '{"step": 3, "avg_reward": null}\n[1]\n{"step": 4, "avg_reward": 1}\n{"step": 5, "avg_re'
     )
     config = RunConfig()
-    entrant = Entrant("a", "a", Run(tmp_path, config), "model", config)
-    assert reward_curves(Contestant("a", (entrant,))) == [{"run": "a", "steps": [1, 4], "values": [0.5, 1]}]
+    member = Member("a", "a", Run(tmp_path, config), "model", config)
+    assert reward_curves(System("a", (member,))) == [{"run": "a", "steps": [1, 4], "values": [0.5, 1]}]
 
 
 # The page.
@@ -257,28 +255,28 @@ def make_run(folder: Path, name: str, *sets: str) -> str:
     return str(run.folder)
 
 
-def opened(*words: str, sets: tuple[str, ...] = (), dataset: str | None = None) -> tuple[list[Contestant], RunConfig]:
-    return open_contestants(words, split=None, users=None, sets=sets, recipes=[], dataset=dataset)
+def opened(*words: str, sets: tuple[str, ...] = (), dataset: str | None = None) -> tuple[list[System], RunConfig]:
+    return open_systems(words, split=None, users=None, sets=sets, recipes=[], dataset=dataset)
 
 
 def test_runs_keep_their_settings_and_models_take_the_first_runs(tmp_path: Path, tiny_folder: Path) -> None:
     a = make_run(tmp_path, "a", "prompt.max_history=3", "policy.revision=abc", "generation.top_k=5")
     b = make_run(tmp_path, "b", "prompt.max_history=7")
-    contestants, base = opened("popularity", a, b, str(tiny_folder))
-    assert [(c.label, c.kind) for c in contestants] == [
+    systems, base = opened("popularity", a, b, str(tiny_folder))
+    assert [(c.label, c.kind) for c in systems] == [
         *(("popularity", "baseline"), ("a", "run"), ("b", "run"), (tiny_folder.name, "model"))
     ]
-    histories = [c.entrants[0].config.prompt.max_history for c in contestants]
+    histories = [c.members[0].config.prompt.max_history for c in systems]
     assert histories == [3, 3, 7, 3]
-    model = contestants[3].entrants[0].config
+    model = systems[3].members[0].config
     assert (model.generation.top_k, model.policy.revision, model.policy.model) == (5, None, str(tiny_folder))
-    assert base == contestants[1].entrants[0].config
-    assert differing_settings(contestants) == {
+    assert base == systems[1].members[0].config
+    assert differing_settings(systems) == {
         "prompt.max_history": {"a": "3", "b": "7"},
         "policy.revision": {"a": "abc", "b": "null"},
         "generation.top_k": {"a": "5", "b": "0"},
     }
-    pinned = opened(a, str(tiny_folder), sets=("policy.revision=def",))[0][1].entrants[0].config
+    pinned = opened(a, str(tiny_folder), sets=("policy.revision=def",))[0][1].members[0].config
     assert pinned.policy.revision == "def"
 
 
@@ -343,8 +341,8 @@ def test_what_cannot_be_compared(
 def test_groups_that_differ_in_more_than_their_seed_are_told(tmp_path: Path) -> None:
     a = make_run(tmp_path, "a", "run.seed=1", "trainer.learning_rate=1e-3")
     b = make_run(tmp_path, "b", "run.seed=2", "trainer.learning_rate=1e-4", "policy.lora.r=4")
-    contestants, _ = opened(f"{a},{b}", "bm25")
-    [remark] = mixed_groups(contestants)
+    systems, _ = opened(f"{a},{b}", "bm25")
+    [remark] = mixed_groups(systems)
     assert remark == (
         "a, b (2 seeds): its runs differ in policy.lora, trainer.learning_rate too, not in their seed alone."
     )
@@ -404,5 +402,5 @@ def test_a_browser_draws_the_page_and_has_nothing_to_say(
 
     pixels = screenshot(file, width, scheme)
     assert tuple(pixels[0, 0]) == BACKGROUNDS[scheme]
-    for colour in COLOURS[scheme][:3]:  # the bars of the three contestants
+    for colour in COLOURS[scheme][:3]:  # the bars of the three systems
         assert (pixels == colour).all(axis=2).sum() > 500, colour

@@ -16,7 +16,6 @@ from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.eval import probes
 from rl4rec_cli.eval.evaluation import Evaluation
 from rl4rec_cli.eval.scoring import Measured, VectorScores, measure
-from rl4rec_cli.eval.verdict import verdict
 from rl4rec_cli.ranking.ranks import ItemMatrix
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking, open_retriever
 
@@ -57,9 +56,9 @@ def test_a_policy_that_cheats_the_embedder_is_named(shop: Any) -> None:
     found = probes.second_embedder(LSA, dataset, examples, cheat, start, "ndcg@10")
     assert found.passed is False
     evaluation = Evaluation("validation", examples, (10,), methods=[start, cheat], subject="tuned policy")
-    assert "BUT" not in verdict(evaluation)
+    assert "BUT" not in evaluation.verdict
     evaluation.probes.append(found)
-    said = verdict(evaluation)
+    said = evaluation.verdict
     assert "above the policy it started from" in said
     assert "BUT its gain over before RL vanishes when BM25 ranks the same texts" in said
 
@@ -99,7 +98,7 @@ def test_a_policy_that_ignores_its_history_is_named(shop: Any, order: bool) -> N
     found, ours = probe(shop, lambda _, rows: [popular] * len(rows), order=order)
     assert found.passed is False
     evaluation = Evaluation("validation", examples, (10,), methods=[ours], subject="tuned policy", probes=[found])
-    assert ("ignores the order of its history" if order else "ignores its history") in verdict(evaluation)
+    assert ("ignores the order of its history" if order else "ignores its history") in evaluation.verdict
 
 
 def test_a_policy_that_reads_its_history_passes(shop: Any) -> None:
@@ -153,16 +152,14 @@ def evaluation(*methods: Measured, subject: str | None) -> Evaluation:
 
 def test_the_verdict_compares_with_the_best_baseline_and_the_start() -> None:
     users = np.arange(1000)
-    said = verdict(
-        evaluation(
-            method("popularity", np.where(users % 10 == 0, 1, 50)),
-            method("last item", np.where(users % 4 == 0, 1, 50)),
-            method("target text", np.ones(1000), "ceiling"),
-            method("before RL", np.where(users % 5 == 0, 1, 50), "policy"),
-            method("tuned policy", np.where(users % 2 == 0, 1, 50), "policy"),
-            subject="tuned policy",
-        )
-    )
+    said = evaluation(
+        method("popularity", np.where(users % 10 == 0, 1, 50)),
+        method("last item", np.where(users % 4 == 0, 1, 50)),
+        method("target text", np.ones(1000), "ceiling"),
+        method("before RL", np.where(users % 5 == 0, 1, 50), "policy"),
+        method("tuned policy", np.where(users % 2 == 0, 1, 50), "policy"),
+        subject="tuned policy",
+    ).verdict
     assert said.startswith(
         "on 1,000 test users tuned policy reaches ndcg@10 0.5000: above the best baseline, last item"
     )
@@ -176,13 +173,13 @@ def test_the_verdict_claims_nothing_it_cannot_show() -> None:
     users = np.arange(300)
     start, tuned = np.where(users % 30 == 0, 1, 50), np.where(users % 30 == 0, 1, 50)
     tuned[1] = 1
-    said = verdict(evaluation(method("before RL", start, "policy"), method("t", tuned, "policy"), subject="t"))
+    said = evaluation(method("before RL", start, "policy"), method("t", tuned, "policy"), subject="t").verdict
     assert "no difference shown from the policy it started from" in said
-    lower = verdict(evaluation(method("last item", np.ones(300)), method("t", start, "policy"), subject="t"))
+    lower = evaluation(method("last item", np.ones(300)), method("t", start, "policy"), subject="t").verdict
     assert "below the best baseline, last item (1.0000)" in lower
-    none = verdict(evaluation(method("popularity", start), method("last item", np.ones(300)), subject=None))
+    none = evaluation(method("popularity", start), method("last item", np.ones(300)), subject=None).verdict
     assert none == "on 300 test users the best baseline is last item (ndcg@10 1.0000); no policy was measured."
-    assert "nothing was measured beside it" in verdict(evaluation(method("t", start, "policy"), subject="t"))
+    assert "nothing was measured beside it" in evaluation(method("t", start, "policy"), subject="t").verdict
 
 
 def test_p_values_are_adjusted_over_all_comparisons() -> None:

@@ -11,7 +11,7 @@ from rl4rec_cli.config.layering import dump_config, load_config
 from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ConfigError, DataError
-from rl4rec_cli.eval.resolve import resolve_target, untrained
+from rl4rec_cli.eval.resolve import Overrides, resolve_target, untrained
 
 
 @pytest.fixture
@@ -28,19 +28,21 @@ def test_a_run_is_measured_with_its_own_model_whatever_is_laid_over_it(
 ) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("policy: {model: gemma-3-1b}\neval: {users: 5}\n")
-    found, checkpoint, config = resolve_target(str(run), "test", None, "none", [], [str(recipe)], None)
+    found, checkpoint, config = resolve_target(
+        str(run), Overrides(split="test", baselines="none", recipes=[str(recipe)])
+    )
     assert checkpoint == str(run / "checkpoints" / "checkpoint_final")
     assert (config.policy.model, config.eval.users, config.eval.split) == ("gpt2", 5, "test")
     assert untrained(found, config) == "gpt2"
     assert "policy.model=gemma-3-1b is left out" in capsys.readouterr().err
-    found, _, config = resolve_target(str(run), None, 3, None, ["eval.temperature=0.5"], [], None)
+    found, _, config = resolve_target(str(run), Overrides(users=3, sets=["eval.temperature=0.5"]))
     assert found is not None
     assert (config.eval.users, config.eval.temperature, config.policy) == (3, 0.5, found.config.policy)
     assert capsys.readouterr().err == ""
 
 
 def test_a_model_is_measured_as_the_one_named(tmp_path: Path) -> None:
-    found, checkpoint, config = resolve_target("gpt2", None, None, "popularity,bm25", [], ["quick-test"], None)
+    found, checkpoint, config = resolve_target("gpt2", Overrides(baselines="popularity,bm25", recipes=["quick-test"]))
     assert (found, checkpoint, config.policy.model) == (None, "gpt2", "gpt2")
     assert config.eval.baselines == ("popularity", "bm25")
     assert untrained(None, config) is None

@@ -637,11 +637,11 @@ def test_a_process_trains_on_one_gpu_however_many_it_sees(
 def test_a_run_keeps_where_files_lie_that_are_not_in_the_datasets_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rl4rec_cli.commands.train import _with_whole_paths
+    from rl4rec_cli.commands.run_checks import with_whole_paths
 
     monkeypatch.chdir(tmp_path)
     for name in ("p.json", "s.txt"):
         (tmp_path / name).touch()
     flags = {"data.path": "none", "data.prompt_file": "p.json", "data.sequential_file": "s.txt"}
-    data = _with_whole_paths(load_config(algorithm="grpo", flags=flags)).data
+    data = with_whole_paths(load_config(algorithm="grpo", flags=flags)).data
     assert (data.path, data.prompt_file, data.sequential_file) == ("none", f"{tmp_path}/p.json", f"{tmp_path}/s.txt")

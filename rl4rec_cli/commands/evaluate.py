@@ -1,117 +1,77 @@
-"""Measure a policy next to its baselines, on the same users, ranks and masks.
+"""Measure a run, a checkpoint or a model next to its baselines: `rl4rec eval`.
 
-Decides: which users and texts are measured, in which order, and what may be read from the cache.
-Hides: loading of runs and models.
+Decides: the order of things, so that whatever can be wrong is told before models are loaded; where a result is kept.
+Hides: measuring (`eval/measuring.py`), loading and the cache (`eval/policies.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
 from rl4rec_cli.config.layering import dump_config
 from rl4rec_cli.config.registries import BASELINES
-from rl4rec_cli.data.dataset import Split
 from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.provenance import changed_data
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.eval.baseline import Subject, measure_baselines, open_baselines
-from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
-from rl4rec_cli.eval.evaluation import Evaluation, print_evaluation, save_evaluation
-from rl4rec_cli.eval.examples import choose_examples
+from rl4rec_cli.eval.evaluation import Evaluation, save_evaluation
+from rl4rec_cli.eval.measuring import (
+    TUNED,
+    audit_line,
+    finish,
+    note_checkpoint,
+    open_task,
+    start_evaluation,
+    start_name,
+)
 from rl4rec_cli.eval.policies import Models
-from rl4rec_cli.eval.resolve import resolve_target, untrained
+from rl4rec_cli.eval.resolve import Overrides, resolve_target, untrained
 from rl4rec_cli.files.digests import sha256
-from rl4rec_cli.files.writing import kept_after, strict, warn_unwritable, write_text
+from rl4rec_cli.files.writing import kept_after, warn_unwritable, write_text
 from rl4rec_cli.runs.folder import Run
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.eval.probes import Probe
     from rl4rec_cli.eval.scoring import Measured, Task
-    from rl4rec_cli.retrieval.retriever import VectorRetriever
-
-TUNED = "tuned policy"
 
 
-def start_name(config: RunConfig) -> str:
-    """What the policy is called that training started from (after the warm start, where there was one)."""
-    return config.trainer.start_name
+def evaluate(
+    target: str | None = None,
+    overrides: Overrides | None = None,
+    *,
+    show: Callable[[Evaluation], None] = lambda evaluation: None,
+) -> Evaluation:
+    """Measure a run, one of its checkpoints, a model, or (no target) the baselines alone.
 
+    The result of a run is kept in its folder, and every opening of its test split is recorded there.
 
-def start_evaluation(config: RunConfig, dataset: Dataset, split: Split) -> Evaluation:
-    """The users to measure and their slices; methods are added as they are measured.
+    Args:
+        show: shows the result before it is written, so that a full disk costs nobody what was measured.
 
     Raises:
-        DataError: the split is empty.
+        Rl4RecError: as the parts say.
     """
-    from rl4rec_cli.eval.baselines import training_counts
-    from rl4rec_cli.eval.behaviour import user_slices
-    from rl4rec_cli.eval.metrics import target_slices
-
-    examples = choose_examples(dataset, split, config.eval.users)
-    slices = {**target_slices(training_counts(dataset), [e.target for e in examples]), **user_slices(examples)}
-    about = {"dataset": dataset.name, "dataset_digest": dataset.digest}
-    return Evaluation(split, examples, config.eval.ks, slices, about=about)
-
-
-def open_task(config: RunConfig, dataset: Dataset, retriever: VectorRetriever, examples: Sequence[Example]) -> Task:
-    """What the baselines of a configuration are measured on."""
-    from rl4rec_cli.eval.scoring import Task
-
-    cache = Path(config.eval.cache_dir).expanduser() if config.eval.cache_dir is not None else None
-    return Task(dataset, retriever, examples, cache=cache)
-
-
-def finish(evaluation: Evaluation, dataset: Dataset) -> None:
-    """Add what is reported beside the ranks once all methods are measured."""
-    from rl4rec_cli.eval.baselines import training_counts
-    from rl4rec_cli.eval.behaviour import behaviour
-
-    counts = training_counts(dataset)
-    for method in evaluation.methods:
-        evaluation.behaviour[method.name] = behaviour(method, dataset, evaluation.examples, counts)
-
-
-def note_checkpoint(evaluation: Evaluation, run: Run, folder: Path) -> None:
-    """Say in a result which of a run's checkpoints it is of."""
-    evaluation.about["checkpoint"] = about = describe_checkpoint(run, folder)
-    evaluation.about["checkpoint_line"] = checkpoint_line(about, split=evaluation.split)
-
-
-def evaluate_run(
-    target: str | None,
-    *,
-    split: str | None,
-    users: int | None,
-    baselines: str | None,
-    sets: Sequence[str],
-    recipes: Sequence[str],
-    dataset: str | None,
-    as_json: bool,
-    checkpoint: str | None = None,
-    files: Mapping[str, str | None] | None = None,
-) -> None:
-    """`rl4rec eval`: measure a run, one of its checkpoints, a model, or (no target) the baselines alone."""
-    run, model, config = resolve_target(target, split, users, baselines, sets, recipes, dataset, checkpoint, files)
+    run, model, config = resolve_target(target, overrides)
     open_baselines(config.eval.baselines)  # what cannot be opened is told before anything is measured
     data = open_dataset(config.data)
     evaluation = start_evaluation(config, data, config.eval.split)
     evaluation.about["audit"] = audit_line(config, data, next(iter(config.data.paths), None))
+    is_own = True
     if run is not None and model is not None:
         note_checkpoint(evaluation, run, Path(model))
-        if as_json:  # else it stands in the table
-            console.log(evaluation.about["checkpoint_line"])
         if (changed := changed_data(run, config.data, data)) is not None:
             evaluation.about["data_line"] = f"WARNING: {changed}. The result is kept beside those of the run."
             console.log(evaluation.about["data_line"])
     _note_openings(evaluation, run)
     if run is not None and model is not None:
-        warn_unwritable(_result_folder(run, model, config, data)[0])
+        evaluation.kept_in, is_own = _result_folder(run, model, config, data)
+        warn_unwritable(evaluation.kept_in)
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
     from rl4rec_cli.policy.loading import check_tokenizer
@@ -133,37 +93,16 @@ def evaluate_run(
     if not evaluation.methods:
         raise ConfigError("nothing to measure", hint="name a run or a model, or baselines with --baselines")
     finish(evaluation, data)
-    folder, is_own = None, True
-    if run is not None and model is not None:
-        folder, is_own = _result_folder(run, model, config, data)
 
     def keep() -> None:
-        if folder is not None:
-            save_evaluation(evaluation, folder)
+        if evaluation.kept_in is not None:
+            save_evaluation(evaluation, evaluation.kept_in)
             if not is_own:
-                write_text(folder / "config.yaml", dump_config(config))
+                write_text(evaluation.kept_in / "config.yaml", dump_config(config))
 
-    with kept_after(keep, folder or Path()):
-        if as_json:
-            console.print_json(strict(evaluation.as_json()))
-        else:
-            title = f"{data.name}, {evaluation.split} split, {len(evaluation.examples):,} users"
-            print_evaluation(evaluation, title=title, whole=True)
-    if folder is not None and not as_json:
-        console.log(f"per-user records: {folder / f'{evaluation.split}_users.jsonl'}")
-
-
-def audit_line(config: RunConfig, dataset: Dataset, path: str | None) -> str:
-    """The leakage audit's one line; also logged, for whoever only sees the log.
-
-    Args:
-        path: the dataset's folder, where there is one.
-    """
-    from rl4rec_cli.data.audit.audit import audit_as_configured
-
-    line = audit_as_configured(dataset, config).one_line(path or "PATH")
-    console.log(line)
-    return line
+    with kept_after(keep, evaluation.kept_in or Path()):
+        show(evaluation)
+    return evaluation
 
 
 def _note_openings(evaluation: Evaluation, run: Run | None) -> None:
@@ -214,14 +153,14 @@ def _probe(
     from rl4rec_cli.eval import probes
 
     metric, examples = evaluation.headline, evaluation.examples
-    found = []
+    answers = []
     begun = evaluation.method(start_name(config)) if start is not None else None
     if begun is not None:
-        found.append(probes.second_embedder(config, task.dataset, examples, measured, begun, metric))
+        answers.append(probes.second_embedder(config, task.dataset, examples, measured, begun, metric))
     for name, change in ((probes.SHUFFLED, probes.shuffled), (probes.OTHER, probes.exchanged)):
         again = models.measure(f"{measured.name}, {name}", checkpoint, reads=change(examples), what=name)
-        found.append(probes.history_probe(name, measured, again, metric, examples, is_order=name == probes.SHUFFLED))
-    return found
+        answers.append(probes.history_probe(name, measured, again, metric, examples, is_order=name == probes.SHUFFLED))
+    return answers
 
 
 def _result_folder(run: Run, checkpoint: str, config: RunConfig, dataset: Dataset) -> tuple[Path, bool]:

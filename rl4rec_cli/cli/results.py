@@ -1,0 +1,140 @@
+"""Results of evaluations on a terminal.
+
+Decides: which tables of a result are shown, in which order, and what is shown of several datasets and seeds.
+Hides: nothing; the tables are made in `eval/tables.py`.
+
+It imports numpy: commands import it when they have a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rl4rec_cli import console
+from rl4rec_cli.eval.evaluation import Evaluation
+from rl4rec_cli.eval.measuring import start_name
+from rl4rec_cli.eval.statistics import seeds_difference
+from rl4rec_cli.eval.tables import (
+    BEHAVIOUR,
+    behaviour_table,
+    difference_table,
+    metric_table,
+    p_text,
+    probe_table,
+    shown_names,
+    slice_table,
+    slices_title,
+    tested_title,
+)
+
+if TYPE_CHECKING:
+    from rl4rec_cli.commands.train import TrainedRun
+
+
+def print_trained(trained: TrainedRun) -> None:
+    """What a finished run reached on the validation users, dataset by dataset."""
+    for number, (name, evaluation) in enumerate(trained.evaluations.items()):
+        if number:
+            console.result("")
+        users, seed = f"{len(evaluation.examples):,} users", f"seed {trained.run.config.run.seed}"
+        title = f"{name}, validation split, {users}, {seed} ({trained.seconds:.0f} s)"
+        print_evaluation(evaluation, title=title)
+    if len(trained.evaluations) > 1:
+        print_datasets(trained.evaluations, start=start_name(trained.run.config))
+
+
+def print_all_seeds(trained: Sequence[TrainedRun]) -> None:
+    """What several seeds together say, dataset by dataset; nothing of one seed alone."""
+    if len(trained) < 2:
+        return
+    names = list(trained[0].evaluations)
+    for name in names:
+        by_seed = {one.run.config.run.seed: one.evaluations[name] for one in trained}
+        start = start_name(trained[0].run.config)
+        print_seeds(by_seed, start=start, dataset=name if len(names) > 1 else None)
+
+
+def print_evaluation(evaluation: Evaluation, *, title: str, whole: bool = False) -> None:
+    """The table of means, the differences, with `whole` slices and behaviour too, the probes, and the verdict."""
+    result = evaluation.as_json()
+    shown = shown_names(result["kinds"])
+    console.table(title, *metric_table(result["methods"], shown))
+    tables = [(tested_title(result), difference_table(result["differences"]))]
+    if whole:
+        tables.append((slices_title(result), slice_table(result["slices"], shown)))
+        tables.append((BEHAVIOUR, behaviour_table(result["behaviour"])))
+    tables.append(("Probes", probe_table(result["probes"])))
+    for name, table in tables:
+        if table[1]:
+            console.result("")
+            console.table(name, *table)
+    for line in (
+        result.get("data_line"),
+        result.get("checkpoint_line"),
+        result.get("test_openings_line"),
+        result.get("audit"),
+    ):
+        if line:
+            console.result(f"\n{line}")
+    console.result(f"\nVerdict: {result['verdict']}")
+
+
+def _brief(evaluation: Evaluation) -> list[str]:
+    """The methods that are shown where there is room for few."""
+    return [method.name for method in evaluation.methods if method.in_brief]
+
+
+def print_datasets(evaluations: Mapping[str, Evaluation], *, start: str) -> None:
+    """One row per dataset: baselines, before, after; below, the mean over datasets, which counts each alike.
+
+    Args:
+        evaluations: by the datasets' names.
+        start: the method that the subject came from.
+    """
+    first = next(iter(evaluations.values()))
+    wanted = [*_brief(first), start, first.subject or ""]
+    methods = [name for name in wanted if all(e.method(name) is not None for e in evaluations.values())]
+    means_DM = [[float(e.metric(name).mean()) for name in methods] for e in evaluations.values()]
+    rows = [
+        [name, f"{len(evaluation.examples):,}", *(f"{value:.4f}" for value in values)]
+        for (name, evaluation), values in zip(evaluations.items(), means_DM, strict=True)
+    ]
+    rows.append(["mean over datasets", "", *(f"{value:.4f}" for value in np.mean(means_DM, axis=0))])
+    console.result("")
+    title = f"{first.headline} on the {first.split} split, {len(evaluations)} datasets"
+    console.table(title, ["dataset", "users", *methods], rows)
+
+
+def print_seeds(evaluations: Mapping[int, Evaluation], *, start: str, dataset: str | None = None) -> None:
+    """One row per seed: before, after, and the gain with its interval over users; below, the gain over all seeds.
+
+    Args:
+        evaluations: by seed, of the same users.
+        start: the method the gain is measured from.
+        dataset: its name, where there are several.
+    """
+    first = next(iter(evaluations.values()))
+    subject = first.subject or ""
+    others = [name for name in (*_brief(first), start) if first.method(name) is not None]
+    rows = []
+    for seed, evaluation in evaluations.items():
+        row = [str(seed), *(f"{evaluation.metric(name).mean():.4f}" for name in [*others, subject])]
+        if start in others:
+            d = evaluation.difference(subject, start)
+            row.append(f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]")
+        rows.append(row)
+    columns = ["seed", *others, subject, *(["gain, 95 % interval over users"] if start in others else [])]
+    console.result("")
+    of = "" if dataset is None else f"{dataset}, "
+    console.table(f"{of}{first.headline} on the {first.split} split, {len(evaluations)} seeds", columns, rows)
+    if start in others:
+        ours_SB, theirs_SB = (np.stack([e.metric(name) for e in evaluations.values()]) for name in (subject, start))
+        gain = seeds_difference(ours_SB, theirs_SB)
+        console.result(
+            f"Gain over {len(evaluations)} seeds: {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] over seeds and "
+            f"users, p {p_text(gain.p_value)}; [{gain.users_low:+.4f}, {gain.users_high:+.4f}] over users alone; "
+            f"deviation between seeds {gain.seed_std:.4f}"
+        )

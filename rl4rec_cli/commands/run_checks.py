@@ -1,0 +1,104 @@
+"""A training run's configuration before anything is loaded: made complete, and refused where it cannot be.
+
+Decides: which paths a run keeps whole, how the runs of several seeds are called, and what ends a run before it begins.
+Hides: who knows of each setting whether it can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.runs.making import check_new, whole_reward
+from rl4rec_cli.train.arguments import number_of_steps
+from rl4rec_cli.train.environments import check_datasets
+from rl4rec_cli.train.examples import number_of_training_examples
+from rl4rec_cli.train.trackers import check_trackers
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.data.dataset import Dataset
+
+
+def with_whole_paths(config: RunConfig) -> RunConfig:
+    """The run may be evaluated from another folder: paths that are there are written whole."""
+
+    def whole(path: str | None) -> str | None:
+        return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
+
+    paths = tuple(str(whole(path)) for path in config.data.paths)
+    data = config.data.model_copy(
+        update={
+            "path": paths if len(paths) > 1 else whole(*paths) if paths else None,
+            "sequential_file": whole(config.data.sequential_file),
+            "prompt_file": whole(config.data.prompt_file),
+        }
+    )
+    policy = config.policy
+    if policy.model != "tiny":
+        policy = policy.model_copy(update={"model": whole(policy.model)})
+    retrieval = config.retrieval.model_copy(
+        update={
+            "model": whole(config.retrieval.model),
+            "file": whole(config.retrieval.file),
+            "emb_dir": str(Path(config.retrieval.emb_dir).expanduser().resolve()),
+        }
+    )
+    cache = config.eval.cache_dir
+    whole_cache = str(Path(cache).expanduser().resolve()) if cache is not None else None
+    measured = config.eval.model_copy(update={"cache_dir": whole_cache})
+    named = {whole_reward(name): weight for name, weight in config.reward.functions.items()}
+    reward = config.reward.model_copy(update={"functions": named})
+    sections = {"data": data, "policy": policy, "retrieval": retrieval, "reward": reward, "eval": measured}
+    return config.model_copy(update=sections)
+
+
+def of_seed(config: RunConfig, seed: int, count: int) -> RunConfig:
+    """The configuration of one of so many seeds, each with a run folder of its own."""
+    name = config.run.name
+    own = {"seed": seed, "name": f"{name}-s{seed}" if name is not None and count > 1 else name}
+    return config.model_copy(update={"run": config.run.model_copy(update=own)})
+
+
+def check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> None:
+    """What would end the run later, once models are loaded or a warm start is done.
+
+    Raises:
+        Rl4RecError: as `check_settings` says.
+        PolicyError: the policy's folder is no model, or a file of it not what its name says.
+    """
+    from rl4rec_cli.policy.backend import check_policy
+    from rl4rec_cli.policy.sources import find_source
+
+    check_settings(config, datasets, is_new=is_new)
+    checkpointing = next((p.gradient_checkpointing for p in config.trainer.phases if p.gradient_checkpointing), False)
+    backend = check_policy(config.policy, trainable=True, gradient_checkpointing=checkpointing)
+    if config.policy.model != "tiny":
+        find_source(config.policy, backend.name)
+
+
+def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> None:
+    """What settings alone say of a run that cannot be; nothing heavy is imported.
+
+    Raises:
+        RunError: the run is there already. ConfigError: too few examples, no such reward file, or a tracker that is
+            not installed or not logged in to.
+    """
+    from rl4rec_cli.policy.backend import check_engine, check_one_gpu
+
+    if is_new:
+        check_new(config)
+    check_datasets(config, datasets)
+    check_engine(config)
+    check_one_gpu(config.policy.device)
+    check_trackers(config.logging.report_to)
+    for phase in config.trainer.phases:
+        number_of_steps(
+            phase, sum(number_of_training_examples(config.data, dataset, seed=config.run.seed) for dataset in datasets)
+        )
+    for name in config.reward.functions:
+        file = name.rpartition(":")[0]
+        if file.endswith(".py") and not Path(file).is_file():
+            raise ConfigError(f"reward file {file}: no such file")

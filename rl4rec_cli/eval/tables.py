@@ -1,0 +1,104 @@
+"""How results read: columns and rows of tables, and the words of a difference.
+
+Decides: names, order and decimals. Everything is made of an evaluation's JSON, so that a stored one reads the same.
+Hides: nothing; printing is the command line's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+BEHAVIOUR = "What is recommended and written"
+Table = tuple[Sequence[str], list[list[str]]]
+"""Columns and rows."""
+
+
+def shown_names(kinds: Mapping[str, str]) -> dict[str, str]:
+    """How each method is called in a table."""
+    return {name: f"{name} (ceiling)" if kind == "ceiling" else name for name, kind in kinds.items()}
+
+
+def tested_title(found: Mapping[str, Any]) -> str:
+    """`tuned policy minus …, ndcg@10, 1,000 users`"""
+    return f"{found['subject']} minus …, {found['metric']}, {found['users']:,} users"
+
+
+def slices_title(found: Mapping[str, Any]) -> str:
+    return f"{found['metric']} by slice (users in it)"
+
+
+def metric_table(methods: Mapping[str, Mapping[str, float]], shown: Mapping[str, str], first: str = "method") -> Table:
+    """Columns and rows of the means."""
+    names = list(next(iter(methods.values()), {}))
+    return (first, *names), [
+        [shown.get(label, label), *(f"{values[name]:.4f}" for name in names)] for label, values in methods.items()
+    ]
+
+
+def difference_table(differences: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Columns and rows of the subject minus every other method."""
+    columns = ("method", "difference", "95 % interval", "p (Holm)", "d", "won / lost", "users needed", "verdict")
+    rows = [
+        [
+            name,
+            f"{d['mean']:+.4f}",
+            f"[{d['low']:+.4f}, {d['high']:+.4f}]",
+            p_text(d["p_holm"]),
+            "-" if d["effect_size"] is None else f"{d['effect_size']:+.3f}",
+            f"{d['wins']:,} / {d['losses']:,}",
+            "-" if d["users_needed"] is None else f"{d['users_needed']:,}",
+            d["reads"],
+        ]
+        for name, d in differences.items()
+    ]
+    return columns, rows
+
+
+def slice_table(slices: Mapping[str, Mapping[str, Any]], shown: Mapping[str, str], first: str = "method") -> Table:
+    """Columns and rows of the headline metric by part of the users."""
+    columns = (first, *(f"{name} ({part['users']:,})" for name, part in slices.items()))
+    rows = [[shown[label], *(_decimals(part[label], 4) for part in slices.values())] for label in shown]
+    return columns, rows if slices else []
+
+
+def behaviour_table(
+    behaviour: Mapping[str, Mapping[str, float]], shown: Mapping[str, str] | None = None, first: str = "method"
+) -> Table:
+    """Columns and rows of what is recommended and written."""
+    names = list(dict.fromkeys(name for values in behaviour.values() for name in values))
+    rows = [
+        [(shown or {}).get(label, label), *(_decimals(values.get(name), 3) for name in names)]
+        for label, values in behaviour.items()
+    ]
+    return (first, *(name.replace("_", " ") for name in names)), rows if names else []
+
+
+def probe_table(probes: Sequence[Mapping[str, Any]]) -> Table:
+    """Columns and rows of the probes."""
+    rows = []
+    for probe in probes:
+        d, passed = probe["difference"], probe["passed"]
+        result = "passed" if passed else "FAILED" if passed is False else "-"
+        interval = f"[{d['low']:+.4f}, {d['high']:+.4f}]"
+        rows.append([probe["name"], probe["measures"], f"{d['mean']:+.4f}", interval, p_text(d["p_value"]), result])
+    return ("probe", "measures", "difference", "95 % interval", "p", "result"), rows
+
+
+def _decimals(value: float | None, places: int) -> str:
+    """No user of a slice has no mean: NaN, and null where it was written down."""
+    return "-" if value is None or value != value else f"{value:.{places}f}"
+
+
+def p_text(p: float) -> str:
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0") if p < 1 else "1"
+
+
+def against(difference: Mapping[str, Any], other: str) -> str:
+    """`+.0031 [+.0010, +.0052] above last item (.0397), p <.001`, or that no difference is shown."""
+    p = p_text(difference["p_holm"])
+    p = f"p {p}" if p.startswith("<") else f"p = {p}"
+    numbers = f"{difference['mean']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}], {p}"
+    if difference["reads"] == "no difference shown":
+        return f"no difference shown from {other} ({numbers})"
+    return f"{'above' if difference['reads'] == 'higher' else 'below'} {other} ({numbers})"
