@@ -19,6 +19,7 @@ from rl4rec_cli.data.dataset import Dataset, Example
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.eval.comparison import Comparison, averaged, paired, reward_curves
 from rl4rec_cli.eval.evaluation import Evaluation
+from rl4rec_cli.eval.resolve import Overrides
 from rl4rec_cli.eval.scoring import Measured
 from rl4rec_cli.eval.statistics import holm, paired_difference, seeds_difference
 from rl4rec_cli.eval.systems import (
@@ -256,7 +257,7 @@ def make_run(folder: Path, name: str, *sets: str) -> str:
 
 
 def opened(*words: str, sets: tuple[str, ...] = (), dataset: str | None = None) -> tuple[list[System], RunConfig]:
-    return open_systems(words, split=None, users=None, sets=sets, recipes=[], dataset=dataset)
+    return open_systems(words, Overrides(sets=sets, dataset=dataset))
 
 
 def test_runs_keep_their_settings_and_models_take_the_first_runs(tmp_path: Path, tiny_folder: Path) -> None:
