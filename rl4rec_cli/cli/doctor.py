@@ -23,6 +23,20 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say whether all is there: versions, extras, GPUs, the Hub. Exit status 1 where something required is not."""
-    from rl4rec_cli.commands.doctor import doctor as examine
+    from dataclasses import asdict
 
-    examine(paths or [], as_json=as_json)
+    from rl4rec_cli import console
+    from rl4rec_cli.commands import doctor as command
+
+    checks = command.doctor(paths or [])
+    is_usable = all(check.state != "broken" for check in checks)
+    if as_json:
+        console.print_json({"ok": is_usable, "checks": [asdict(check) for check in checks]})
+    else:
+        console.table("", ["what", "state", "found"], [(c.name, c.state, c.found) for c in checks])
+        for check in checks:
+            if check.hint and check.state != "broken":
+                console.log(f"{check.name}: {check.hint}")
+    command.complain(checks)
+    if not as_json:
+        console.log("Everything that is required is there.")

@@ -12,12 +12,11 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from rl4rec_cli import console
 from rl4rec_cli.config.registries import REGISTRIES
 from rl4rec_cli.errors import Rl4RecError, first_line
 from rl4rec_cli.files.kinds import ZIP, recognise_file
@@ -45,30 +44,22 @@ class Check:
     """The way out."""
 
 
-def doctor(paths: Sequence[str] = (), *, as_json: bool = False) -> None:
-    """Print what is there and what is wrong.
+def doctor(paths: Sequence[str] = ()) -> list[Check]:
+    """Looks at what is there, and returns what it saw; `complain` raises for what is broken.
 
     Args:
         paths: dataset folders, models' folders and files to look at, too.
-
-    Raises:
-        Rl4RecError: something required is broken; all of it is named.
     """
-    checks = [*_checks(), *(look_at(Path(path)) for path in paths)]
+    return [*_checks(), *(look_at(Path(path)) for path in paths)]
+
+
+def complain(checks: Sequence[Check]) -> None:
+    """Raises: Rl4RecError: something required is broken; all of it is named."""
     broken = [check for check in checks if check.state == "broken"]
-    if as_json:
-        console.print_json({"ok": not broken, "checks": [asdict(check) for check in checks]})
-    else:
-        console.table("", ["what", "state", "found"], [(c.name, c.state, c.found) for c in checks])
-        for check in checks:
-            if check.hint and check.state != "broken":
-                console.log(f"{check.name}: {check.hint}")
     if broken:
-        said = "; ".join(f"{check.name}: {check.found}" for check in broken)
+        reasons = "; ".join(f"{check.name}: {check.found}" for check in broken)
         hints = dict.fromkeys(check.hint for check in broken if check.hint)
-        raise Rl4RecError(f"not usable: {said}", hint="; ".join(hints) or None)
-    if not as_json:
-        console.log("Everything that is required is there.")
+        raise Rl4RecError(f"not usable: {reasons}", hint="; ".join(hints) or None)
 
 
 def _checks() -> Iterator[Check]:

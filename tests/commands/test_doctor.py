@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from rl4rec_cli.commands import doctor
+from rl4rec_cli.errors import Rl4RecError
 
 PROBE = """
 import json, sys
@@ -148,3 +149,14 @@ def test_the_hub_answers_or_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_reach", reach("no route"))
     assert (doctor._hub().state, "no route" in doctor._hub().found) == ("note", True)
     assert set(asked) == {constants.ENDPOINT}
+
+
+def test_what_is_there_is_returned_and_what_is_broken_is_raised(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "_checks", lambda: iter([doctor.Check("python", "ok", "3.12")]))
+    checks = doctor.doctor([str(tmp_path / "none")])
+    assert [(check.name, check.state) for check in checks] == [("python", "ok"), (str(tmp_path / "none"), "broken")]
+    doctor.complain(checks[:1])
+    with pytest.raises(Rl4RecError, match="not usable: .*none: no such file or folder"):
+        doctor.complain(checks)
