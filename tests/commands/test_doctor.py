@@ -158,5 +158,5 @@ def test_what_is_there_is_returned_and_what_is_broken_is_raised(
     checks = doctor.doctor([str(tmp_path / "none")])
     assert [(check.name, check.state) for check in checks] == [("python", "ok"), (str(tmp_path / "none"), "broken")]
     doctor.complain(checks[:1])
-    with pytest.raises(Rl4RecError, match="not usable: .*none: no such file or folder"):
+    with pytest.raises(Rl4RecError, match=r"not usable: .*none: no such file or folder"):
         doctor.complain(checks)
