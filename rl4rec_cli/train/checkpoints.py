@@ -96,36 +96,36 @@ def find_place(run: Run, phases: Sequence[str], *, allow_partial: bool, most: in
     last = len(phases) - 1
     is_done = run.final.is_dir() and _is_whole(run.final)
     if is_done:
-        kept = run.final / RECIPE
-        recipe = kept if kept.is_file() else run.folder / "config.yaml"
+        final_recipe = run.final / RECIPE
+        recipe = final_recipe if final_recipe.is_file() else run.folder / "config.yaml"
         if not is_longer(_read_recipe(recipe), run.config.trainer):
             _check_recipe(recipe, run.config, allow_partial=allow_partial)
             return Place(last + 1)
         _check_more(run, most)
-    found = _newest(run.steps(), allow_partial=allow_partial)
-    if is_done and found is None:
+    newest = _newest(run.steps(), allow_partial=allow_partial)
+    if is_done and newest is None:
         raise RunError(
             f"{run.folder}: nothing is left to go on from to more steps: no whole checkpoint_step_N",
             hint=f"train a new run from its policy: {command_line('--model', run.final)}",
         )
-    if found is None and last > 0:
+    if newest is None and last > 0:
         if run.start.is_dir() and _is_whole(run.start):
             _check_recipe(run.folder / "config.yaml", run.config, allow_partial=allow_partial)
             return Place(last)
-        found = _newest(run.warm_steps(), allow_partial=allow_partial)
-    if found is None:
+        newest = _newest(run.warm_steps(), allow_partial=allow_partial)
+    if newest is None:
         _check_recipe(run.folder / "config.yaml", run.config, allow_partial=allow_partial)
         return Place(0)
-    progress = read_progress(found)
+    progress = read_progress(newest)
     if progress["phase"] not in phases:
         raise RunError(
-            f"{found / PROGRESS}: is of {progress['phase']!r}, and this run trains {', '.join(phases)}",
+            f"{newest / PROGRESS}: is of {progress['phase']!r}, and this run trains {', '.join(phases)}",
             hint="go on with the algorithm and the warm start that the run was begun with",
         )
-    _check_recipe(found / RECIPE, run.config, allow_partial=allow_partial)
+    _check_recipe(newest / RECIPE, run.config, allow_partial=allow_partial)
     if progress["dataset"] != run.digest:
-        _refuse(f"{found}: the dataset is not the one it was trained on", "the data changed", allow_partial)
-    return Place(phases.index(progress["phase"]), int(progress["step"]), found)
+        _refuse(f"{newest}: the dataset is not the one it was trained on", "the data changed", allow_partial)
+    return Place(phases.index(progress["phase"]), int(progress["step"]), newest)
 
 
 def check_data(run: Run, digests: Mapping[str, str], *, allow_partial: bool) -> None:
@@ -197,10 +197,10 @@ def _listed(folder: Path) -> set[str]:
 
 def _problems(folder: Path) -> list[str]:
     """What a checkpoint lacks, or what differs from what was written; a missing state of the training is no problem."""
-    found = problems(folder, but=STATE)
-    if not found and folder.name.startswith(("checkpoint_step", "checkpoint_warm")) and PROGRESS not in _listed(folder):
-        found = [f"no {PROGRESS}"]
-    return found
+    flaws = problems(folder, but=STATE)
+    if not flaws and folder.name.startswith(("checkpoint_step", "checkpoint_warm")) and PROGRESS not in _listed(folder):
+        flaws = [f"no {PROGRESS}"]
+    return flaws
 
 
 @dataclass(frozen=True)
@@ -232,48 +232,48 @@ def checkpoint_states(run: Run) -> list[CheckpointState]:
     """
     start, steps = [run.start], [*run.warm_steps(), *run.steps()]
     aside = sorted(run.checkpoints.glob("damaged_*"))
-    found = [path for path in (*start, *steps, run.best, run.final, *aside) if path.is_dir()]
-    with console.progress(len(found), "Checking checkpoints") as advance:
+    folders = [path for path in (*start, *steps, run.best, run.final, *aside) if path.is_dir()]
+    with console.progress(len(folders), "Checking checkpoints") as advance:
         states = []
-        for folder in found:
+        for folder in folders:
             states.append(_state(folder))
             advance(1)
     return states
 
 
 def _state(folder: Path) -> CheckpointState:
-    found = _problems(folder)
-    missing = [] if found else sorted(name for name in STATE & _listed(folder) if not (folder / name).is_file())
-    told: dict[str, Any] = {}
+    flaws = _problems(folder)
+    missing = [] if flaws else sorted(name for name in STATE & _listed(folder) if not (folder / name).is_file())
+    facts: dict[str, Any] = {}
     for name in (PROGRESS, VALIDATION):
         try:
             read = read_object(folder / name)
-        except RunError:  # most have none; of one that is damaged `found` says so
+        except RunError:  # most have none; of one that is damaged `flaws` says so
             continue
-        told |= read
-    step = told.get("step")
+        facts |= read
+    step = facts.get("step")
     if folder.name.startswith("damaged_"):
-        found = [f"put aside as damaged ({'; '.join(found) or 'whole now'})"]
+        flaws = [f"put aside as damaged ({'; '.join(flaws) or 'whole now'})"]
     return CheckpointState(
         folder.name,
         step if isinstance(step, int) else None,
         sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
-        tuple(found),
+        tuple(flaws),
         tuple(missing),
-        {name: value for name, value in told.items() if "@" in name and isinstance(value, int | float)},
-        told.get("dataset"),
+        {name: value for name, value in facts.items() if "@" in name and isinstance(value, int | float)},
+        facts.get("dataset"),
     )
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether a checkpoint is whole; one that is not is put aside, so that nothing takes it for the newest."""
-    found = _problems(folder)
-    if found:
+    flaws = _problems(folder)
+    if flaws:
         aside = folder.with_name(folder.name.replace("checkpoint_", "damaged_", 1))
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
-        console.log(f"{folder} is damaged ({'; '.join(found[:3])}): put aside as {aside.name}, going on from before it")
-    return not found
+        console.log(f"{folder} is damaged ({'; '.join(flaws[:3])}): put aside as {aside.name}, going on from before it")
+    return not flaws
 
 
 def _tidy(run: Run) -> None:

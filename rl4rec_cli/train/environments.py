@@ -118,6 +118,6 @@ def screen_domains(
         name = one.name if len(domains) > 1 else None
         file = folder / ("screened.json" if name is None else f"screened-{name}.json")
         by_policy = partial(write, one.dataset)
-        kept = screen_examples(section, one.retriever, one.examples, write=by_policy, kept_in=file, name=name)
-        screened.append(replace(one, examples=kept))
+        examples = screen_examples(section, one.retriever, one.examples, write=by_policy, kept_in=file, name=name)
+        screened.append(replace(one, examples=examples))
     return screened

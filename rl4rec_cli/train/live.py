@@ -92,8 +92,8 @@ class TrainingView:
         record = self._record
         if not self._rewards:
             return []
-        said = f"reward {_figure(record.get('avg_reward'))} ± {_figure(record.get('std_reward'))}"
-        return [said, sparkline(self._rewards[-max(1, width - len(said) - len(_GAP)) :], blocks)]
+        line = f"reward {_figure(record.get('avg_reward'))} ± {_figure(record.get('std_reward'))}"
+        return [line, sparkline(self._rewards[-max(1, width - len(line) - len(_GAP)) :], blocks)]
 
     def _validated(self) -> list[str]:
         if self._validation is None:

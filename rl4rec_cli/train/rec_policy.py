@@ -164,14 +164,14 @@ class RecPolicy:
         Raises:
             PolicyError: the policy's probabilities are not finite. DataError: what is no prompt.
         """
-        asked = self._as_prompts(prompts)
-        if not asked:
+        as_prompts = self._as_prompts(prompts)
+        if not as_prompts:
             return []
         self.policy.model.eval()
         with writing(self.policy.model):
-            ids, _ = write_ids(self.policy, self.policy.model, [p.ids for p in asked], self.sampling)
+            ids, _ = write_ids(self.policy, self.policy.model, [p.ids for p in as_prompts], self.sampling)
         texts = decode_texts(self.policy.tokenizer, ids)
-        self._written = {(p.ids, text): row for p, text, row in zip(asked, texts, ids, strict=True)}
+        self._written = {(p.ids, text): row for p, text, row in zip(as_prompts, texts, ids, strict=True)}
         return texts
 
     def compute_loss(self, prompts: Sequence[Prompt | str], texts: Sequence[str], rewards: Rewards) -> Tensor:
@@ -320,16 +320,16 @@ class DummyRecPolicy:
 def _as_rewards(rewards: Rewards, texts: Sequence[str], prompts: Sequence[Prompt | str]) -> Tensor:
     """Rewards as float64 `[B]` on the CPU."""
     try:
-        given = list(rewards.detach().cpu() if isinstance(rewards, Tensor) else rewards)
+        values = list(rewards.detach().cpu() if isinstance(rewards, Tensor) else rewards)
     except TypeError:  # one number, or a tensor without dimensions
-        given = [rewards]
-    numbers = [as_number(value) for value in given]
+        values = [rewards]
+    numbers = [as_number(value) for value in values]
     if not len(prompts) == len(texts) == len(numbers) > 0:
         raise RewardError(
             f"an update needs one finite reward per text and one text per prompt; got {len(prompts)} prompts, "
             f"{len(texts)} texts and {len(numbers)} rewards",
         )
-    for row, (value, number) in enumerate(zip(given, numbers, strict=True)):
+    for row, (value, number) in enumerate(zip(values, numbers, strict=True)):
         if number is None or not abs(number) <= LARGEST_REWARD:
             raise RewardError(
                 f"an update needs one finite reward per text; got {value!r} for text {row}: {texts[row]!r:.80}",

@@ -47,8 +47,8 @@ def prepare_rollouts(
         for example in domain.examples:
             prompt = domain.builder.build(example.user, example.history)
             ids[prompt.text] = prompt.ids  # the same for the same text, whatever its dataset
-            asked = {"user": example.user, "target": example.target, "history": list(example.history)}
-            rows.append({"prompt": prompt.text, **asked, "dataset": domain.name})
+            example_columns = {"user": example.user, "target": example.target, "history": list(example.history)}
+            rows.append({"prompt": prompt.text, **example_columns, "dataset": domain.name})
     rollout = Rollout(ids, Sampling.from_section(config.generation), policy)
     scorers = {domain.name: domain.scorer for domain in domains}
     reward = RetrievalReward(scorers, policy.tokenizer, rollouts, shown=config.logging.rollouts)

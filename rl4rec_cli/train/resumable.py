@@ -180,8 +180,8 @@ class Keeper(TrainerCallback):
         self._is_warm_start = is_warm_start
         self._validation = validation
         self._watch = watch
-        found = {**(parts or {}), "validation": validation, "health": watch}
-        self._parts: dict[str, Stateful] = {name: part for name, part in found.items() if part is not None}
+        stateful = {**(parts or {}), "validation": validation, "health": watch}
+        self._parts: dict[str, Stateful] = {name: part for name, part in stateful.items() if part is not None}
         self._trainer: Any = None
         self._resume = resume
         self._snapshot: Snapshot | None = None
@@ -290,9 +290,9 @@ class Keeper(TrainerCallback):
         try:
             write_checkpoint(self._policy, folder, more, size=size(optimizer) + size(snapshot.algorithm))
             self._written = snapshot.step
-            kept = run.warm_steps() if self._is_warm_start else run.steps()
+            folders = run.warm_steps() if self._is_warm_start else run.steps()
             # Only what is older: of a later one (of a copied folder, say) nobody knows whether it is whole.
-            older = kept[: kept.index(folder) + 1]
+            older = folders[: folders.index(folder) + 1]
             for old in older[: -run.config.logging.save_total_limit]:
                 shutil.rmtree(old)
         except Rl4RecError:

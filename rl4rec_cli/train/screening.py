@@ -56,14 +56,13 @@ def screen_examples(
         ranks, by = _by_policy(retriever, examples, write, kept_in), "what the starting policy writes"
     else:
         ranks, by = _by_last_item(retriever, examples), "the last item's text"
-    kept = [e for e, rank in zip(examples, ranks, strict=True) if first <= rank <= last]
-    said = (
-        f"{len(kept):,} of {len(examples):,} training examples have their target at rank {first:,} to {last:,} by {by}"
-    )
-    if not kept:
-        raise ConfigError(said, hint="raise trainer.screen_rank, or lower trainer.screen_solved")
-    console.log(f"Screened: {said}")
-    return kept
+    reachable = [e for e, rank in zip(examples, ranks, strict=True) if first <= rank <= last]
+    place = f"rank {first:,} to {last:,} by {by}"
+    summary = f"{len(reachable):,} of {len(examples):,} training examples have their target at {place}"
+    if not reachable:
+        raise ConfigError(summary, hint="raise trainer.screen_rank, or lower trainer.screen_solved")
+    console.log(f"Screened: {summary}")
+    return reachable
 
 
 def _by_last_item(retriever: VectorRetriever, examples: Sequence[Example]) -> list[int]:
