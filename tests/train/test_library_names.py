@@ -157,14 +157,18 @@ def test_every_method_that_is_listed_is_used() -> None:
     assert {(kind, name) for kind, names in METHODS.items() for name in names} - relied_on() == set()
 
 
+BY_TEXT = ("getattr", "setattr", "hasattr", "delattr", "pop")
+"""Calls that may name an attribute by a text."""
+
+
 def others() -> Iterator[tuple[str, str]]:
-    """Private names that are asked of something else than `self`, by file, and those that stand as text."""
+    """Private names that are asked of something else than `self`, by file, and those that a text names."""
     for path in sorted((PACKAGE / "train").rglob("*.py")):
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
                 yield path.name, node.attr
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
-                yield path.name, node.value
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in BY_TEXT:
+                yield from ((path.name, str(of.value)) for of in node.args if isinstance(of, ast.Constant))
 
 
 def test_no_private_name_is_used_beside_the_list() -> None:
