@@ -24,6 +24,7 @@ def embed(
         str | None, typer.Option(metavar="NAME", help="`sentence-transformers`, `vllm` or `lsa`.")
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="sentence-transformers model or folder.")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="TYPE", help="Computed in `fp32`, `bf16` or `fp16`.")] = None,
     emb_type: Annotated[str | None, typer.Option(metavar="FIELD", help="Field of the items that is embedded.")] = None,
     out: Annotated[str | None, typer.Option(metavar="FILE", help="File to write, .safetensors or .pt.")] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="`auto`, `cpu`, `cuda`, `cuda:1` …")] = None,
@@ -33,8 +34,8 @@ def embed(
     from rl4rec_cli import console
     from rl4rec_cli.config.layering import load_config
 
-    flags = {"embedder": embedder, "model": model, "emb_type": emb_type, "device": device, "batch_size": batch_size}
-    given = {f"retrieval.{key}": value for key, value in flags.items() if value is not None}
+    flags = {"embedder": embedder, "model": model, "dtype": dtype, "emb_type": emb_type, "device": device}
+    given = {f"retrieval.{k}": v for k, v in {**flags, "batch_size": batch_size}.items() if v is not None}
     section = load_config(algorithm=None, flags=given).retrieval
     from rl4rec_cli.data.opening import load_dataset
 

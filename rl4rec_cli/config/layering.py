@@ -39,6 +39,7 @@ __all__ = ["dump_config", "find_recipe", "load_config", "packaged_recipes"]
 FLAGS = {key: flag_of(key) for key in OPTIONS.values()} | {
     "retrieval.embedder": "--embedder",
     "retrieval.model": "--model",
+    "retrieval.dtype": "--dtype",
     "retrieval.emb_type": "--emb-type",
     "retrieval.device": "--device",
     "retrieval.batch_size": "--batch-size",

@@ -322,6 +322,9 @@ class RetrievalSection(Section):
     catalogue, no download."""
     model: str = "mixedbread-ai/mxbai-embed-large-v1"
     """sentence-transformers model: a Hub name or a folder."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Type the embedder computes in, whatever type its files have. Vectors of another type are other vectors: they have
+    files of their own. Ranks are always computed in fp32."""
     memory_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Share of the GPU's memory that embedder `vllm` may take."""
     query_prompt: str = ""
@@ -346,6 +349,15 @@ class RetrievalSection(Section):
     """Texts embedded at once."""
     lsa_dim: PositiveInt = 128
     """Dimensions of `lsa`."""
+
+    @model_validator(mode="after")
+    def _has_a_type(self) -> RetrievalSection:
+        if self.embedder == "lsa" and self.dtype != "fp32":
+            raise ValueError(
+                f"retrieval.dtype={self.dtype} goes with the embedders sentence-transformers and vllm; lsa computes in "
+                "fp32"
+            )
+        return self
 
 
 class RewardSection(Section):

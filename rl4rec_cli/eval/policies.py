@@ -120,17 +120,12 @@ class Models:
         """
         from rl4rec_cli.eval.cache import cached
         from rl4rec_cli.policy.pretrained import policy_identity
-        from rl4rec_cli.retrieval.embedding import lsa_name, model_identity
+        from rl4rec_cli.retrieval.embedding import embedder_identity
 
         task, tokenizer = self._task, self._tokenizer(model)
         config = with_day(config or self._config, tokenizer, started=self._started)
         if model not in self._identities:
             self._identities[model] = policy_identity(model)
-        embedder = (
-            model_identity(config.retrieval.model)
-            if config.retrieval.embedder != "lsa"
-            else lsa_name(config.retrieval.lsa_dim)
-        )
         key = {
             "policy": self._identities[model],
             "name": name,
@@ -144,7 +139,7 @@ class Models:
             "temperature": config.eval.temperature,
             "seed": config.run.seed,
             "vectors": task.retriever.digest,
-            "embedder": [embedder, config.retrieval.query_prompt, *_own_kind(config)],
+            "embedder": [embedder_identity(config.retrieval), config.retrieval.query_prompt, *_own_kind(config)],
         }
 
         def compute() -> Measured:

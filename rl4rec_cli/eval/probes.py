@@ -107,7 +107,7 @@ def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Sequenc
             f"eval.second_embedder={name} is what ranks already, so it probes nothing",
             hint="name another sentence-transformers model, lsa or bm25",
         )
-    given = {"embedder": "lsa"} if is_lsa else {"embedder": "sentence-transformers", "model": name}
+    given = {"embedder": "lsa", "dtype": "fp32"} if is_lsa else {"embedder": "sentence-transformers", "model": name}
     retriever = open_retriever(
         section.model_copy(update={**given, "backend": "in-process", "file": None, "query_prompt": ""}), dataset
     )

@@ -300,7 +300,7 @@ def check_retrieval(systems: Sequence[System], base: RunConfig) -> None:
 
 def _ranking_settings(section: RetrievalSection) -> dict[str, Any]:
     """What ranks depend on; where vectors are kept and computed is not among it."""
-    own = ("lsa_dim",) if section.embedder == "lsa" else ("model",)
+    own = ("lsa_dim",) if section.embedder == "lsa" else ("model", "dtype")
     return {key: getattr(section, key) for key in ("embedder", *own, "query_prompt", "emb_type", "file")}
 
 

@@ -258,8 +258,9 @@ def _resident(
     if around.retrieval_on_device:
         if around.embedder_parameters:
             width, texts = around.embedding_dim, config.retrieval.batch_size
-            # Weights in float32; of a batch of texts of about 32 tokens, the feed-forward layer's input and output.
-            parts["embedder"] = 4 * around.embedder_parameters + 4 * texts * 32 * 10 * width
+            size = 4 if config.retrieval.dtype == "fp32" else 2
+            # Weights; of a batch of texts of about 32 tokens, the feed-forward layer's input and output.
+            parts["embedder"] = size * (around.embedder_parameters + texts * 32 * 10 * width)
         whole = 4 * around.items * around.embedding_dim
         parts["item matrix"] = whole if around.item_matrix is None else around.item_matrix
     parts["context" if around.on_gpu else "runtime"] = RUNTIME_GPU if around.on_gpu else RUNTIME_CPU

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RetrievalSection
     from rl4rec_cli.data.dataset import Dataset
 
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Vectors this near to unit length are left as they are: dividing again would move their last bits.
 _UNIT = 1e-6
 # What a model computes with; not its README.
@@ -60,7 +61,7 @@ def _unit_rows(vectors_ND: Tensor, texts: Sequence[str], name: str) -> Tensor:
         row = int(bad_N.nonzero()[0])
         raise EmbeddingError(
             f"embedder {name} returned a non-finite vector for text {row} of {len(texts)}: {texts[row][:80]!r}",
-            hint="half-precision models can overflow: embed in float32, or use another model",
+            hint="half precision can overflow: set retrieval.dtype=fp32, or use another model",
         )
     vectors_ND = normalised(vectors_ND)
     vectors_ND[torch.tensor([is_blank(t) for t in texts], dtype=torch.bool)] = 0.0
@@ -88,18 +89,21 @@ class SentenceTransformerEmbedder:
         device: torch device.
         batch_size: texts per forward pass.
         query_prompt: text put before queries, not before items.
+        dtype: `fp32`, `bf16` or `fp16`: what it computes in. Left to itself the library takes the type of the files.
     """
 
-    def __init__(self, model: str, *, device: str, batch_size: int, query_prompt: str = "") -> None:
+    def __init__(
+        self, model: str, *, device: str, batch_size: int, query_prompt: str = "", dtype: str = "fp32"
+    ) -> None:
         console.quiet_libraries()
         from sentence_transformers import SentenceTransformer
 
-        self.name = model_identity(model)
+        self.name = typed_identity(model, dtype)
         self.query_prompt = query_prompt
         self._batch_size = batch_size
         check_files(model)
         try:
-            self._model = SentenceTransformer(model, device=device)
+            self._model = SentenceTransformer(model, device=device, model_kwargs={"dtype": _TYPES[dtype]})
         except Exception as error:
             # Each broken file of a model folder gives an error class of its own, some of them Rust's.
             raise cannot_load(model, error) from error
@@ -288,6 +292,7 @@ def open_embedder(section: RetrievalSection, dataset: Dataset) -> Embedder:
         "device": resolve_device(section.device, "retrieval.device"),
         "batch_size": section.batch_size,
         "query_prompt": section.query_prompt,
+        "dtype": section.dtype,
     }
     if section.embedder == "vllm":
         from rl4rec_cli.retrieval.vllm_embedder import VllmEmbedder
@@ -309,6 +314,18 @@ def model_identity(model: str) -> str:
     for file in sorted(f for f in folder.rglob("*") if f.suffix in _MODEL_FILES):
         pieces += [f"{file.relative_to(folder)} {file.stat().st_size}\n".encode(), bytes.fromhex(sha256_of_file(file))]
     return f"{folder.resolve().name}@{sha256(*pieces)[:16]}"
+
+
+def typed_identity(model: str, dtype: str) -> str:
+    """A model's identity with the type it computes in; fp32 goes without saying: so files and caches have it."""
+    return model_identity(model) if dtype == "fp32" else f"{model_identity(model)} in {dtype}"
+
+
+def embedder_identity(section: RetrievalSection) -> str:
+    """The name of the embedder that a configuration names, without loading it."""
+    if section.embedder == "lsa":
+        return lsa_name(section.lsa_dim)
+    return typed_identity(section.model, section.dtype)
 
 
 def embed_items(dataset: Dataset, embedder: Embedder, emb_type: str) -> Tensor:

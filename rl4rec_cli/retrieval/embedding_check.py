@@ -4,8 +4,9 @@ Decides: that a few items, spread over the catalogue, are embedded again and com
 nothing of what made vectors, and with vectors of another making every rank is noise.
 Hides: which items, and how near is near enough.
 
-Our own files are not asked: they name the model that made them, a digest of the items' texts and one of the vectors,
-all of which `load_embeddings` has compared by then. A bare tensor says nothing of itself.
+Our own files are not asked: they name the model that made them and the type it computed in, a digest of the items'
+texts and one of the vectors, all of which `load_embeddings` has compared by then. A bare tensor says nothing of itself,
+and our own files of earlier versions say nothing of the type.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _ITEMS = 8
 NEAR = 0.98
 """Least cosine of a vector and the same item's, embedded here. Storage in 16 or 8 bits and computing in bf16 stay above
 .99; another model, field or order of items is far below."""
+_SAME = 2e-4
+"""Largest distance of two vectors of one text that were both computed in fp32. Batches of other lengths move them by
+5e-7, vLLM by less than 1e-4; fp16 moves them by 1e-3, bf16 by 7e-3 (all-MiniLM-L6-v2, saved in the half type)."""
 
 
 def check_vectors(vectors_ND: Tensor, embedder: Embedder, dataset: Dataset, emb_type: str, path: Path) -> None:
@@ -40,16 +44,12 @@ def check_vectors(vectors_ND: Tensor, embedder: Embedder, dataset: Dataset, emb_
     Raises:
         EmbeddingError: they differ; which items, and their cosines.
     """
-    texts = [str(item.get(emb_type, "")) for item in dataset.items]
-    written = [item for item, text in enumerate(texts) if not is_blank(text)]
-    if not written:
+    texts = _draw(dataset, emb_type)
+    if not texts:
         console.log(f"{path}: no item has text, so it cannot be checked that {embedder.name} made its vectors")
         return
-    count = min(_ITEMS, len(written))
-    draw = random.Random(0)
-    # One out of each part of the catalogue: rows that were shifted or left out half-way are noticed, too.
-    chosen = [written[draw.randrange(len(written) * i // count, len(written) * (i + 1) // count)] for i in range(count)]
-    cosines = (embedder.embed([texts[item] for item in chosen]) * vectors_ND[chosen].cpu()).sum(dim=1).tolist()
+    chosen, count = list(texts), len(texts)
+    cosines = (embedder.embed(list(texts.values())) * vectors_ND[chosen].cpu()).sum(dim=1).tolist()
     apart = [(item, cosine) for item, cosine in zip(chosen, cosines, strict=True) if cosine < NEAR]
     if apart:
         shown = ", ".join(f"item {item} {cosine:.3f}" for item, cosine in apart)
@@ -60,3 +60,25 @@ def check_vectors(vectors_ND: Tensor, embedder: Embedder, dataset: Dataset, emb_
             "retrieval.file and it is made anew",
         )
     console.log(f"{path}: {count} items embedded anew agree with {embedder.name}")
+
+
+def has_same_type(vectors_ND: Tensor, embedder: Embedder, dataset: Dataset, emb_type: str) -> bool:
+    """Whether the embedder's model made these vectors computing in the type that it computes in now.
+
+    Args:
+        vectors_ND: as of `check_vectors`, by the same model.
+    """
+    texts = _draw(dataset, emb_type)
+    apart = (embedder.embed(list(texts.values())) - vectors_ND[list(texts)].cpu()).norm(dim=1)
+    return bool((apart <= _SAME).all())
+
+
+def _draw(dataset: Dataset, emb_type: str) -> dict[int, str]:
+    """A few items that have text, and their texts."""
+    texts = [str(item.get(emb_type, "")) for item in dataset.items]
+    written = [item for item, text in enumerate(texts) if not is_blank(text)]
+    count = min(_ITEMS, len(written))
+    draw = random.Random(0)
+    # One out of each part of the catalogue: rows that were shifted or left out half-way are noticed, too.
+    chosen = [written[draw.randrange(len(written) * i // count, len(written) * (i + 1) // count)] for i in range(count)]
+    return {item: texts[item] for item in chosen}

@@ -7,6 +7,7 @@ Hides: safetensors, torch's own format.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,8 +27,8 @@ from rl4rec_cli.plan.machine import ram
 from rl4rec_cli.retrieval.embedding import (
     embed_items,
     lsa_name,
-    model_identity,
     open_embedder,
+    typed_identity,
 )
 from rl4rec_cli.retrieval.embedding_parts import embed_in_parts
 from rl4rec_cli.retrieval.embedding_rows import UnmappableError, map_rows, usable_rows, vectors_digest
@@ -46,10 +47,11 @@ class _DamagedError(EmbeddingError):
 
 
 def embedding_path(section: RetrievalSection, dataset: Dataset) -> Path:
-    """`{emb_dir}/{dataset}_{emb_type}_{model}.safetensors`."""
+    """`{emb_dir}/{dataset}_{emb_type}_{model}.safetensors`, with the type before the dot where it is not fp32."""
     model = lsa_name(section.lsa_dim) if section.embedder == "lsa" else section.model
     parts = (dataset.name, section.emb_type, Path(model).name or "model")
-    return Path(section.emb_dir) / f"{'_'.join(map(file_name, parts))}.safetensors"
+    own_type = () if section.dtype == "fp32" else (section.dtype,)
+    return Path(section.emb_dir) / f"{'_'.join(map(file_name, (*parts, *own_type)))}.safetensors"
 
 
 class ItemVectors(NamedTuple):
@@ -61,8 +63,13 @@ class ItemVectors(NamedTuple):
     file: Path | None = None
 
 
-def save_embeddings(path: Path, vectors_ND: Tensor, *, model: str, emb_type: str, dataset: Dataset) -> None:
+def save_embeddings(
+    path: Path, vectors_ND: Tensor, *, model: str, emb_type: str, dataset: Dataset, dtype: str = "fp32"
+) -> None:
     """Write item vectors; `.safetensors` with metadata or `.pt` (a bare tensor). Written aside, then renamed.
+
+    Args:
+        model: the embedder's name. dtype: what it computes in.
 
     Raises:
         EmbeddingError: the file cannot be written; one that was there before is untouched.
@@ -84,6 +91,7 @@ def save_embeddings(path: Path, vectors_ND: Tensor, *, model: str, emb_type: str
                 metadata = {
                     "format": FORMAT,
                     "model": model,
+                    "dtype": dtype,
                     "emb_type": emb_type,
                     "dataset": dataset.name,
                     "items_digest": dataset.items_digest(emb_type),
@@ -104,13 +112,20 @@ def save_embeddings(path: Path, vectors_ND: Tensor, *, model: str, emb_type: str
 
 
 def load_embeddings(
-    path: Path, *, dataset: Dataset, emb_type: str, model: str | None = None, mapped: bool = False
+    path: Path,
+    *,
+    dataset: Dataset,
+    emb_type: str,
+    model: str | None = None,
+    dtype: str = "fp32",
+    mapped: bool = False,
 ) -> Tensor:
     """Item vectors `[num_items, dim]` float32, checked against the dataset.
 
     Args:
         path: `.safetensors` written by `save_embeddings`, or `.pt` holding one tensor.
-        model: the embedder's name; when given, a file that says it comes from another model is refused.
+        model: the embedding model; when given, a file that says it comes from another one, or from this one computing
+            in another type than `dtype`, is refused.
         mapped: leave the vectors in the file, a `.safetensors`: what is returned can only be read.
 
     Raises:
@@ -129,7 +144,8 @@ def load_embeddings(
         raise EmbeddingError(f"{path} is {odd.what}", hint=hint)
     vectors, metadata = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path, mapped=mapped)
     vectors = vectors.detach()
-    source = ("--model", model) if model is not None else ()
+    source = [] if model is None else ["--model", model]
+    source += [] if dtype == "fp32" else ["--dtype", dtype]
     remake = f"make it again: {rl4rec('embed', 'DATASET', '--emb-type', emb_type, *source, '--out', path)}"
     if vectors.is_nested:  # which has no shape to tell
         raise EmbeddingError(f"{path}: a nested tensor, expected [num_items, dim]", hint=remake)
@@ -149,11 +165,12 @@ def load_embeddings(
             f"of dataset {dataset.name}",
             hint=remake,
         )
-    wanted = model_identity(model) if model is not None else None
+    wanted = typed_identity(model, dtype) if model is not None else None
     if wanted is not None and metadata.get("model", wanted) != wanted:
         raise EmbeddingError(
             f"{path}: made by {metadata['model']!r}, but texts will be embedded by {wanted!r}",
-            hint="texts and items must share one model: set retrieval.model, or make the file again",
+            hint="texts and items must share one model, in one type: set retrieval.model and retrieval.dtype, or make "
+            "the file again",
         )
     # safetensors does not notice a flipped byte, and most flipped bytes leave a finite, wrong number.
     if "sha256" in metadata and metadata["sha256"] != vectors_digest(vectors):
@@ -253,7 +270,7 @@ def _load(
     section: RetrievalSection, dataset: Dataset, path: Path, holding: Holding | None, *, items: int | None, copies: int
 ) -> ItemVectors:
     mapped = holding is not None and holding.is_mapped
-    of = {"dataset": dataset, "emb_type": section.emb_type, "model": section.model}
+    of = {"dataset": dataset, "emb_type": section.emb_type, "model": section.model, "dtype": section.dtype}
     why = None
     try:
         vectors_ND = load_embeddings(path, **of, mapped=mapped)  # type: ignore[arg-type]
@@ -304,6 +321,17 @@ def unsigned_file(section: RetrievalSection, dataset: Dataset) -> Path | None:
     return None if is_signed else path
 
 
+def untyped_file(section: RetrievalSection, dataset: Dataset) -> Path | None:
+    """The cache's file that `stored_embeddings` reads, where it does not say in which type its vectors were computed.
+
+    Earlier versions wrote none, and computed in the type of the model's files.
+    """
+    if section.file is not None:
+        return None
+    path = embedding_path(section, dataset)
+    return None if "dtype" in _read_safetensors(path)[1] else path
+
+
 def embed_dataset(dataset: Dataset, section: RetrievalSection, out: str | None) -> Path:
     """Embed a dataset's items and write the file; returns its path. Ended half-way, the same command goes on.
 
@@ -319,13 +347,13 @@ def embed_dataset(dataset: Dataset, section: RetrievalSection, out: str | None) 
     embedder = open_embedder(section, dataset)
 
     def store(vectors_ND: Tensor) -> bool:
-        save_embeddings(path, vectors_ND, model=embedder.name, emb_type=section.emb_type, dataset=dataset)
+        _save(path, vectors_ND, embedder, section, dataset)
         return True
 
     if section.embedder == "lsa":  # which takes all texts at once
         store(embed_items(dataset, embedder, section.emb_type))
     else:
-        embed_in_parts(dataset, embedder, section.emb_type, part_of(path), batch_size=section.batch_size, store=store)
+        _embed_in_parts(dataset, embedder, section, path, store)
     return path
 
 
@@ -342,12 +370,30 @@ def embed_into_cache(dataset: Dataset, embedder: Embedder, section: RetrievalSec
 
     def store(vectors_ND: Tensor) -> bool:
         try:
-            save_embeddings(path, vectors_ND, model=embedder.name, emb_type=section.emb_type, dataset=dataset)
+            _save(path, vectors_ND, embedder, section, dataset)
         except EmbeddingError as error:
             console.log(f"{error.message}: {anew}")
             return False
         return True
 
+    return _embed_in_parts(dataset, embedder, section, path, store)
+
+
+def _save(path: Path, vectors_ND: Tensor, embedder: Embedder, section: RetrievalSection, dataset: Dataset) -> None:
+    save_embeddings(
+        path, vectors_ND, model=embedder.name, emb_type=section.emb_type, dataset=dataset, dtype=section.dtype
+    )
+
+
+def _embed_in_parts(
+    dataset: Dataset, embedder: Embedder, section: RetrievalSection, path: Path, store: Callable[[Tensor], bool]
+) -> Tensor:
     return embed_in_parts(
-        dataset, embedder, section.emb_type, part_of(path), batch_size=section.batch_size, store=store
+        dataset,
+        embedder,
+        section.emb_type,
+        part_of(path),
+        batch_size=section.batch_size,
+        dtype=section.dtype,
+        store=store,
     )

@@ -1,8 +1,8 @@
 """Item vectors that are made in pieces and kept as they come, so that a job that was ended goes on where it stood.
 
 Decides: what a part file holds and when its vectors may be used: only of the same texts in the same order, by the same
-model in batches of the same size, each piece with its own digest. The result is that of a job that was never ended, to
-the last bit. What cannot be kept costs time, not the result.
+model computing in the same type, in batches of the same size, each piece with its own digest. The result is that of a
+job that was never ended, to the last bit. What cannot be kept costs time, not the result.
 Hides: the file.
 
 The file is a line of JSON that says what it is of, then for each piece a line of JSON (`start`, `rows`, `dim`,
@@ -43,12 +43,14 @@ def embed_in_parts(
     part: Path,
     *,
     batch_size: int,
+    dtype: str,
     store: Callable[[Tensor], bool],
 ) -> Tensor:
     """Item vectors `[num_items, dim]`, with progress on the terminal; `part` keeps what is done until all is stored.
 
     Args:
         batch_size: the embedder's: pieces are its batches, in its order, so that the bits do not depend on the pieces.
+        dtype: what the embedder computes in. Earlier versions did not write it, and took the type of the model's files.
         store: keeps the vectors; false where it could not, and then `part` stays.
     """
     texts = dataset.texts(emb_type)
@@ -59,6 +61,7 @@ def embed_in_parts(
         "items_digest": dataset.items_digest(emb_type),
         "model": embedder.name,
         "batch_size": batch_size,
+        "dtype": dtype,
         "torch": torch.__version__,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
@@ -129,7 +132,7 @@ class _Kept:
             if head == begin:
                 end = self._read(file)
             elif head:
-                console.log(f"{part} was of other items, another model or other batches: begun anew")
+                console.log(f"{part} was of other items, another model or type, or other batches: begun anew")
         self._file = part.open("r+b", buffering=0)  # what a full disk refuses must not be tried again at the end
         # What was being written when a job was ended goes.
         self._file.truncate(end)

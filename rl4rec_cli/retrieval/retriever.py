@@ -26,13 +26,14 @@ from rl4rec_cli.models.devices import resolve_device
 from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.ranking import ranks as ranking
 from rl4rec_cli.retrieval.embedding import Embedder, embed_items, open_embedder
-from rl4rec_cli.retrieval.embedding_check import check_vectors
+from rl4rec_cli.retrieval.embedding_check import check_vectors, has_same_type
 from rl4rec_cli.retrieval.embedding_files import (
     ItemVectors,
     embed_into_cache,
     hold_vectors,
     stored_embeddings,
     unsigned_file,
+    untyped_file,
 )
 from rl4rec_cli.retrieval.embedding_rows import vectors_digest
 from rl4rec_cli.retrieval.service import cluster
@@ -344,6 +345,7 @@ def _load_catalogue(
     # File and texts are checked first: a bad one should not cost the loading of a model.
     stored = stored_embeddings(section, dataset, items=items, copies=copies)
     unsigned = unsigned_file(section, dataset) if stored is not None else None
+    untyped = untyped_file(section, dataset) if stored is not None else None
     if stored is None:
         dataset.texts(section.emb_type)
     embedder = shared or open_embedder(section, dataset)
@@ -357,6 +359,9 @@ def _load_catalogue(
         )
     if unsigned is not None:
         check_vectors(stored.vectors_ND, embedder, dataset, section.emb_type, unsigned)
+    elif untyped is not None and not has_same_type(stored.vectors_ND, embedder, dataset, section.emb_type):
+        console.log(f"{untyped}: its vectors were not computed in {section.dtype}; the items are embedded again")
+        stored = _embed(section, dataset, embedder, items=items, copies=copies)
     return embedder, stored
 
 
@@ -369,7 +374,8 @@ def _embed(section: RetrievalSection, dataset: Dataset, embedder: Embedder, *, i
     holding = hold_vectors(section, items, vectors_ND.shape[1], copies=copies)
     if not holding.is_mapped:
         return ItemVectors(vectors_ND, holding)
-    if (stored := stored_embeddings(section, dataset, items=items, copies=copies)) is not None:
+    stored = stored_embeddings(section, dataset, items=items, copies=copies)
+    if stored is not None and untyped_file(section, dataset) is None:  # else what an earlier version left there
         return stored
     why = "their file could not be written"  # for the reason that is told by now
     if section.memory_map == "on":

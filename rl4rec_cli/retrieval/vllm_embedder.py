@@ -1,7 +1,7 @@
 """Texts to vectors by vLLM.
 
 Decides: that a model gives here what it gives in sentence-transformers: the same tokens of a text, as many of them, its
-own pooling, computed in float32.
+own pooling, computed in the same type.
 Hides: vLLM, and the process it runs in.
 """
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from rl4rec_cli.engine.process import VllmProcess, same_gpu
-from rl4rec_cli.retrieval.embedding import cannot_load, check_files, each_once, model_identity
+from rl4rec_cli.retrieval.embedding import cannot_load, check_files, each_once, typed_identity
 
 TIMEOUT = 1800.0
+_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class VllmEmbedder:
@@ -29,6 +30,7 @@ class VllmEmbedder:
         device: torch device.
         batch_size: texts handed to vLLM at once.
         query_prompt: text put before queries, not before items.
+        dtype: `fp32`, `bf16` or `fp16`: what it computes in.
         memory_share: share of the GPU's memory it may take.
 
     Raises:
@@ -36,11 +38,18 @@ class VllmEmbedder:
     """
 
     def __init__(
-        self, model: str, *, device: str, batch_size: int, query_prompt: str = "", memory_share: float = 0.2
+        self,
+        model: str,
+        *,
+        device: str,
+        batch_size: int,
+        query_prompt: str = "",
+        dtype: str = "fp32",
+        memory_share: float = 0.2,
     ) -> None:
         from transformers import AutoTokenizer
 
-        self.name = model_identity(model)
+        self.name = typed_identity(model, dtype)
         self.query_prompt = query_prompt
         self._batch_size = batch_size
         check_files(model)
@@ -52,7 +61,7 @@ class VllmEmbedder:
         options: dict[str, Any] = {
             "model": model,
             "runner": "pooling",
-            "dtype": "float32",
+            "dtype": _TYPES[dtype],
             "max_model_len": self._longest,
             "max_num_seqs": batch_size,
             "enforce_eager": True,

@@ -382,6 +382,10 @@ def test_all_are_ranked_alike(tmp_path: Path) -> None:
     c = make_run(tmp_path, "c", "retrieval.embedder=sentence-transformers", "retrieval.model=some/model")
     with pytest.raises(ConfigError, match=r"retrieval\.embedder lsa / sentence-transformers"):
         check_retrieval(*opened(a, c))
+    model = ("retrieval.embedder=sentence-transformers", "retrieval.model=some/model")
+    d = make_run(tmp_path, "d", *model, "retrieval.dtype=bf16")
+    with pytest.raises(ConfigError, match=r"different retrieval settings: retrieval\.dtype fp32 / bf16$"):
+        check_retrieval(*opened(c, d))
 
 
 # In a browser.

@@ -225,6 +225,16 @@ def test_retrieval_goes_where_the_gpus_are() -> None:
     assert beside.estimate.bytes - apart.estimate.bytes > 4 * RETRIEVAL.embedder_parameters
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_an_embedder_in_half_precision_takes_half_the_memory(dtype: str) -> None:
+    full, half = (
+        plan(machine(80), load("qwen2.5-0.5b", f"retrieval.dtype={name}")).estimate.peak.parts
+        for name in ("fp32", dtype)
+    )
+    assert full["embedder"] == 2 * half["embedder"] > 4 * RETRIEVAL.embedder_parameters
+    assert full["item matrix"] == half["item matrix"]
+
+
 def test_a_policy_on_a_device() -> None:
     assert plan(machine(80, ram=64), load("qwen2.5-0.5b", "policy.device=cpu")).device == "cpu"
     assert plan(machine(16, 80), load("qwen2.5-0.5b", "policy.device=cuda:1")).device == "cuda:1"

@@ -58,8 +58,10 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def embed(dataset: Dataset, embedder: Any, part: Path, *, stored: bool = True, batch_size: int = BATCH) -> torch.Tensor:
-    return embed_in_parts(dataset, embedder, "text", part, batch_size=batch_size, store=lambda _: stored)
+def embed(
+    dataset: Dataset, embedder: Any, part: Path, *, stored: bool = True, batch_size: int = BATCH, dtype: str = "fp32"
+) -> torch.Tensor:
+    return embed_in_parts(dataset, embedder, "text", part, batch_size=batch_size, dtype=dtype, store=lambda _: stored)
 
 
 @pytest.fixture
@@ -128,15 +130,22 @@ def test_a_piece_that_is_cut_or_damaged_is_made_again(make_dataset: Make, part: 
 def test_a_part_of_something_else(
     make_dataset: Make, part: Path, begun: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One of other items, another model or other batches is replaced; one that is none of ours stays."""
+    """One of other items, another model or type, or other batches is replaced; one that is none of ours stays."""
     dataset = make_dataset(TITLES)
     other_order = make_dataset(TITLES[::-1])
-    for data, batch in ((other_order, BATCH), (dataset, BATCH + 1)):
-        part.write_bytes(begun)
+    earlier = begun.replace(b'"dtype": "fp32", ', b"")  # of a version that did not name the type
+    assert earlier != begun
+    for data, batch, dtype, content in (
+        (other_order, BATCH, "fp32", begun),
+        (dataset, BATCH + 1, "fp32", begun),
+        (dataset, BATCH, "bf16", begun),
+        (dataset, BATCH, "fp32", earlier),
+    ):
+        part.write_bytes(content)
         rest = Stopping(Hashing())
-        assert embed(data, rest, part, batch_size=batch).equal(Hashing().embed(data.texts()))
+        assert embed(data, rest, part, batch_size=batch, dtype=dtype).equal(Hashing().embed(data.texts()))
         assert sorted(rest.texts) == sorted(set(data.texts()))
-        assert "was of other items, another model or other batches: begun anew" in capsys.readouterr().err
+        assert "was of other items, another model or type, or other batches: begun anew" in capsys.readouterr().err
         assert not part.exists()
     part.write_text("a letter")
     assert embed(dataset, Hashing(), part).equal(Hashing().embed(dataset.texts()))

@@ -23,7 +23,7 @@ import torch
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, DataError, ServiceBusy, ServiceError, first_line
 from rl4rec_cli.ranking.ranks import ItemMatrix
-from rl4rec_cli.retrieval.embedding import lsa_name, model_identity
+from rl4rec_cli.retrieval.embedding import embedder_identity
 from rl4rec_cli.retrieval.retriever import Ranking
 from rl4rec_cli.retrieval.service import cluster
 from rl4rec_cli.retrieval.service.joining import serve_settings
@@ -321,8 +321,11 @@ def _check_same(section: RetrievalSection, dataset: Dataset, name: str, about: d
         DataError, ConfigError: what differs.
     """
     service = section.service.name
-    embedder = lsa_name(section.lsa_dim) if section.embedder == "lsa" else model_identity(section.model)
-    wanted = {"embedder": embedder, "emb_type": section.emb_type, "query_prompt": section.query_prompt}
+    wanted = {
+        "embedder": embedder_identity(section),
+        "emb_type": section.emb_type,
+        "query_prompt": section.query_prompt,
+    }
     for key, value in wanted.items():
         if about[key] != value:
             raise ConfigError(

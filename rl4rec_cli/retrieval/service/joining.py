@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _WHERE = {"backend", "service"}
 _HOW = {"device", "storage", "memory_map", "batch_size", "memory_share", "emb_dir", "file"}
 """Where and how the service works; no vector depends on it."""
+_DEFAULTS = {("query_prompt", ""), ("dtype", "fp32")}
 _CALLERS = {"dataset", "retries", "timeout", "wait"}
 _FOUND_BY = {"name", "namespace", "address"}
 
@@ -48,8 +49,8 @@ def serve_settings(section: RetrievalSection) -> list[str]:
     service = type(section.service)
     own = {key for key in service.model_fields if key not in {*_CALLERS, *_FOUND_BY}}
     settings = {key: value for key, value in vector_settings(section).items() if key not in ("embedder", "emb_type")}
-    if section.query_prompt == "":
-        del settings["query_prompt"]  # no recipe stands below this command
+    # No recipe stands below this command.
+    settings = {key: value for key, value in settings.items() if (key, value) not in _DEFAULTS}
     settings |= _changed(section, _HOW) | {f"service.{k}": v for k, v in _changed(section.service, own).items()}
     return _as_sets(settings)
 

@@ -161,6 +161,7 @@ def test_a_second_service_of_a_name_is_refused_while_the_first_is_there() -> Non
     "settings",
     [
         {"embedder": "lsa", "lsa_dim": 24, "emb_type": "no", "query_prompt": "for: "},
+        {"model": "m", "dtype": "bf16"},
         {"model": "my models/a b", "query_prompt": "", "file": "x y.pt", "service": {"shards": 2, "namespace": "team"}},
     ],
 )
@@ -171,6 +172,7 @@ def test_the_settings_that_are_printed_give_the_same_vectors(settings: dict[str,
     sets = words[1::2]
     assert shlex.split(shlex.join(words)) == words
     other = ["retrieval.query_prompt=another", "retrieval.lsa_dim=7", "retrieval.emb_type=title", "retrieval.model=m"]
+    other.append("retrieval.dtype=fp16")
     run = load_config(algorithm="grpo", sets=[*other, *sets]).retrieval
     assert joining.vector_settings(run) == joining.vector_settings(section)
     assert (run.backend, run.service.address, run.service.namespace) == ("ray", "10.0.0.1:7", section.service.namespace)

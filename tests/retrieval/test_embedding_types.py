@@ -1,0 +1,243 @@
+"""The type an embedder computes in: the configured one, whatever its files hold; each type's vectors are its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, safe_open, save_file
+
+from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.config.sections import RetrievalSection
+from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.errors import ConfigError, EmbeddingError
+from rl4rec_cli.retrieval import vllm_embedder
+from rl4rec_cli.retrieval.embedding import (
+    SentenceTransformerEmbedder,
+    embedder_identity,
+    lsa_name,
+    model_identity,
+    open_embedder,
+)
+from rl4rec_cli.retrieval.embedding_files import embed_dataset, stored_embeddings
+from rl4rec_cli.retrieval.retriever import open_retriever
+
+Make = Callable[..., Dataset]
+TEXTS = ("rose hand cream", "mint shower gel", "a long text about a shower gel that smells of mint and of little else")
+
+
+@pytest.fixture(scope="module", params=["float16", "bfloat16"])
+def half_model(request: pytest.FixtureRequest, minilm: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a model whose files are in half precision."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = tmp_path_factory.mktemp("models") / request.param
+    dtype = getattr(torch, request.param)
+    SentenceTransformer(minilm, device="cpu", model_kwargs={"dtype": dtype}).save(str(folder))
+    stored = load_file(folder / "model.safetensors")
+    assert {weight.dtype for weight in stored.values() if weight.is_floating_point()} == {dtype}
+    return str(folder)
+
+
+@pytest.fixture
+def section(half_model: str, tmp_path: Path) -> RetrievalSection:
+    return RetrievalSection(model=half_model, emb_dir=str(tmp_path / "emb"), device="cpu")
+
+
+def by_library(model: str, texts: Any, dtype: Any) -> torch.Tensor:
+    """Vectors as the library itself gives them; `auto`: in the type of the files, as earlier versions had them."""
+    from sentence_transformers import SentenceTransformer
+
+    whole = SentenceTransformer(model, device="cpu", model_kwargs={"dtype": dtype})
+    vectors = whole.encode(list(texts), convert_to_tensor=True)
+    return torch.nn.functional.normalize(vectors.float(), dim=1)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())
+
+
+def written_before(path: Path, vectors: torch.Tensor | None = None) -> None:
+    """Make a file what an earlier version would have written: without a type, with these vectors."""
+    from rl4rec_cli.retrieval.embedding_files import _digest
+
+    metadata = metadata_of(path)
+    del metadata["dtype"]
+    vectors = load_file(path)["embeddings"] if vectors is None else vectors
+    save_file({"embeddings": vectors}, path, metadata={**metadata, "sha256": _digest(vectors)})
+
+
+def test_a_model_in_half_precision_embeds_in_fp32(half_model: str) -> None:
+    embedder = SentenceTransformerEmbedder(half_model, device="cpu", batch_size=8)
+    assert {weight.dtype for weight in embedder._model.parameters()} == {torch.float32}
+    vectors = embedder.embed(TEXTS)
+    assert (vectors - by_library(half_model, TEXTS, torch.float32)).abs().max() < 1e-6
+    assert (vectors - by_library(half_model, TEXTS, "auto")).norm(dim=1).min() > 2e-4
+    assert embedder.name == model_identity(half_model)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("bf16", 0.99), ("fp16", 0.9999)])
+def test_another_type_gives_other_vectors_under_another_name(minilm: str, dtype: str, near: float) -> None:
+    section = RetrievalSection(model=minilm, device="cpu", dtype=dtype)  # type: ignore[arg-type]
+    half = open_embedder(section, None)  # type: ignore[arg-type]
+    full = SentenceTransformerEmbedder(minilm, device="cpu", batch_size=8)
+    assert half.name == embedder_identity(section) == f"{full.name} in {dtype}"
+    ours, theirs = half.embed(TEXTS), full.embed(TEXTS)
+    assert ours.dtype == torch.float32
+    assert (ours.norm(dim=1) - 1).abs().max() < 1e-6
+    assert near < (ours * theirs).sum(dim=1).min() < 1
+    assert not torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_identities_in_fp32_are_those_of_earlier_versions(minilm: str) -> None:
+    assert embedder_identity(RetrievalSection(model="some/model")) == "some/model"
+    assert embedder_identity(RetrievalSection(model=minilm)) == model_identity(minilm)
+    assert embedder_identity(RetrievalSection(embedder="lsa", lsa_dim=16)) == lsa_name(16)
+    assert (
+        embedder_identity(RetrievalSection(embedder="vllm", model="some/model", dtype="fp16")) == "some/model in fp16"
+    )
+
+
+def test_types_have_files_of_their_own(minilm: str, make_dataset: Make, tmp_path: Path) -> None:
+    dataset = make_dataset()
+    full = RetrievalSection(model=minilm, emb_dir=str(tmp_path), device="cpu")
+    half = full.model_copy(update={"dtype": "bf16"})
+    paths = [embed_dataset(dataset, section, None) for section in (full, half)]
+    assert [path.name.removeprefix(f"shop_text_{Path(minilm).name}") for path in paths] == [
+        ".safetensors",
+        "_bf16.safetensors",
+    ]
+    assert [metadata_of(path)["dtype"] for path in paths] == ["fp32", "bf16"]
+    assert [metadata_of(path)["model"] for path in paths] == [
+        model_identity(minilm),
+        f"{model_identity(minilm)} in bf16",
+    ]
+    vectors = [stored_embeddings(section, dataset) for section in (full, half)]
+    assert not torch.equal(*vectors)  # type: ignore[arg-type]
+    for section, path in ((half, paths[0]), (full, paths[1])):
+        with pytest.raises(EmbeddingError, match="but texts will be embedded by") as caught:
+            stored_embeddings(section.model_copy(update={"file": str(path)}), dataset)
+        assert "retrieval.dtype" in str(caught.value.hint)
+
+
+def test_item_vectors_that_an_earlier_version_made_in_half_precision_are_made_anew(
+    section: RetrievalSection, make_dataset: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = make_dataset()
+    path = embed_dataset(dataset, section, None)
+    right = load_file(path)["embeddings"]
+    written_before(path, by_library(section.model, dataset.texts(), "auto"))
+    retriever = open_retriever(section, dataset)
+    assert f"{path}: its vectors were not computed in fp32; the items are embedded again" in capsys.readouterr().err
+    assert torch.equal(retriever.vectors_ND, right)
+    assert metadata_of(path)["dtype"] == "fp32"
+    written = path.stat().st_mtime_ns
+    open_retriever(section, dataset)
+    assert path.stat().st_mtime_ns == written
+
+
+def test_item_vectors_that_an_earlier_version_made_in_full_precision_stay(
+    minilm: str, make_dataset: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where they were computed in batches of another length, which moves their last bits."""
+    dataset = make_dataset()
+    section = RetrievalSection(model=minilm, emb_dir=str(tmp_path), device="cpu")
+    path = embed_dataset(dataset, section.model_copy(update={"batch_size": 1}), None)
+    written_before(path)
+    before = path.read_bytes()
+    retriever = open_retriever(section, dataset)
+    assert torch.equal(retriever.vectors_ND, load_file(path)["embeddings"])
+    assert path.read_bytes() == before
+    assert "embedded" not in capsys.readouterr().err
+
+
+def test_a_named_file_is_used_as_it_is(
+    section: RetrievalSection, make_dataset: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever names a file gets its vectors, where they are the model's: those of a bare tensor by their cosine."""
+    dataset = make_dataset()
+    vectors = by_library(section.model, dataset.texts(), "auto")
+    torch.save(vectors, tmp_path / "mine.pt")
+    signed = embed_dataset(dataset, section, str(tmp_path / "earlier.safetensors"))
+    written_before(signed, vectors)
+    for path, line in ((tmp_path / "mine.pt", "6 items embedded anew agree with"), (signed, "")):
+        retriever = open_retriever(section.model_copy(update={"file": str(path)}), dataset)
+        assert torch.allclose(retriever.vectors_ND, vectors, atol=1e-6)
+        assert line in capsys.readouterr().err
+    assert not Path(section.emb_dir).exists()
+
+
+def test_a_service_must_compute_in_the_type_that_is_asked_for(make_dataset: Make) -> None:
+    from rl4rec_cli.retrieval.service.client import _check_same
+
+    dataset = make_dataset()
+    about = {"emb_type": "text", "query_prompt": "", "num_items": 6, "mask_history": True}
+    about["items_digest"] = dataset.items_digest("text")
+    full, half = RetrievalSection(model="some/model"), RetrievalSection(model="some/model", dtype="bf16")
+    for section in (full, half):
+        _check_same(section, dataset, "shop", {**about, "embedder": embedder_identity(section)})
+    with pytest.raises(ConfigError, match="embedder 'some/model', this run asks for 'some/model in bf16'"):
+        _check_same(half, dataset, "shop", {**about, "embedder": embedder_identity(full)})
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_vllm_gets_the_type(dtype: str, minilm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {}
+
+    def start(_: str, given: dict[str, Any], **more: Any) -> Any:
+        options.update(given)
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(vllm_embedder, "VllmProcess", start)
+    section = RetrievalSection(embedder="vllm", model=minilm, device="cpu", dtype=dtype)  # type: ignore[arg-type]
+    embedder = open_embedder(section, None)  # type: ignore[arg-type]
+    assert options["dtype"] == {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype]
+    assert embedder.name == embedder_identity(section)
+
+
+def test_a_type_that_would_do_nothing_or_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"retrieval\.dtype=bf16 goes with .* lsa computes in fp32"):
+        load_config(algorithm="grpo", sets=["retrieval.embedder=lsa", "retrieval.dtype=bf16"])
+    assert load_config(algorithm="grpo", sets=["retrieval.embedder=lsa", "retrieval.dtype=fp32"])
+    for wrong in ("float16", "auto", "half", "8"):
+        with pytest.raises(ConfigError, match=r"retrieval\.dtype: must be 'fp32', 'bf16' or 'fp16'"):
+            load_config(algorithm="grpo", sets=[f"retrieval.dtype={wrong}"])
+
+
+def test_the_command_embeds_in_a_type(
+    minilm: str, make_dataset: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rl4rec_cli.cli.main import main
+    from rl4rec_cli.data.dataset import save_dataset
+
+    save_dataset(make_dataset(sequences=[[0, 1, 2, 3]]), tmp_path / "shop")
+    out = tmp_path / "shop.safetensors"
+    words = ["embed", str(tmp_path / "shop"), "--model", minilm, "--device", "cpu", "--out", str(out)]
+    assert main([*words, "--dtype", "fp16"]) == 0
+    assert metadata_of(out)["dtype"] == "fp16"
+    assert main([*words, "--dtype", "half"]) == 2
+    assert "--dtype" in capsys.readouterr().err
+
+
+def test_measurements_of_different_types_are_kept_apart(
+    tiny_folder: Path, make_dataset: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rl4rec_cli.eval import cache
+    from rl4rec_cli.eval.evaluate import Models
+
+    monkeypatch.setattr(cache, "cached", lambda task, key, compute: json.dumps(key, default=str))
+    task: Any = SimpleNamespace(dataset=make_dataset(), examples=(), retriever=SimpleNamespace(digest="d"))
+
+    def key(*sets: str) -> Any:
+        sets = ("retrieval.model=some/model", f"policy.model={tiny_folder}", *sets)
+        return Models(load_config(algorithm="grpo", sets=sets), task).measure("policy", str(tiny_folder))
+
+    assert json.loads(key())["embedder"] == ["some/model", ""]  # as earlier versions have it
+    assert len({key(), key("retrieval.dtype=bf16"), key("retrieval.dtype=fp16")}) == 3
+    assert key() == key("retrieval.dtype=fp32")
