@@ -25,7 +25,7 @@ from rl4rec_cli.retrieval.embedding import (
     open_embedder,
 )
 from rl4rec_cli.retrieval.embedding_files import embed_dataset, stored_embeddings
-from rl4rec_cli.retrieval.retriever import open_retriever
+from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
 
 Make = Callable[..., Dataset]
 TEXTS = ("rose hand cream", "mint shower gel", "a long text about a shower gel that smells of mint and of little else")
@@ -146,13 +146,15 @@ def test_item_vectors_that_an_earlier_version_made_in_full_precision_stay(
     minilm: str, make_dataset: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where they were computed in batches of another length, which moves their last bits."""
-    dataset = make_dataset()
+    dataset = make_dataset([" ".join(["rose"] * length) for length in (1, 5, 11, 20)])
     section = RetrievalSection(model=minilm, emb_dir=str(tmp_path), device="cpu")
     path = embed_dataset(dataset, section.model_copy(update={"batch_size": 1}), None)
     written_before(path)
     before = path.read_bytes()
     retriever = open_retriever(section, dataset)
+    assert isinstance(retriever, InProcessRetriever)
     assert torch.equal(retriever.vectors_ND, load_file(path)["embeddings"])
+    assert not torch.equal(retriever.vectors_ND, retriever.embedder.embed(dataset.texts()))
     assert path.read_bytes() == before
     assert "embedded" not in capsys.readouterr().err
 
