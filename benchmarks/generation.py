@@ -198,7 +198,7 @@ def _steps(engine: str, args: argparse.Namespace, place: Path) -> dict[str, floa
     """Median seconds of each part of a GRPO step."""
     from rl4rec_cli.engine.vllm import make_engine
     from rl4rec_cli.files.logs import JsonLines
-    from rl4rec_cli.retrieval.retriever import open_retriever
+    from rl4rec_cli.retrieval.opening import open_retriever
     from rl4rec_cli.rewards.scorer import Scorer
     from rl4rec_cli.runs.making import create_run
     from rl4rec_cli.train.environments import open_domains

@@ -28,7 +28,7 @@ from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.opening import load_dataset
 from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
-from rl4rec_cli.retrieval.retriever import open_retriever
+from rl4rec_cli.retrieval.opening import open_retriever
 from rl4rec_cli.retrieval.service import cluster
 from rl4rec_cli.retrieval.service.serving import start_service
 

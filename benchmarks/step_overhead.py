@@ -33,7 +33,7 @@ from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.policy.loading import load_policy
-from rl4rec_cli.retrieval.retriever import open_retriever
+from rl4rec_cli.retrieval.opening import open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
 from rl4rec_cli.runs.making import create_run
 from rl4rec_cli.train.algorithms.grpo import grpo_arguments

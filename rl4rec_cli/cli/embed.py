@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rl4rec_cli.cli.options import epilog
+from rl4rec_cli.config.registries import EMBEDDERS
 
 
 def add_to(app: typer.Typer) -> None:
@@ -20,9 +21,7 @@ def add_to(app: typer.Typer) -> None:
 
 def embed(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset folder.")],
-    embedder: Annotated[
-        str | None, typer.Option(metavar="NAME", help="`sentence-transformers`, `vllm` or `lsa`.")
-    ] = None,
+    embedder: Annotated[str | None, typer.Option(metavar="NAME", help=f"{EMBEDDERS.quoted()} or a plug-in.")] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="sentence-transformers model or folder.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="TYPE", help="Computed in `fp32`, `bf16` or `fp16`.")] = None,
     emb_type: Annotated[str | None, typer.Option(metavar="FIELD", help="Field of the items that is embedded.")] = None,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rl4rec_cli.cli.options import Sets, epilog
+from rl4rec_cli.config.registries import EMBEDDERS
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,7 +26,7 @@ def serve_retrieval(
     datasets: Annotated[
         list[str] | None, typer.Option(metavar="PATH...", help="Dataset folders; several may follow.")
     ] = None,
-    embedder: Annotated[str | None, typer.Option(metavar="NAME", help="`sentence-transformers` or `lsa`.")] = None,
+    embedder: Annotated[str | None, typer.Option(metavar="NAME", help=f"{EMBEDDERS.quoted()} or a plug-in.")] = None,
     emb_type: Annotated[str | None, typer.Option(metavar="FIELD", help="Field of the items that is embedded.")] = None,
     actor_name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name the service is found by: RetrievalService.")

@@ -75,7 +75,7 @@ def compare(
     from rl4rec_cli.eval.comparison import Comparison
     from rl4rec_cli.policy.loading import check_tokenizer
     from rl4rec_cli.report import compare_page
-    from rl4rec_cli.retrieval.retriever import FIRST_WAIT, open_retriever
+    from rl4rec_cli.retrieval.opening import FIRST_WAIT, open_retriever
 
     for member in (e for c in systems for e in c.members):
         if member.model is not None:  # before the minutes of embedding

@@ -291,9 +291,9 @@ def look_at(path: Path) -> Check:
             dataset = load_dataset(folder)
             return Check(name, "ok", f"a dataset of {len(dataset.users):,} users and {dataset.num_items:,} items")
         if (folder / "modules.json").exists():
-            from rl4rec_cli.retrieval.embedding import check_embedder
+            from rl4rec_cli.retrieval.embedders.models import check_model
 
-            check_embedder(str(folder))
+            check_model(str(folder))
             return Check(name, "ok", "an embedding model")
         if (folder / "config.json").exists() or (folder / "adapter_config.json").exists():
             from rl4rec_cli.config.sections import PolicySection

@@ -75,7 +75,7 @@ def evaluate(
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
     from rl4rec_cli.policy.loading import check_tokenizer
-    from rl4rec_cli.retrieval.retriever import FIRST_WAIT, open_retriever
+    from rl4rec_cli.retrieval.opening import FIRST_WAIT, open_retriever
 
     if model is not None:
         check_engine(config)

@@ -99,7 +99,7 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     from rl4rec_cli.commands import train
     from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import save_policy
-    from rl4rec_cli.retrieval.retriever import open_retrievers
+    from rl4rec_cli.retrieval.opening import open_retrievers
     from rl4rec_cli.rewards.scorer import open_scorers
     from rl4rec_cli.runs.making import create_run
     from rl4rec_cli.train.algorithms.sft import build_pairs, train_sft
@@ -157,8 +157,10 @@ def _import_all(config: RunConfig) -> None:
     """Everything that a run imports, so that it is part of what growth is counted from."""
     from importlib import import_module
 
+    from rl4rec_cli.retrieval.embedder import find_embedder
+
     modules = ["accelerate", "datasets", "peft", "sklearn.feature_extraction.text", "transformers", "trl"]
-    modules += ["sentence_transformers"] if config.retrieval.embedder == "sentence-transformers" else []
+    modules += find_embedder(config.retrieval).libraries
     loaded = {name: import_module(name) for name in modules}
     # These two load their classes when they are first asked for.
     for module, name in (("trl", "SFTTrainer"), ("trl", "GRPOTrainer"), ("transformers", "AutoModelForCausalLM")):

@@ -30,6 +30,7 @@ def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
     """
     from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
     from rl4rec_cli.policy.sources import with_own_adapter
+    from rl4rec_cli.retrieval.embedder import find_embedder
 
     config = config.model_copy(update={"policy": with_own_adapter(config.policy)})
     facts = policy_facts(config.policy)
@@ -37,10 +38,7 @@ def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
         from rl4rec_cli.policy.loading import check_tokenizer
 
         check_tokenizer(config.policy)
-    if config.retrieval.embedder != "lsa" and Path(config.retrieval.model).expanduser().is_dir():
-        from rl4rec_cli.retrieval.embedding import check_embedder
-
-        check_embedder(config.retrieval.model)
+    find_embedder(config.retrieval).check()
     asked = tuple(parse_gpu(text, index) for index, text in enumerate(gpus))
     machine = find_machine() if not asked else _with(asked)
     return plan_placement(machine, config, facts, retrieval_facts(config))

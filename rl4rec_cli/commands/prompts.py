@@ -161,7 +161,7 @@ def sweep_templates(
     from rl4rec_cli.eval.sweep import TEMPLATES, try_templates
     from rl4rec_cli.eval.sweep import USERS as CHOSEN_ON
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
-    from rl4rec_cli.retrieval.retriever import FIRST_WAIT, open_retriever
+    from rl4rec_cli.retrieval.opening import FIRST_WAIT, open_retriever
 
     examples = choose_examples(dataset, "validation", users or CHOSEN_ON)
     check_engine(config)

@@ -139,7 +139,7 @@ def open_recommender(
     from rl4rec_cli.engine.sampling import Sampling
     from rl4rec_cli.policy.loading import check_tokenizer
     from rl4rec_cli.policy.opening import open_policy
-    from rl4rec_cli.retrieval.retriever import FIRST_WAIT, open_retriever
+    from rl4rec_cli.retrieval.opening import FIRST_WAIT, open_retriever
 
     check_tokenizer(config.policy.model_copy(update={"model": folder}))  # before the minutes of embedding
     retriever = open_retriever(config.retrieval, data, config.data.paths, first_wait=FIRST_WAIT)

@@ -130,9 +130,9 @@ def train(
 
 @contextmanager
 def _opened(config: RunConfig, datasets: list[Dataset], audits: dict[str, str]) -> Iterator[_Data]:
-    from rl4rec_cli.retrieval.service.own_service import retrievers_of
+    from rl4rec_cli.retrieval.opening import open_run_retrievers
 
-    with retrievers_of(config, datasets) as found:
+    with open_run_retrievers(config, datasets) as found:
         yield _Data(datasets, audits, {d.name: one for d, one in zip(datasets, found, strict=True)})
 
 

@@ -41,5 +41,16 @@ BASELINES = Registry(
 )
 """`--baselines NAME` and `rl4rec compare … NAME`. The code is a `Baseline` (`eval/baseline.py`)."""
 
-REGISTRIES = (REWARDS, BASELINES)
+EMBEDDERS = Registry(
+    "embedder",
+    "rl4rec.embedders",
+    {
+        "sentence-transformers": "rl4rec_cli.retrieval.embedders.sentence_transformers:SentenceTransformers",
+        "vllm": "rl4rec_cli.retrieval.embedders.vllm:Vllm",
+        "lsa": "rl4rec_cli.retrieval.embedders.lsa:Lsa",
+    },
+)
+"""`retrieval.embedder`. The code is an `EmbedderKind` (`retrieval/embedder.py`)."""
+
+REGISTRIES = (REWARDS, EMBEDDERS, BASELINES)
 """What `rl4rec doctor` lists plug-ins of."""

@@ -15,6 +15,7 @@ from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 
 from rl4rec_cli.config.algorithms import DEFAULT_ALGORITHM
 from rl4rec_cli.config.base import (
@@ -28,7 +29,7 @@ from rl4rec_cli.config.base import (
     Section,
 )
 from rl4rec_cli.config.health import HealthSection
-from rl4rec_cli.config.registries import BASELINES, REWARDS
+from rl4rec_cli.config.registries import BASELINES, EMBEDDERS, REWARDS
 from rl4rec_cli.config.trainer import trainer_sections
 from rl4rec_cli.config.trainer_base import TrainerSection
 
@@ -317,9 +318,11 @@ class RetrievalSection(Section):
     this process, on the GPU if there is one, else on the CPU."""
     service: ServiceSection = ServiceSection()
     """The retrieval service: where it is found, and how it is run by `rl4rec serve-retrieval`."""
-    embedder: Literal["sentence-transformers", "vllm", "lsa"] = "sentence-transformers"
-    """What turns texts into vectors. `vllm`: the same models run by vLLM. `lsa`: TF-IDF + truncated SVD fitted on the
-    catalogue, no download."""
+    embedder: str = Field(
+        default="sentence-transformers",
+        description=f"What turns texts into vectors: {EMBEDDERS.quoted()} or a plug-in's name. `vllm` runs the models "
+        "of `sentence-transformers`; `lsa` is TF-IDF and truncated SVD, fitted on the catalogue, without a download.",
+    )
     model: str = "mixedbread-ai/mxbai-embed-large-v1"
     """sentence-transformers model: a Hub name or a folder."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -350,12 +353,44 @@ class RetrievalSection(Section):
     lsa_dim: PositiveInt = 128
     """Dimensions of `lsa`."""
 
+    @property
+    def has_fitted_embedder(self) -> bool:
+        """Whether the embedder is fitted on a catalogue, and keeps no vectors."""
+        is_fitted: bool = EMBEDDERS.load(self.embedder).is_fitted
+        return is_fitted
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the machine decides where ranking runs."""
+        return self.backend == "auto"
+
+    @property
+    def needs_service(self) -> bool:
+        """Whether ranking runs in a retrieval service and nowhere else."""
+        return self.backend == "ray"
+
+    @property
+    def stays_in_process(self) -> bool:
+        """Whether ranking runs in the process that asks, whatever the machine has."""
+        return self.backend == "in-process"
+
+    @field_validator("embedder")
+    @classmethod
+    def _is_offered(cls, name: str) -> str:
+        if name not in EMBEDDERS.built_in and EMBEDDERS.plugin(name) is None:
+            *others, last = (f"'{known}'" for known in EMBEDDERS.names())
+            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+        return name
+
     @model_validator(mode="after")
-    def _has_a_type(self) -> RetrievalSection:
-        if self.embedder == "lsa" and self.dtype != "fp32":
+    def _embedder_has_the_type(self) -> RetrievalSection:
+        if self.dtype == type(self).model_fields["dtype"].default:  # every embedder computes in it: none is imported
+            return self
+        dtypes = EMBEDDERS.load(self.embedder).dtypes
+        if self.dtype not in dtypes:
             raise ValueError(
-                f"retrieval.dtype={self.dtype} goes with the embedders sentence-transformers and vllm; lsa computes in "
-                "fp32"
+                f"retrieval.dtype={self.dtype} goes with embedders that compute in it; {self.embedder} computes in "
+                f"{' or '.join(dtypes)}"
             )
         return self
 

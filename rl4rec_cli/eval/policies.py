@@ -120,12 +120,13 @@ class Models:
         """
         from rl4rec_cli.eval.cache import cached
         from rl4rec_cli.policy.pretrained import policy_identity
-        from rl4rec_cli.retrieval.embedding import embedder_identity
+        from rl4rec_cli.retrieval.embedder import find_embedder
 
         task, tokenizer = self._task, self._tokenizer(model)
         config = with_day(config or self._config, tokenizer, started=self._started)
         if model not in self._identities:
             self._identities[model] = policy_identity(model)
+        embedder = find_embedder(config.retrieval)
         key = {
             "policy": self._identities[model],
             "name": name,
@@ -139,7 +140,7 @@ class Models:
             "temperature": config.eval.temperature,
             "seed": config.run.seed,
             "vectors": task.retriever.digest,
-            "embedder": [embedder_identity(config.retrieval), config.retrieval.query_prompt, *_own_kind(config)],
+            "embedder": [embedder.identity, config.retrieval.query_prompt, *embedder.variant],
         }
 
         def compute() -> Measured:
@@ -158,8 +159,3 @@ class Models:
             return self._task.retriever.text_vectors(models.measure(name, model).texts or [])
 
         return vectors
-
-
-def _own_kind(config: RunConfig) -> list[str]:
-    """What else than the model moves a text's vector: another engine, in the last bits."""
-    return ["vllm"] if config.retrieval.embedder == "vllm" else []

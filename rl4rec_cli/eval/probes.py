@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl4rec_cli.config.registries import BASELINES
+from rl4rec_cli.config.registries import BASELINES, EMBEDDERS
 from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.eval.baseline import ScoreBaseline, open_baseline
 from rl4rec_cli.eval.metrics import per_user
@@ -30,12 +30,15 @@ from rl4rec_cli.eval.scoring import Measured, Scored, VectorScores, measure
 from rl4rec_cli.eval.statistics import Difference, paired_difference, reads
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.sections import RetrievalSection, RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
 
 SEED = 40_010
 SAME = 0.95
 """Share of ranks that stay the same from which on a policy is said to ignore the order of its history."""
+AUTO, WORDS, FITTED = "auto", "bm25", "lsa"
+"""Values of `eval.second_embedder`: choose; a baseline that ranks by words; and the embedder that is chosen where it is
+another one: it needs no download."""
 SECOND, SHUFFLED, OTHER = "second embedder", "shuffled history", "another user's history"
 
 
@@ -90,29 +93,37 @@ def second_embedder(
 
 
 def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Sequence[str]], Scored]]:
-    from rl4rec_cli.retrieval.embedding import model_identity
-    from rl4rec_cli.retrieval.retriever import open_retriever
+    from rl4rec_cli.retrieval.embedder import find_embedder
+    from rl4rec_cli.retrieval.opening import open_retriever
 
-    section, name = config.retrieval, config.eval.second_embedder
-    if name == "auto":
-        name = "bm25" if section.embedder == "lsa" else "lsa"
+    first, name = config.retrieval, config.eval.second_embedder
+    ranks_already = find_embedder(first).identity
+    if name == AUTO:
+        name = WORDS if find_embedder(_embedded_by(FITTED, first)).identity == ranks_already else FITTED
     if name in BASELINES.built_in:
         baseline = open_baseline(name)
         if isinstance(baseline, ScoreBaseline) and (score_texts := baseline.score_texts) is not None:
             return baseline.label, lambda texts: score_texts(dataset.texts(), texts)
-    is_lsa = name == "lsa"
-    same = is_lsa if section.embedder == "lsa" else not is_lsa and model_identity(name) == model_identity(section.model)
-    if same:
+    second = _embedded_by(name, first)
+    if find_embedder(second).identity == ranks_already:
         raise EmbeddingError(
             f"eval.second_embedder={name} is what ranks already, so it probes nothing",
             hint="name another sentence-transformers model, lsa or bm25",
         )
-    given = {"embedder": "lsa", "dtype": "fp32"} if is_lsa else {"embedder": "sentence-transformers", "model": name}
-    retriever = open_retriever(
-        section.model_copy(update={**given, "backend": "in-process", "file": None, "query_prompt": ""}), dataset
-    )
-    shown = "lsa" if is_lsa else name
-    return shown, lambda texts: VectorScores(retriever.text_vectors(texts), retriever.matrix)
+    retriever = open_retriever(second, dataset)
+    return name, lambda texts: VectorScores(retriever.text_vectors(texts), retriever.matrix)
+
+
+def _embedded_by(name: str, section: RetrievalSection) -> RetrievalSection:
+    """The same retrieval in this process, by an embedder of this name or else by a sentence-transformers model."""
+    from rl4rec_cli.retrieval.embedder import find_embedder
+
+    fields = type(section).model_fields
+    is_embedder = name in EMBEDDERS.names()
+    chosen = {"embedder": name} if is_embedder else {"embedder": fields["embedder"].default, "model": name}
+    second = section.model_copy(update={**chosen, "backend": "in-process", "file": None, "query_prompt": ""})
+    has_type = section.dtype in find_embedder(second).dtypes
+    return second if has_type else second.model_copy(update={"dtype": fields["dtype"].default})
 
 
 def history_probe(

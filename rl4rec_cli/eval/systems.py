@@ -23,6 +23,7 @@ from rl4rec_cli.data.opening import open_dataset, open_datasets
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.baseline import lone_names, open_baseline
 from rl4rec_cli.eval.resolve import Overrides, find_run, resolve_target
+from rl4rec_cli.retrieval.embedder import find_embedder
 from rl4rec_cli.shell import set_flags, setting
 
 if TYPE_CHECKING:
@@ -300,8 +301,8 @@ def check_retrieval(systems: Sequence[System], base: RunConfig) -> None:
 
 def _ranking_settings(section: RetrievalSection) -> dict[str, Any]:
     """What ranks depend on; where vectors are kept and computed is not among it."""
-    own = ("lsa_dim",) if section.embedder == "lsa" else ("model", "dtype")
-    return {key: getattr(section, key) for key in ("embedder", *own, "query_prompt", "emb_type", "file")}
+    own = find_embedder(section).settings
+    return {key: getattr(section, key) for key in ("embedder", *own, "dtype", "query_prompt", "emb_type", "file")}
 
 
 def differing_settings(systems: Sequence[System]) -> dict[str, dict[str, str]]:

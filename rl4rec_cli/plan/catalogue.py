@@ -56,8 +56,8 @@ def why_not_mapped(section: RetrievalSection) -> str | None:
         ConfigError: `retrieval.memory_map` is `on`, and there is none.
     """
     why = None
-    if section.embedder == "lsa":
-        why = "lsa is fitted anew in each process and keeps no file"
+    if section.has_fitted_embedder:
+        why = f"{section.embedder} is fitted anew in each process and keeps no file"
     elif section.file is not None and not section.file.endswith(".safetensors"):
         why = f"{section.file} is no .safetensors file"
     if why is not None and section.memory_map == "on":

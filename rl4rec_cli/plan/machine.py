@@ -75,6 +75,10 @@ class RetrievalPlace:
     own_gpu: int | None = None
     """GPU of a service that the run itself starts; None: it starts none."""
 
+    @property
+    def in_service(self) -> bool:
+        return self.backend == "ray"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -277,9 +281,9 @@ def place_retrieval(machine: Machine, config: RunConfig) -> RetrievalPlace:
     Raises:
         ConfigError: `policy.device` names a GPU that is not there.
     """
-    backend, device = config.retrieval.backend, config.retrieval.device
+    device = config.retrieval.device
     gpu = _policy_gpu(machine, config.policy.device)
-    if backend == "ray":
+    if config.retrieval.needs_service:
         return RetrievalPlace("ray", "devices of its own", "a retrieval service embeds and ranks (retrieval.backend)")
     if device != "auto":
         return RetrievalPlace("in-process", "cuda:0" if device == "cuda" else device, "retrieval.device says so")
@@ -307,7 +311,7 @@ def _holding(machine: Machine, config: RunConfig, retrieval: RetrievalFacts) -> 
 
 def _against_a_service(machine: Machine, config: RunConfig) -> str | None:
     """Why a run does not start a retrieval service of its own where there are GPUs enough; None: it does."""
-    if config.retrieval.backend == "in-process":
+    if config.retrieval.stays_in_process:
         return "retrieval.backend says so (--set retrieval.device=cuda:1 for another GPU)"
     if config.data.synthetic is not None:
         return "synthetic data lies in no folder that a service could read"
@@ -319,7 +323,7 @@ def _against_a_service(machine: Machine, config: RunConfig) -> str | None:
 
 
 def _where(chosen: RunConfig, found: RetrievalPlace) -> str:
-    return "cpu" if chosen.retrieval.device == "cpu" and found.backend != "ray" else found.where
+    return "cpu" if chosen.retrieval.device == "cpu" and not found.in_service else found.where
 
 
 def _choices(

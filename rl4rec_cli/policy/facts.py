@@ -16,6 +16,7 @@ from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.models.names import PRESETS, find_preset
 from rl4rec_cli.models.shape import ModelFacts, RetrievalFacts, read_facts
 from rl4rec_cli.policy.sources import ADAPTER, check_files, read_base
+from rl4rec_cli.retrieval.embedder import find_embedder
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import PolicySection, RunConfig, TinySection
@@ -92,9 +93,8 @@ def retrieval_facts(config: RunConfig) -> RetrievalFacts:
     if items is None:
         items = _ITEMS
         notes.append(f"no dataset is named: a catalogue of {items:,} items is assumed")
-    if config.retrieval.embedder == "lsa":
-        return RetrievalFacts(items, 0, config.retrieval.lsa_dim, tuple(notes))
-    parameters, dim = _embedder(config.retrieval.model, notes)
+    embedder = find_embedder(config.retrieval)
+    parameters, dim = (0, embedder.dim) if embedder.model is None else _embedder(embedder.model, notes)
     return RetrievalFacts(items, parameters, dim, tuple(notes))
 
 

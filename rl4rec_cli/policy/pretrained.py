@@ -20,7 +20,7 @@ from rl4rec_cli.models.names import find_preset
 from rl4rec_cli.models.vocabulary import RESIZE, describe_extra, extra_tokens, pad_within
 from rl4rec_cli.policy.backend import half_of_gpu
 from rl4rec_cli.policy.sources import ADAPTER, MODEL_TRIES, Source, cannot_load, find_source, read_base
-from rl4rec_cli.retrieval.embedding import model_identity
+from rl4rec_cli.retrieval.embedders.models import model_identity
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import LoraSection, PolicySection

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rl4rec_cli.data.dataset import Dataset
-    from rl4rec_cli.retrieval.embedding import Embedder
+    from rl4rec_cli.retrieval.embedder import Embedder
 
 _ITEMS = 8
 NEAR = 0.98

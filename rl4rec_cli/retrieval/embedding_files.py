@@ -24,12 +24,9 @@ from rl4rec_cli.files.writing import check_writable, replacing, why_unwritable
 from rl4rec_cli.models.devices import resolve_device
 from rl4rec_cli.plan.catalogue import Holding, hold_catalogue, why_not_mapped
 from rl4rec_cli.plan.machine import ram
-from rl4rec_cli.retrieval.embedding import (
-    embed_items,
-    lsa_name,
-    open_embedder,
-    typed_identity,
-)
+from rl4rec_cli.retrieval.embedder import find_embedder, open_embedder
+from rl4rec_cli.retrieval.embedders.models import typed_identity
+from rl4rec_cli.retrieval.embedding import embed_items
 from rl4rec_cli.retrieval.embedding_parts import embed_in_parts
 from rl4rec_cli.retrieval.embedding_rows import UnmappableError, map_rows, usable_rows, vectors_digest
 from rl4rec_cli.shell import rl4rec
@@ -37,7 +34,7 @@ from rl4rec_cli.shell import rl4rec
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RetrievalSection
     from rl4rec_cli.data.dataset import Dataset
-    from rl4rec_cli.retrieval.embedding import Embedder
+    from rl4rec_cli.retrieval.embedder import Embedder
 
 FORMAT = "rl4rec-embeddings-1"
 
@@ -47,9 +44,8 @@ class _DamagedError(EmbeddingError):
 
 
 def embedding_path(section: RetrievalSection, dataset: Dataset) -> Path:
-    """`{emb_dir}/{dataset}_{emb_type}_{model}.safetensors`, with the type before the dot where it is not fp32."""
-    model = lsa_name(section.lsa_dim) if section.embedder == "lsa" else section.model
-    parts = (dataset.name, section.emb_type, Path(model).name or "model")
+    """`{emb_dir}/{dataset}_{emb_type}_{embedder}.safetensors`, with the type before the dot where it is not fp32."""
+    parts = (dataset.name, section.emb_type, find_embedder(section).label)
     own_type = () if section.dtype == "fp32" else (section.dtype,)
     return Path(section.emb_dir) / f"{'_'.join(map(file_name, (*parts, *own_type)))}.safetensors"
 
@@ -118,6 +114,7 @@ def load_embeddings(
     emb_type: str,
     model: str | None = None,
     dtype: str = "fp32",
+    identity: str | None = None,
     mapped: bool = False,
 ) -> Tensor:
     """Item vectors `[num_items, dim]` float32, checked against the dataset.
@@ -126,6 +123,7 @@ def load_embeddings(
         path: `.safetensors` written by `save_embeddings`, or `.pt` holding one tensor.
         model: the embedding model; when given, a file that says it comes from another one, or from this one computing
             in another type than `dtype`, is refused.
+        identity: the embedder's name; None: that of `model`.
         mapped: leave the vectors in the file, a `.safetensors`: what is returned can only be read.
 
     Raises:
@@ -165,7 +163,7 @@ def load_embeddings(
             f"of dataset {dataset.name}",
             hint=remake,
         )
-    wanted = typed_identity(model, dtype) if model is not None else None
+    wanted = typed_identity(model, dtype) if model is not None and identity is None else identity
     if wanted is not None and metadata.get("model", wanted) != wanted:
         raise EmbeddingError(
             f"{path}: made by {metadata['model']!r}, but texts will be embedded by {wanted!r}",
@@ -238,17 +236,19 @@ def stored_embeddings(
 ) -> ItemVectors | None:
     """Item vectors from the file the configuration names, or from the cache; None where they must be made.
 
-    `lsa` is fitted anew in every process and so are its vectors: those of another fit may be rotated.
-
     Args:
         items, copies: as of `hold_vectors`.
 
     Raises:
-        ConfigError, EmbeddingError: the file cannot be used, or not in the way that is asked for.
+        ConfigError, EmbeddingError: the file cannot be used, or not in the way that is asked for; or the embedder is
+            fitted, and none can be.
     """
-    if section.embedder == "lsa":
+    kind = find_embedder(section)
+    if kind.is_fitted:
         if section.file is not None:
-            raise EmbeddingError("retrieval.file cannot be used with embedder lsa, which is fitted anew each time")
+            raise EmbeddingError(
+                f"retrieval.file cannot be used with embedder {section.embedder}, which is fitted anew each time"
+            )
         why_not_mapped(section)
         return None
     path = embedding_path(section, dataset) if section.file is None else Path(section.file)
@@ -270,7 +270,11 @@ def _load(
     section: RetrievalSection, dataset: Dataset, path: Path, holding: Holding | None, *, items: int | None, copies: int
 ) -> ItemVectors:
     mapped = holding is not None and holding.is_mapped
-    of = {"dataset": dataset, "emb_type": section.emb_type, "model": section.model, "dtype": section.dtype}
+    kind = find_embedder(section)
+    of = {
+        **{"dataset": dataset, "emb_type": section.emb_type},
+        **{"model": kind.model, "dtype": section.dtype, "identity": kind.identity},
+    }
     why = None
     try:
         vectors_ND = load_embeddings(path, **of, mapped=mapped)  # type: ignore[arg-type]
@@ -350,10 +354,7 @@ def embed_dataset(dataset: Dataset, section: RetrievalSection, out: str | None) 
         _save(path, vectors_ND, embedder, section, dataset)
         return True
 
-    if section.embedder == "lsa":  # which takes all texts at once
-        store(embed_items(dataset, embedder, section.emb_type))
-    else:
-        _embed_in_parts(dataset, embedder, section, path, store)
+    _embed(dataset, embedder, section, path, store)
     return path
 
 
@@ -376,7 +377,7 @@ def embed_into_cache(dataset: Dataset, embedder: Embedder, section: RetrievalSec
             return False
         return True
 
-    return _embed_in_parts(dataset, embedder, section, path, store)
+    return _embed(dataset, embedder, section, path, store)
 
 
 def _save(path: Path, vectors_ND: Tensor, embedder: Embedder, section: RetrievalSection, dataset: Dataset) -> None:
@@ -385,9 +386,13 @@ def _save(path: Path, vectors_ND: Tensor, embedder: Embedder, section: Retrieval
     )
 
 
-def _embed_in_parts(
+def _embed(
     dataset: Dataset, embedder: Embedder, section: RetrievalSection, path: Path, store: Callable[[Tensor], bool]
 ) -> Tensor:
+    if not find_embedder(section).in_batches:
+        vectors_ND = embed_items(dataset, embedder, section.emb_type)
+        store(vectors_ND)
+        return vectors_ND
     return embed_in_parts(
         dataset,
         embedder,

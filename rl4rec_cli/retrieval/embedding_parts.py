@@ -29,7 +29,7 @@ from rl4rec_cli.retrieval.embedding import distinct
 
 if TYPE_CHECKING:
     from rl4rec_cli.data.dataset import Dataset
-    from rl4rec_cli.retrieval.embedding import Embedder
+    from rl4rec_cli.retrieval.embedder import Embedder
 
 _FORMAT = "rl4rec-embeddings-1"
 _BEGIN = f'{{"part_of": "{_FORMAT}", '.encode()

@@ -13,41 +13,21 @@ Hides: embedding and the ranking kernel (`ranking/ranks.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from rl4rec_cli import console
-from rl4rec_cli.errors import DataError, EmbeddingError, Rl4RecError
-from rl4rec_cli.models.devices import resolve_device
+from rl4rec_cli.errors import DataError, EmbeddingError
 from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.ranking import ranks as ranking
-from rl4rec_cli.retrieval.embedding import Embedder, embed_items, open_embedder
-from rl4rec_cli.retrieval.embedding_check import check_vectors, has_same_type
-from rl4rec_cli.retrieval.embedding_files import (
-    ItemVectors,
-    embed_into_cache,
-    hold_vectors,
-    stored_embeddings,
-    unsigned_file,
-    untyped_file,
-)
+from rl4rec_cli.retrieval.embedder import Embedder
 from rl4rec_cli.retrieval.embedding_rows import vectors_digest
-from rl4rec_cli.retrieval.service import cluster
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from rl4rec_cli.config.sections import RetrievalSection
-    from rl4rec_cli.data.dataset import Dataset
-    from rl4rec_cli.retrieval.service.client import RayRetriever
-
-FIRST_WAIT = 2.0
-"""Seconds that a command which somebody sits before waits for a service: a run may have been trained by one that ended
-long ago."""
 
 
 class Ranking(NamedTuple):
@@ -235,152 +215,3 @@ def as_found(ids_BK: NDArray[np.int64], scores_BK: NDArray[np.float32]) -> list[
         kept = [(i, s) for i, s in zip(ids, scores, strict=True) if i >= 0]
         found.append(Found([i for i, _ in kept], [s for _, s in kept]))
     return found
-
-
-def open_retriever(
-    section: RetrievalSection, dataset: Dataset, folders: Sequence[str] = (), *, first_wait: float | None = None
-) -> InProcessRetriever | RayRetriever:
-    """The retriever a configuration names, with the dataset's item vectors loaded or made.
-
-    Args:
-        folders: the dataset's, for the command that starts a service where there is none.
-        first_wait: seconds to wait for a service; None: as configured.
-
-    Raises:
-        EmbeddingError: the embedder or the embedding file is not usable.
-        ServiceError: backend `ray`, and the service is not there or serves something else.
-    """
-    return open_retrievers(section, [dataset], folders, first_wait=first_wait)[0]
-
-
-def open_retrievers(
-    section: RetrievalSection,
-    datasets: Sequence[Dataset],
-    folders: Sequence[str] = (),
-    *,
-    first_wait: float | None = None,
-) -> list[InProcessRetriever] | list[RayRetriever]:
-    """A retriever for each dataset, all of one backend; in this process they share one embedder, unless it is fitted.
-
-    Args:
-        folders: the datasets', as `open_retriever`.
-        first_wait: likewise.
-
-    Raises:
-        EmbeddingError: the embedder or an embedding file is not usable.
-        ServiceError: backend `ray`, and the service is not there or serves something else.
-    """
-    if section.backend == "ray":
-        from rl4rec_cli.retrieval.service.client import RayRetriever
-
-        remote = [RayRetriever.open(section, dataset, folders=folders, first_wait=first_wait) for dataset in datasets]
-        console.log(f"Retrieval by {_by(section)}")
-        return remote
-    if section.backend == "auto" and (offered := offered_retrievers(section, datasets, folders)) is not None:
-        return offered
-    device = resolve_device(section.device, "retrieval.device")
-    return [
-        InProcessRetriever(
-            embedder,
-            stored.vectors_ND,
-            mask_history=dataset.mask_history,
-            device=device,
-            storage=stored.holding.storage,
-        )
-        for dataset, (embedder, stored) in zip(datasets, load_catalogues(section, datasets), strict=True)
-    ]
-
-
-def offered_retrievers(
-    section: RetrievalSection, datasets: Sequence[Dataset], folders: Sequence[str] = ()
-) -> list[RayRetriever] | None:
-    """The retrievers of a service that runs on this machine; None where there is none, or not one of these datasets.
-
-    Which of them, and why not, is logged.
-    """
-    if not cluster.is_offered(section.service):
-        return None
-    from rl4rec_cli.retrieval.service.client import RayRetriever
-
-    try:
-        found = [RayRetriever.open(section, dataset, folders=folders) for dataset in datasets]
-    except Rl4RecError as error:
-        console.log(f"Retrieval in this process, not by {_by(section)}, which runs here: {error.message}")
-        return None
-    console.log(f"Retrieval by {_by(section)}, which runs here")
-    return found
-
-
-def _by(section: RetrievalSection) -> str:
-    return f"{section.service.name} in Ray's namespace {section.service.namespace}"
-
-
-def load_catalogues(
-    section: RetrievalSection, datasets: Sequence[Dataset], *, copies: int = 1, parts: int = 1
-) -> Iterator[tuple[Embedder, ItemVectors]]:
-    """The embedder a configuration names, and item vectors, for each dataset; one model serves them all.
-
-    Args:
-        copies: of all this in the memory that ranks (replicas of a service).
-        parts: it is cut into, each in a memory of its own.
-
-    Raises:
-        ConfigError, EmbeddingError: the embedder or an embedding file is not usable.
-    """
-    shared: Embedder | None = None
-    items = -(-sum(dataset.num_items for dataset in datasets) // parts)
-    for dataset in datasets:
-        embedder, stored = _load_catalogue(section, dataset, shared, items=items, copies=copies)
-        if section.embedder != "lsa":  # which is fitted on the catalogue
-            shared = embedder
-        holding = stored.holding
-        if (holding.words, section.storage, section.memory_map) != ("fp32 in memory", "auto", "auto"):
-            console.log(f"Item vectors of {dataset.name}: {holding.words}: {holding.reason}")
-        yield embedder, stored
-
-
-def _load_catalogue(
-    section: RetrievalSection, dataset: Dataset, shared: Embedder | None, *, items: int, copies: int
-) -> tuple[Embedder, ItemVectors]:
-    # File and texts are checked first: a bad one should not cost the loading of a model.
-    stored = stored_embeddings(section, dataset, items=items, copies=copies)
-    unsigned = unsigned_file(section, dataset) if stored is not None else None
-    untyped = untyped_file(section, dataset) if stored is not None else None
-    if stored is None:
-        dataset.texts(section.emb_type)
-    embedder = shared or open_embedder(section, dataset)
-    if stored is None:
-        stored = _embed(section, dataset, embedder, items=items, copies=copies)
-    dim = embedder.embed(["dimension"]).shape[1]
-    if dim != stored.vectors_ND.shape[1]:
-        raise EmbeddingError(
-            f"item embeddings have {stored.vectors_ND.shape[1]} dimensions, but {embedder.name} embeds texts in {dim}",
-            hint="items and texts must share one model: set retrieval.model, or make the file again",
-        )
-    if unsigned is not None:
-        check_vectors(stored.vectors_ND, embedder, dataset, section.emb_type, unsigned)
-    elif untyped is not None and not has_same_type(stored.vectors_ND, embedder, dataset, section.emb_type):
-        console.log(f"{untyped}: its vectors were not computed in {section.dtype}; the items are embedded again")
-        stored = _embed(section, dataset, embedder, items=items, copies=copies)
-    return embedder, stored
-
-
-def _embed(section: RetrievalSection, dataset: Dataset, embedder: Embedder, *, items: int, copies: int) -> ItemVectors:
-    """Item vectors that are made now; read back from the cache's file where they are to stay in it."""
-    if section.embedder == "lsa":
-        vectors_ND = embed_items(dataset, embedder, section.emb_type)
-    else:
-        vectors_ND = embed_into_cache(dataset, embedder, section)
-    holding = hold_vectors(section, items, vectors_ND.shape[1], copies=copies)
-    if not holding.is_mapped:
-        return ItemVectors(vectors_ND, holding)
-    stored = stored_embeddings(section, dataset, items=items, copies=copies)
-    if stored is not None and untyped_file(section, dataset) is None:  # else what an earlier version left there
-        return stored
-    why = "their file could not be written"  # for the reason that is told by now
-    if section.memory_map == "on":
-        raise EmbeddingError(
-            f"the item vectors cannot be memory-mapped: {why}",
-            hint="name a folder that has room (retrieval.emb_dir), or set retrieval.memory_map=off",
-        )
-    return ItemVectors(vectors_ND, hold_vectors(section, items, vectors_ND.shape[1], copies=copies, not_mapped=why))

@@ -215,19 +215,17 @@ def create_reward_function(
         raise ConfigError(f"k must be at least 1, got {k}")
     if retriever is None:
         from rl4rec_cli.data.opening import load_dataset
-        from rl4rec_cli.retrieval.retriever import open_retriever
+        from rl4rec_cli.retrieval.opening import open_retriever, open_served
 
         section = retrieval or RetrievalSection()
         if retrieval_service_name is not None or namespace is not None:
-            from rl4rec_cli.retrieval.service.client import RayRetriever
-
             given = {"name": retrieval_service_name, "namespace": namespace}
             service = {
                 **section.service.model_dump(),
                 **{key: value for key, value in given.items() if value is not None},
             }
             section = RetrievalSection.model_validate({**section.model_dump(), "service": service})
-            retriever = RayRetriever.open(section, name=dataset_name)
+            retriever = open_served(section, dataset_name)
         else:
             retriever = open_retriever(section, load_dataset(dataset_name))
     return RLRewardFunction(retriever, k=k, reward_type=reward_type)

@@ -24,6 +24,7 @@ from rl4rec_cli.plan.machine import USABLE, Gpu, Machine, find_surroundings, ram
 from rl4rec_cli.plan.memory import RUNTIME_GPU, Estimate, PhaseMemory, Surroundings, estimate, human
 from rl4rec_cli.plan.phases import Phase
 from rl4rec_cli.policy.facts import retrieval_facts
+from rl4rec_cli.retrieval.embedder import find_embedder
 from rl4rec_cli.shell import set_flags
 from rl4rec_cli.train.checkpoints import changed_keys
 
@@ -221,7 +222,7 @@ def _ranks_with_less(section: RetrievalSection, surroundings: Surroundings) -> t
     size = section.batch_size
     if surroundings.on_gpu and surroundings.retrieval_on_device:
         return {"retrieval.device": "cpu"}, "embedding and ranking on the CPU: rewards take longer"
-    if size == 1 or section.embedder == "lsa":
+    if size == 1 or not find_embedder(section).in_batches:
         return {}, ""
     return {"retrieval.batch_size": size // 2}, "texts are embedded in smaller batches"
 

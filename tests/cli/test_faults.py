@@ -127,7 +127,7 @@ def no_memory(said, where):
     setattr(owner, name, call)
 
 def not_finite_in_4():
-    write, unit_rows, count = rollouts.Rollout.write, embedding._unit_rows, [0]
+    write, unit_rows, count = rollouts.Rollout.write, embedding.unit_rows, [0]
     def counted(self, *args, **options):
         count[0] += 1
         return write(self, *args, **options)
@@ -136,7 +136,7 @@ def not_finite_in_4():
             vectors = vectors.clone()
             vectors[1, 0] = torch.nan
         return unit_rows(vectors, texts, name)
-    rollouts.Rollout.write, embedding._unit_rows = counted, overflowing
+    rollouts.Rollout.write, embedding.unit_rows = counted, overflowing
 
 def child(order):
     signal.signal(signal.SIGINT, signal.default_int_handler)

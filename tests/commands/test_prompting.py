@@ -107,7 +107,7 @@ def test_templates_are_measured_as_eval_measures_them(
 ) -> None:
     import rl4rec_cli.policy.generation as generation
     from rl4rec_cli.eval.examples import choose_examples
-    from rl4rec_cli.retrieval.retriever import open_retriever
+    from rl4rec_cli.retrieval.opening import open_retriever
 
     def second_line(policy: Any, prompts: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> list[str]:
         return [policy.tokenizer.decode(ids).split("\n")[1] for ids in prompts]

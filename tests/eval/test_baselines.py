@@ -22,7 +22,8 @@ from rl4rec_cli.eval.baselines import bm25_scores
 from rl4rec_cli.eval.metrics import means
 from rl4rec_cli.eval.scoring import Measured, SparseScores, Task, measure
 from rl4rec_cli.retrieval.embedding_files import embedding_path, load_embeddings
-from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking, open_retriever
+from rl4rec_cli.retrieval.opening import open_retriever
+from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking
 
 ROOT = Path(__file__).parents[2]
 Make = Callable[..., Dataset]

@@ -17,7 +17,8 @@ from rl4rec_cli.eval import probes
 from rl4rec_cli.eval.evaluation import Evaluation
 from rl4rec_cli.eval.scoring import Measured, VectorScores, measure
 from rl4rec_cli.ranking.ranks import ItemMatrix
-from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking, open_retriever
+from rl4rec_cli.retrieval.opening import open_retriever
+from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking
 
 LSA = RunConfig(retrieval=RetrievalSection(embedder="lsa", device="cpu"))
 

@@ -56,7 +56,7 @@ def test_a_seed_gives_the_same_samples(tiny_folder: Path, device: str) -> None:
 
 
 def test_an_embedder_gives_the_vectors_of_the_cpu(tmp_path: Path, device: str) -> None:
-    from rl4rec_cli.retrieval.embedding import SentenceTransformerEmbedder
+    from rl4rec_cli.retrieval.embedders.sentence_transformers import SentenceTransformerEmbedder
 
     folder = save_random_embedder(tmp_path)
     texts = [" ".join(WORDS[i % 9 : i % 9 + 3]) for i in range(20)] + [""]

@@ -18,7 +18,8 @@ import torch
 from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import DataError
-from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
+from rl4rec_cli.retrieval.opening import open_retriever
+from rl4rec_cli.retrieval.retriever import InProcessRetriever
 from rl4rec_cli.retrieval.service.client import ServiceClient
 
 pytestmark = pytest.mark.ray

@@ -22,15 +22,10 @@ from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.errors import DataError, EmbeddingError
-from rl4rec_cli.retrieval.embedding import (
-    LsaEmbedder,
-    SentenceTransformerEmbedder,
-    check_embedder,
-    embed_items,
-    is_blank,
-    model_identity,
-    normalised,
-)
+from rl4rec_cli.retrieval.embedders.lsa import LsaEmbedder
+from rl4rec_cli.retrieval.embedders.models import check_model, model_identity
+from rl4rec_cli.retrieval.embedders.sentence_transformers import SentenceTransformerEmbedder
+from rl4rec_cli.retrieval.embedding import embed_items, is_blank, normalised
 from rl4rec_cli.retrieval.embedding_files import (
     embed_dataset,
     embedding_path,
@@ -39,7 +34,7 @@ from rl4rec_cli.retrieval.embedding_files import (
     stored_embeddings,
 )
 from rl4rec_cli.retrieval.embedding_rows import vectors_digest
-from rl4rec_cli.retrieval.retriever import open_retriever
+from rl4rec_cli.retrieval.opening import open_retriever
 
 Make = Callable[..., Dataset]
 DIM = 8
@@ -423,7 +418,7 @@ def test_an_embedder_that_cannot_take_its_own_tokens(tiny_folder: Path, tmp_path
     pad = settings.pop("pad_token")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(EmbeddingError, match="its tokenizer has no padding token"):
-        check_embedder(str(folder))
+        check_model(str(folder))
     with pytest.raises(EmbeddingError, match="its tokenizer has no padding token") as caught:
         SentenceTransformerEmbedder(str(folder), device="cpu", batch_size=8)
     assert "tokenizer.pad_token = tokenizer.eos_token" in str(caught.value.hint)
@@ -432,10 +427,10 @@ def test_an_embedder_that_cannot_take_its_own_tokens(tiny_folder: Path, tmp_path
     with pytest.raises(EmbeddingError, match=r"rows: none for '\[PAD\]'"):
         SentenceTransformerEmbedder(str(folder), device="cpu", batch_size=8)
     with pytest.raises(EmbeddingError, match=r"rows: none for '\[PAD\]'"):
-        check_embedder(str(folder))
+        check_model(str(folder))
     settings["pad_token"] = pad
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    check_embedder(str(folder))
+    check_model(str(folder))
     assert SentenceTransformerEmbedder(str(folder), device="cpu", batch_size=8).embed(["rose", "mint gel"]).ndim == 2
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
     with pytest.raises(EmbeddingError, match="is a Git LFS pointer"):

@@ -18,8 +18,8 @@ from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.files.parts import held, part_of
-from rl4rec_cli.retrieval import embedding_files, retriever
-from rl4rec_cli.retrieval.embedding import SentenceTransformerEmbedder
+from rl4rec_cli.retrieval import embedding_files, opening
+from rl4rec_cli.retrieval.embedders.sentence_transformers import SentenceTransformerEmbedder
 from rl4rec_cli.retrieval.embedding_files import embed_dataset, embedding_path
 from rl4rec_cli.retrieval.embedding_parts import embed_in_parts
 
@@ -184,7 +184,7 @@ def test_a_cache_that_cannot_be_kept_is_said_and_passed_over(
 ) -> None:
     (tmp_path / "file").write_text("")
     section = RetrievalSection(model=minilm, device="cpu", emb_dir=str(tmp_path / "file" / "emb"))
-    opened = retriever.open_retriever(section, make_dataset())
+    opened = opening.open_retriever(section, make_dataset())
     assert opened.num_items == 6
     said = "item vectors cannot be kept (Not a directory): they are embedded anew next time"
     assert said in capsys.readouterr().err

@@ -16,16 +16,14 @@ from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import ConfigError, EmbeddingError
-from rl4rec_cli.retrieval import vllm_embedder
-from rl4rec_cli.retrieval.embedding import (
-    SentenceTransformerEmbedder,
-    embedder_identity,
-    lsa_name,
-    model_identity,
-    open_embedder,
-)
+from rl4rec_cli.retrieval.embedder import find_embedder, open_embedder
+from rl4rec_cli.retrieval.embedders import vllm as vllm_embedder
+from rl4rec_cli.retrieval.embedders.lsa import lsa_name
+from rl4rec_cli.retrieval.embedders.models import model_identity
+from rl4rec_cli.retrieval.embedders.sentence_transformers import SentenceTransformerEmbedder
 from rl4rec_cli.retrieval.embedding_files import embed_dataset, stored_embeddings
-from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
+from rl4rec_cli.retrieval.opening import open_retriever
+from rl4rec_cli.retrieval.retriever import InProcessRetriever
 
 Make = Callable[..., Dataset]
 TEXTS = ("rose hand cream", "mint shower gel", "a long text about a shower gel that smells of mint and of little else")
@@ -87,7 +85,7 @@ def test_another_type_gives_other_vectors_under_another_name(minilm: str, dtype:
     section = RetrievalSection(model=minilm, device="cpu", dtype=dtype)  # type: ignore[arg-type]
     half = open_embedder(section, None)  # type: ignore[arg-type]
     full = SentenceTransformerEmbedder(minilm, device="cpu", batch_size=8)
-    assert half.name == embedder_identity(section) == f"{full.name} in {dtype}"
+    assert half.name == find_embedder(section).identity == f"{full.name} in {dtype}"
     ours, theirs = half.embed(TEXTS), full.embed(TEXTS)
     assert ours.dtype == torch.float32
     assert (ours.norm(dim=1) - 1).abs().max() < 1e-6
@@ -96,11 +94,12 @@ def test_another_type_gives_other_vectors_under_another_name(minilm: str, dtype:
 
 
 def test_identities_in_fp32_are_those_of_earlier_versions(minilm: str) -> None:
-    assert embedder_identity(RetrievalSection(model="some/model")) == "some/model"
-    assert embedder_identity(RetrievalSection(model=minilm)) == model_identity(minilm)
-    assert embedder_identity(RetrievalSection(embedder="lsa", lsa_dim=16)) == lsa_name(16)
+    assert find_embedder(RetrievalSection(model="some/model")).identity == "some/model"
+    assert find_embedder(RetrievalSection(model=minilm)).identity == model_identity(minilm)
+    assert find_embedder(RetrievalSection(embedder="lsa", lsa_dim=16)).identity == lsa_name(16)
     assert (
-        embedder_identity(RetrievalSection(embedder="vllm", model="some/model", dtype="fp16")) == "some/model in fp16"
+        find_embedder(RetrievalSection(embedder="vllm", model="some/model", dtype="fp16")).identity
+        == "some/model in fp16"
     )
 
 
@@ -183,9 +182,9 @@ def test_a_service_must_compute_in_the_type_that_is_asked_for(make_dataset: Make
     about["items_digest"] = dataset.items_digest("text")
     full, half = RetrievalSection(model="some/model"), RetrievalSection(model="some/model", dtype="bf16")
     for section in (full, half):
-        _check_same(section, dataset, "shop", {**about, "embedder": embedder_identity(section)})
+        _check_same(section, dataset, "shop", {**about, "embedder": find_embedder(section).identity})
     with pytest.raises(ConfigError, match="embedder 'some/model', this run asks for 'some/model in bf16'"):
-        _check_same(half, dataset, "shop", {**about, "embedder": embedder_identity(full)})
+        _check_same(half, dataset, "shop", {**about, "embedder": find_embedder(full).identity})
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
@@ -200,7 +199,7 @@ def test_vllm_gets_the_type(dtype: str, minilm: str, monkeypatch: pytest.MonkeyP
     section = RetrievalSection(embedder="vllm", model=minilm, device="cpu", dtype=dtype)  # type: ignore[arg-type]
     embedder = open_embedder(section, None)  # type: ignore[arg-type]
     assert options["dtype"] == {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype]
-    assert embedder.name == embedder_identity(section)
+    assert embedder.name == find_embedder(section).identity
 
 
 def test_a_type_that_would_do_nothing_or_is_none_is_refused() -> None:
@@ -216,7 +215,7 @@ def test_the_command_embeds_in_a_type(
     minilm: str, make_dataset: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from rl4rec_cli.cli.main import main
-    from rl4rec_cli.data.dataset import save_dataset
+    from rl4rec_cli.data.saving import save_dataset
 
     save_dataset(make_dataset(sequences=[[0, 1, 2, 3]]), tmp_path / "shop")
     out = tmp_path / "shop.safetensors"

@@ -19,7 +19,8 @@ from rl4rec_cli.plan.catalogue import hold_catalogue, vector_bytes, why_not_mapp
 from rl4rec_cli.retrieval import embedding_files, retriever
 from rl4rec_cli.retrieval.embedding import normalised
 from rl4rec_cli.retrieval.embedding_files import load_embeddings, save_embeddings, stored_embeddings
-from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
+from rl4rec_cli.retrieval.opening import open_retriever
+from rl4rec_cli.retrieval.retriever import InProcessRetriever
 from rl4rec_cli.retrieval.service.shards import FileRows, Shard
 
 Make = Callable[..., Dataset]
@@ -52,7 +53,7 @@ def section(tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -
     vectors[100:140] = vectors[:40]
     path = tmp_path / "items.safetensors"
     save_embeddings(path, normalised(vectors), model="scripted", emb_type="text", dataset=dataset)
-    monkeypatch.setattr(retriever, "open_embedder", lambda *_: Scripted())
+    monkeypatch.setattr(catalogue, "open_embedder", lambda *_: Scripted())
     return RetrievalSection(backend="in-process", model="scripted", file=str(path), device="cpu")
 
 

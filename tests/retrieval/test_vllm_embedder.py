@@ -17,10 +17,10 @@ from command_lines import ends
 from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import EmbeddingError
-from rl4rec_cli.retrieval.embedding import SentenceTransformerEmbedder
+from rl4rec_cli.retrieval.embedders.sentence_transformers import SentenceTransformerEmbedder
+from rl4rec_cli.retrieval.embedders.vllm import VllmEmbedder
 from rl4rec_cli.retrieval.embedding_files import load_embeddings
-from rl4rec_cli.retrieval.retriever import open_retriever
-from rl4rec_cli.retrieval.vllm_embedder import VllmEmbedder
+from rl4rec_cli.retrieval.opening import open_retriever
 
 pytestmark = [
     pytest.mark.vllm,

@@ -16,7 +16,7 @@ from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.policy.loading import load_policy, save_policy
-from rl4rec_cli.retrieval.retriever import open_retriever
+from rl4rec_cli.retrieval.opening import open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
 from rl4rec_cli.train.algorithms.opening import open_trainer
 from rl4rec_cli.train.algorithms.parts import TrainerParts

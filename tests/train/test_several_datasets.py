@@ -23,7 +23,8 @@ from rl4rec_cli.data.opening import load_dataset
 from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.retrieval.retriever import Ranking, open_retriever, open_retrievers
+from rl4rec_cli.retrieval.opening import open_retriever, open_retrievers
+from rl4rec_cli.retrieval.retriever import Ranking
 from rl4rec_cli.rewards.scorer import open_scorers, start_scores
 
 SETS = (
@@ -319,7 +320,7 @@ def test_a_reward_of_ones_own_is_run_once_and_told_the_dataset(tmp_path: Path) -
 def test_one_embedding_model_serves_all_datasets(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted: Any
 ) -> None:
-    from rl4rec_cli.retrieval import retriever
+    from rl4rec_cli.retrieval import catalogue
 
     class Lengths(scripted):
         def embed(self, texts: Any, *, query: bool = False, progress: Any = None) -> Any:
@@ -331,7 +332,7 @@ def test_one_embedding_model_serves_all_datasets(
         opened.append(dataset.name)
         return Lengths({}, 2)
 
-    monkeypatch.setattr(retriever, "open_embedder", open_embedder)
+    monkeypatch.setattr(catalogue, "open_embedder", open_embedder)
     datasets = [load_dataset(folder) for folder in folders.values()]
     section = RetrievalSection(backend="in-process", model="m", emb_dir=str(tmp_path), device="cpu")
     found = open_retrievers(section, datasets)

@@ -27,7 +27,8 @@ from rl4rec_cli.errors import ConfigError, PolicyError, RewardError, RunError
 from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.policy.generation import generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
-from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
+from rl4rec_cli.retrieval.opening import open_retriever
+from rl4rec_cli.retrieval.retriever import InProcessRetriever
 from rl4rec_cli.rewards.scorer import Scorer
 from rl4rec_cli.runs.folder import Run
 from rl4rec_cli.runs.making import create_run

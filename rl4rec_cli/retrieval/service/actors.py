@@ -24,15 +24,9 @@ import torch
 
 from rl4rec_cli.errors import ConfigError, DataError, EmbeddingError, Rl4RecError, ServiceError
 from rl4rec_cli.models.devices import resolve_device
-from rl4rec_cli.retrieval.embedding import Embedder
-from rl4rec_cli.retrieval.retriever import (
-    InProcessRetriever,
-    Ranking,
-    as_found,
-    catalogue_digest,
-    load_catalogues,
-    query_vectors,
-)
+from rl4rec_cli.retrieval.catalogue import load_catalogues
+from rl4rec_cli.retrieval.embedder import Embedder
+from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking, as_found, catalogue_digest, query_vectors
 from rl4rec_cli.retrieval.service.batching import Batcher, Job
 from rl4rec_cli.retrieval.service.shards import Call, Rows, ShardActor, ShardedCatalogue, cut, cut_rows
 

@@ -23,8 +23,8 @@ import torch
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, DataError, ServiceBusy, ServiceError, first_line
 from rl4rec_cli.ranking.ranks import ItemMatrix
-from rl4rec_cli.retrieval.embedding import embedder_identity
-from rl4rec_cli.retrieval.retriever import Ranking
+from rl4rec_cli.retrieval.embedder import find_embedder
+from rl4rec_cli.retrieval.retriever import Ranking, rank_vectors
 from rl4rec_cli.retrieval.service import cluster
 from rl4rec_cli.retrieval.service.joining import serve_settings
 from rl4rec_cli.shell import command_line
@@ -295,8 +295,6 @@ class RayRetriever:
         self, queries_BD: torch.Tensor, targets: Sequence[int], histories: Sequence[Sequence[int]]
     ) -> Ranking:
         """As `InProcessRetriever.vector_ranks`."""
-        from rl4rec_cli.retrieval.retriever import rank_vectors
-
         return rank_vectors(queries_BD, self.matrix, targets, histories if self.mask_history else None)
 
     def _vectors(self, method: str, values: list[Any], rows: int) -> Pending[torch.Tensor]:
@@ -322,7 +320,7 @@ def _check_same(section: RetrievalSection, dataset: Dataset, name: str, about: d
     """
     service = section.service.name
     wanted = {
-        "embedder": embedder_identity(section),
+        "embedder": find_embedder(section).identity,
         "emb_type": section.emb_type,
         "query_prompt": section.query_prompt,
     }

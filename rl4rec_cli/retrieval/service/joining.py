@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rl4rec_cli.retrieval.embedder import find_embedder
 from rl4rec_cli.retrieval.service import cluster
 from rl4rec_cli.shell import quote, setting
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from rl4rec_cli.config.sections import RetrievalSection
 
+_VECTORS = {"embedder", "dtype", "query_prompt", "emb_type"}
+"""What every embedder's vectors depend on; the embedder names what else its own do."""
 _WHERE = {"backend", "service"}
 _HOW = {"device", "storage", "memory_map", "batch_size", "memory_share", "emb_dir", "file"}
 """Where and how the service works; no vector depends on it."""
@@ -28,9 +31,8 @@ _FOUND_BY = {"name", "namespace", "address"}
 
 def vector_settings(section: RetrievalSection) -> dict[str, Any]:
     """Every setting that a vector depends on, by its key below `retrieval`."""
-    idle = "model" if section.embedder == "lsa" else "lsa_dim"
-    keys = [key for key in type(section).model_fields if key not in {*_WHERE, *_HOW, idle}]
-    return {key: getattr(section, key) for key in keys}
+    keys = {*_VECTORS, *find_embedder(section).settings}
+    return {key: getattr(section, key) for key in type(section).model_fields if key in keys}
 
 
 def run_settings(section: RetrievalSection, address: str | None) -> list[str]:

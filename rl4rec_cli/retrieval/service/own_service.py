@@ -15,12 +15,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
-from rl4rec_cli import console, signals
+from rl4rec_cli import signals
 from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.engine.process import same_gpu
 from rl4rec_cli.errors import Rl4RecError, ServiceError
@@ -28,51 +28,9 @@ from rl4rec_cli.processes import end_with_parent
 from rl4rec_cli.retrieval.service import cluster
 from rl4rec_cli.variables import child_environment
 
-if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.data.dataset import Dataset
-    from rl4rec_cli.retrieval.retriever import VectorRetriever
-
 _STOP_SECONDS = 90.0
 """A service answers what it has taken, for at most 60 s, before it goes."""
 _LONGEST_NAME = 70
-
-
-@contextmanager
-def retrievers_of(config: RunConfig, datasets: Sequence[Dataset]) -> Iterator[list[VectorRetriever]]:
-    """A retriever for each dataset, as `retrieval.backend` says; `auto` is decided here, and the reason logged.
-
-    Raises:
-        EmbeddingError, ServiceError: as `open_retrievers`.
-    """
-    from rl4rec_cli.retrieval import retriever
-
-    section, folders = config.retrieval, config.data.paths
-    with ExitStack() as stack:
-        found: Sequence[VectorRetriever] | None = None
-        if section.backend == "auto" and (found := retriever.offered_retrievers(section, datasets, folders)) is None:
-            own_gpu = _choose(config)
-            if own_gpu is not None:
-                section = stack.enter_context(own_service(section, folders, own_gpu))
-            else:
-                section = section.model_copy(update={"backend": "in-process"})
-        yield list(found if found is not None else retriever.open_retrievers(section, datasets, folders))
-
-
-def _choose(config: RunConfig) -> int | None:
-    """The GPU for a service of the run's own; None: it has none. Says why."""
-    from rl4rec_cli.plan import machine
-
-    try:
-        place = machine.place_retrieval(machine.find_machine(), config)
-    except Rl4RecError as error:  # GPUs that cannot be counted are none to start a service on
-        console.log(f"Retrieval in this process: {error.message}")
-        return None
-    if place.own_gpu is not None and cluster.foreign_address() is not None:
-        console.log("Retrieval in this process: the program works with a Ray cluster of its own already")
-        return None
-    console.log(f"Retrieval on {place.where}: {place.reason}")
-    return place.own_gpu
 
 
 @contextmanager

@@ -119,7 +119,7 @@ opened = []
 sys.addaudithook(lambda event, _: opened.append(event) if event in ("socket.bind", "socket.connect") else None)
 from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.synthetic import synthesize
-from rl4rec_cli.retrieval.retriever import open_retriever
+from rl4rec_cli.retrieval.opening import open_retriever
 for backend in ("auto", "in-process"):
     retriever = open_retriever(RetrievalSection(backend=backend, embedder="lsa", device="cpu"), synthesize(20, 30, 0))
     retriever.target_ranks(["hand cream"], [0], [[]])

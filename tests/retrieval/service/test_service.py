@@ -23,7 +23,7 @@ from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import ConfigError, DataError, EmbeddingError, ServiceBusy, ServiceError
-from rl4rec_cli.retrieval.retriever import open_retriever
+from rl4rec_cli.retrieval.opening import open_retriever
 from rl4rec_cli.rewards import create_reward_function
 
 pytestmark = pytest.mark.ray

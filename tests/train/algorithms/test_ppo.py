@@ -24,7 +24,8 @@ from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.policy.generation import generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy, save_policy
-from rl4rec_cli.retrieval.retriever import InProcessRetriever, open_retriever
+from rl4rec_cli.retrieval.opening import open_retriever
+from rl4rec_cli.retrieval.retriever import InProcessRetriever
 from rl4rec_cli.rewards.scorer import Scorer
 from rl4rec_cli.train import rollouts
 from rl4rec_cli.train.algorithms import ppo

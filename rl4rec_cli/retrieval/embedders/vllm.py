@@ -10,16 +10,37 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rl4rec_cli.engine.process import VllmProcess, same_gpu
-from rl4rec_cli.retrieval.embedding import cannot_load, check_files, each_once, typed_identity
+from rl4rec_cli.retrieval.embedders.models import ModelKind, cannot_load, check_files, typed_identity
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rl4rec_cli.data.dataset import Dataset
 
 TIMEOUT = 1800.0
 _TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class Vllm(ModelKind):
+    """`retrieval.embedder=vllm`."""
+
+    variant: ClassVar[tuple[str, ...]] = ("vllm",)
+
+    def open(self, dataset: Dataset) -> VllmEmbedder:
+        from rl4rec_cli.models.devices import resolve_device
+
+        section = self.section
+        return VllmEmbedder(
+            section.model,
+            device=resolve_device(section.device, "retrieval.device"),
+            batch_size=section.batch_size,
+            query_prompt=section.query_prompt,
+            dtype=section.dtype,
+            memory_share=section.memory_share,
+        )
 
 
 class VllmEmbedder:
@@ -47,6 +68,7 @@ class VllmEmbedder:
         dtype: str = "fp32",
         memory_share: float = 0.2,
     ) -> None:
+        import torch
         from transformers import AutoTokenizer
 
         self.name = typed_identity(model, dtype)
@@ -77,6 +99,10 @@ class VllmEmbedder:
     def embed(
         self, texts: Sequence[str], *, query: bool = False, progress: Callable[[int], None] | None = None
     ) -> Tensor:
+        import torch
+
+        from rl4rec_cli.retrieval.embedding import each_once
+
         before = self.query_prompt if query else ""
 
         def embed(batch: Sequence[str]) -> Tensor:

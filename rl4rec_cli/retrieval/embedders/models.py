@@ -1,0 +1,131 @@
+"""Embedding models: what all embedders that load one have in common.
+
+Decides: what a model is known by, and which models are refused before and while they are loaded.
+Hides: the files of a model, and the Hub.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rl4rec_cli.errors import EmbeddingError, first_line
+from rl4rec_cli.files.digests import sha256, sha256_of_file
+from rl4rec_cli.files.kinds import odd_file
+from rl4rec_cli.models import hub
+from rl4rec_cli.models.vocabulary import RESIZE, describe_extra, extra_tokens
+from rl4rec_cli.retrieval.embedder import EmbedderKind
+
+# What a model computes with; not its README.
+_MODEL_FILES = (".json", ".txt", ".safetensors", ".bin", ".model", ".onnx", ".jinja")
+
+
+class ModelKind(EmbedderKind):
+    """An embedder that runs the model `retrieval.model`."""
+
+    settings: ClassVar[tuple[str, ...]] = ("model",)
+    dtypes: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
+
+    @property
+    def identity(self) -> str:
+        return typed_identity(self.section.model, self.section.dtype)
+
+    @property
+    def label(self) -> str:
+        return Path(self.section.model).name or "model"
+
+    @property
+    def model(self) -> str:
+        return self.section.model
+
+    def check(self) -> None:
+        if Path(self.model).expanduser().is_dir():
+            check_model(self.model)
+
+
+def check_files(model: str) -> None:
+    """Refuse an embedding model's folder in which a file is not what its name says.
+
+    Raises:
+        EmbeddingError: so it is.
+    """
+    try:
+        odd = odd_file(Path(model).expanduser())
+    except OSError as error:
+        raise EmbeddingError(f"{error.filename or model}: cannot be read: {error.strerror or error}") from error
+    if odd is not None:
+        path, what, way_out = odd
+        raise EmbeddingError(f"{path} is {what}", hint=way_out)
+
+
+def cannot_load(model: str, error: Exception) -> EmbeddingError:
+    """The error of a library that reads embedding models, in one line."""
+    if (told := hub.explain(error, model)) is not None:
+        message, hint = told
+        return EmbeddingError(
+            f"cannot load the embedding model: {message}", hint=f"{hint}; retrieval.embedder=lsa needs none"
+        )
+    return EmbeddingError(
+        f"cannot load the embedding model {model!r}: {first_line(error)}",
+        hint="give a sentence-transformers model name or folder, or set retrieval.embedder=lsa (no download)",
+    )
+
+
+def check_model(model: str) -> None:
+    """Look at an embedding model's folder and its tokenizer, without its weights.
+
+    Raises:
+        EmbeddingError: it cannot be used.
+    """
+    check_files(model)
+    folder = Path(model).expanduser()
+    if not (folder / "config.json").is_file():  # of several parts, or a name of the Hub
+        return
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        rows = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "vocab_size", None)
+    except Exception as error:  # as many kinds as there are libraries that read it
+        raise cannot_load(model, error) from error
+    check_tokens(tokenizer, rows if isinstance(rows, int) else len(tokenizer), model)
+
+
+def check_tokens(tokenizer: Any, rows: int, name: str) -> None:
+    """Refuse a model that could not pad texts to one length, or has no row for a token that it would read.
+
+    Raises:
+        EmbeddingError: so it is.
+    """
+    if tokenizer.pad_token_id is None:
+        raise EmbeddingError(
+            f"the embedding model {name!r} cannot be used: its tokenizer has no padding token",
+            hint="give it one and save it there: tokenizer.pad_token = tokenizer.eos_token; "
+            "tokenizer.save_pretrained(…); or name a model that was made to embed",
+        )
+    extra = extra_tokens(tokenizer, rows)
+    extra += [tokenizer.pad_token] if tokenizer.pad_token_id >= rows else []
+    if extra:
+        raise EmbeddingError(
+            f"the embedding model {name!r} cannot be used: {describe_extra(tokenizer, rows, extra)}", hint=RESIZE
+        )
+
+
+def model_identity(model: str) -> str:
+    """What an embedding file says it was made by: a Hub name as it is, a folder by its name and its files' contents.
+
+    A folder's path would not do: the same model has another one in every clone, and relative paths change with the
+    working directory.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return model
+    pieces: list[bytes] = []
+    for file in sorted(f for f in folder.rglob("*") if f.suffix in _MODEL_FILES):
+        pieces += [f"{file.relative_to(folder)} {file.stat().st_size}\n".encode(), bytes.fromhex(sha256_of_file(file))]
+    return f"{folder.resolve().name}@{sha256(*pieces)[:16]}"
+
+
+def typed_identity(model: str, dtype: str) -> str:
+    """A model's identity with the type it computes in; fp32 goes without saying: so files and caches have it."""
+    return model_identity(model) if dtype == "fp32" else f"{model_identity(model)} in {dtype}"
