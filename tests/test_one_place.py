@@ -15,10 +15,13 @@ import pytest
 
 from rl4rec_cli.config.algorithms import ALGORITHMS
 from rl4rec_cli.config.plugins import Registry
-from rl4rec_cli.config.registries import BASELINES, REWARDS
+from rl4rec_cli.config.registries import BASELINES, EMBEDDERS, REWARDS
 from rl4rec_cli.config.trainer import trainer_sections
 
 PACKAGE = Path(__file__).parents[1] / "rl4rec_cli"
+ALSO_ENGINES = frozenset({"vllm"})
+"""Names that mean something else elsewhere: compared with an attribute of the kind they count all the same."""
+BACKENDS = frozenset({"config/sections.py", "plan/machine.py", "retrieval/service/cluster.py"})
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,14 @@ KINDS = [
         classes=frozenset({"Untrained", "Fusion", "ZeroShot"}),
         own=frozenset({"config/registries.py"}) | modules_of(BASELINES),
     ),
+    Kind(
+        "embedder",
+        names=frozenset(EMBEDDERS.built_in) - ALSO_ENGINES,
+        attributes=frozenset({"embedder"}),
+        classes=frozenset(target.partition(":")[2] for target in EMBEDDERS.built_in.values()),
+        own=frozenset({"config/registries.py"}) | modules_of(EMBEDDERS),
+    ),
+    Kind("retrieval backend", names=frozenset({"ray", "in-process"}), attributes=frozenset(), own=BACKENDS),
 ]
 
 
