@@ -16,7 +16,7 @@ from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import ConfigError, EmbeddingError
 from rl4rec_cli.plan.catalogue import hold_catalogue, vector_bytes, why_not_mapped
-from rl4rec_cli.retrieval import embedding_files
+from rl4rec_cli.retrieval import catalogue, embedding_files
 from rl4rec_cli.retrieval.embedding import normalised
 from rl4rec_cli.retrieval.embedding_files import load_embeddings, save_embeddings, stored_embeddings
 from rl4rec_cli.retrieval.opening import open_retriever
