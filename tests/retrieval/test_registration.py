@@ -107,7 +107,6 @@ def test_a_made_up_embedder_is_planned_embeds_and_ranks(package: Path, shop: Pat
     (file,) = (tmp_path / "data_emb").iterdir()  # which `eval` read
     assert file.name.endswith("_text_hashes-48.safetensors")
     assert json.loads(measured[1])
-    assert all(name in measured[1] for name in baselines)
 
     assert refused[0] == 2
     assert "must be 'hashes', 'sentence-transformers', 'vllm' or 'lsa', not 'hashed'; did you mean hashes?" in errors
