@@ -33,6 +33,6 @@ class TrainerParts:
         if self.policy.engine is None:
             return None
         if settings.correction == "auto":
-            unit = "sequence" if self.config.trainer.weighs_whole_texts else "token"
-            return settings.model_copy(update={"correction": f"{unit}_truncate"})
+            whole = self.config.trainer.weighs_whole_texts
+            return settings.model_copy(update={"correction": "sequence_truncate" if whole else "token_truncate"})
         return settings
