@@ -230,9 +230,8 @@ def test_the_command_embeds_in_a_type(
 def test_measurements_of_different_types_are_kept_apart(
     tiny_folder: Path, make_dataset: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rl4rec_cli.eval.evaluate import Models
-
     from rl4rec_cli.eval import cache
+    from rl4rec_cli.eval.policies import Models
 
     monkeypatch.setattr(cache, "cached", lambda task, key, compute: json.dumps(key, default=str))
     task: Any = SimpleNamespace(dataset=make_dataset(), examples=(), retriever=SimpleNamespace(digest="d"))
