@@ -43,6 +43,21 @@ def test_the_lock_names_its_command_and_no_index() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+_!-]+", line) for line in LOCK.splitlines()[2:])
 
 
+def test_the_guide_counts_the_packages_of_the_lock() -> None:
+    guide = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    assert re.findall(r"\((\d+) packages", guide) == [str(len(locked()))]
+
+
+def test_the_lock_leaves_out_what_cannot_load_beside_its_cuda() -> None:
+    """The overrides say so, for the next one who writes the lock; nothing is overridden that the lock does not need."""
+    lines = (ROOT / "requirements-gpu.overrides").read_text(encoding="utf-8").splitlines()
+    overrides = {one.name: one for one in map(Requirement, (line for line in lines if not line.startswith("#")))}
+    assert any(name.endswith("-cu13") for name in locked())
+    assert "xformers" not in locked()
+    assert not overrides.pop("xformers").marker.evaluate()  # type: ignore[union-attr]
+    assert {name: one.specifier.contains(locked()[name]) for name, one in overrides.items()} == {"setuptools": True}
+
+
 def test_extras_for_users_are_there() -> None:
     assert {"gpu", "vllm", "ray"} <= set(PROJECT["optional-dependencies"])
 
