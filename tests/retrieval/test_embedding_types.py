@@ -16,6 +16,7 @@ from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import ConfigError, EmbeddingError
+from rl4rec_cli.retrieval import embedding_files
 from rl4rec_cli.retrieval.embedder import find_embedder, open_embedder
 from rl4rec_cli.retrieval.embedders import vllm as vllm_embedder
 from rl4rec_cli.retrieval.embedders.lsa import lsa_name
@@ -140,6 +141,24 @@ def test_item_vectors_that_an_earlier_version_made_in_half_precision_are_made_an
     written = path.stat().st_mtime_ns
     open_retriever(section, dataset)
     assert path.stat().st_mtime_ns == written
+
+
+def test_vectors_that_stay_in_their_file_are_made_anew_too_or_not_used(
+    section: RetrievalSection, make_dataset: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make_dataset()
+    mapped = section.model_copy(update={"memory_map": "on"})
+    path = embed_dataset(dataset, section, None)
+    right = load_file(path)["embeddings"]
+    for is_writable in (True, False):
+        written_before(path, by_library(section.model, dataset.texts(), "auto"))
+        if is_writable:
+            assert torch.equal(open_retriever(mapped, dataset).vectors_ND, right)
+            continue
+        monkeypatch.setattr(embedding_files, "why_unwritable", lambda _: "a read-only disk")
+        with pytest.raises(EmbeddingError, match="cannot be memory-mapped: their file could not be written"):
+            open_retriever(mapped, dataset)
+        assert torch.equal(open_retriever(section, dataset).vectors_ND, right)
 
 
 def test_item_vectors_that_an_earlier_version_made_in_full_precision_stay(
