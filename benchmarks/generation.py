@@ -30,7 +30,8 @@ import torch
 
 from rl4rec_cli import console
 from rl4rec_cli.config.layering import load_config
-from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig, TinySection
+from rl4rec_cli.config.policy import LoraSection, PolicySection, TinySection
+from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.engine.vllm import VllmEngine

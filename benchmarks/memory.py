@@ -24,7 +24,8 @@ from pathlib import Path
 from rl4rec_cli import console
 from rl4rec_cli.commands.peak import Peak, measure_peaks
 from rl4rec_cli.config.layering import load_config
-from rl4rec_cli.config.sections import DataSection, RunConfig, SyntheticSection, TinySection
+from rl4rec_cli.config.policy import TinySection
+from rl4rec_cli.config.sections import DataSection, RunConfig, SyntheticSection
 from rl4rec_cli.models.shape import ModelFacts, read_facts
 from rl4rec_cli.plan.memory import MIB, Surroundings, estimate
 

@@ -18,8 +18,9 @@ from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.models.names import PRESETS
 from rl4rec_cli.models.shape import RetrievalFacts
-from rl4rec_cli.plan.machine import Machine, Placement, parse_gpu, plan_placement
+from rl4rec_cli.plan.machine import Machine, parse_gpu
 from rl4rec_cli.plan.memory import human
+from rl4rec_cli.plan.placement import Placement, plan_placement
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 BASE = "beauty-grpo"

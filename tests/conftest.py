@@ -90,7 +90,7 @@ def minilm() -> str:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..., Dataset]) -> Path:
     """A saved tiny policy."""
-    from rl4rec_cli.config.sections import PolicySection
+    from rl4rec_cli.config.policy import PolicySection
     from rl4rec_cli.policy.loading import load_policy, save_policy
 
     folder = tmp_path_factory.mktemp("policy") / "tiny"

@@ -296,7 +296,7 @@ def look_at(path: Path) -> Check:
             check_model(str(folder))
             return Check(name, "ok", "an embedding model")
         if (folder / "config.json").exists() or (folder / "adapter_config.json").exists():
-            from rl4rec_cli.config.sections import PolicySection
+            from rl4rec_cli.config.policy import PolicySection
             from rl4rec_cli.policy.loading import check_tokenizer
 
             check_tokenizer(PolicySection(model=str(folder), backend="hf"))

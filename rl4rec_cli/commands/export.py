@@ -26,7 +26,7 @@ from rl4rec_cli.runs.folder import Run
 from rl4rec_cli.shell import command_line
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import PolicySection
+    from rl4rec_cli.config.policy import PolicySection
 
 FORMS = ("merged", "adapter")
 DTYPES = ("auto", "bf16", "fp16", "fp32")

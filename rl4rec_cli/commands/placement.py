@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import Rl4RecError
-from rl4rec_cli.plan.machine import Machine, Placement, find_machine, parse_gpu, plan_placement
+from rl4rec_cli.plan.machine import Machine, find_machine, parse_gpu
 from rl4rec_cli.plan.memory import PhaseMemory, human
+from rl4rec_cli.plan.placement import Placement, plan_placement
 from rl4rec_cli.shell import set_flags
 
 if TYPE_CHECKING:

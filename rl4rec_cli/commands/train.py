@@ -34,7 +34,8 @@ from rl4rec_cli.train.trackers import Reports, open_reports
 from rl4rec_cli.variables import settings_win
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import PolicySection, RunConfig
+    from rl4rec_cli.config.policy import PolicySection
+    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.config.trainer import RlSection, SftSection
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.eval.evaluation import Evaluation
@@ -257,7 +258,7 @@ def makes_base(config: RunConfig) -> bool:
 
 def _load(config: RunConfig, section: PolicySection, datasets: Sequence[Dataset] | None = None) -> Policy:
     """What a section names, for this run's training."""
-    from rl4rec_cli.plan.machine import engine_share
+    from rl4rec_cli.plan.placement import engine_share
     from rl4rec_cli.policy.backend import choose_backend
     from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
     from rl4rec_cli.policy.loading import load_policy

@@ -19,16 +19,15 @@ from pydantic_core import PydanticKnownError
 
 from rl4rec_cli.config.algorithms import DEFAULT_ALGORITHM
 from rl4rec_cli.config.base import (
-    Fraction,
     NonNegative,
     PositiveFloat,
     PositiveInt,
-    Precision,
     RewardSize,
     RewardWeight,
     Section,
 )
 from rl4rec_cli.config.health import HealthSection
+from rl4rec_cli.config.policy import GenerationSection, PolicySection
 from rl4rec_cli.config.registries import BASELINES, EMBEDDERS, REWARDS
 from rl4rec_cli.config.trainer import trainer_sections
 from rl4rec_cli.config.trainer_base import TrainerSection
@@ -148,134 +147,6 @@ class PromptSection(Section):
             "item_template": self.item_templates.get(dataset, self.item_template),
         }
         return self.model_copy(update={**own, "templates": {}, "item_templates": {}})
-
-
-class LoraSection(Section):
-    r: PositiveInt = 16
-    """Rank."""
-    alpha: PositiveInt = 32
-    """Scaling numerator: the update is scaled by alpha / r."""
-    dropout: Fraction = 0.0
-    """Dropout on the adapter's input."""
-    target_modules: str | tuple[str, ...] = "auto"
-    """Modules to adapt: names, `all-linear` (every linear layer but the head), or `auto`: a preset's, else all."""
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    """Seed of the adapter's initialisation; the run's when absent."""
-
-
-class FourBitSection(Section):
-    quant_type: Literal["nf4", "fp4"] = "nf4"
-    """Form of the 16 values that a weight may take."""
-    double_quantization: bool = True
-    """Quantise the scales too: 0.4 bits less for each weight."""
-    compute_dtype: Precision = "auto"
-    """Type that layers compute in; `auto`: that of `policy.dtype`."""
-
-
-class TinySection(Section):
-    hidden_size: PositiveInt = 64
-    """Width."""
-    layers: PositiveInt = 2
-    """Transformer layers."""
-    heads: PositiveInt = 4
-    """Attention heads; must divide the width."""
-    head_dim: PositiveInt | None = None
-    """Width of a head; `hidden_size / heads` when absent, at least 32 where vLLM writes (its CPU kernels have none
-    narrower)."""
-    vocab_size: Annotated[int, Field(ge=300)] = 512
-    """Tokens of the byte-level BPE trained on the catalogue."""
-
-    @model_validator(mode="after")
-    def _divides(self) -> TinySection:
-        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
-            raise ValueError("policy.tiny.hidden_size must be an even multiple of policy.tiny.heads")
-        if self.head_dim is not None and self.head_dim % 2:
-            raise ValueError("policy.tiny.head_dim must be even")
-        return self
-
-    @property
-    def head_width(self) -> int:
-        """Width of an attention head."""
-        return self.head_dim or self.hidden_size // self.heads
-
-
-class PolicySection(Section):
-    model: str = "tiny"
-    """`tiny` (built locally), a preset (`qwen2.5-0.5b`, `llama-3.1-8b` …), a Hugging Face name, a model folder, or a
-    checkpoint of a run."""
-    backend: Literal["auto", "hf", "unsloth"] = "auto"
-    """What loads and trains it: transformers with PEFT, or Unsloth. `auto`: unsloth for an adapter where there is a GPU
-    and unsloth is installed, else hf."""
-    quantization: Literal["none", "4bit", "8bit"] = "none"
-    """Hold the weights that are not trained in 4 or 8 bits (bitsandbytes). 4bit by default with backend unsloth."""
-    four_bit: FourBitSection = FourBitSection()
-    """How 4 bits are used."""
-    fast_inference: bool = False
-    """Let Unsloth write by a vLLM engine in the same process, which shares its weights (GPU only, beta 0)."""
-    revision: str | None = None
-    """Branch, tag or commit of a model from the Hub."""
-    trust_remote_code: bool = False
-    """Run code that comes with the model. Off: such models are refused."""
-    dtype: Precision = "auto"
-    """Type the weights are loaded in; `auto`: on a GPU bf16, or where it has none fp16 (fp32 where all weights are
-    trained); without one fp32."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1` …"""
-    lora: LoraSection | None = None
-    """Train a LoRA adapter; absent: all weights are trained. Present by default with backend unsloth."""
-    tiny: TinySection = TinySection()
-    """Shape of the `tiny` policy."""
-
-    @model_validator(mode="after")
-    def _unsloth_is_4bit_lora(self) -> PolicySection:
-        if self.backend == "unsloth" and "lora" not in self.model_fields_set:
-            self._fill_in(lora=LoraSection())
-        if self.backend == "unsloth" and self.lora is not None and "quantization" not in self.model_fields_set:
-            self._fill_in(quantization="4bit")
-        return self
-
-
-class VllmSection(Section):
-    handover: Literal["auto", "adapter", "merged"] = "auto"
-    """What brings vLLM to an adapter's weights: the adapter itself, or all weights with it merged into them. `auto`:
-    merged on the CPU in fp32, where vLLM is slow with adapters, else the adapter."""
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Type it computes in; `auto`: that of the policy's weights."""
-    memory_share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Share of the GPU's memory it may take, beside what trains; when absent, what `rl4rec plan` shows."""
-    sleep: bool = False
-    """Give the GPU's memory back while nothing is written; costs a copy of the weights each time."""
-    enforce_eager: bool = False
-    """Start sooner and write slower: no CUDA graphs. Always so without a GPU."""
-    timeout: PositiveFloat = 1800.0
-    """Seconds an answer may take."""
-    server: str | None = None
-    """Write by a running `vllm serve` instead, e.g. `http://127.0.0.1:8000`."""
-    correction: Literal["auto", "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "auto"
-    """How training corrects for vLLM's probabilities not being the trainer's: each token or text is weighed by their
-    ratio, which is cut (`truncate`) or left out (`mask`) where it is too large. `auto`: `token_truncate`, or
-    `sequence_truncate` for algorithms that learn from whole texts, as rloo."""
-    correction_max: PositiveFloat = 3.0
-    """The largest ratio."""
-
-
-class GenerationSection(Section):
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """What writes texts, in training and after it. `vllm` is quicker on a GPU and where texts share a long prompt."""
-    vllm: VllmSection = VllmSection()
-    """Settings of vLLM."""
-    batch_size: PositiveInt | None = None
-    """Texts written at once in training; all of a step's when absent. Fewer take less memory."""
-    max_completion_length: PositiveInt = 64
-    """Longest text in new tokens."""
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature in training."""
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Nucleus sampling; below 1 the policy gradient is biased."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """Sample among the k most likely tokens; 0 = all."""
-    repetition_penalty: PositiveFloat = 1.0
-    """Above 1 discourages tokens already written."""
 
 
 class ServiceSection(Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rl4rec_cli.config.sections import GenerationSection, PolicySection
+from rl4rec_cli.config.policy import GenerationSection, PolicySection
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.models.adapters import is_peft, largest_rank
 from rl4rec_cli.plan.memory import engine_need, pass_bytes, pass_tokens

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rl4rec_cli.config.sections import GenerationSection
+from rl4rec_cli.config.policy import GenerationSection
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ from rl4rec_cli.models.adapters import is_peft, largest_rank
 from rl4rec_cli.plan.memory import ENGINE_TEXTS, engine_cache, pass_tokens
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import GenerationSection, PolicySection, RunConfig
+    from rl4rec_cli.config.policy import GenerationSection, PolicySection
+    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.engine.sampling import Sampling
 
 _TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -193,7 +194,7 @@ class VllmEngine:
         return self._process
 
     def _server(self, model: Any, url: str) -> VllmServer:
-        from rl4rec_cli.config.sections import LoraSection
+        from rl4rec_cli.config.policy import LoraSection
 
         is_adapted = is_peft(model)
         if not is_adapted and not is_frozen(model):

@@ -277,7 +277,7 @@ def _put(section: Any, path: Sequence[str], value: Any) -> Any:
     if below:
         inner = getattr(section, name)
         if inner is None and name == "lora":
-            from rl4rec_cli.config.sections import LoraSection
+            from rl4rec_cli.config.policy import LoraSection
 
             inner = LoraSection()
         value = _put(inner, below, value)

@@ -1,7 +1,6 @@
-"""What is there (GPUs, memory, cores), and what a run makes of it.
+"""What is there: GPUs, memory, cores.
 
-Decides: how GPUs and free memory are found without torch, how much of them may be used, whether a run fits, and which
-backend, precision of weights, micro-batch and retrieval it would have (`plan_placement`, pure).
+Decides: how GPUs and free memory are found without torch, and how much of them may be used.
 Hides: `nvidia-smi`, `/proc`, control groups.
 """
 
@@ -15,30 +14,16 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rl4rec_cli.errors import ConfigError, Rl4RecError
-from rl4rec_cli.models.devices import gpu_index
-from rl4rec_cli.plan.catalogue import Holding, plan_catalogue
-from rl4rec_cli.plan.fitting import Room, Saving, savings
 from rl4rec_cli.plan.memory import (
-    ENGINE_TEXTS,
     GB,
-    Estimate,
-    Surroundings,
-    activation_saving,
-    engine_bytes,
-    estimate,
-    human,
-    plain_weights,
 )
 from rl4rec_cli.variables import check_one_process
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.models.shape import ModelFacts, RetrievalFacts
-
-__all__ = ["Choice", "Gpu", "Machine", "Placement", "RetrievalPlace", "find_machine", "parse_gpu", "plan_placement"]
+    pass
 
 # Of what is free: the rest goes to fragmentation, and to the error of the estimate.
 USABLE = 0.92
@@ -62,48 +47,6 @@ class Machine:
     ram_free: int
     has_ray: bool = True
     """Whether Ray is installed."""
-
-
-@dataclass(frozen=True)
-class RetrievalPlace:
-    """Where embedder and item matrix go."""
-
-    backend: Literal["in-process", "ray"]
-    where: str
-    """Device, `cpu` or `cuda:N`; of a service that somebody else runs, in words."""
-    reason: str
-    own_gpu: int | None = None
-    """GPU of a service that the run itself starts; None: it starts none."""
-
-    @property
-    def in_service(self) -> bool:
-        return self.backend == "ray"
-
-
-@dataclass(frozen=True)
-class Choice:
-    what: str
-    value: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a run goes and whether it fits."""
-
-    device: str
-    """`cpu`, or `cuda:N`."""
-    memory: str
-    """What is there, in words."""
-    room: int
-    """Bytes that may be used."""
-    estimate: Estimate
-    fits: bool
-    choices: tuple[Choice, ...]
-    """As configured where that fits; else as the cheapest way out has it."""
-    ways_out: tuple[Saving, ...]
-    """The two cheapest, where it does not fit."""
-    notes: tuple[str, ...] = ()
 
 
 def find_machine() -> Machine:
@@ -197,209 +140,3 @@ def ram() -> tuple[int, int]:
         own = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
         total, free = min(total, most), min(free, most - own)
     return total, max(0, free)
-
-
-def plan_placement(
-    machine: Machine,
-    config: RunConfig,
-    facts: ModelFacts,
-    retrieval: RetrievalFacts,
-    *,
-    lengths: tuple[int, int] | None = None,
-) -> Placement:
-    """Where a run goes, what it takes and whether that fits.
-
-    Args:
-        machine: what is there, or what is asked about.
-        facts: of the policy.
-        retrieval: of catalogue and embedder.
-        lengths: tokens of the longest prompt and text, where they are known better than by the limits.
-
-    Raises:
-        ConfigError: `policy.device` names a GPU that is not there.
-    """
-    gpu = _policy_gpu(machine, config.policy.device)
-    found = place_retrieval(machine, config)
-    around = find_surroundings(machine, config, retrieval, lengths=lengths)
-    free = gpu.free if gpu else machine.ram_free
-    beside = _engine_size(config, facts, around, gpu)
-    room = int(USABLE * free) - beside
-    result = estimate(config, facts, around)
-    fits = result.bytes <= room
-    ways = () if fits else tuple(savings(config, facts, around, Room(room), keep_texts=False)[:2])
-    chosen = config if fits or not ways else ways[0].config
-    choices = _choices(chosen, config, facts, around, gpu)
-    if (held := _holding(machine, chosen, retrieval)) is not None:
-        choices = (*choices, Choice("item vectors", held.words, held.reason))
-    backend = Choice("retrieval", f"{found.backend} on {_where(chosen, found)}", found.reason)
-    said = f"{gpu.name}, {human(gpu.free)} free" if gpu else f"{human(machine.ram_free)} of memory free, no GPU is used"
-    if beside:
-        said += f", {human(beside)} of it vLLM's"
-    return Placement(
-        f"cuda:{gpu.index}" if gpu else "cpu", said, room, result, fits, (*choices, backend), ways, retrieval.notes
-    )
-
-
-def find_surroundings(
-    machine: Machine, config: RunConfig, retrieval: RetrievalFacts, *, lengths: tuple[int, int] | None = None
-) -> Surroundings:
-    """What a run's memory depends on besides its configuration and its policy; arguments as of `plan_placement`.
-
-    Raises:
-        ConfigError: `policy.device` names a GPU that is not there.
-    """
-    gpu = _policy_gpu(machine, config.policy.device)
-    where = place_retrieval(machine, config).where
-    held = _holding(machine, config, retrieval)
-    return Surroundings(
-        on_gpu=gpu is not None,
-        items=retrieval.items,
-        embedder_parameters=retrieval.embedder_parameters,
-        embedding_dim=retrieval.dim,
-        retrieval_on_device=where == (f"cuda:{gpu.index}" if gpu else "cpu"),
-        item_matrix=None if held is None else held.bytes,
-        prompt_tokens=lengths[0] if lengths else None,
-        text_tokens=lengths[1] if lengths else None,
-    )
-
-
-def _policy_gpu(machine: Machine, device: str) -> Gpu | None:
-    if device == "cpu" or (device == "auto" and not machine.gpus):
-        return None
-    index = gpu_index(device, "policy.device")
-    if index >= len(machine.gpus):
-        there = f"{len(machine.gpus)} GPU{'s' * (len(machine.gpus) != 1)} there"
-        raise ConfigError(f"policy.device={device}, but {there}", hint="use auto or cpu, or plan for one: --gpu 24")
-    return machine.gpus[index]
-
-
-def place_retrieval(machine: Machine, config: RunConfig) -> RetrievalPlace:
-    """Where a run's embedder and item matrix go; `retrieval.backend: auto` is decided here, by the GPUs there are.
-
-    A service that runs on this machine already, which `auto` takes before all this, is no part of it.
-
-    Raises:
-        ConfigError: `policy.device` names a GPU that is not there.
-    """
-    device = config.retrieval.device
-    gpu = _policy_gpu(machine, config.policy.device)
-    if config.retrieval.needs_service:
-        return RetrievalPlace("ray", "devices of its own", "a retrieval service embeds and ranks (retrieval.backend)")
-    if device != "auto":
-        return RetrievalPlace("in-process", "cuda:0" if device == "cuda" else device, "retrieval.device says so")
-    if not machine.gpus:
-        return RetrievalPlace("in-process", "cpu", "no GPU: in this process, on the CPU")
-    if len(machine.gpus) == 1 and gpu is not None:
-        return RetrievalPlace("in-process", "cuda:0", "one GPU: in this process, beside the policy")
-    if gpu is None:
-        return RetrievalPlace("in-process", "cuda:0", "in this process, on a GPU that the policy does not use")
-    against = _against_a_service(machine, config)
-    if against is None:
-        own = max(other.index for other in machine.gpus if other.index != gpu.index)
-        reason = (
-            f"{len(machine.gpus)} GPUs: a service that the run starts, and ends, on one that the policy does not use"
-        )
-        return RetrievalPlace("ray", f"cuda:{own}", reason, own_gpu=own)
-    beside = "beside the policy" if gpu.index == 0 else "on a GPU that the policy does not use"
-    return RetrievalPlace("in-process", "cuda:0", f"in this process, {beside}: {against}")
-
-
-def _holding(machine: Machine, config: RunConfig, retrieval: RetrievalFacts) -> Holding | None:
-    rooms = {"cpu": machine.ram_free, **{f"cuda:{gpu.index}": gpu.free for gpu in machine.gpus}}
-    return plan_catalogue(config.retrieval, retrieval, place_retrieval(machine, config).where, rooms)
-
-
-def _against_a_service(machine: Machine, config: RunConfig) -> str | None:
-    """Why a run does not start a retrieval service of its own where there are GPUs enough; None: it does."""
-    if config.retrieval.stays_in_process:
-        return "retrieval.backend says so (--set retrieval.device=cuda:1 for another GPU)"
-    if config.data.synthetic is not None:
-        return "synthetic data lies in no folder that a service could read"
-    if config.data.sequential_file is not None:
-        return "data.sequential_file lies elsewhere than in the folder that a service would read"
-    if not machine.has_ray:
-        return "a service on another GPU needs Ray (pip install 'rl4rec[ray]'); or --set retrieval.device=cuda:1"
-    return None
-
-
-def _where(chosen: RunConfig, found: RetrievalPlace) -> str:
-    return "cpu" if chosen.retrieval.device == "cpu" and not found.in_service else found.where
-
-
-def _choices(
-    chosen: RunConfig, config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu | None
-) -> tuple[Choice, ...]:
-    """What the run has, each with its reason; `chosen` differs from `config` where that did not fit."""
-    policy, trainer = chosen.policy, chosen.trainer
-    forced = "as configured it does not fit"
-    full, packed = plain_weights(chosen, facts, around), estimate(chosen, facts, around).phases[-1].parts["weights"]
-    if policy.lora is None:
-        backend = Choice("backend", "hf", "all weights are trained, no adapter (policy.lora)")
-    elif policy.backend != "auto":
-        backend = Choice("backend", policy.backend, "policy.backend says so")
-    elif gpu is None:
-        backend = Choice("backend", "hf", "no GPU is used")
-    else:
-        backend = Choice("backend", "unsloth", "an adapter on a GPU; hf where unsloth is not installed")
-    if policy.quantization == "none":
-        quantised = Choice("quantization", "none", f"the weights take {human(full)} as they are")
-    else:
-        because = forced if config.policy.quantization == "none" else "policy.quantization says so"
-        quantised = Choice("quantization", policy.quantization, f"{because}; {human(packed)} instead of {human(full)}")
-    step = trainer.micro_batch * trainer.gradient_accumulation_steps
-    learnt = f"{step} learnt from in a step, {trainer.micro_batch} at once"
-    changed = trainer.batch_words != config.trainer.batch_words
-    size = Choice("batch", trainer.batch_words, f"{forced}; {learnt}" if changed else learnt)
-    without, kept = activation_saving(chosen, facts, around)
-    if trainer.gradient_checkpointing:
-        because = "trainer.gradient_checkpointing says so" if config.trainer.gradient_checkpointing else forced
-        again = Choice(
-            "gradient checkpointing", "on", f"{because}; activations take {human(kept)}, not {human(without)}"
-        )
-    else:
-        again = Choice("gradient checkpointing", "off", f"activations take {human(without)}; with it {human(kept)}")
-    return (backend, quantised, size, again, _vllm(chosen, facts, around, gpu))
-
-
-def _engine_size(config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu | None) -> int:
-    """Bytes of the device that vLLM gets, in a process of its own."""
-    share = config.generation.vllm.memory_share
-    need = engine_bytes(config, facts, around)
-    return int(share * gpu.total) if need and gpu is not None and share is not None else need
-
-
-def engine_share(config: RunConfig, facts: ModelFacts, retrieval: RetrievalFacts) -> float | None:
-    """The share of its GPU that the engine of `policy.fast_inference` gets, as a plan for this machine shows it.
-
-    None without that engine.
-
-    Raises:
-        ConfigError: `policy.device` names a GPU that is not there.
-    """
-    if not config.policy.fast_inference:
-        return None
-    machine = find_machine()
-    around = find_surroundings(machine, config, retrieval)
-    return float(_vllm(config, facts, around, _policy_gpu(machine, config.policy.device)).value) or None
-
-
-def _vllm(config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu | None) -> Choice:
-    """The share of the GPU that vLLM gets."""
-    if beside := _engine_size(config, facts, around, gpu):
-        texts = config.generation.batch_size or ENGINE_TEXTS
-        why = f"weights of its own and the cache of {texts} texts take {human(beside)} (generation.engine=vllm)"
-        return Choice("vLLM share", f"{beside / gpu.total:.2f}" if gpu else "0", why if gpu else f"no GPU: {why}")
-    if gpu is None or not config.policy.fast_inference:
-        return Choice("vLLM share", "0", "texts are written by the policy itself (generation.engine)")
-    writing = next((p for p in estimate(config, facts, around).phases if p.name == "writing"), None)
-    if writing is None:
-        return Choice("vLLM share", "0", "no texts are written")
-    if (asked := config.generation.vllm.memory_share) is not None:
-        return Choice("vLLM share", f"{asked:.2f}", "generation.vllm.memory_share says so")
-    # The weights are shared with the engine, which wants room beside the cache for a batch of its own.
-    need = writing.parts["weights"] + 1.2 * writing.parts["KV cache"] + GB
-    return Choice(
-        "vLLM share",
-        f"{min(0.9, need / gpu.total):.2f}",
-        f"weights and the cache of {config.trainer.texts_at_once} texts",
-    )

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from rl4rec_cli.plan.phases import Phase
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig
+    from rl4rec_cli.config.policy import LoraSection, PolicySection
+    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.models.shape import ModelFacts
 

@@ -21,7 +21,8 @@ from rl4rec_cli.errors import ConfigError, PolicyError, first_line
 from rl4rec_cli.variables import check_one_process, import_noted
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import PolicySection, RunConfig
+    from rl4rec_cli.config.policy import PolicySection
+    from rl4rec_cli.config.sections import RunConfig
 
 PATCHED = ("trl", "transformers", "peft")
 """What Unsloth patches, and must therefore find as it came."""

@@ -19,7 +19,8 @@ from rl4rec_cli.policy.sources import ADAPTER, check_files, read_base
 from rl4rec_cli.retrieval.embedder import find_embedder
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import PolicySection, RunConfig, TinySection
+    from rl4rec_cli.config.policy import PolicySection, TinySection
+    from rl4rec_cli.config.sections import RunConfig
 
 # Parameters and dimensions, as published.
 _EMBEDDERS = {

@@ -25,7 +25,7 @@ from rl4rec_cli.policy.pretrained import find_dtype, load_pretrained, read_token
 from rl4rec_cli.policy.sources import check_whole
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import PolicySection, TinySection
+    from rl4rec_cli.config.policy import PolicySection, TinySection
     from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.engine.vllm import VllmEngine
 

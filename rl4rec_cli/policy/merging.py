@@ -20,7 +20,7 @@ from rl4rec_cli.policy.pretrained import find_dtype, load_tokenizer
 from rl4rec_cli.policy.sources import find_source
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import PolicySection
+    from rl4rec_cli.config.policy import PolicySection
 
 
 def load_merged(section: PolicySection, folder: Path, *, dtype: str = "auto") -> Policy:

@@ -23,7 +23,7 @@ from rl4rec_cli.policy.sources import ADAPTER, MODEL_TRIES, Source, cannot_load,
 from rl4rec_cli.retrieval.embedders.models import model_identity
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import LoraSection, PolicySection
+    from rl4rec_cli.config.policy import LoraSection, PolicySection
 
 
 def load_pretrained(

@@ -22,7 +22,7 @@ from rl4rec_cli.models.names import PRESETS, repository_of
 from rl4rec_cli.runs.folder import BASE
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import PolicySection
+    from rl4rec_cli.config.policy import PolicySection
 
 ADAPTER = "adapter_config.json"
 CARRIED = "base"
@@ -233,7 +233,7 @@ def with_own_adapter(section: PolicySection) -> PolicySection:
         ConfigError: settings of another adapter were given. PolicyError: the adapter cannot be read, or is of a kind
             that is not trained here.
     """
-    from rl4rec_cli.config.sections import LoraSection
+    from rl4rec_cli.config.policy import LoraSection
 
     folder = Path(section.model).expanduser()
     if not (folder / ADAPTER).is_file():

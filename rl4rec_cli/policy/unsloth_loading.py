@@ -19,7 +19,7 @@ from rl4rec_cli import console
 from rl4rec_cli.policy.backend import import_unsloth
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import PolicySection
+    from rl4rec_cli.config.policy import PolicySection
     from rl4rec_cli.policy.sources import Source
 
 

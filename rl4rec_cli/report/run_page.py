@@ -9,7 +9,6 @@ Hides: the page's template (`run_page.html.j2`), what is drawn (`panels.py`), an
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import __version__, console
-from rl4rec_cli.config.base import Section
 from rl4rec_cli.errors import Rl4RecError, RunError
 from rl4rec_cli.eval.checkpoint import is_of
 from rl4rec_cli.eval.result_files import read_result, result_tables
 from rl4rec_cli.files.logs import read_log
 from rl4rec_cli.files.reading import read_object
 from rl4rec_cli.files.writing import check_writable, write_text
+from rl4rec_cli.report.run_tables import environment_table, settings_table
 from rl4rec_cli.runs.folder import TRAINING_LOG, WARM_START_LOG
 from rl4rec_cli.runs.making import open_run, resume_command
 from rl4rec_cli.train.checkpoints import CheckpointState, checkpoint_states
@@ -360,42 +359,6 @@ _WHAT = {
     "checkpoint_best": "best on validation users",
     "checkpoint_final": "the result",
 }
-
-
-def settings_table(config: Section) -> Table:
-    """Columns and rows of the settings that are not the defaults."""
-    return ("setting", "value", "default"), _changed(config, "")
-
-
-def _changed(section: Section, path: str) -> list[list[str]]:
-    rows = []
-    for name, about in type(section).model_fields.items():
-        value, default = getattr(section, name), about.get_default(call_default_factory=True)
-        key = f"{path}{name}"
-        if isinstance(value, Section):
-            if type(value) is not type(default) and name != "trainer":  # one that is optional is something by itself
-                rows.append([key, "set", _setting(default)])
-            rows += _changed(value, f"{key}.")
-        elif value != default:
-            rows.append([key, _setting(value), _setting(default)])
-    return rows
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, Section):
-        return "set"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def environment_table(found: Mapping[str, Any]) -> Table:
-    """Columns and rows of what a result depends on besides the configuration."""
-    versions = found.get("versions")
-    flat = {**{k: v for k, v in found.items() if k != "versions"}, **versions} if isinstance(versions, dict) else found
-    rows = [
-        [str(key), " ".join(map(str, value)) if isinstance(value, list) else _setting(value)]
-        for key, value in flat.items()
-    ]
-    return ("what", "value"), rows
 
 
 def _shown(value: Any, form: str) -> str:

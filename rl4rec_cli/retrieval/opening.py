@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rl4rec_cli import console
 from rl4rec_cli.errors import Rl4RecError
 from rl4rec_cli.models.devices import resolve_device
-from rl4rec_cli.plan import machine
+from rl4rec_cli.plan import machine, placement
 from rl4rec_cli.retrieval.catalogue import load_catalogues
 from rl4rec_cli.retrieval.retriever import InProcessRetriever
 from rl4rec_cli.retrieval.service import cluster
@@ -135,7 +135,7 @@ def open_run_retrievers(config: RunConfig, datasets: Sequence[Dataset]) -> Itera
 def _choose_gpu(config: RunConfig) -> int | None:
     """The GPU for a service of the run's own; None: it has none. Says why."""
     try:
-        place = machine.place_retrieval(machine.find_machine(), config)
+        place = placement.place_retrieval(machine.find_machine(), config)
     except Rl4RecError as error:  # GPUs that cannot be counted are none to start a service on
         console.log(f"Retrieval in this process: {error.message}")
         return None

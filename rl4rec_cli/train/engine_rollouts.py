@@ -18,7 +18,7 @@ import torch
 from rl4rec_cli.train.health import MASKED
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import VllmSection
+    from rl4rec_cli.config.policy import VllmSection
 
 _CORRECTION, _RATIO = "vllm_importance_sampling_correction", "importance_sampling_ratio"
 

@@ -20,9 +20,10 @@ import torch
 from rl4rec_cli.errors import PolicyError, first_line
 from rl4rec_cli.models.shape import ModelFacts, read_facts
 from rl4rec_cli.plan.fitting import Room, changed, least, savings, set_texts, smaller_pieces, way_on
-from rl4rec_cli.plan.machine import USABLE, Gpu, Machine, find_surroundings, ram
+from rl4rec_cli.plan.machine import USABLE, Gpu, Machine, ram
 from rl4rec_cli.plan.memory import RUNTIME_GPU, Estimate, PhaseMemory, Surroundings, estimate, human
 from rl4rec_cli.plan.phases import Phase
+from rl4rec_cli.plan.placement import find_surroundings
 from rl4rec_cli.policy.facts import retrieval_facts
 from rl4rec_cli.retrieval.embedder import find_embedder
 from rl4rec_cli.shell import set_flags

@@ -20,7 +20,7 @@ import torch
 from rl4rec_cli.cli.main import main
 from rl4rec_cli.commands.train import train
 from rl4rec_cli.config.layering import load_config
-from rl4rec_cli.config.sections import PolicySection
+from rl4rec_cli.config.policy import PolicySection
 from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.files.folders import problems
 from rl4rec_cli.policy.generation import generate_texts

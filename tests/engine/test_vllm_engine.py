@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import torch
 
-from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig, TinySection
+from rl4rec_cli.config.policy import LoraSection, PolicySection, TinySection
+from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.engine.vllm import VllmEngine

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig
+from rl4rec_cli.config.policy import LoraSection, PolicySection
+from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.engine import limits
 from rl4rec_cli.engine import vllm as vllm_engine

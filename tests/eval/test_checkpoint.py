@@ -13,7 +13,7 @@ import pytest
 from rl4rec_cli.cli.main import main
 from rl4rec_cli.commands.train import train
 from rl4rec_cli.config.layering import load_config
-from rl4rec_cli.config.sections import PolicySection
+from rl4rec_cli.config.policy import PolicySection
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint, find_checkpoint
 from rl4rec_cli.eval.resolve import find_run

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl4rec_cli.config.sections import PolicySection
+from rl4rec_cli.config.policy import PolicySection
 from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.policy.generation import generate_texts
 from rl4rec_cli.policy.loading import Policy, load_policy

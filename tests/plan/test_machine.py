@@ -17,16 +17,9 @@ from rl4rec_cli.models.names import PRESETS
 from rl4rec_cli.models.shape import RetrievalFacts
 from rl4rec_cli.plan import machine as hardware
 from rl4rec_cli.plan.fitting import Room, least, savings, smaller_pieces, way_on
-from rl4rec_cli.plan.machine import (
-    Gpu,
-    Machine,
-    find_machine,
-    parse_gpu,
-    plan_placement,
-    read_smi,
-    visible,
-)
+from rl4rec_cli.plan.machine import Gpu, Machine, find_machine, parse_gpu, read_smi, visible
 from rl4rec_cli.plan.memory import GB, Surroundings, estimate
+from rl4rec_cli.plan.placement import plan_placement
 
 ROOT = Path(__file__).parents[2]
 RETRIEVAL = RetrievalFacts(100_000, 335_141_888, 1024)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from rl4rec_cli.config.layering import load_config
-from rl4rec_cli.config.sections import LoraSection, RunConfig
+from rl4rec_cli.config.policy import LoraSection
+from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.models.names import PRESETS
 from rl4rec_cli.models.shape import ModelFacts, read_facts

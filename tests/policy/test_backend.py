@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rl4rec_cli.config.sections import LoraSection, PolicySection, TinySection
+from rl4rec_cli.config.policy import LoraSection, PolicySection, TinySection
 from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.models.names import PRESETS, find_preset, repository_of
 from rl4rec_cli.policy import backend

@@ -7,14 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rl4rec_cli.config.sections import (
-    DataSection,
-    PolicySection,
-    RetrievalSection,
-    RunConfig,
-    SyntheticSection,
-    TinySection,
-)
+from rl4rec_cli.config.policy import PolicySection, TinySection
+from rl4rec_cli.config.sections import DataSection, RetrievalSection, RunConfig, SyntheticSection
 from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.models.names import PRESETS
 from rl4rec_cli.policy.facts import policy_facts, retrieval_facts

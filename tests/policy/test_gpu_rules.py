@@ -16,7 +16,8 @@ import torch
 
 from rl4rec_cli import variables
 from rl4rec_cli.config.layering import load_config
-from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig
+from rl4rec_cli.config.policy import LoraSection, PolicySection
+from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.engine import process
 from rl4rec_cli.engine.process import VllmProcess
 from rl4rec_cli.errors import ConfigError, EngineError

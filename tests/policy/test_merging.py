@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rl4rec_cli.commands import export
-from rl4rec_cli.config.sections import LoraSection, PolicySection, RunConfig
+from rl4rec_cli.config.policy import LoraSection, PolicySection
+from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.engine.limits import check_fits
 from rl4rec_cli.engine.vllm import VllmEngine
 from rl4rec_cli.engine.weights import adapts_tied_ends, whole_tensors

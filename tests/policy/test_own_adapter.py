@@ -12,7 +12,7 @@ import pytest
 from rl4rec_cli.cli.main import main
 from rl4rec_cli.commands.train import train
 from rl4rec_cli.config.layering import load_config
-from rl4rec_cli.config.sections import LoraSection, PolicySection
+from rl4rec_cli.config.policy import LoraSection, PolicySection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.policy.loading import load_policy, save_policy

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from rl4rec_cli.config.sections import GenerationSection, LoraSection, PolicySection
+from rl4rec_cli.config.policy import GenerationSection, LoraSection, PolicySection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.errors import ConfigError, PolicyError

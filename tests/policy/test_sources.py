@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rl4rec_cli.cli.main import main
-from rl4rec_cli.config.sections import LoraSection, PolicySection
+from rl4rec_cli.config.policy import LoraSection, PolicySection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.errors import PolicyError

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from rl4rec_cli.config.layering import load_config
-from rl4rec_cli.config.sections import RunConfig, VllmSection
+from rl4rec_cli.config.policy import VllmSection
+from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.engine.vllm import Handover
 from rl4rec_cli.errors import ConfigError

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig, VllmSection
+    from rl4rec_cli.config.policy import VllmSection
+    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.train.rollouts import RetrievalReward, Rollout
 

@@ -16,7 +16,8 @@ from rl4rec_cli.train.arguments import one_gpu, rl_arguments
 from rl4rec_cli.train.engine_rollouts import weigh_texts
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig, VllmSection
+    from rl4rec_cli.config.policy import VllmSection
+    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.config.trainer import RlooSection
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.train.algorithms.parts import TrainerParts
