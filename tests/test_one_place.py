@@ -21,7 +21,7 @@ from rl4rec_cli.config.trainer import trainer_sections
 PACKAGE = Path(__file__).parents[1] / "rl4rec_cli"
 ALSO_ENGINES = frozenset({"vllm"})
 """Names that mean something else elsewhere: compared with an attribute of the kind they count all the same."""
-BACKENDS = frozenset({"config/sections.py", "plan/machine.py", "retrieval/service/cluster.py"})
+BACKENDS = frozenset({"config/sections.py", "plan/placement.py", "retrieval/service/cluster.py"})
 
 
 @dataclass(frozen=True)

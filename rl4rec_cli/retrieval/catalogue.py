@@ -14,15 +14,8 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.retrieval.embedder import Embedder, find_embedder, open_embedder
 from rl4rec_cli.retrieval.embedding import embed_items
-from rl4rec_cli.retrieval.embedding_check import check_vectors, has_same_type
-from rl4rec_cli.retrieval.embedding_files import (
-    ItemVectors,
-    embed_into_cache,
-    hold_vectors,
-    stored_embeddings,
-    unsigned_file,
-    untyped_file,
-)
+from rl4rec_cli.retrieval.embedding_check import check_vectors, has_same_type, unsigned_file, untyped_file
+from rl4rec_cli.retrieval.embedding_files import ItemVectors, embed_into_cache, hold_vectors, stored_embeddings
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RetrievalSection

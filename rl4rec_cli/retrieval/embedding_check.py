@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 from rl4rec_cli import console
 from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.retrieval.embedding import is_blank
+from rl4rec_cli.retrieval.embedding_files import FORMAT, embedding_path, read_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rl4rec_cli.config.sections import RetrievalSection
     from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.retrieval.embedder import Embedder
 
@@ -82,3 +84,22 @@ def _draw(dataset: Dataset, emb_type: str) -> dict[int, str]:
     # One out of each part of the catalogue: rows that were shifted or left out half-way are noticed, too.
     chosen = [written[draw.randrange(len(written) * i // count, len(written) * (i + 1) // count)] for i in range(count)]
     return {item: texts[item] for item in chosen}
+
+
+def unsigned_file(section: RetrievalSection, dataset: Dataset) -> Path | None:
+    """The file that `stored_embeddings` reads, where it does not say what made it, of which items, and its checksum."""
+    path = embedding_path(section, dataset) if section.file is None else Path(section.file)
+    metadata = read_safetensors(path)[1] if path.suffix == ".safetensors" else {}
+    is_signed = metadata.get("format") == FORMAT and {"model", "items_digest", "sha256"} <= metadata.keys()
+    return None if is_signed else path
+
+
+def untyped_file(section: RetrievalSection, dataset: Dataset) -> Path | None:
+    """The cache's file that `stored_embeddings` reads, where it does not say in which type its vectors were computed.
+
+    Earlier versions wrote none, and computed in the type of the model's files.
+    """
+    if section.file is not None:
+        return None
+    path = embedding_path(section, dataset)
+    return None if "dtype" in read_safetensors(path)[1] else path

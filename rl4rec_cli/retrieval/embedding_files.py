@@ -140,7 +140,7 @@ def load_embeddings(
     if odd is not None:
         hint = "what torch.save wrote is named .pt" if odd == ZIP else odd.way_out(path)
         raise EmbeddingError(f"{path} is {odd.what}", hint=hint)
-    vectors, metadata = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path, mapped=mapped)
+    vectors, metadata = _read_pt(path) if path.suffix == ".pt" else read_safetensors(path, mapped=mapped)
     vectors = vectors.detach()
     source = [] if model is None else ["--model", model]
     source += [] if dtype == "fp32" else ["--dtype", dtype]
@@ -176,7 +176,7 @@ def load_embeddings(
     return usable_rows(vectors, dataset, emb_type, path, remake, mapped=mapped)
 
 
-def _read_safetensors(path: Path, *, mapped: bool = False) -> tuple[Tensor, dict[str, str]]:
+def read_safetensors(path: Path, *, mapped: bool = False) -> tuple[Tensor, dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -205,7 +205,7 @@ def map_named(path: Path, sha256: str) -> Tensor:
     hint = "every machine of a retrieval service must see the same files; or set retrieval.memory_map=off"
     if not path.is_file():
         raise EmbeddingError(f"{path}: no such embedding file on this machine", hint=hint)
-    vectors_ND, metadata = _read_safetensors(path, mapped=True)
+    vectors_ND, metadata = read_safetensors(path, mapped=True)
     if metadata.get("sha256", "") != sha256:
         raise EmbeddingError(f"{path}: not the file that the retrieval service has loaded", hint=hint)
     return vectors_ND
@@ -213,7 +213,7 @@ def map_named(path: Path, sha256: str) -> Tensor:
 
 def file_checksum(path: Path) -> str:
     """What a `.safetensors` file says its checksum is; empty where it says nothing."""
-    return _read_safetensors(path, mapped=True)[1].get("sha256", "")
+    return read_safetensors(path, mapped=True)[1].get("sha256", "")
 
 
 def _read_pt(path: Path) -> tuple[Tensor, dict[str, str]]:
@@ -315,25 +315,6 @@ def _shape(path: Path) -> list[int]:
         names = list(file.keys())
         return list(file.get_slice("embeddings" if "embeddings" in names else names[0]).get_shape()) if names else []
     return []
-
-
-def unsigned_file(section: RetrievalSection, dataset: Dataset) -> Path | None:
-    """The file that `stored_embeddings` reads, where it does not say what made it, of which items, and its checksum."""
-    path = embedding_path(section, dataset) if section.file is None else Path(section.file)
-    metadata = _read_safetensors(path)[1] if path.suffix == ".safetensors" else {}
-    is_signed = metadata.get("format") == FORMAT and {"model", "items_digest", "sha256"} <= metadata.keys()
-    return None if is_signed else path
-
-
-def untyped_file(section: RetrievalSection, dataset: Dataset) -> Path | None:
-    """The cache's file that `stored_embeddings` reads, where it does not say in which type its vectors were computed.
-
-    Earlier versions wrote none, and computed in the type of the model's files.
-    """
-    if section.file is not None:
-        return None
-    path = embedding_path(section, dataset)
-    return None if "dtype" in _read_safetensors(path)[1] else path
 
 
 def embed_dataset(dataset: Dataset, section: RetrievalSection, out: str | None) -> Path:

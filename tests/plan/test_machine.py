@@ -15,7 +15,7 @@ from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.models.names import PRESETS
 from rl4rec_cli.models.shape import RetrievalFacts
-from rl4rec_cli.plan import machine as hardware
+from rl4rec_cli.plan import placement
 from rl4rec_cli.plan.fitting import Room, least, savings, smaller_pieces, way_on
 from rl4rec_cli.plan.machine import Gpu, Machine, find_machine, parse_gpu, read_smi, visible
 from rl4rec_cli.plan.memory import GB, Surroundings, estimate
@@ -162,14 +162,14 @@ def test_choices_say_why() -> None:
 def test_the_share_that_a_plan_shows_is_the_one_that_unsloth_s_engine_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
 
-    monkeypatch.setattr(hardware, "find_machine", lambda: machine(80))
+    monkeypatch.setattr(placement, "find_machine", lambda: machine(80))
     for sets in ([], ["generation.vllm.memory_share=0.33"]):
         config = load("qwen2.5-1.5b", "policy.backend=unsloth", "policy.fast_inference=true", *sets)
-        share = hardware.engine_share(config, policy_facts(config.policy), retrieval_facts(config))
+        share = placement.engine_share(config, policy_facts(config.policy), retrieval_facts(config))
         assert f"{share:.2f}" == choice(plan(machine(80), config), "vLLM share")[0]
         assert (share == 0.33) == bool(sets)
     plain = load("qwen2.5-1.5b")
-    assert hardware.engine_share(plain, policy_facts(plain.policy), retrieval_facts(plain)) is None
+    assert placement.engine_share(plain, policy_facts(plain.policy), retrieval_facts(plain)) is None
 
 
 def test_vllm_has_a_part_of_the_memory_and_the_run_the_rest() -> None:
