@@ -202,7 +202,7 @@ def _steps(engine: str, args: argparse.Namespace, place: Path) -> dict[str, floa
     from rl4rec_cli.retrieval.opening import open_retriever
     from rl4rec_cli.rewards.scorer import Scorer
     from rl4rec_cli.runs.making import create_run
-    from rl4rec_cli.train.environments import open_domains
+    from rl4rec_cli.train.environments import open_environments
     from rl4rec_cli.train.reinforcement import train_rl
 
     sets = [
@@ -221,9 +221,9 @@ def _steps(engine: str, args: argparse.Namespace, place: Path) -> dict[str, floa
     policy.engine = make_engine(config, log=run.folder / "vllm.log")
     log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")
     scorers = {dataset.name: Scorer(retriever, config.reward)}
-    domains = open_domains(config, [dataset], {dataset.name: retriever}, scorers, policy.tokenizer)
+    environments = open_environments(config, [dataset], {dataset.name: retriever}, scorers, policy.tokenizer)
     with contextlib.redirect_stderr(None):
-        train_rl(config, run, policy, domains, log, rollouts)
+        train_rl(config, run, policy, environments, log, rollouts)
     policy.close()
     log.close()
     rollouts.close()

@@ -37,7 +37,7 @@ from rl4rec_cli.retrieval.opening import open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
 from rl4rec_cli.runs.making import create_run
 from rl4rec_cli.train.algorithms.grpo import grpo_arguments
-from rl4rec_cli.train.environments import Domain
+from rl4rec_cli.train.environments import Environment
 from rl4rec_cli.train.reinforcement import train_rl
 
 CLAIM = 1.05
@@ -83,36 +83,36 @@ def measure(folder: Path, rounds: int, steps: int) -> tuple[list[float], list[fl
         for take, times in ((_ours, ours), (_bare, bare)) if number % 2 else ((_bare, bare), (_ours, ours)):
             policy = load_policy(config.policy, dataset=dataset, seed=0, trainable=True)
             builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
-            domain = Domain(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
+            environment = Environment(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
             with contextlib.redirect_stderr(None):
-                marks = take(config, policy, domain, f"round-{number}")
+                marks = take(config, policy, environment, f"round-{number}")
             times.extend(later - earlier for earlier, later in itertools.pairwise(marks[1:]))
     return ours, bare
 
 
-def _ours(config: Any, policy: Any, domain: Domain, name: str) -> list[float]:
+def _ours(config: Any, policy: Any, environment: Environment, name: str) -> list[float]:
     run = create_run(
         config.model_copy(update={"run": config.run.model_copy(update={"name": name})}), dataset="benchmark"
     )
     log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")
-    train_rl(config, run, policy, [domain], log, rollouts)
+    train_rl(config, run, policy, [environment], log, rollouts)
     log.close()
     rollouts.close()
     lines = (run.folder / "training_log.jsonl").read_text().splitlines()
     return [record["seconds"] for record in map(json.loads, lines) if "seconds" in record]
 
 
-def _bare(config: Any, policy: Any, domain: Domain, name: str) -> list[float]:
+def _bare(config: Any, policy: Any, environment: Environment, name: str) -> list[float]:
     from datasets import Dataset
     from trl import GRPOTrainer
 
     rows = [
-        {"prompt": domain.builder.build(e.user, e.history).text, "target": e.target, "history": list(e.history)}
-        for e in domain.examples
+        {"prompt": environment.builder.build(e.user, e.history).text, "target": e.target, "history": list(e.history)}
+        for e in environment.examples
     ]
 
     def reward(completions: list[str], target: list[int], history: list[list[int]], **_: Any) -> list[float]:
-        return domain.scorer.score([text.strip() for text in completions], target, history).rewards.tolist()
+        return environment.scorer.score([text.strip() for text in completions], target, history).rewards.tolist()
 
     clock = Clock()
     with tempfile.TemporaryDirectory() as scratch:

@@ -103,14 +103,16 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     from rl4rec_cli.rewards.scorer import open_scorers
     from rl4rec_cli.runs.making import create_run
     from rl4rec_cli.train.algorithms.sft import build_pairs, train_sft
-    from rl4rec_cli.train.environments import open_domains
+    from rl4rec_cli.train.environments import open_environments
     from rl4rec_cli.train.reinforcement import train_rl
 
     opened: Sequence[VectorRetriever] = open_retrievers(config.retrieval, datasets)
     retrievers = {dataset.name: one for dataset, one in zip(datasets, opened, strict=True)}
     policy = train.load_start(config, datasets)
-    domains = open_domains(config, datasets, retrievers, open_scorers(retrievers, config.reward), policy.tokenizer)
-    longest = [(len(d.builder.build(e.user, e.history).ids), d.name, e) for d in domains for e in d.examples]
+    environments = open_environments(
+        config, datasets, retrievers, open_scorers(retrievers, config.reward), policy.tokenizer
+    )
+    longest = [(len(d.builder.build(e.user, e.history).ids), d.name, e) for d in environments for e in d.examples]
     longest.sort(key=lambda one: -one[0])
     run = create_run(config, dataset="+".join(retrievers), digest=joint_digest(datasets))
     log, rollouts = JsonLines(folder / "log.jsonl"), JsonLines(folder / "rollouts.jsonl")
@@ -119,7 +121,7 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     for phase in phases:
         own = config.model_copy(update={"trainer": phase})
         used = longest[: _examples_needed(phase)]
-        some = [replace(d, examples=[e for _, name, e in used if name == d.name]) for d in domains]
+        some = [replace(d, examples=[e for _, name, e in used if name == d.name]) for d in environments]
         if not phase.is_rl:
             limit = config.generation.max_completion_length
             section = cast("SftSection", phase)

@@ -28,7 +28,7 @@ from rl4rec_cli.runs.making import create_run, resume_command
 from rl4rec_cli.shell import rl4rec
 from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
 from rl4rec_cli.train.checkpoints import Place, check_data, check_prompts, cut_logs, find_place, keep_recipe
-from rl4rec_cli.train.environments import open_domains, screen_domains
+from rl4rec_cli.train.environments import open_environments, screen_environments
 from rl4rec_cli.train.examples import number_of_training_examples
 from rl4rec_cli.train.trackers import Reports, open_reports
 from rl4rec_cli.variables import settings_win
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.eval.evaluation import Evaluation
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
-    from rl4rec_cli.train.environments import Domain
+    from rl4rec_cli.train.environments import Environment
 
 
 @dataclass(frozen=True)
@@ -198,15 +198,15 @@ def _train_one(
         config = with_day(config, policy.tokenizer)
     else:
         run.config = config = with_day(config, policy.tokenizer, started=run.day)
-    domains = open_domains(config, data.datasets, data.retrievers, scorers, policy.tokenizer)
-    prompts = "+".join(one.builder.digest(one.examples) for one in domains)
+    environments = open_environments(config, data.datasets, data.retrievers, scorers, policy.tokenizer)
+    prompts = "+".join(one.builder.digest(one.examples) for one in environments)
     if run is not None:
         check_prompts(run, prompts, allow_partial=allow_partial)
     if writes_day(policy.tokenizer, chat=config.prompt.chat):
         console.log(day_line(str(config.prompt.date)))
     for phase in config.trainer.phases:
         resolve_precision(phase, str(policy.device))
-    outcome = Outcome(config, domains, data.audits)
+    outcome = Outcome(config, environments, data.audits)
     with ExitStack() as stack:
         if run is None:
             run = create_run(
@@ -228,7 +228,7 @@ def _train_one(
             if any(baseline.is_start for baseline in open_baselines(config.eval.baselines)):
                 outcome.measure(measuring.start_name(config), policy)
 
-        _learn(run, place or Place(0), policy, domains, reports, measure_start)
+        _learn(run, place or Place(0), policy, environments, reports, measure_start)
         outcome.measure(measuring.TUNED, policy)
         outcome.finish(run)
         trained = TrainedRun(run, outcome.evaluations, data.datasets, time.perf_counter() - started)
@@ -323,7 +323,7 @@ def _learn(
     run: Run,
     place: Place,
     policy: Policy,
-    domains: Sequence[Domain],
+    environments: Sequence[Environment],
     reports: Reports,
     measure_start: Callable[[], None],
 ) -> None:
@@ -346,7 +346,7 @@ def _learn(
             warm_start = phases[0]
             with closing(JsonLines(run.folder / WARM_START_LOG, also=reports.step)) as warm_log:
                 train_sft(
-                    *(cast("SftSection", warm_start), config, run, policy, domains, warm_log),
+                    *(cast("SftSection", warm_start), config, run, policy, environments, warm_log),
                     is_warm_start=True,
                     resume=place.checkpoint,
                 )
@@ -364,13 +364,13 @@ def _learn(
             load_weights(policy.model, run.final)
             return
         resume = place.checkpoint if place.phase == last else None
-        validation = Validation(run, policy, domains, report=reports.validation)
+        validation = Validation(run, policy, environments, report=reports.validation)
         go_on: Any = {"resume": resume, "validation": validation}
         if not config.trainer.is_rl:
-            steps = train_sft(cast("SftSection", config.trainer), config, run, policy, domains, log, **go_on)
+            steps = train_sft(cast("SftSection", config.trainer), config, run, policy, environments, log, **go_on)
         else:
             section = cast("RlSection", config.trainer)
-            screened = screen_domains(section, domains, write=_writer(policy, config), folder=run.folder)
+            screened = screen_environments(section, environments, write=_writer(policy, config), folder=run.folder)
             steps = train_rl(config, run, policy, screened, log, rollouts, **go_on)
         write_final(policy, run, steps=steps)
     finally:

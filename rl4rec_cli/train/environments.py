@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Domain:
-    """One of a run's datasets."""
+class Environment:
+    """What a run learns from and is measured on: a dataset with its retriever, scorer and prompts."""
 
     dataset: Dataset
     retriever: VectorRetriever
@@ -42,14 +42,14 @@ class Domain:
         return self.dataset.name
 
 
-def open_domains(
+def open_environments(
     config: RunConfig,
     datasets: Sequence[Dataset],
     retrievers: Mapping[str, VectorRetriever],
     scorers: Mapping[str, Scorer],
     tokenizer: Any,
-) -> list[Domain]:
-    """A domain for each dataset.
+) -> list[Environment]:
+    """Returns an environment for each dataset.
 
     Args:
         retrievers: by the datasets' names; so are the scorers.
@@ -59,7 +59,7 @@ def open_domains(
         ConfigError: the prompt does not fit a dataset.
     """
     return [
-        Domain(
+        Environment(
             dataset,
             retrievers[dataset.name],
             scorers[dataset.name],
@@ -93,19 +93,19 @@ def check_datasets(config: RunConfig, datasets: Sequence[Dataset]) -> None:
     console.log(f"Training on {len(datasets)} datasets together, {total:,} examples: {shares}")
 
 
-def count_examples(domains: Sequence[Domain]) -> int:
-    """Training examples of all domains."""
-    return sum(len(domain.examples) for domain in domains)
+def count_examples(environments: Sequence[Environment]) -> int:
+    """Training examples of all environments."""
+    return sum(len(environment.examples) for environment in environments)
 
 
-def screen_domains(
+def screen_environments(
     section: RlSection,
-    domains: Sequence[Domain],
+    environments: Sequence[Environment],
     *,
     write: Callable[[Dataset, Sequence[Example]], list[str]],
     folder: Path,
-) -> list[Domain]:
-    """Each domain with the examples that reinforcement learning sees; see `screening.py`.
+) -> list[Environment]:
+    """Each environment with the examples that reinforcement learning sees; see `screening.py`.
 
     Args:
         write: the starting policy's most likely texts for examples of a dataset.
@@ -114,8 +114,8 @@ def screen_domains(
     from rl4rec_cli.train.screening import screen_examples
 
     screened = []
-    for one in domains:
-        name = one.name if len(domains) > 1 else None
+    for one in environments:
+        name = one.name if len(environments) > 1 else None
         file = folder / ("screened.json" if name is None else f"screened-{name}.json")
         by_policy = partial(write, one.dataset)
         examples = screen_examples(section, one.retriever, one.examples, write=by_policy, kept_in=file, name=name)

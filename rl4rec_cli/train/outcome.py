@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.eval.evaluation import Evaluation
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.runs.folder import Run
-    from rl4rec_cli.train.environments import Domain
+    from rl4rec_cli.train.environments import Environment
     from rl4rec_cli.train.trackers import Reports
 
 
@@ -37,34 +37,34 @@ class Outcome:
         DataError: a dataset has no validation users.
     """
 
-    def __init__(self, config: RunConfig, domains: Sequence[Domain], audits: Mapping[str, str]) -> None:
+    def __init__(self, config: RunConfig, environments: Sequence[Environment], audits: Mapping[str, str]) -> None:
         self._config = config
-        self._domains = domains
+        self._environments = environments
         self.evaluations: dict[str, Evaluation] = {}
         """By the datasets' names."""
-        for domain in domains:
-            evaluation = measuring.start_evaluation(config, domain.dataset, "validation")
-            evaluation.about["audit"] = audits[domain.name]
-            self.evaluations[domain.name] = evaluation
+        for environment in environments:
+            evaluation = measuring.start_evaluation(config, environment.dataset, "validation")
+            evaluation.about["audit"] = audits[environment.name]
+            self.evaluations[environment.name] = evaluation
 
     def measure_baselines(self) -> None:
-        for domain in self._domains:
-            evaluation = self.evaluations[domain.name]
-            task = measuring.open_task(self._config, domain.dataset, domain.retriever, evaluation.examples)
+        for environment in self._environments:
+            evaluation = self.evaluations[environment.name]
+            task = measuring.open_task(self._config, environment.dataset, environment.retriever, evaluation.examples)
             evaluation.methods.extend(measure_baselines(self._config.eval.baselines, task, "validation"))
 
     def measure(self, name: str, policy: Policy) -> None:
         """Measure the policy as it is."""
-        for domain in self._domains:
-            evaluation, own = self.evaluations[domain.name], (domain.dataset, domain.retriever)
+        for environment in self._environments:
+            evaluation, own = self.evaluations[environment.name], (environment.dataset, environment.retriever)
             evaluation.methods.append(measure_policy(name, policy, self._config, *own, evaluation.examples))
 
     def finish(self, run: Run) -> None:
         """The tuned policy was measured last: compare."""
-        for domain in self._domains:
-            evaluation = self.evaluations[domain.name]
+        for environment in self._environments:
+            evaluation = self.evaluations[environment.name]
             evaluation.subject = measuring.TUNED
-            measuring.finish(evaluation, domain.dataset)
+            measuring.finish(evaluation, environment.dataset)
             measuring.note_checkpoint(evaluation, run, run.final)
 
     def show_and_save(self, run: Run, reports: Reports, show: Callable[[], None]) -> None:
@@ -81,4 +81,4 @@ class Outcome:
     def _save(self, name: str, run: Run, reports: Reports) -> None:
         evaluation = self.evaluations[name]
         save_evaluation(evaluation, run.results(name))
-        reports.final(evaluation, dataset=name if len(self._domains) > 1 else None)
+        reports.final(evaluation, dataset=name if len(self._environments) > 1 else None)

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.runs.folder import Run
-    from rl4rec_cli.train.environments import Domain
+    from rl4rec_cli.train.environments import Environment
     from rl4rec_cli.train.validation import Validation
 
 
 def prepare_rollouts(
     config: RunConfig,
     policy: Policy,
-    domains: Sequence[Domain],
+    environments: Sequence[Environment],
     rollouts: JsonLines,
 ) -> tuple[Any, RetrievalReward, Rollout]:
     """A trainer's dataset, reward function and rollout function: `rows`, `reward` and `rollout` of `TrainerParts`."""
@@ -43,14 +43,14 @@ def prepare_rollouts(
 
     rows: list[dict[str, Any]] = []
     ids: dict[str, tuple[int, ...]] = {}
-    for domain in domains:
-        for example in domain.examples:
-            prompt = domain.builder.build(example.user, example.history)
+    for environment in environments:
+        for example in environment.examples:
+            prompt = environment.builder.build(example.user, example.history)
             ids[prompt.text] = prompt.ids  # the same for the same text, whatever its dataset
             example_columns = {"user": example.user, "target": example.target, "history": list(example.history)}
-            rows.append({"prompt": prompt.text, **example_columns, "dataset": domain.name})
+            rows.append({"prompt": prompt.text, **example_columns, "dataset": environment.name})
     rollout = Rollout(ids, Sampling.from_section(config.generation), policy)
-    scorers = {domain.name: domain.scorer for domain in domains}
+    scorers = {environment.name: environment.scorer for environment in environments}
     reward = RetrievalReward(scorers, policy.tokenizer, rollouts, shown=config.logging.rollouts)
     return HfDataset.from_list(rows), reward, rollout
 
@@ -59,7 +59,7 @@ def train_rl(
     config: RunConfig,
     run: Run,
     policy: Policy,
-    domains: Sequence[Domain],
+    environments: Sequence[Environment],
     log: JsonLines,
     rollouts: JsonLines,
     *,
@@ -69,7 +69,7 @@ def train_rl(
     """Raise the reward of the policy's texts, in place, by the configured algorithm.
 
     Args:
-        domains: what is trained on, together.
+        environments: what is trained on, together.
         resume: the checkpoint to go on from.
         validation: measures the policy now and then.
 
@@ -82,9 +82,9 @@ def train_rl(
             else that ends the training early.
     """
     section = config.trainer
-    examples = count_examples(domains)
+    examples = count_examples(environments)
     steps = number_of_steps(section, examples)
-    rows, reward, rollout = prepare_rollouts(config, policy, domains, rollouts)
+    rows, reward, rollout = prepare_rollouts(config, policy, environments, rollouts)
 
     def describe(logs: dict[str, Any]) -> dict[str, Any] | None:
         return step_record(logs, reward, rollout)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.runs.folder import Run
-    from rl4rec_cli.train.environments import Domain
+    from rl4rec_cli.train.environments import Environment
 
 LOG = "validation_log.jsonl"
 
@@ -41,15 +41,15 @@ class Validation:
         self,
         run: Run,
         policy: Policy,
-        domains: Sequence[Domain],
+        environments: Sequence[Environment],
         *,
         report: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self._report = report
-        self._run, self._policy, self._domains = run, policy, domains
+        self._run, self._policy, self._environments = run, policy, environments
         config: RunConfig = run.config
         self._every = config.eval.steps
-        self._examples = [choose_examples(one.dataset, "validation", config.eval.step_users) for one in domains]
+        self._examples = [choose_examples(one.dataset, "validation", config.eval.step_users) for one in environments]
         self._users = sum(map(len, self._examples))
         self.metric = headline(config.eval.ks)
         self.values: list[tuple[int, float]] = []
@@ -65,9 +65,11 @@ class Validation:
         """Measure the policy as it is; whether no step before was as good."""
         config = self._run.config
         each: dict[str, dict[str, float]] = {}
-        for domain, examples in zip(self._domains, self._examples, strict=True):
-            own = (domain.dataset, domain.retriever, examples)
-            each[domain.name] = means(measure_policy("validation", self._policy, config, *own).ranking, config.eval.ks)
+        for environment, examples in zip(self._environments, self._examples, strict=True):
+            own = (environment.dataset, environment.retriever, examples)
+            each[environment.name] = means(
+                measure_policy("validation", self._policy, config, *own).ranking, config.eval.ks
+            )
         found = {name: float(np.mean([one[name] for one in each.values()])) for name in next(iter(each.values()))}
         by_dataset = {f"{name}/{of}": one[name] for of, one in each.items() for name in one if len(each) > 1}
         self._own = {key: value for key, value in by_dataset.items() if key.startswith(f"{self.metric}/")}

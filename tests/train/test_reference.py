@@ -20,7 +20,7 @@ from rl4rec_cli.retrieval.opening import open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
 from rl4rec_cli.train.algorithms.opening import open_trainer
 from rl4rec_cli.train.algorithms.parts import TrainerParts
-from rl4rec_cli.train.environments import Domain
+from rl4rec_cli.train.environments import Environment
 from rl4rec_cli.train.reinforcement import prepare_rollouts
 
 SMALL = (
@@ -71,8 +71,8 @@ def test_the_divergence_is_that_from_a_true_copy(case: str, algorithm: str, tmp_
     log = JsonLines(tmp_path / "rollouts.jsonl")
     scorer = Scorer(open_retriever(config.retrieval, dataset), config.reward)
     builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
-    domain = Domain(dataset, scorer.retriever, scorer, builder, examples)
-    rows, reward, rollout = prepare_rollouts(config, policy, [domain], log)
+    environment = Environment(dataset, scorer.retriever, scorer, builder, examples)
+    rows, reward, rollout = prepare_rollouts(config, policy, [environment], log)
     trainer = open_trainer(TrainerParts(config, policy, 2, tmp_path / "scratch", rows, reward, rollout))
     # A second model is in memory where all weights are trained, and nowhere else.
     assert (trainer.ref_model is not None) == (case == "full")

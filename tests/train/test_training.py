@@ -35,7 +35,7 @@ from rl4rec_cli.runs.making import create_run
 from rl4rec_cli.train.algorithms.grpo import grpo_arguments
 from rl4rec_cli.train.algorithms.sft import build_pairs, train_sft
 from rl4rec_cli.train.arguments import number_of_steps
-from rl4rec_cli.train.environments import Domain
+from rl4rec_cli.train.environments import Environment
 from rl4rec_cli.train.reinforcement import train_rl
 
 SMALL = (
@@ -151,8 +151,8 @@ def grpo(dataset: Dataset, retriever: InProcessRetriever) -> Grpo:
         log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")
         examples = build_examples(dataset, "train")
         builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
-        domain = Domain(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
-        train_rl(config, run, policy, [domain], log, rollouts)
+        environment = Environment(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
+        train_rl(config, run, policy, [environment], log, rollouts)
         log.close()
         rollouts.close()
         return results(run)
@@ -210,8 +210,8 @@ def test_the_loss_counts_the_labels_only(dataset: Dataset, retriever: InProcessR
             losses.append(torch.nn.functional.cross_entropy(logits[:-1][kept], labels[1:][kept], reduction="none"))
     run = create_run(config, dataset=dataset.name)
     log = JsonLines(run.folder / "training_log.jsonl")
-    domain = Domain(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
-    train_sft(section, config, run, policy, [domain], log, is_warm_start=True)
+    environment = Environment(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
+    train_sft(section, config, run, policy, [environment], log, is_warm_start=True)
     log.close()
     [record] = read_lines(run.folder / "training_log.jsonl")
     assert record["loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)

@@ -26,16 +26,16 @@ POLICY_ADAPTER = "default"
 
 
 @contextmanager
-def heard_by_head(model: Any) -> Iterator[list[Tensor]]:
+def lm_head_inputs(model: Any) -> Iterator[list[Tensor]]:
     """Collect the hidden states that the language-model head reads: they cost no pass of their own.
 
     Yields:
         a list that grows by one `[B, …, hidden]` tensor for each pass through the model.
     """
-    heard: list[Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+    inputs: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     try:
-        yield heard
+        yield inputs
     finally:
         hook.remove()
 

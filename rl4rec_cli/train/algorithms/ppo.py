@@ -29,7 +29,7 @@ from rl4rec_cli.train.algorithms.advantages import (
     whiten,
 )
 from rl4rec_cli.train.algorithms.bases import RlBase
-from rl4rec_cli.train.algorithms.critic import Critic, heard_by_head
+from rl4rec_cli.train.algorithms.critic import Critic, lm_head_inputs
 from rl4rec_cli.train.arguments import one_gpu, rl_arguments
 
 if TYPE_CHECKING:
@@ -158,10 +158,10 @@ class PpoTrainer(RlBase, GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         if self.critic is None:
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        with heard_by_head(self.accelerator.unwrap_model(model)) as heard:
+        with lm_head_inputs(self.accelerator.unwrap_model(model)) as inputs:
             result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
         tokens = result[0].size(1)
-        states = [h[:, -tokens - 1 : -1] for h in heard]
+        states = [h[:, -tokens - 1 : -1] for h in inputs]
         self._passes.append((result[0].detach(), torch.cat(states) if states else None))
         return result
 
@@ -178,9 +178,9 @@ class PpoTrainer(RlBase, GRPOTrainer):
             return super()._compute_loss(model, inputs)
         self._passes.clear()
         mask_BT, old_BT = inputs["completion_mask"], inputs["old_per_token_logps"]
-        stands_still = self._is_far or self.state.global_step < self._ppo.value_warmup_steps
+        policy_frozen = self._is_far or self.state.global_step < self._ppo.value_warmup_steps
         policy_loss: Tensor | None = None
-        if stands_still:
+        if policy_frozen:
             _, entropies_BT, _ = self._read(model, inputs)
             self._note("entropy", masked_mean(entropies_BT, mask_BT))
         else:

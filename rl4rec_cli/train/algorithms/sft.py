@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.runs.folder import Run
-    from rl4rec_cli.train.environments import Domain
+    from rl4rec_cli.train.environments import Environment
     from rl4rec_cli.train.validation import Validation
 
 
@@ -78,7 +78,7 @@ def train_sft(
     config: RunConfig,
     run: Run,
     policy: Policy,
-    domains: Sequence[Domain],
+    environments: Sequence[Environment],
     log: JsonLines,
     *,
     is_warm_start: bool = False,
@@ -88,7 +88,7 @@ def train_sft(
     """Fine-tune the policy in place.
 
     Args:
-        domains: what is trained on, together.
+        environments: what is trained on, together.
         is_warm_start: checkpoints are `checkpoint_warm_N`.
         resume: the checkpoint to go on from.
         validation: measures the policy now and then.
@@ -99,12 +99,12 @@ def train_sft(
     Raises:
         ConfigError: too few examples.
     """
-    examples = count_examples(domains)
+    examples = count_examples(environments)
     steps = number_of_steps(section, examples)
     longest = config.generation.max_completion_length
     pairs = [
         pair
-        for one in domains
+        for one in environments
         for pair in build_pairs(section, one.dataset, one.examples, one.builder, max_completion_length=longest)
     ]
 

@@ -34,7 +34,7 @@ from rl4rec_cli.train.algorithms.critic import CRITIC_FILE, Critic
 from rl4rec_cli.train.algorithms.opening import open_trainer
 from rl4rec_cli.train.algorithms.parts import TrainerParts
 from rl4rec_cli.train.arguments import number_of_steps
-from rl4rec_cli.train.environments import Domain
+from rl4rec_cli.train.environments import Environment
 from rl4rec_cli.train.reinforcement import prepare_rollouts
 from rl4rec_cli.train.rollouts import step_record
 
@@ -140,8 +140,8 @@ def do(dataset: Dataset, retriever: InProcessRetriever, base: Path, tmp_path: Pa
         examples = build_examples(dataset, "train")
         builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
         file = tmp_path / f"rollouts-{len(list(tmp_path.iterdir()))}.jsonl"
-        domain = Domain(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
-        rows, rewards, rollout = prepare_rollouts(config, policy, [domain], JsonLines(file))
+        environment = Environment(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
+        rows, rewards, rollout = prepare_rollouts(config, policy, [environment], JsonLines(file))
         steps = number_of_steps(config.trainer, len(examples))
         trainer = open_trainer(TrainerParts(config, policy, steps, tmp_path / "scratch", rows, rewards, rollout))
         done = Trained(trainer, policy, rollouts=file, describe=lambda logs: step_record(logs, rewards, rollout))
