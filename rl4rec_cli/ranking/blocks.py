@@ -38,7 +38,7 @@ Block = tuple[int, int]
 Result = TypeVar("Result")
 
 
-class Struck:
+class Mask:
     """(query, item) pairs that must not be counted, handed out block by block."""
 
     def __init__(self, queries: np.ndarray, items: np.ndarray) -> None:
@@ -46,12 +46,12 @@ class Struck:
         self.queries, self.items = queries[order], items[order]
 
     @classmethod
-    def nothing(cls) -> Struck:
+    def nothing(cls) -> Mask:
         none = np.zeros(0, dtype=np.int64)
         return cls(none, none)
 
-    def strike(self, tile: Tile) -> None:
-        """Set the struck pairs of a tile to -inf."""
+    def apply(self, tile: Tile) -> None:
+        """Set the masked pairs of a tile to -inf."""
         if not len(self.items):
             return
         low, high = np.searchsorted(self.items, [tile.start, tile.stop])
@@ -90,7 +90,7 @@ def rounded(values: np.ndarray, *, up: bool = False) -> np.ndarray:
     return near
 
 
-class Bars:
+class Thresholds:
     """Thresholds of a tile, made anew only where its margins, or its rows, are not those of the one before."""
 
     def __init__(self, make: Callable[[Tile], tuple[np.ndarray, ...]]) -> None:
@@ -102,15 +102,15 @@ class Bars:
 
     def of(self, tile: Tile) -> tuple[np.ndarray, ...]:
         first, rows = int(tile.queries_B[0]), len(tile.scores_NB)
-        margins_B, known_rows, bars = self._known.get(first, (None, 0, ()))
+        margins_B, known_rows, thresholds = self._known.get(first, (None, 0, ()))
         if margins_B is not tile.margins_B or rows != known_rows:
-            bars = self._make(tile)
-            self._known[first] = tile.margins_B, rows, bars
-        return bars
+            thresholds = self._make(tile)
+            self._known[first] = tile.margins_B, rows, thresholds
+        return thresholds
 
 
 @contextmanager
-def hands(queries: int, items: ItemMatrix) -> Iterator[int]:
+def worker_threads(queries: int, items: ItemMatrix) -> Iterator[int]:
     """How many threads of ours take blocks; 1 where torch's own share out each product, or one core does it all."""
     work, scores = (queries + _READING) * items.num_items * items.dim, queries * items.num_items
     on_cpu = items.device.type == "cpu"
@@ -124,8 +124,8 @@ def hands(queries: int, items: ItemMatrix) -> Iterator[int]:
 class Scan:
     """One reading of the catalogue: its blocks, shared out over `cores`, and the tiles of scores they make."""
 
-    def __init__(self, queries: Queries, items: ItemMatrix, struck: Struck, cores: int) -> None:
-        self.queries, self.items, self.struck, self._cores = queries, items, struck, cores
+    def __init__(self, queries: Queries, items: ItemMatrix, mask: Mask, cores: int) -> None:
+        self.queries, self.items, self.mask, self._cores = queries, items, mask, cores
         self._codes_DB, self._scales_B, self._gaps_B = None, np.ones(len(queries)), np.zeros(len(queries))
         if len(queries) and items.codes(0, 1) is not None and int8_pays():
             self._codes_DB, self._scales_B, self._gaps_B = queries.int8()
@@ -140,7 +140,7 @@ class Scan:
         return share_out(blocks, work, min(self._cores, max(1, len(blocks))))
 
     def tiles(self, blocks: Iterator[Block]) -> Iterator[Tile]:
-        """Scores by the stored copy, struck pairs at -inf; each block is read once for all queries."""
+        """Scores by the stored copy, masked pairs at -inf; each block is read once for all queries."""
         items, vectors_BD, codes_DB = self.items, self.queries.vectors_BD, self._codes_DB
         known: tuple[float, float] | None = None
         for start, stop in blocks:
@@ -159,7 +159,7 @@ class Scan:
                 elif block_ND is not None:
                     scores_NB = product(block_ND, vectors_BD[first : first + QUERIES])
                 tile = Tile(start, stop, scores_NB, *chunk)
-                self.struck.strike(tile)
+                self.mask.apply(tile)
                 yield tile
             block_ND = None  # a copy where the storage is none of fp32; the next would be made beside it
 
@@ -170,7 +170,7 @@ class Scan:
         norm, _ = self.items.bounds(start, stop)
         margins_B = error_bounds(self.queries, self.items, norm, 0.0, np.zeros(len(self.queries)))
         again = Tile(start, stop, scores_NB, chosen, margins_B[chosen], np.ones(len(chosen)))
-        self.struck.strike(again)
+        self.mask.apply(again)
         return again
 
 

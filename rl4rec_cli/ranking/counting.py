@@ -17,7 +17,7 @@ import torch
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import Rl4RecError
-from rl4rec_cli.ranking.blocks import Bars, Block, Scan, Struck, Tile, blocks_of, error_bounds, rounded
+from rl4rec_cli.ranking.blocks import Block, Mask, Scan, Thresholds, Tile, blocks_of, error_bounds, rounded
 from rl4rec_cli.ranking.exact_scores import reaches
 from rl4rec_cli.ranking.item_matrix import GRANULE, ItemMatrix
 from rl4rec_cli.ranking.products import Flags
@@ -34,31 +34,37 @@ _quicker: dict[tuple[object, ...], bool] = {}
 """By size of work and device, whether the kernel is."""
 
 
-def count(scan: Scan, goals_B: np.ndarray) -> np.ndarray:
-    """How many items that are not struck score at least `goals_B`, int64 `[B]`.
+def count(scan: Scan, target_scores_B: np.ndarray) -> np.ndarray:
+    """How many unmasked items score at least `target_scores_B`, int64 `[B]`.
 
     Raises:
         EmbeddingError: a row is not finite (the first one is named).
     """
-    kernel = _kernel(scan.items, len(goals_B))
+    kernel = _kernel(scan.items, len(target_scores_B))
     if kernel is None:
-        return _by_tiles(scan, goals_B)
+        return _by_tiles(scan, target_scores_B)
     # Texts of a batch differ a little from step to step (repeated texts are ranked once).
-    work = (scan.items.device, scan.items.storage, scan.items.num_items, scan.items.dim, len(goals_B).bit_length())
+    work = (
+        scan.items.device,
+        scan.items.storage,
+        scan.items.num_items,
+        scan.items.dim,
+        len(target_scores_B).bit_length(),
+    )
     if work not in _quicker:
-        _quicker[work] = _try_both(kernel, scan, goals_B)
-    return _fused(kernel, scan, goals_B) if _quicker[work] else _by_tiles(scan, goals_B)
+        _quicker[work] = _try_both(kernel, scan, target_scores_B)
+    return _fused(kernel, scan, target_scores_B) if _quicker[work] else _by_tiles(scan, target_scores_B)
 
 
-def _by_tiles(scan: Scan, goals_B: np.ndarray) -> np.ndarray:
-    counts_B = np.zeros(len(goals_B), dtype=np.int64)
-    for some_B in scan.share_out(lambda blocks: _count_tiles(scan, blocks, goals_B)):
+def _by_tiles(scan: Scan, target_scores_B: np.ndarray) -> np.ndarray:
+    counts_B = np.zeros(len(target_scores_B), dtype=np.int64)
+    for some_B in scan.share_out(lambda blocks: _count_tiles(scan, blocks, target_scores_B)):
         counts_B += some_B
     return counts_B
 
 
-def _count_tiles(scan: Scan, blocks: Iterator[Block], goals_B: np.ndarray) -> np.ndarray:
-    counter = _Counter(scan, goals_B)
+def _count_tiles(scan: Scan, blocks: Iterator[Block], target_scores_B: np.ndarray) -> np.ndarray:
+    counter = _Counter(scan, target_scores_B)
     for tile in scan.tiles(blocks):
         crowded = counter.add(tile, may_leave=scan.items.is_lossy)
         if len(crowded):
@@ -69,16 +75,16 @@ def _count_tiles(scan: Scan, blocks: Iterator[Block], goals_B: np.ndarray) -> np
 class _Counter:
     """Adds up what tiles hold; near-ties wait until they are many."""
 
-    def __init__(self, scan: Scan, goals_B: np.ndarray) -> None:
-        self._scan, self._goals_B = scan, goals_B
-        self._counts_B = np.zeros(len(goals_B), dtype=np.int64)
+    def __init__(self, scan: Scan, target_scores_B: np.ndarray) -> None:
+        self._scan, self._target_scores_B = scan, target_scores_B
+        self._counts_B = np.zeros(len(target_scores_B), dtype=np.int64)
         self._near: list[tuple[np.ndarray, np.ndarray]] = []
         self._waiting = 0
-        self._bars = Bars(
+        self._thresholds = Thresholds(
             lambda tile: (
                 # Above the upper threshold an item surely reaches the goal, below the lower one it surely does not.
-                tile.thresholds(goals_B[tile.queries_B] - tile.margins_B),
-                tile.thresholds(goals_B[tile.queries_B] + tile.margins_B, up=True),
+                tile.thresholds(target_scores_B[tile.queries_B] - tile.margins_B),
+                tile.thresholds(target_scores_B[tile.queries_B] + tile.margins_B, up=True),
             )
         )
 
@@ -91,7 +97,7 @@ class _Counter:
         Returns:
             The queries left out.
         """
-        low, high = self._bars.of(tile)
+        low, high = self._thresholds.of(tile)
         maybe, sure = Flags(tile.scores_NB, low), Flags(tile.scores_NB, high)
         width = len(tile.queries_B)
         sure_B = sure.counts()[:width]
@@ -100,11 +106,11 @@ class _Counter:
             crowded = (maybe.counts()[:width] - sure_B) * _CROWD > tile.stop - tile.start
             sure_B[crowded] = 0
         self._counts_B[tile.queries_B] += sure_B
-        found, column = maybe.where(but=sure)
+        rows, column = maybe.where(but=sure)
         if may_leave:
             keep = ~crowded[column]
-            found, column = found[keep], column[keep]
-        self.settle(tile.queries_B[column], found + tile.start)
+            rows, column = rows[keep], column[keep]
+        self.settle(tile.queries_B[column], rows + tile.start)
         return tile.queries_B[crowded]
 
     def settle(self, queries: np.ndarray, ids: np.ndarray) -> None:
@@ -116,7 +122,7 @@ class _Counter:
 
     def _settle_all(self) -> None:
         queries, ids = (np.concatenate(part) for part in zip(*self._near, strict=True))
-        reached = reaches(self._scan.queries, self._scan.items, queries, ids, self._goals_B[queries])
+        reached = reaches(self._scan.queries, self._scan.items, queries, ids, self._target_scores_B[queries])
         np.add.at(self._counts_B, queries, reached)
         self._near.clear()
         self._waiting = 0
@@ -139,25 +145,25 @@ def _kernel(items: ItemMatrix, texts: int) -> ModuleType | None:
     return triton_count
 
 
-def _fused(kernel: ModuleType, scan: Scan, goals_B: np.ndarray) -> np.ndarray:
-    """By the kernel; struck items are counted first, and then taken off by their own scores."""
-    items, queries, texts = scan.items, scan.queries, len(goals_B)
-    whole = Scan(queries, items, Struck.nothing(), 1)
-    counter, counts_B = _Counter(whole, goals_B), np.zeros(texts, dtype=np.int64)
+def _fused(kernel: ModuleType, scan: Scan, target_scores_B: np.ndarray) -> np.ndarray:
+    """By the kernel; masked items are counted first, and then taken off by their own scores."""
+    items, queries, texts = scan.items, scan.queries, len(target_scores_B)
+    whole = Scan(queries, items, Mask.nothing(), 1)
+    counter, counts_B = _Counter(whole, target_scores_B), np.zeros(texts, dtype=np.int64)
     for start, stop in _ranges(items, texts):
         margins_B = error_bounds(queries, items, *items.bounds(start, stop), np.zeros(texts))
-        bars = (rounded(goals_B - margins_B), rounded(goals_B + margins_B, up=True))
-        low_B, high_B = (torch.from_numpy(bar).to(items.device) for bar in bars)
-        found = kernel.count_range(
+        thresholds = (rounded(target_scores_B - margins_B), rounded(target_scores_B + margins_B, up=True))
+        low_B, high_B = (torch.from_numpy(row).to(items.device) for row in thresholds)
+        counted = kernel.count_range(
             *items.stored(), queries.vectors_BD, low_B, high_B, start=start, stop=stop, room=_ROOM
         )
-        if found.pairs_M is None:  # ties everywhere
-            counts_B += _count_tiles(whole, iter(blocks_of(queries, items, 1, (start, stop))), goals_B)
+        if counted.pairs_M is None:  # ties everywhere
+            counts_B += _count_tiles(whole, iter(blocks_of(queries, items, 1, (start, stop))), target_scores_B)
             continue
-        sure_B, near_B = (part.cpu().numpy().astype(np.int64) for part in (found.sure_B, found.near_B))
+        sure_B, near_B = (part.cpu().numpy().astype(np.int64) for part in (counted.sure_B, counted.near_B))
         crowded = items.is_lossy & (near_B * _CROWD > stop - start)
         counts_B += np.where(crowded, 0, sure_B)
-        row, column = np.divmod(found.pairs_M.cpu().numpy(), texts)
+        row, column = np.divmod(counted.pairs_M.cpu().numpy(), texts)
         keep = ~crowded[column]
         counter.settle(column[keep], row[keep] + start)
         if crowded.any():
@@ -165,8 +171,8 @@ def _fused(kernel: ModuleType, scan: Scan, goals_B: np.ndarray) -> np.ndarray:
                 counter.add(whole.sharper(*block, np.flatnonzero(crowded)), may_leave=False)
     counts_B += counter.counts()
     # An item may be listed twice.
-    struck, taken = np.unique(np.stack([scan.struck.queries, scan.struck.items]), axis=1)
-    np.subtract.at(counts_B, struck, reaches(queries, items, struck, taken, goals_B[struck]))
+    rows_M, ids_M = np.unique(np.stack([scan.mask.queries, scan.mask.items]), axis=1)
+    np.subtract.at(counts_B, rows_M, reaches(queries, items, rows_M, ids_M, target_scores_B[rows_M]))
     return counts_B
 
 
@@ -175,10 +181,10 @@ def _ranges(items: ItemMatrix, texts: int) -> list[Block]:
     return [(start, min(start + rows, items.num_items)) for start in range(0, items.num_items, rows)]
 
 
-def _try_both(kernel: ModuleType, scan: Scan, goals_B: np.ndarray) -> bool:
+def _try_both(kernel: ModuleType, scan: Scan, target_scores_B: np.ndarray) -> bool:
     """Whether the kernel is quicker at this work, on this device; said once."""
     items = scan.items
-    work = f"{len(goals_B):,} texts x {items.num_items:,} items x {items.dim} dimensions, {items.storage}"
+    work = f"{len(target_scores_B):,} texts x {items.num_items:,} items x {items.dim} dimensions, {items.storage}"
 
     def seconds(way: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
         counts_B = way()  # compiles, and wakes libraries
@@ -189,7 +195,7 @@ def _try_both(kernel: ModuleType, scan: Scan, goals_B: np.ndarray) -> bool:
         return time.perf_counter() - begin, counts_B
 
     try:
-        fused, ours_B = seconds(lambda: _fused(kernel, scan, goals_B))
+        fused, ours_B = seconds(lambda: _fused(kernel, scan, target_scores_B))
     except Rl4RecError:
         raise
     except Exception as error:  # whatever Triton lacks here: a compiler, a driver, support of this GPU
@@ -198,7 +204,7 @@ def _try_both(kernel: ModuleType, scan: Scan, goals_B: np.ndarray) -> bool:
             f"Ranking by tiles of scores: the fused kernel does not run here ({type(error).__name__}: {reason})"
         )
         return False
-    tiles, theirs_B = seconds(lambda: _by_tiles(scan, goals_B))
+    tiles, theirs_B = seconds(lambda: _by_tiles(scan, target_scores_B))
     if not np.array_equal(ours_B, theirs_B):
         console.log(f"Ranking by tiles of scores: the fused kernel counts otherwise ({work}); please report it")
         return False

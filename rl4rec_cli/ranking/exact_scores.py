@@ -83,8 +83,10 @@ def _pairs_at_once(items: ItemMatrix) -> int:
     return max(1, (_PAIR_ELEMENTS if items.device.type == "cpu" else _GPU_PAIR_ELEMENTS) // items.dim)
 
 
-def reaches(queries: Queries, items: ItemMatrix, rows: np.ndarray, ids: np.ndarray, goals: np.ndarray) -> np.ndarray:
-    """Whether the score proper of query `rows[i]` and item `ids[i]` is at least `goals[i]`, bool `[M]`.
+def reaches(
+    queries: Queries, items: ItemMatrix, rows: np.ndarray, ids: np.ndarray, target_scores: np.ndarray
+) -> np.ndarray:
+    """Whether the score proper of query `rows[i]` and item `ids[i]` is at least `target_scores[i]`, bool `[M]`.
 
     float32 products added in float64 settle nearly all; their margin is D times narrower than the tile's.
     """
@@ -95,10 +97,10 @@ def reaches(queries: Queries, items: ItemMatrix, rows: np.ndarray, ids: np.ndarr
         products_MD *= queries.vectors_BD.index_select(0, torch.from_numpy(rows[i : i + step]).to(items.device))
         sums[i : i + step] = products_MD.sum(1, dtype=torch.float64).cpu().numpy()
     margins = queries.norms_B[rows] * items.norms(ids) * (2.0**-24 + items.dim * 2.0**-50) + items.dim * 2.0**-124
-    reached = sums >= goals
-    unsure = np.flatnonzero(np.abs(sums - goals) <= margins)
+    reached = sums >= target_scores
+    unsure = np.flatnonzero(np.abs(sums - target_scores) <= margins)
     if len(unsure):
-        reached[unsure] = exact_scores(queries, items, rows[unsure], ids[unsure]) >= goals[unsure]
+        reached[unsure] = exact_scores(queries, items, rows[unsure], ids[unsure]) >= target_scores[unsure]
     return reached
 
 

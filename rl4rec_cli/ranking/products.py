@@ -116,10 +116,10 @@ class Flags:
         if isinstance(words, np.ndarray) or words.device.type == "cpu":
             words = np.asarray(words).reshape(-1)
             # numpy skips zeros of a bool array many at a time, those of other types one by one.
-            found = np.flatnonzero(words != 0)
-            hits = words[found]
+            places = np.flatnonzero(words != 0)
+            hits = words[places]
         else:
             nonzero = words.view(-1).nonzero()[:, 0]
-            found, hits = nonzero.cpu().numpy(), words.view(-1)[nonzero].cpu().numpy()
+            places, hits = nonzero.cpu().numpy(), words.view(-1)[nonzero].cpu().numpy()
         word, byte = np.nonzero(hits.view(np.bool_).reshape(-1, WORD))
-        return np.divmod(found[word] * WORD + byte, self._width)
+        return np.divmod(places[word] * WORD + byte, self._width)

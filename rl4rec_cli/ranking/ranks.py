@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from rl4rec_cli.errors import DataError
-from rl4rec_cli.ranking.blocks import Bars, Block, Scan, Struck, Tile, hands
+from rl4rec_cli.ranking.blocks import Block, Mask, Scan, Thresholds, Tile, worker_threads
 from rl4rec_cli.ranking.counting import count
 from rl4rec_cli.ranking.exact_scores import QUERIES, Queries, exact_scores
 from rl4rec_cli.ranking.item_matrix import ItemMatrix, Storage
@@ -64,15 +64,15 @@ def target_ranks(queries_BD: Tensor, items: ItemMatrix, targets_B: Tensor, masks
         EmbeddingError: a query is not finite (named) or has not D dimensions.
         DataError: an id outside the catalogue, or not one target and one mask for each query.
     """
-    with strict_products(), hands(len(queries_BD), items) as cores:
+    with strict_products(), worker_threads(len(queries_BD), items) as cores:
         queries = Queries(queries_BD, items)
         targets = _one_each(targets_B, queries, items)
-        goals_B = exact_scores(queries, items, np.arange(len(queries)), targets)
+        target_scores_B = exact_scores(queries, items, np.arange(len(queries)), targets)
         # The target is counted too, as the 1: its score is the goal itself.
         rows, ids = _flatten(masks, queries, items)
         others = ids != targets[rows]
-        scan = Scan(queries, items, Struck(rows[others], ids[others]), cores)
-        return torch.from_numpy(count(scan, goals_B))
+        scan = Scan(queries, items, Mask(rows[others], ids[others]), cores)
+        return torch.from_numpy(count(scan, target_scores_B))
 
 
 def pair_scores(queries_BD: Tensor, items: ItemMatrix, ids_B: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ def pair_scores(queries_BD: Tensor, items: ItemMatrix, ids_B: Tensor) -> Tensor:
     return torch.from_numpy(np.ldexp(scores_B, queries.exponents_B))
 
 
-def count_at_least(queries_BD: Tensor, items: ItemMatrix, goals_B: Tensor, masks: Ids | None = None) -> Tensor:
-    """How many unmasked items score at least `goals_B`, int64 `[B]` on the CPU.
+def count_at_least(queries_BD: Tensor, items: ItemMatrix, target_scores_B: Tensor, masks: Ids | None = None) -> Tensor:
+    """How many unmasked items score at least `target_scores_B`, int64 `[B]` on the CPU.
 
     For catalogues in shards: a target's rank is 1 + the counts of all shards for its `pair_scores`, the target itself
     masked in the shard that holds it.
@@ -97,20 +97,24 @@ def count_at_least(queries_BD: Tensor, items: ItemMatrix, goals_B: Tensor, masks
     Args:
         queries_BD: `[B, D]`, finite.
         items: the catalogue or a shard of it.
-        goals_B: float64 `[B]`, from `pair_scores`.
+        target_scores_B: float64 `[B]`, from `pair_scores`.
         masks: for each query the ids to leave out.
 
     Raises:
         EmbeddingError: a query is not finite (named) or has not D dimensions.
         DataError: an id outside the catalogue, or not one goal and one mask for each query.
     """
-    with strict_products(), hands(len(queries_BD), items) as cores:
+    with strict_products(), worker_threads(len(queries_BD), items) as cores:
         queries = Queries(queries_BD, items)
-        if goals_B.shape != (len(queries),) or goals_B.dtype != torch.float64 or not torch.isfinite(goals_B).all():
-            raise DataError(f"need {len(queries)} finite float64 goals, one for each query")
-        goals = np.ldexp(goals_B.cpu().numpy(), -queries.exponents_B)
-        scan = Scan(queries, items, Struck(*_flatten(masks, queries, items)), cores)
-        return torch.from_numpy(count(scan, goals))
+        if (
+            target_scores_B.shape != (len(queries),)
+            or target_scores_B.dtype != torch.float64
+            or not torch.isfinite(target_scores_B).all()
+        ):
+            raise DataError(f"need {len(queries)} finite float64 target scores, one for each query")
+        target_scores = np.ldexp(target_scores_B.cpu().numpy(), -queries.exponents_B)
+        scan = Scan(queries, items, Mask(*_flatten(masks, queries, items)), cores)
+        return torch.from_numpy(count(scan, target_scores))
 
 
 def search(queries_BD: Tensor, items: ItemMatrix, k: int, exclude: Ids | None = None) -> tuple[Tensor, Tensor]:
@@ -138,9 +142,9 @@ def best(queries_BD: Tensor, items: ItemMatrix, k: int, exclude: Ids | None = No
     """As `search`, with the scores proper, float64: for catalogues in shards, whose finds are put in one order."""
     if k < 1:
         raise DataError(f"k must be at least 1, got {k}")
-    with strict_products(), hands(len(queries_BD), items) as cores:
+    with strict_products(), worker_threads(len(queries_BD), items) as cores:
         queries = Queries(queries_BD, items)
-        scan = Scan(queries, items, Struck(*_flatten(exclude, queries, items)), cores)
+        scan = Scan(queries, items, Mask(*_flatten(exclude, queries, items)), cores)
         ids_BK, scores_BK = _top_k(scan, min(k, items.num_items))
     return torch.from_numpy(ids_BK), torch.from_numpy(np.ldexp(scores_BK, queries.exponents_B[:, None]))
 
@@ -154,7 +158,7 @@ def score_matrix(queries_BD: Tensor, items: ItemMatrix) -> Tensor:
     Raises:
         EmbeddingError: a query is not finite (named) or has not D dimensions.
     """
-    with strict_products(), hands(len(queries_BD), items) as cores:
+    with strict_products(), worker_threads(len(queries_BD), items) as cores:
         queries = Queries(queries_BD, items)
         exponents_B = torch.from_numpy(queries.exponents_B)
         scores_BN = torch.empty(len(queries), items.num_items)
@@ -167,23 +171,23 @@ def score_matrix(queries_BD: Tensor, items: ItemMatrix) -> Tensor:
                     tile_BN = product(block_ND, queries.vectors_BD[first : first + QUERIES]).T[: last - first].cpu()
                     scores_BN[first:last, start:stop] = torch.ldexp(tile_BN, exponents_B[first:last, None])
 
-        Scan(queries, items, Struck(*_flatten(None, queries, items)), cores).share_out(fill)
+        Scan(queries, items, Mask(*_flatten(None, queries, items)), cores).share_out(fill)
         return scores_BN
 
 
 def _top_k(scan: Scan, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and float64 scores `[B, k]` of the best items that are not struck."""
+    """Ids and float64 scores `[B, k]` of the best unmasked items."""
     floor = _Floor(len(scan.queries))
     parts = scan.share_out(lambda blocks: _top_some(scan, blocks, k, floor))
-    found = _Candidates.joined(parts)
+    candidates = _Candidates.joined(parts)
     if len(parts) > 1:
-        found = found[np.argsort(found.ids, kind="stable")]
-    order, place = found.order()
+        candidates = candidates[np.argsort(candidates.ids, kind="stable")]
+    order, place = candidates.order()
     order, place = order[place < k], place[place < k]
-    found = found[order]
+    candidates = candidates[order]
     ids_BK = np.full((len(scan.queries), k), -1, dtype=np.int64)
     scores_BK = np.full(ids_BK.shape, -np.inf)
-    ids_BK[found.queries, place], scores_BK[found.queries, place] = found.ids, found.low
+    ids_BK[candidates.queries, place], scores_BK[candidates.queries, place] = candidates.ids, candidates.low
     return ids_BK, scores_BK
 
 
@@ -206,7 +210,7 @@ def _top_some(scan: Scan, blocks: Iterator[Block], k: int, floor: _Floor) -> _Ca
     own_B = np.full(len(scan.queries), -np.inf)
     floor_B = floor.raised(own_B)
 
-    def bar(tile: Tile) -> tuple[np.ndarray]:
+    def lowest(tile: Tile) -> tuple[np.ndarray]:
         some = tile.queries_B
         above = np.nextafter(tile.thresholds(own_B[some] - tile.margins_B), np.float32(np.inf))
         if np.array_equal(own_B, floor_B):
@@ -231,29 +235,29 @@ def _top_some(scan: Scan, blocks: Iterator[Block], k: int, floor: _Floor) -> _Ca
             left = left[np.sort(order[place < k])]
         return left
 
-    bars = Bars(bar)
+    thresholds = Thresholds(lowest)
     waiting: list[_Candidates] = []
     patience = 0
     for tile in scan.tiles(blocks):
         width, rows = len(tile.queries_B), tile.stop - tile.start
-        (low,) = bars.of(tile)
+        (low,) = thresholds.of(tile)
         flags = Flags(tile.scores_NB, low)
         if k < rows and flags.total() > 2 * k * width:
             # k items of this block surely score this less the margin.
             reached_B = reached_by(tile.scores_NB, k)[:width].double().cpu().numpy()
             local = tile.thresholds(reached_B * tile.units_B - 2 * tile.margins_B)
             flags = Flags(tile.scores_NB, np.maximum(low, local))
-        found, column = flags.where()
-        if not len(found):
+        item_rows, column = flags.where()
+        if not len(item_rows):
             continue
-        place = torch.from_numpy(found * tile.scores_NB.shape[1] + column).to(tile.scores_NB.device)
+        place = torch.from_numpy(item_rows * tile.scores_NB.shape[1] + column).to(tile.scores_NB.device)
         scores = tile.scores_NB.view(-1).index_select(0, place).double().cpu().numpy() * tile.units_B[column]
         margins = tile.margins_B[column]
-        waiting.append(_Candidates(tile.queries_B[column], found + tile.start, scores - margins, scores + margins))
-        patience -= len(found)
+        waiting.append(_Candidates(tile.queries_B[column], item_rows + tile.start, scores - margins, scores + margins))
+        patience -= len(item_rows)
         if patience < 0:
             waiting = [thinned(exact=scan.items.is_lossy)]
-            bars.forget()
+            thresholds.forget()
             patience = k * len(own_B)
     return thinned(exact=True)
 

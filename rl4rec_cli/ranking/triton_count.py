@@ -123,16 +123,16 @@ def count_range(
     """
     texts, dim, device = len(low_B), items_ND.shape[1], items_ND.device
     sure_B, near_B = (torch.zeros(texts, dtype=torch.int32, device=device) for _ in range(2))
-    number, found = (
+    number, pairs_M = (
         torch.zeros(1, dtype=torch.int32, device=device),
         torch.empty(room, dtype=torch.int64, device=device),
     )
     width = min(TEXTS, max(16, triton.next_power_of_2(texts)))
     grid = (triton.cdiv(texts, width), triton.cdiv(stop - start, ITEMS))
-    tensors = (items_ND, low_B if scales_N is None else scales_N, queries_BD, low_B, high_B, sure_B, near_B, found)
+    tensors = (items_ND, low_B if scales_N is None else scales_N, queries_BD, low_B, high_B, sure_B, near_B, pairs_M)
     sizes = {"dim": dim, "is_scaled": scales_N is not None}
     blocks = {"block_items": ITEMS, "block_texts": width, "block_dims": DIMS}
     with torch.cuda.device_of(items_ND):
         count_above[grid](*tensors, number, start, stop, texts, room, **sizes, **blocks, num_warps=_WARPS)
     listed = int(number)
-    return Counted(sure_B, near_B, found[:listed] if listed <= room else None)
+    return Counted(sure_B, near_B, pairs_M[:listed] if listed <= room else None)

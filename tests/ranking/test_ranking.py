@@ -614,7 +614,7 @@ def test_an_item_that_ties_with_those_of_another_thread_may_win() -> None:
     none = np.zeros(0, dtype=np.int64)
     floor = ranking._Floor(1)
     floor.raised(np.zeros(1))
-    parts = blocks.Scan(queries, items, blocks.Struck(none, none), 1)
+    parts = blocks.Scan(queries, items, blocks.Mask(none, none), 1)
     assert ranking._top_some(parts, iter([(0, 256), (256, 600)]), 3, floor).ids.tolist() == [0, 1, 2]
 
 

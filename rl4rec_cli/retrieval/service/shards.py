@@ -84,10 +84,10 @@ class Shard:
         return ranks.pair_scores(_tensor(queries_BD), self._matrices[name], _tensor(ids_B)).numpy()
 
     def count_at_least(
-        self, name: str, queries_BD: NDArray[Any], goals_B: NDArray[np.float64], masks: Ids
+        self, name: str, queries_BD: NDArray[Any], target_scores_B: NDArray[np.float64], masks: Ids
     ) -> NDArray[np.int64]:
         """Items that score at least the goal, `[B]`."""
-        return ranks.count_at_least(_tensor(queries_BD), self._matrices[name], _tensor(goals_B), masks).numpy()
+        return ranks.count_at_least(_tensor(queries_BD), self._matrices[name], _tensor(target_scores_B), masks).numpy()
 
     def best(
         self, name: str, queries_BD: NDArray[Any], k: int, exclude: Ids | None
@@ -188,7 +188,7 @@ class ShardedCatalogue:
         split = self._split(masks if self.mask_history else [(target,) for target in targets_B.tolist()])
         holder_B = self._holders(targets_B)
         holders = np.unique(holder_B).tolist()
-        goals_B = np.empty(len(queries))
+        target_scores_B = np.empty(len(queries))
         found = self._ask(
             [
                 (s, "pair_scores", (self._name, queries[holder_B == s], targets_B[holder_B == s] - self._starts[s]))
@@ -196,8 +196,10 @@ class ShardedCatalogue:
             ]
         )
         for s, scores in zip(holders, found, strict=True):
-            goals_B[holder_B == s] = scores
-        counts = self._ask([(s, "count_at_least", (self._name, queries, goals_B, ids)) for s, ids in enumerate(split)])
+            target_scores_B[holder_B == s] = scores
+        counts = self._ask(
+            [(s, "count_at_least", (self._name, queries, target_scores_B, ids)) for s, ids in enumerate(split)]
+        )
         ranks_B = 1 + np.sum(counts, axis=0, dtype=np.int64)
         return Ranking(np.where(scorable_B, ranks_B, self.num_items), scorable_B)
 
