@@ -34,8 +34,8 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self._opening, self._closing = _added(tokenizer)
         specials = {str(token) for token in tokenizer.all_special_tokens}
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        specials |= {str(t) for t in added.values() if getattr(t, "special", False) or _STEERS.fullmatch(str(t))}
+        added_tokens = getattr(tokenizer, "added_tokens_decoder", {})
+        specials |= {str(t) for t in added_tokens.values() if getattr(t, "special", False) or _STEERS.fullmatch(str(t))}
         self._names = sorted(filter(None, specials), key=lambda name: (-len(name), name))
         self._ids = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in self._names}
         names = "|".join(map(re.escape, self._names))

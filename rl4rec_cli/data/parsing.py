@@ -199,8 +199,8 @@ def kind(value: Any) -> str:
 def short(text: str, *, quote: bool = True) -> str:
     """`text` cut for a message, with control and broken characters escaped (they would reach the terminal)."""
     text = text if len(text) <= 40 else text[:40] + "…"
-    quoted = json.dumps(text, ensure_ascii=not text.isprintable())
-    return quoted if quote else quoted[1:-1] if not text.isprintable() else text
+    quotation = json.dumps(text, ensure_ascii=not text.isprintable())
+    return quotation if quote else quotation[1:-1] if not text.isprintable() else text
 
 
 def some(values: Sequence[object], total: int | None = None, most: int = 5) -> str:

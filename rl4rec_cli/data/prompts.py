@@ -166,8 +166,8 @@ class PromptBuilder:
         return self._cut_to_fit(text, lambda text: text)
 
     def _fill(self, items: Sequence[int]) -> str:
-        ordered = items if self.section.order == "oldest_first" else list(reversed(items))
-        return self._framed(self.section.separator.join(self._items[i] for i in ordered))
+        items_in_order = items if self.section.order == "oldest_first" else list(reversed(items))
+        return self._framed(self.section.separator.join(self._items[i] for i in items_in_order))
 
     def _framed(self, history: str) -> str:
         return self.section.template.replace("{history}", history)
@@ -178,7 +178,7 @@ class PromptBuilder:
             return self._encoded(text)
         messages = [{"role": "system", "content": self.section.system}] if self.section.system is not None else []
         try:
-            rendered = self.tokenizer.apply_chat_template(
+            prompt_text = self.tokenizer.apply_chat_template(
                 [*messages, {"role": "user", "content": text}],
                 tokenize=False,
                 add_generation_prompt=True,
@@ -189,7 +189,7 @@ class PromptBuilder:
                 f"the tokenizer's chat template refused the prompt: {error}",
                 hint="put prompt.system into prompt.template" if messages else "set prompt.chat to never",
             ) from error
-        return self._encoded(rendered)
+        return self._encoded(prompt_text)
 
     def _encoded(self, text: str) -> Prompt:
         return Prompt(self.encoder.show(text), tuple(self.encoder.prompt_ids(text, is_framed=self.chat)))

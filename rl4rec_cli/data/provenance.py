@@ -79,10 +79,10 @@ def changed_datasets(run: Run, digests: Mapping[str, str]) -> list[str]:
 
 def is_own_data(run: Run, section: DataSection) -> bool:
     """Whether a run was trained on these items, however their folders are spelled."""
-    trained = run.config.data
+    run_section = run.config.data
     if not section.paths:
-        return not trained.paths and section.synthetic == trained.synthetic
-    folders, own = ({Path(path).expanduser().resolve() for path in data.paths} for data in (section, trained))
+        return not run_section.paths and section.synthetic == run_section.synthetic
+    folders, own = ({Path(path).expanduser().resolve() for path in data.paths} for data in (section, run_section))
     return folders <= own
 
 

@@ -60,8 +60,8 @@ def share_with_common_words(texts: Sequence[Iterable[str]]) -> float:
     """
     distinct = {frozenset(text) for text in texts} - {frozenset()}
     counts = Counter(word for text in distinct for word in text)
-    shared = sum(any(counts[word] > 1 for word in text) for text in distinct)
-    return shared / len(distinct) if len(distinct) > 1 else 1.0
+    count = sum(any(counts[word] > 1 for word in text) for text in distinct)
+    return count / len(distinct) if len(distinct) > 1 else 1.0
 
 
 @cache

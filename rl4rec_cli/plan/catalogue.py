@@ -97,32 +97,32 @@ def hold_catalogue(
         copies: of the catalogue in that memory (replicas of a service).
     """
     sizes: dict[Storage, int] = {name: vector_bytes(items, dim, name) for name in ("fp32", "fp16", "int8")}
-    fitting: list[Storage] = [name for name in sizes if copies * sizes[name] <= SHARE * free]
-    is_small = "fp32" in fitting
-    asked, wish = section.storage, section.memory_map
+    candidates: list[Storage] = [name for name in sizes if copies * sizes[name] <= SHARE * free]
+    is_small = "fp32" in candidates
+    storage_setting, wish = section.storage, section.memory_map
     can_map = not_mapped is None and wish != "off"
     many = f"{copies} × " if copies > 1 else ""
     size = f"as fp32 they take {many}{human(sizes['fp32'])} of {human(free)} free"
     storage: Storage
-    if asked != "auto":
-        storage, reason = asked, f"retrieval.storage says so; {size}"
+    if storage_setting != "auto":
+        storage, reason = storage_setting, f"retrieval.storage says so; {size}"
     elif is_small or (not on_gpu and not can_map):
         # On a CPU a copy saves nothing where the fp32 vectors must be in memory too.
         storage, reason = "fp32", size if is_small else f"{size}, and {_obstacle(not_mapped)}"
     else:
         # Nothing fits: a CPU reads the file itself in every pass, a GPU gets the smallest copy.
-        storage = next(iter(fitting), "int8" if on_gpu else "fp32")
-        reason = f"{size}; more than half" if fitting else f"{size}, and no copy fits into half"
+        storage = next(iter(candidates), "int8" if on_gpu else "fp32")
+        reason = f"{size}; more than half" if candidates else f"{size}, and no copy fits into half"
     is_mapped = can_map and (wish == "on" or storage != "fp32" or (not is_small and not on_gpu))
-    taken = sizes[storage]
+    size_in_memory = sizes[storage]
     if not on_gpu and storage == "fp32" and is_mapped:
-        taken = 0
+        size_in_memory = 0
     elif not on_gpu and storage != "fp32" and not is_mapped:
-        taken += sizes["fp32"]
+        size_in_memory += sizes["fp32"]
         reason += f"; beside the fp32 vectors, for {_obstacle(not_mapped)}"
     if is_mapped and wish == "on":
         reason += "; retrieval.memory_map says so"
-    return Holding(storage, is_mapped, taken, reason)
+    return Holding(storage, is_mapped, size_in_memory, reason)
 
 
 def _obstacle(not_mapped: str | None) -> str:

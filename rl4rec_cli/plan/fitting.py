@@ -69,8 +69,8 @@ class Room:
 
     def over(self, result: Estimate) -> list[PhaseMemory]:
         """The phases that take more, the one that is furthest from fitting first."""
-        found = [phase for phase in result.phases if phase.total > self.of(phase.name)]
-        return sorted(found, key=lambda phase: self.of(phase.name) - phase.total)
+        phases = [phase for phase in result.phases if phase.total > self.of(phase.name)]
+        return sorted(phases, key=lambda phase: self.of(phase.name) - phase.total)
 
 
 def savings(
@@ -88,15 +88,15 @@ def savings(
         keep_texts: a step learns from as many texts as before; else fewer are tried too.
         keep_weights: what is trained, and how the rest is held, stays as it is.
     """
-    found = list(_all(config, facts, around, room, [{}], keep_weights=keep_weights))
-    if not found and not keep_texts:
-        found = list(_all(config, facts, around, room, _fewer(config.trainer), keep_weights=keep_weights))
-    found.sort(key=lambda saving: (saving.cost, saving.estimate.bytes))
-    kept: list[Saving] = []
-    for saving in found:
-        if not any(other.kinds <= saving.kinds for other in kept):
-            kept.append(saving)
-    return kept
+    ways = list(_all(config, facts, around, room, [{}], keep_weights=keep_weights))
+    if not ways and not keep_texts:
+        ways = list(_all(config, facts, around, room, _fewer(config.trainer), keep_weights=keep_weights))
+    ways.sort(key=lambda saving: (saving.cost, saving.estimate.bytes))
+    distinct_ways: list[Saving] = []
+    for saving in ways:
+        if not any(other.kinds <= saving.kinds for other in distinct_ways):
+            distinct_ways.append(saving)
+    return distinct_ways
 
 
 def way_on(config: RunConfig, facts: ModelFacts, around: Surroundings, room: Room) -> Saving | None:
@@ -120,10 +120,10 @@ def least(config: RunConfig, facts: ModelFacts, around: Surroundings) -> Estimat
     """What a run that has begun takes with everything cut that `way_on` may cut."""
     trainer = config.trainer
     sets = {**(_shorter(config) or [{}])[-1], **(_fewer(trainer) or [{}])[-1], **_checkpointing(trainer)}
-    cut = changed(config, {**sets, "eval.batch_size": 1, "generation.batch_size": 1})
-    cut = changed(cut, _split(cut.trainer, cut.trainer.divisors[-1], "trainer"))
+    smallest = changed(config, {**sets, "eval.batch_size": 1, "generation.batch_size": 1})
+    smallest = changed(smallest, _split(smallest.trainer, smallest.trainer.divisors[-1], "trainer"))
     here = replace(around, retrieval_on_device=around.retrieval_on_device and not around.on_gpu)
-    return estimate(cut, facts, here)
+    return estimate(smallest, facts, here)
 
 
 def smaller_pieces(trainer: TrainerSection) -> dict[str, Any]:
@@ -157,24 +157,24 @@ def _all(
         options[2].append(("checkpointing", checkpointing))
     if around.on_gpu and around.retrieval_on_device:
         options[3].append(("retrieval_cpu", {"retrieval.device": "cpu"}))
-    for shrinking, *chosen in itertools.product(shrinkings, *options):
-        kinds = {kind for kind, _ in chosen if kind}
-        sets = {key: value for _, values in chosen for key, value in values.items()} | shrinking
-        tried = changed(config, sets)
-        if "4bit" in kinds and tried.policy.lora is None:
+    for shrinking, *combination in itertools.product(shrinkings, *options):
+        kinds = {kind for kind, _ in combination if kind}
+        sets = {key: value for _, values in combination for key, value in values.items()} | shrinking
+        candidate = changed(config, sets)
+        if "4bit" in kinds and candidate.policy.lora is None:
             continue
         here = replace(around, retrieval_on_device=around.retrieval_on_device and "retrieval_cpu" not in kinds)
-        made = _shrunk_to_fit(tried, facts, here, room)
-        if made is None:
+        fit = _shrunk_to_fit(candidate, facts, here, room)
+        if fit is None:
             continue
-        more, splits, result = made
+        more, splits, result = fit
         kinds |= {"split"} if splits > 1 else set()
         kinds |= {"eval_batch"} if "eval.batch_size" in more else set()
         kinds |= {"write_parts"} if "generation.batch_size" in more else set()
         kinds |= {"fewer"} if shrinking else set()
         cost = sum(_COSTS[kind][0] for kind in kinds - {"split"})
         if splits > 1:
-            rows = changed(tried, more).trainer.micro_batch
+            rows = changed(candidate, more).trainer.micro_batch
             cost += _COSTS["split"][0] * math.log2(splits) + (1.0 * math.log2(_FEW / rows) if rows < _FEW else 0.0)
         sets |= more
         costs = tuple(_COSTS[kind][1] for kind in _COSTS if kind in kinds)
@@ -194,10 +194,10 @@ def _shrunk_to_fit(
     for trainer in config.trainer.phases:
         path = "trainer" if trainer is config.trainer else "trainer.warm_start"
         for parts in trainer.divisors:
-            split = _split(trainer, parts, path)
-            learning = _learning(estimate(changed(config, split), facts, around), path)
-            if learning.total <= room.of(learning.name):
-                sets |= split
+            cut_settings = _split(trainer, parts, path)
+            learning_phase = _learning(estimate(changed(config, cut_settings), facts, around), path)
+            if learning_phase.total <= room.of(learning_phase.name):
+                sets |= cut_settings
                 most = max(most, parts)
                 break
         else:

@@ -92,36 +92,34 @@ def _gpus() -> tuple[Gpu, ...]:
         )
     query = "--query-gpu=index,uuid,name,memory.total,memory.free"
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [command, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True, timeout=20
         )
     except (subprocess.SubprocessError, OSError) as error:
         raise Rl4RecError(f"nvidia-smi failed: {error}", hint="is the driver loaded? `nvidia-smi` says") from error
-    return visible(read_smi(done.stdout), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return visible(read_smi(process.stdout), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def read_smi(text: str) -> list[tuple[str, Gpu]]:
     """Identity and GPU of each line of nvidia-smi's answer."""
-    found = []
+    gpus = []
     for line in text.splitlines():
         index, uuid, name, total, free = (part.strip() for part in line.split(","))
-        found.append((uuid, Gpu(int(index), name, int(total) << 20, int(free) << 20)))
-    return found
+        gpus.append((uuid, Gpu(int(index), name, int(total) << 20, int(free) << 20)))
+    return gpus
 
 
 def visible(gpus: Sequence[tuple[str, Gpu]], setting: str | None) -> tuple[Gpu, ...]:
     """What CUDA_VISIBLE_DEVICES leaves, in its order and numbered as torch numbers them."""
     if setting is None:
         return tuple(gpu for _, gpu in gpus)
-    shown: list[Gpu] = []
-    for wanted in filter(None, (part.strip() for part in setting.split(","))):
-        match = [
-            g for uuid, g in gpus if wanted == str(g.index) or (wanted.startswith("GPU") and uuid.startswith(wanted))
-        ]
+    visible_gpus: list[Gpu] = []
+    for name in filter(None, (part.strip() for part in setting.split(","))):
+        match = [g for uuid, g in gpus if name == str(g.index) or (name.startswith("GPU") and uuid.startswith(name))]
         if not match:  # as CUDA does: what follows an unknown one is not seen
             break
-        shown.append(replace(match[0], index=len(shown)))
-    return tuple(shown)
+        visible_gpus.append(replace(match[0], index=len(visible_gpus)))
+    return tuple(visible_gpus)
 
 
 def ram() -> tuple[int, int]:
@@ -131,10 +129,10 @@ def ram() -> tuple[int, int]:
         name, _, value = line.partition(":")
         fields[name] = int(value.split()[0]) * 1024
     total, free = fields["MemTotal"], fields["MemAvailable"]
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (text := limit.read_text(encoding="ascii").strip()) != "max":
+    limit, usage = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and usage.is_file() and (text := limit.read_text(encoding="ascii").strip()) != "max":
         total = min(total, int(text))
-        free = min(free, int(text) - int(used.read_text(encoding="ascii")))
+        free = min(free, int(text) - int(usage.read_text(encoding="ascii")))
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     if most != resource.RLIM_INFINITY:
         own = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()

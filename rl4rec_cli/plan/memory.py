@@ -120,9 +120,9 @@ def _types(policy: PolicySection, precision: str, *, on_gpu: bool) -> _Types:
     half = {"fp32": False, "bf16": True, "fp16": True, "auto": on_gpu}
     weights = 2 if half[policy.dtype] else 4
     compute = 2 if half[precision] else weights
-    quantised = _QUANTISED.get(policy.quantization) if policy.lora is not None else None
+    quantised_bytes = _QUANTISED.get(policy.quantization) if policy.lora is not None else None
     # PEFT holds adapters in float32 beside half-precision weights.
-    return _Types(weights, compute, 4 if policy.lora is not None else weights, quantised)
+    return _Types(weights, compute, 4 if policy.lora is not None else weights, quantised_bytes)
 
 
 def trained_parameters(facts: ModelFacts, lora: LoraSection | None) -> int:
@@ -139,34 +139,34 @@ def weight_bytes(facts: ModelFacts, types: _Types) -> int:
 def layer_bytes(facts: ModelFacts, tokens: int, types: _Types, lora: LoraSection | None) -> int:
     """Bytes that autograd keeps of one layer for each token of sequences of `tokens` tokens."""
     f, e = facts, types.compute
-    adapted = set() if lora is None else {name for name, _, _ in f.adapted(lora.target_modules)}
+    adapter_names = set() if lora is None else {name for name, _, _ in f.adapted(lora.target_modules)}
     trains = lora is None
     queries, keys = f.heads * f.head_dim, f.kv_heads * f.head_dim
-    shared = trains or types.trained == e  # one copy of a linear layer's input serves all that read it
+    shares_inputs = trains or types.trained == e  # one copy of a linear layer's input serves all that read it
     if f.family == "gpt2":
         # Inputs of the norms, dropout's masks, scores of attention (which has dropout too), the approximated GELU.
-        kept = 4 * f.hidden * e + 12 * queries + 12 * f.heads * tokens + 4 * f.ffn * e + 16
-        if shared:
-            kept += (2 * f.hidden + queries + f.ffn) * e
+        token_bytes = 4 * f.hidden * e + 12 * queries + 12 * f.heads * tokens + 4 * f.ffn * e + 16
+        if shares_inputs:
+            token_bytes += (2 * f.hidden + queries + f.ffn) * e
     else:
         gemma = f.family in ("gemma2", "gemma3")
-        normed = 4 if gemma else e  # Gemma multiplies by the weight in float32
+        norm_bytes = 4 if gemma else e  # Gemma multiplies by the weight in float32
         norms = 4 if gemma else 2
-        kept = norms * (4 * f.hidden + 4 + (normed * f.hidden if trains else 0))
+        token_bytes = norms * (4 * f.hidden + 4 + (norm_bytes * f.hidden if trains else 0))
         if f.qk_norm:
-            kept += (queries + keys) * (4 + (normed if trains else 0)) + 4 * (f.heads + f.kv_heads)
-        kept += 4 * queries * e + 4 * f.heads + e * tokens  # q, k, v (keys and values repeated), output, mask
-        kept += 3 * f.ffn * e  # gate, its activation, up
-        if shared:
-            kept += (2 * f.hidden + f.ffn) * e
+            token_bytes += (queries + keys) * (4 + (norm_bytes if trains else 0)) + 4 * (f.heads + f.kv_heads)
+        token_bytes += 4 * queries * e + 4 * f.heads + e * tokens  # q, k, v (keys and values repeated), output, mask
+        token_bytes += 3 * f.ffn * e  # gate, its activation, up
+        if shares_inputs:
+            token_bytes += (2 * f.hidden + f.ffn) * e
     if lora is not None:
         linear = {name: ins for name, ins, _ in f.linears}
-        kept += sum(lora.r * e for _ in adapted)
+        token_bytes += sum(lora.r * e for _ in adapter_names)
         if types.trained != e:  # every adapter casts its input anew
-            kept += sum(linear[name] * e for name in adapted)
+            token_bytes += sum(linear[name] * e for name in adapter_names)
         if lora.dropout:
-            kept += sum(linear[name] * (e + 1) for name in adapted)
-    return kept
+            token_bytes += sum(linear[name] * (e + 1) for name in adapter_names)
+    return token_bytes
 
 
 def activation_bytes(
@@ -179,9 +179,9 @@ def activation_bytes(
     layer = layer_bytes(facts, tokens, types, lora)
     own = 4 * facts.hidden + 2 * facts.hidden * types.compute  # embeddings and the last norm
     mask = tokens  # of booleans, a row for each token
-    kept = facts.layers * (facts.hidden * types.weights if checkpointing else layer) + own + mask
-    passing = 2 * facts.ffn * types.compute + (layer if checkpointing else 0)
-    return sequences * tokens * kept, sequences * tokens * passing
+    kept_bytes = facts.layers * (facts.hidden * types.weights if checkpointing else layer) + own + mask
+    passing_bytes = 2 * facts.ffn * types.compute + (layer if checkpointing else 0)
+    return sequences * tokens * kept_bytes, sequences * tokens * passing_bytes
 
 
 def kv_cache_bytes(facts: ModelFacts, sequences: int, tokens: int, types: _Types) -> int:
@@ -202,20 +202,20 @@ def _phases(
     types = _types(config.policy, trainer.precision, on_gpu=around.on_gpu)
     prompt = around.prompt_tokens or config.prompt.max_prompt_length
     text = around.text_tokens or config.generation.max_completion_length
-    trained = trained_parameters(facts, lora)
+    num_trained = trained_parameters(facts, lora)
     resident = _resident(config, trainer, facts, around, types)
-    gradients = trained * types.trained
+    gradients = num_trained * types.trained
 
     learn = dict(resident)
-    kept, passing = activation_bytes(
+    kept_bytes, passing_bytes = activation_bytes(
         facts, trainer.micro_batch, prompt + text, types, lora, checkpointing=bool(trainer.gradient_checkpointing)
     )
     positions = text + 1 if trainer.is_rl else prompt + text
     logits = _logit_bytes(facts, trainer.micro_batch * positions, types, is_rl=trainer.is_rl, trains_head=lora is None)
-    if logits >= passing:
-        learn |= {"activations": kept, "logits": logits}
+    if logits >= passing_bytes:
+        learn |= {"activations": kept_bytes, "logits": logits}
     else:
-        learn["activations"] = kept + passing
+        learn["activations"] = kept_bytes + passing_bytes
     if trainer.gradient_accumulation_steps > 1:  # those of earlier micro-batches are there
         learn["gradients"] = gradients
 
@@ -240,7 +240,7 @@ def _resident(
 ) -> dict[str, int]:
     """What is there all the time, from the second step on."""
     lora = config.policy.lora
-    trained = trained_parameters(facts, lora)
+    num_trained = trained_parameters(facts, lora)
     weights = weight_bytes(facts, types)
     parts = {"weights": weights}
     if types.quantised is not None:  # a layer is made whole while it is used
@@ -248,13 +248,13 @@ def _resident(
     elif types.compute < types.weights:  # autocast keeps its copies until the pass is over
         parts["weights"] += facts.linear_parameters * types.compute
     if lora is not None:
-        parts["adapter"] = trained * types.trained
-    parts["optimizer"] = 2 * trained * types.trained
+        parts["adapter"] = num_trained * types.trained
+    parts["optimizer"] = 2 * num_trained * types.trained
     if trainer.holds_reference:
-        parts["reference model"] = trained * types.trained if lora is not None else weights
+        parts["reference model"] = num_trained * types.trained if lora is not None else weights
     if trainer.has_critic:
         head = 4 * (facts.hidden * facts.hidden + 3 * facts.hidden)
-        own = trained * types.trained if trainer.has_adapter_critic else 0
+        own = num_trained * types.trained if trainer.has_adapter_critic else 0
         parts["critic"] = 4 * (head + own)  # with its gradients and optimiser states
     if around.retrieval_on_device:
         if around.embedder_parameters:
@@ -278,9 +278,9 @@ def _logit_bytes(facts: ModelFacts, positions: int, types: _Types, *, is_rl: boo
     entropies = 3 * 4 * min(_ENTROPY_ROWS, positions) * facts.vocab
     head = facts.vocab * facts.hidden * types.trained if trains_head else 0
     half = positions * facts.vocab * types.compute if types.compute < 4 else 0
-    softcapped = one if facts.softcap else 0
+    softcap_bytes = one if facts.softcap else 0
     most = max(3 * one, 2 * one + entropies, 2 * one + head) if is_rl else max(3 * one + entropies, 2 * one + head)
-    return most + half + softcapped
+    return most + half + softcap_bytes
 
 
 def _writing(
@@ -288,11 +288,11 @@ def _writing(
 ) -> dict[str, int]:
     """The prompts are read in one pass, which keeps one layer's tensors; then the cache grows by a token at a time."""
     width = 4 * facts.hidden + 3 * facts.heads * facts.head_dim + 3 * facts.ffn
-    reading = texts * prompt * (width * types.weights + prompt * (1 + types.weights))
+    reading_bytes = texts * prompt * (width * types.weights + prompt * (1 + types.weights))
     return {
         **resident,
         "KV cache": kv_cache_bytes(facts, texts, prompt + text, types),
-        "activations": reading,
+        "activations": reading_bytes,
         "logits": 3 * 4 * texts * facts.vocab,
     }
 

@@ -66,5 +66,5 @@ def phase_of(error: BaseException, otherwise: Phase) -> Phase:
     Args:
         otherwise: the answer for an error that passed through none.
     """
-    passed = phases_of(error)
-    return next((phase for phase in (Phase.RANKING, Phase.MEASURING) if phase in passed), (*passed, otherwise)[0])
+    phases = phases_of(error)
+    return next((phase for phase in (Phase.RANKING, Phase.MEASURING) if phase in phases), (*phases, otherwise)[0])

@@ -94,7 +94,7 @@ def plan_placement(
         ConfigError: `policy.device` names a GPU that is not there.
     """
     gpu = _policy_gpu(machine, config.policy.device)
-    found = place_retrieval(machine, config)
+    place = place_retrieval(machine, config)
     around = find_surroundings(machine, config, retrieval, lengths=lengths)
     free = gpu.free if gpu else machine.ram_free
     beside = _engine_size(config, facts, around, gpu)
@@ -102,16 +102,18 @@ def plan_placement(
     result = estimate(config, facts, around)
     fits = result.bytes <= room
     ways = () if fits else tuple(savings(config, facts, around, Room(room), keep_texts=False)[:2])
-    chosen = config if fits or not ways else ways[0].config
-    choices = _choices(chosen, config, facts, around, gpu)
-    if (held := _holding(machine, chosen, retrieval)) is not None:
-        choices = (*choices, Choice("item vectors", held.words, held.reason))
-    backend = Choice("retrieval", f"{found.backend} on {_where(chosen, found)}", found.reason)
-    said = f"{gpu.name}, {human(gpu.free)} free" if gpu else f"{human(machine.ram_free)} of memory free, no GPU is used"
+    config_to_show = config if fits or not ways else ways[0].config
+    choices = _choices(config_to_show, config, facts, around, gpu)
+    if (holding := _holding(machine, config_to_show, retrieval)) is not None:
+        choices = (*choices, Choice("item vectors", holding.words, holding.reason))
+    backend = Choice("retrieval", f"{place.backend} on {_where(config_to_show, place)}", place.reason)
+    memory = (
+        f"{gpu.name}, {human(gpu.free)} free" if gpu else f"{human(machine.ram_free)} of memory free, no GPU is used"
+    )
     if beside:
-        said += f", {human(beside)} of it vLLM's"
+        memory += f", {human(beside)} of it vLLM's"
     return Placement(
-        f"cuda:{gpu.index}" if gpu else "cpu", said, room, result, fits, (*choices, backend), ways, retrieval.notes
+        f"cuda:{gpu.index}" if gpu else "cpu", memory, room, result, fits, (*choices, backend), ways, retrieval.notes
     )
 
 
@@ -125,14 +127,14 @@ def find_surroundings(
     """
     gpu = _policy_gpu(machine, config.policy.device)
     where = place_retrieval(machine, config).where
-    held = _holding(machine, config, retrieval)
+    holding = _holding(machine, config, retrieval)
     return Surroundings(
         on_gpu=gpu is not None,
         items=retrieval.items,
         embedder_parameters=retrieval.embedder_parameters,
         embedding_dim=retrieval.dim,
         retrieval_on_device=where == (f"cuda:{gpu.index}" if gpu else "cpu"),
-        item_matrix=None if held is None else held.bytes,
+        item_matrix=None if holding is None else holding.bytes,
         prompt_tokens=lengths[0] if lengths else None,
         text_tokens=lengths[1] if lengths else None,
     )
@@ -206,8 +208,11 @@ def _choices(
 ) -> tuple[Choice, ...]:
     """What the run has, each with its reason; `chosen` differs from `config` where that did not fit."""
     policy, trainer = chosen.policy, chosen.trainer
-    forced = "as configured it does not fit"
-    full, packed = plain_weights(chosen, facts, around), estimate(chosen, facts, around).phases[-1].parts["weights"]
+    does_not_fit = "as configured it does not fit"
+    plain_bytes, quantised_bytes = (
+        plain_weights(chosen, facts, around),
+        estimate(chosen, facts, around).phases[-1].parts["weights"],
+    )
     if policy.lora is None:
         backend = Choice("backend", "hf", "all weights are trained, no adapter (policy.lora)")
     elif policy.backend != "auto":
@@ -217,23 +222,31 @@ def _choices(
     else:
         backend = Choice("backend", "unsloth", "an adapter on a GPU; hf where unsloth is not installed")
     if policy.quantization == "none":
-        quantised = Choice("quantization", "none", f"the weights take {human(full)} as they are")
+        quantization = Choice("quantization", "none", f"the weights take {human(plain_bytes)} as they are")
     else:
-        because = forced if config.policy.quantization == "none" else "policy.quantization says so"
-        quantised = Choice("quantization", policy.quantization, f"{because}; {human(packed)} instead of {human(full)}")
+        because = does_not_fit if config.policy.quantization == "none" else "policy.quantization says so"
+        quantization = Choice(
+            "quantization", policy.quantization, f"{because}; {human(quantised_bytes)} instead of {human(plain_bytes)}"
+        )
     step = trainer.micro_batch * trainer.gradient_accumulation_steps
-    learnt = f"{step} learnt from in a step, {trainer.micro_batch} at once"
-    changed = trainer.batch_words != config.trainer.batch_words
-    size = Choice("batch", trainer.batch_words, f"{forced}; {learnt}" if changed else learnt)
-    without, kept = activation_saving(chosen, facts, around)
+    step_words = f"{step} learnt from in a step, {trainer.micro_batch} at once"
+    is_changed = trainer.batch_words != config.trainer.batch_words
+    size = Choice("batch", trainer.batch_words, f"{does_not_fit}; {step_words}" if is_changed else step_words)
+    plain_activations, checkpointed_activations = activation_saving(chosen, facts, around)
     if trainer.gradient_checkpointing:
-        because = "trainer.gradient_checkpointing says so" if config.trainer.gradient_checkpointing else forced
+        because = "trainer.gradient_checkpointing says so" if config.trainer.gradient_checkpointing else does_not_fit
         again = Choice(
-            "gradient checkpointing", "on", f"{because}; activations take {human(kept)}, not {human(without)}"
+            "gradient checkpointing",
+            "on",
+            f"{because}; activations take {human(checkpointed_activations)}, not {human(plain_activations)}",
         )
     else:
-        again = Choice("gradient checkpointing", "off", f"activations take {human(without)}; with it {human(kept)}")
-    return (backend, quantised, size, again, _vllm(chosen, facts, around, gpu))
+        again = Choice(
+            "gradient checkpointing",
+            "off",
+            f"activations take {human(plain_activations)}; with it {human(checkpointed_activations)}",
+        )
+    return (backend, quantization, size, again, _vllm(chosen, facts, around, gpu))
 
 
 def _engine_size(config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu | None) -> int:
@@ -266,13 +279,13 @@ def _vllm(config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu |
         return Choice("vLLM share", f"{beside / gpu.total:.2f}" if gpu else "0", why if gpu else f"no GPU: {why}")
     if gpu is None or not config.policy.fast_inference:
         return Choice("vLLM share", "0", "texts are written by the policy itself (generation.engine)")
-    writing = next((p for p in estimate(config, facts, around).phases if p.name == "writing"), None)
-    if writing is None:
+    writing_phase = next((p for p in estimate(config, facts, around).phases if p.name == "writing"), None)
+    if writing_phase is None:
         return Choice("vLLM share", "0", "no texts are written")
-    if (asked := config.generation.vllm.memory_share) is not None:
-        return Choice("vLLM share", f"{asked:.2f}", "generation.vllm.memory_share says so")
+    if (share := config.generation.vllm.memory_share) is not None:
+        return Choice("vLLM share", f"{share:.2f}", "generation.vllm.memory_share says so")
     # The weights are shared with the engine, which wants room beside the cache for a batch of its own.
-    need = writing.parts["weights"] + 1.2 * writing.parts["KV cache"] + GB
+    need = writing_phase.parts["weights"] + 1.2 * writing_phase.parts["KV cache"] + GB
     return Choice(
         "vLLM share",
         f"{min(0.9, need / gpu.total):.2f}",

@@ -60,12 +60,12 @@ class StepLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._started = time.perf_counter()
         self._logged = state.global_step
-        done = f", going on after step {state.global_step:,}" if state.global_step else ""
-        console.log(f"{self._phase.upper()}: {state.max_steps:,} steps, {self._batches:,} an epoch{done}")
+        resumption = f", going on after step {state.global_step:,}" if state.global_step else ""
+        console.log(f"{self._phase.upper()}: {state.max_steps:,} steps, {self._batches:,} an epoch{resumption}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        described = self._describe(logs or {})
-        if described is None:
+        values = self._describe(logs or {})
+        if values is None:
             return
         epoch, batch = divmod(state.global_step - 1, self._batches)
         record = {
@@ -74,7 +74,7 @@ class StepLog(TrainerCallback):
             "epoch": epoch + 1,
             "batch": batch + 1,
             "seconds": round(time.perf_counter() - self._started, 3),
-            **described,
+            **values,
         }
         if record["epoch"] != self._epoch:
             self._summarise()

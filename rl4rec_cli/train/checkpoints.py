@@ -137,8 +137,8 @@ def check_data(run: Run, digests: Mapping[str, str], *, allow_partial: bool) -> 
     Raises:
         RunError: they were changed.
     """
-    for changed in changed_datasets(run, digests):
-        _refuse(changed, "put the data back that were there, or train a new run with these", allow_partial)
+    for change in changed_datasets(run, digests):
+        _refuse(change, "put the data back that were there, or train a new run with these", allow_partial)
 
 
 def check_prompts(run: Run, digest: str, *, allow_partial: bool) -> None:
@@ -153,8 +153,8 @@ def check_prompts(run: Run, digest: str, *, allow_partial: bool) -> None:
     Raises:
         RunError: they are others, and `allow_partial` is off.
     """
-    begun = run.environment().get("prompts")
-    if begun and begun != digest:
+    first_digest = run.environment().get("prompts")
+    if first_digest and first_digest != digest:
         _refuse(
             f"{run.folder}: its prompts are not those it was begun with: the tokenizer or its chat template changed",
             "put the model's files back as they were",
@@ -179,9 +179,9 @@ def _newest(folders: Sequence[Path], *, allow_partial: bool) -> Path | None:
     for folder in reversed(folders):
         if not _is_whole(folder):
             continue
-        missing = sorted(name for name in STATE & _listed(folder) if not (folder / name).is_file())
-        if missing:
-            what = ", ".join(missing)
+        absent_files = sorted(name for name in STATE & _listed(folder) if not (folder / name).is_file())
+        if absent_files:
+            what = ", ".join(absent_files)
             _refuse(
                 f"{folder}: {what} is missing: the run would not go on as it was",
                 f"remove {folder} to go on from the checkpoint before",
@@ -243,14 +243,14 @@ def checkpoint_states(run: Run) -> list[CheckpointState]:
 
 def _state(folder: Path) -> CheckpointState:
     flaws = _problems(folder)
-    missing = [] if flaws else sorted(name for name in STATE & _listed(folder) if not (folder / name).is_file())
+    absent_files = [] if flaws else sorted(name for name in STATE & _listed(folder) if not (folder / name).is_file())
     facts: dict[str, Any] = {}
     for name in (PROGRESS, VALIDATION):
         try:
-            read = read_object(folder / name)
+            content = read_object(folder / name)
         except RunError:  # most have none; of one that is damaged `flaws` says so
             continue
-        facts |= read
+        facts |= content
     step = facts.get("step")
     if folder.name.startswith("damaged_"):
         flaws = [f"put aside as damaged ({'; '.join(flaws) or 'whole now'})"]
@@ -259,7 +259,7 @@ def _state(folder: Path) -> CheckpointState:
         step if isinstance(step, int) else None,
         sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
         tuple(flaws),
-        tuple(missing),
+        tuple(absent_files),
         {name: value for name, value in facts.items() if "@" in name and isinstance(value, int | float)},
         facts.get("dataset"),
     )
@@ -282,8 +282,8 @@ def _tidy(run: Run) -> None:
         name = old.name[1:].rsplit(".", 2)[0]
         if not (run.checkpoints / name).exists():
             old.rename(run.checkpoints / name)
-    for left in [*run.checkpoints.glob(".checkpoint_*.old"), *run.checkpoints.glob(".checkpoint_*.tmp")]:
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in [*run.checkpoints.glob(".checkpoint_*.old"), *run.checkpoints.glob(".checkpoint_*.tmp")]:
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def is_longer(trained: Any, section: TrainerSection) -> bool:
@@ -304,15 +304,15 @@ def final_steps(run: Run) -> int | None:
 
 def _check_more(run: Run, most: int | None) -> None:
     """Whether a finished run can be prolonged to what is asked for."""
-    done = final_steps(run)
-    if done is None:
+    final_step = final_steps(run)
+    if final_step is None:
         raise RunError(
             f"{run.final}: an earlier version wrote it, and nothing says after how many steps",
             hint=f"train a new run from it: {command_line('--model', run.final)}",
         )
-    if most is not None and most <= done:
+    if most is not None and most <= final_step:
         raise ConfigError(
-            f"the run has {done:,} steps already, and with this configuration it has {most:,}",
+            f"the run has {final_step:,} steps already, and with this configuration it has {most:,}",
             hint="raise trainer.num_train_epochs too: the smaller of both ends a run",
         )
 
@@ -325,12 +325,12 @@ def _read_recipe(path: Path) -> Any:
 
 
 def _check_recipe(path: Path, config: RunConfig, *, allow_partial: bool) -> None:
-    trained = _read_recipe(path)
-    rewards = trained.get("reward") if isinstance(trained, dict) else None
+    recipe = _read_recipe(path)
+    rewards = recipe.get("reward") if isinstance(recipe, dict) else None
     if isinstance(rewards, dict) and isinstance(rewards.get("functions"), dict):  # older runs kept them as typed
         rewards["functions"] = {whole_reward(str(name)): weight for name, weight in rewards["functions"].items()}
-    keys = changed_keys(trained, config.model_dump(mode="json"))
-    if is_longer(trained, config.trainer):
+    keys = changed_keys(recipe, config.model_dump(mode="json"))
+    if is_longer(recipe, config.trainer):
         keys = [key for key in keys if not key.startswith(tuple(f"trainer.{name} " for name in LENGTH))]
     if keys:
         _refuse(

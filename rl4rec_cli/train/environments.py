@@ -113,11 +113,11 @@ def screen_environments(
     """
     from rl4rec_cli.train.screening import screen_examples
 
-    screened = []
+    environments_to_train = []
     for one in environments:
         name = one.name if len(environments) > 1 else None
         file = folder / ("screened.json" if name is None else f"screened-{name}.json")
         by_policy = partial(write, one.dataset)
         examples = screen_examples(section, one.retriever, one.examples, write=by_policy, kept_in=file, name=name)
-        screened.append(replace(one, examples=examples))
-    return screened
+        environments_to_train.append(replace(one, examples=examples))
+    return environments_to_train

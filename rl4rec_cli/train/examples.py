@@ -33,13 +33,15 @@ def training_examples(section: DataSection, dataset: Dataset, *, seed: int) -> l
     Args:
         seed: the run's.
     """
-    chosen = _training_users(section, dataset, seed)
+    training_users = _training_users(section, dataset, seed)
     examples = build_examples(dataset, "train", train_targets=section.train_targets)
-    return examples if chosen is None else [e for e in examples if e.user in chosen]
+    return examples if training_users is None else [e for e in examples if e.user in training_users]
 
 
 def number_of_training_examples(section: DataSection, dataset: Dataset, *, seed: int) -> int:
     """How many those are, without making them."""
-    chosen = _training_users(section, dataset, seed)
+    training_users = _training_users(section, dataset, seed)
     counts = count_train_examples(dataset, section.train_targets)
-    return sum(n for user, n in zip(dataset.users, counts, strict=True) if chosen is None or user in chosen)
+    return sum(
+        n for user, n in zip(dataset.users, counts, strict=True) if training_users is None or user in training_users
+    )

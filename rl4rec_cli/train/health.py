@@ -71,7 +71,7 @@ class Health:
 
     def see(self, record: Mapping[str, Any]) -> list[Finding]:
         """The rules that begin to hold with a logged step."""
-        step, found = int(record["step"]), []
+        step, findings = int(record["step"]), []
         reward = _number(record.get("avg_reward"))
         if reward is not None:
             self._rewards = [*self._rewards, reward][-self._section.window :]
@@ -84,12 +84,12 @@ class Health:
             window = self._seen[name] = [*self._seen.get(name, []), (step, value)][-self._section.window :]
             is_full = len(window) == self._section.window
             if is_full and all(v < low for _, v in window):
-                found += self._begin(name, step, f"{_seen(rule, window)}{_below(low, first)}", rule.too_low)
+                findings += self._begin(name, step, f"{_seen(rule, window)}{_below(low, first)}", rule.too_low)
             elif is_full and all(v > high for _, v in window):
-                found += self._begin(name, step, f"{_seen(rule, window)}{_above(high, first)}", rule.too_high)
+                findings += self._begin(name, step, f"{_seen(rule, window)}{_above(high, first)}", rule.too_high)
             elif is_full and all(low <= v <= high for _, v in window):
                 self._end(name)
-        return found
+        return findings
 
     def see_validation(self, step: int, metric: str, value: float) -> list[Finding]:
         """Whether the reward rises while the validation metric falls, with a measurement after `step` steps."""

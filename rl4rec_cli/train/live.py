@@ -74,16 +74,18 @@ class TrainingView:
         lines += _packed(self._validated(), width)
         lines += _packed(self._numbers(), width)
         for text, rank in self._samples() if self._samples is not None else ():
-            shown = " ".join(console.clean(text).split())
-            lines.append(_cut(f"rank {rank:>6,}  {shown}", width))
+            line = " ".join(console.clean(text).split())
+            lines.append(_cut(f"rank {rank:>6,}  {line}", width))
         return lines
 
     def _progress(self, width: int, blocks: str) -> list[str]:
         share = self._step / max(1, self._steps)
-        seconds, made = self._clock() - self._started, self._step - self._before
-        left = f"{_time(seconds / made * (self._steps - self._step))} left" if made else "time left unknown"
+        seconds, new_steps = self._clock() - self._started, self._step - self._before
+        remaining_time = (
+            f"{_time(seconds / new_steps * (self._steps - self._step))} left" if new_steps else "time left unknown"
+        )
         position = f"{self._title}: step {self._step:,} of {self._steps:,} ({share:.0%})"
-        times = f"{_time(seconds)}, {left}"
+        times = f"{_time(seconds)}, {remaining_time}"
         size = max(0, min(30, width - len(position) - len(times) - 2 * len(_GAP)))
         full = round(share * size)
         return [position, *([f"{blocks[-1] * full}{blocks[0] * (size - full)}"] if size else []), times]
@@ -106,7 +108,7 @@ class TrainingView:
 
     def _numbers(self) -> list[str]:
         record = self._record
-        named = (
+        columns = (
             ("loss", "loss", _figure),
             ("kl", "KL", _figure),
             ("entropy", "entropy", _figure),
@@ -114,7 +116,7 @@ class TrainingView:
             ("tokens_per_second", "tokens/s", lambda v: f"{v:,.0f}"),
             ("memory_gib", "memory", lambda v: f"{v:.1f} GiB"),
         )
-        return [f"{name} {form(record[key])}" for key, name, form in named if record.get(key) is not None]
+        return [f"{name} {form(record[key])}" for key, name, form in columns if record.get(key) is not None]
 
 
 def sparkline(values: Sequence[float], blocks: str = _BLOCKS) -> str:
@@ -174,6 +176,6 @@ def _figure(value: float | None) -> str:
 
 
 def _time(seconds: float) -> str:
-    minutes, left = divmod(round(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

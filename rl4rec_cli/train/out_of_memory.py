@@ -104,8 +104,8 @@ def advise(
     machine = _machine(str(policy.device))
     surroundings = find_surroundings(machine, config, retrieval_facts(config))
     there = _failed(alone, facts, surroundings, phase)
-    lasting = there.lasting - (there.parts.get("optimizer", 0) if is_first else 0)
-    usable = _usable(machine, str(policy.device), lasting)
+    lasting_bytes = there.lasting - (there.parts.get("optimizer", 0) if is_first else 0)
+    usable = _usable(machine, str(policy.device), lasting_bytes)
     return advise_by_plan(message, config, facts, surroundings, usable, phase=phase, is_warm_start=is_warm_start)
 
 
@@ -121,19 +121,19 @@ def advise_by_plan(
 ) -> OutOfMemory:
     """The same, from what is known of model and machine: nothing is looked at."""
     alone = _alone(config, phase, is_warm_start=is_warm_start)
-    failed = _failed(alone, facts, surroundings, phase)
-    foreseen = failed.total > usable.bytes
+    phase_memory = _failed(alone, facts, surroundings, phase)
+    foreseen = phase_memory.total > usable.bytes
     figures = (
-        f"by the plan {phase.words} needs {human(failed.total)}, where {human(usable.bytes)} can be used"
+        f"by the plan {phase.words} needs {human(phase_memory.total)}, where {human(usable.bytes)} can be used"
         f" ({usable.words})"
     )
     if not foreseen:
         figures += ": it is too low here, or something else took memory for a while"
-    if not failed.passing and not foreseen:
+    if not phase_memory.passing and not foreseen:
         sets, costs = _ranks_with_less(alone.retrieval, surroundings) if phase is Phase.RANKING else ({}, "")
         after = _failed(changed(alone, sets), facts, _beside(surroundings, sets), phase).total
     else:
-        own = {} if foreseen else {failed.name: failed.lasting + STEP_DOWN * failed.passing}
+        own = {} if foreseen else {phase_memory.name: phase_memory.lasting + STEP_DOWN * phase_memory.passing}
         way = way_on(alone, facts, surroundings, Room(usable.bytes, own))
         sets, costs = ({}, "") if way is None else (dict(way.settings), "; ".join(way.costs))
         after = 0 if way is None else _phase(way.estimate, phase).total

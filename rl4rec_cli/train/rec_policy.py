@@ -121,8 +121,8 @@ class RecPolicy:
             return [self.builder.build(None, [self._id(item) for item in history]) for history in histories]
         # Only what these histories name: to read a whole catalogue's titles takes as long as to write a batch of texts.
         place = {item: i for i, item in enumerate(dict.fromkeys(item for history in histories for item in history))}
-        named = [self._item(item) for item in place]
-        builder = PromptBuilder(self._prompt, replace(self._dataset, items=tuple(named)), self.policy.tokenizer)
+        items = [self._item(item) for item in place]
+        builder = PromptBuilder(self._prompt, replace(self._dataset, items=tuple(items)), self.policy.tokenizer)
         return [builder.build(None, [place[item] for item in history]) for history in histories]
 
     def _item(self, item: int | str) -> Mapping[str, Any]:
@@ -137,10 +137,10 @@ class RecPolicy:
     def _checked_history(self, history: History) -> list[int | str]:
         if isinstance(history, (str, bytes)):
             raise DataError(f"{history!r:.80} is one title, not a history", hint="a history is a list: [title, …]")
-        checked: list[int | str] = []
+        entries: list[int | str] = []
         for item in history:
             if isinstance(item, str):
-                checked.append(item)
+                entries.append(item)
                 continue
             try:
                 number = operator.index(item)
@@ -151,8 +151,8 @@ class RecPolicy:
                     f"item {item} of a history is not in the dataset, which has {self._num_ids} items",
                     hint="histories of ids need the dataset they are of: RecPolicy(…, dataset=load_dataset(PATH))",
                 )
-            checked.append(number)
-        return checked
+            entries.append(number)
+        return entries
 
     def generate(self, prompts: Sequence[Prompt | str]) -> list[str]:
         """A sampled text for each prompt; its tokens are kept until the next call, for the update.

@@ -89,10 +89,10 @@ def train_rl(
     def describe(logs: dict[str, Any]) -> dict[str, Any] | None:
         return step_record(logs, reward, rollout)
 
-    phase, done = section.algorithm, steps_done(resume)
+    phase, steps_before = section.algorithm, steps_done(resume)
     course = validation.course if validation is not None else None
-    view = TrainingView(phase.upper(), steps, done=done, validation=course, samples=reward.last)
-    with tempfile.TemporaryDirectory() as scratch, shown(view) as drawn:
+    view = TrainingView(phase.upper(), steps, done=steps_before, validation=course, samples=reward.last)
+    with tempfile.TemporaryDirectory() as scratch, shown(view) as live_view:
         trainer = open_trainer(TrainerParts(config, policy, steps, Path(scratch), rows, reward, rollout))
         batches = steps_per_epoch(section, examples)
         watch = Watch(config.health, log, phase=phase)
@@ -103,7 +103,7 @@ def train_rl(
                 phase=phase,
                 batches_per_epoch=batches,
                 watch=watch,
-                view=drawn,
+                view=live_view,
                 best=validation.best_line if validation is not None else str,
             )
         )

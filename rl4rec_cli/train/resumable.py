@@ -78,15 +78,15 @@ class Resumable:
         if checkpoint is None:
             return
         optimizer, scheduler = Path(checkpoint) / OPTIMIZER, Path(checkpoint) / SCHEDULER
-        done = steps_done(Path(checkpoint))
+        step = steps_done(Path(checkpoint))
         if optimizer.is_file():
             self.optimizer.load_state_dict(torch.load(optimizer, map_location="cpu", weights_only=True))
         if scheduler.is_file():
             self.lr_scheduler.load_state_dict(torch.load(scheduler, weights_only=True))
         else:
-            for _ in range(done):
+            for _ in range(step):
                 self.lr_scheduler.step()
-        self._take_rates_of_this_length(done)
+        self._take_rates_of_this_length(step)
 
     def _take_rates_of_this_length(self, done: int) -> None:
         """A rate that falls over the run is another one where the run has more steps than the checkpoint's had."""
@@ -314,8 +314,8 @@ class Keeper(TrainerCallback):
                 torch.cuda.empty_cache()
             try:
                 self._keep_last()
-            except Rl4RecError as lost:  # what ended the training is told first
-                console.log(f"Step {self._snapshot.step if self._snapshot else 0} is lost: {lost.message}")
+            except Rl4RecError as save_error:  # what ended the training is told first
+                console.log(f"Step {self._snapshot.step if self._snapshot else 0} is lost: {save_error.message}")
             if is_full:
                 raise self._out_of_memory(error) from error
             if isinstance(error, Rl4RecError):
@@ -323,9 +323,9 @@ class Keeper(TrainerCallback):
             raise
 
     def _out_of_memory(self, error: BaseException) -> OutOfMemory:
-        done, is_measuring = self._trainer.state.global_step, Phase.MEASURING in phases_of(error)
+        step, is_measuring = self._trainer.state.global_step, Phase.MEASURING in phases_of(error)
         # Validation users are measured after a step; everything else belongs to the one that is not done.
-        when = f"in the validation after step {done:,}" if is_measuring else f"at step {done + 1:,}"
+        when = f"in the validation after step {step:,}" if is_measuring else f"at step {step + 1:,}"
         return advise(
             error,
             self._run.config,
@@ -333,7 +333,7 @@ class Keeper(TrainerCallback):
             when=f"{when} of {self._phase}",
             phase=phase_of(error, otherwise=Phase.UPDATING if self._is_torn else Phase.LEARNING),
             is_warm_start=self._is_warm_start,
-            is_first=done == 0,
+            is_first=step == 0,
         )
 
     def _keep_last(self) -> None:

@@ -110,11 +110,11 @@ class RetrievalReward:
         trainer_state: Any,
         **_: Any,
     ) -> list[float]:
-        started = time.perf_counter()
+        start = time.perf_counter()
         texts = decode_texts(self._tokenizer, completion_ids)
-        ranked = start_scores(self._scorers, texts, target, history, dataset)
+        await_scores = start_scores(self._scorers, texts, target, history, dataset)
         distinct = len(set(texts)) / len(texts)
-        scores = ranked()
+        scores = await_scores()
         names = log_names(scores.parts)
         for name, values in scores.parts.items():
             log_metric(f"reward/{names[name]}", float(values.mean()))
@@ -124,7 +124,7 @@ class RetrievalReward:
             self._rewards, self._datasets, self._is_reported = [], [], False
         self._rewards.extend(scores.rewards.tolist())
         self._datasets.extend(dataset)
-        self.seconds += time.perf_counter() - started
+        self.seconds += time.perf_counter() - start
         self._last = [(texts[row], int(scores.ranks[row])) for row in range(min(2, len(texts)))]
         for row in range(min(self._shown, len(texts))):
             self._rollouts.write(
@@ -170,7 +170,7 @@ class Rollout:
         """A text of the trainer's policy for each prompt."""
         from trl.models import unwrap_model_for_generation
 
-        started = time.perf_counter()
+        start = time.perf_counter()
         with (
             unwrap_model_for_generation(
                 trainer.model_wrapped,
@@ -180,10 +180,10 @@ class Rollout:
             writing(model),
         ):
             completion_ids, self.logps = write_ids(self._policy, model, prompt_ids, self._sampling)
-        for taken in self._policy.engine.take_handovers() if self._policy.engine is not None else ():
-            self._add("handover_seconds", taken.seconds)
-            self._add("handover_bytes", taken.bytes)
-        self.seconds += time.perf_counter() - started
+        for handover in self._policy.engine.take_handovers() if self._policy.engine is not None else ():
+            self._add("handover_seconds", handover.seconds)
+            self._add("handover_bytes", handover.bytes)
+        self.seconds += time.perf_counter() - start
         self.tokens += sum(map(len, completion_ids))
         self.device = str(trainer.args.device)
         return completion_ids

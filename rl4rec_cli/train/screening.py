@@ -75,9 +75,9 @@ def _by_last_item(retriever: VectorRetriever, examples: Sequence[Example]) -> li
 
 
 def _by_policy(retriever: VectorRetriever, examples: Sequence[Example], write: Write, kept_in: Path) -> list[int]:
-    known = _read_ranks(kept_in) if kept_in.is_file() else []
-    if len(known) == len(examples):
-        return known
+    cached_ranks = _read_ranks(kept_in) if kept_in.is_file() else []
+    if len(cached_ranks) == len(examples):
+        return cached_ranks
     ranks: list[int] = []
     texts = write(examples)
     for start in range(0, len(examples), _PART):
@@ -91,10 +91,10 @@ def _by_policy(retriever: VectorRetriever, examples: Sequence[Example], write: W
 def _read_ranks(path: Path) -> list[int]:
     """The ranks that were kept; none where the file is damaged, which is said."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["sha256"] != sha256_of_json(kept["ranks"]):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["sha256"] != sha256_of_json(content["ranks"]):
             raise ValueError("its content does not match its checksum")
-        return [int(rank) for rank in kept["ranks"]]
+        return [int(rank) for rank in content["ranks"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = "no checksum" if isinstance(error, KeyError) else error
         console.log(f"{path}: not usable ({reason}): the starting policy is asked again")

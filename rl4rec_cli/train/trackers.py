@@ -90,8 +90,8 @@ class Reports:
     def validation(self, record: Mapping[str, Any]) -> None:
         """A line of `validation_log.jsonl`."""
         numbers = {name: value for name, value in _numbers(record).items() if name != "step"}
-        named = {f"validation/{name}": value for name, value in numbers.items()}
-        self._log({"step": float(record["step"]), **named}, record, "")
+        measurements = {f"validation/{name}": value for name, value in numbers.items()}
+        self._log({"step": float(record["step"]), **measurements}, record, "")
 
     def final(self, evaluation: Evaluation, *, dataset: str | None = None) -> None:
         """The metrics of every method on the validation split; of one of several datasets under its name."""
@@ -115,8 +115,8 @@ class Reports:
             yield
         except Exception as error:
             del self._trackers[name]
-            said = " ".join(str(error).split())
-            console.log(f"{name} failed and gets no more numbers: {type(error).__name__}: {said}")
+            reason = " ".join(str(error).split())
+            console.log(f"{name} failed and gets no more numbers: {type(error).__name__}: {reason}")
 
 
 @contextmanager
@@ -126,16 +126,16 @@ def open_reports(run: Run, *, done: int = 0) -> Iterator[Reports]:
     Raises:
         RunError: a tracker cannot be started.
     """
-    logging = run.config.logging
+    section = run.config.logging
     trackers: dict[str, Tracker] = {}
     reports = None
     try:
-        for name in logging.report_to:
+        for name in section.report_to:
             try:
                 trackers[name] = _TRACKERS[name](run, done)
             except Exception as error:
-                said = " ".join(str(error).split())
-                raise RunError(f"--report-to {name}: cannot start it: {said}", hint=_HINTS.get(name)) from error
+                reason = " ".join(str(error).split())
+                raise RunError(f"--report-to {name}: cannot start it: {reason}", hint=_HINTS.get(name)) from error
         reports = Reports(trackers, run.config.trainer.algorithm)
         yield reports
     except BaseException:
@@ -267,8 +267,8 @@ _HINTS = {"wandb": "log in with `wandb login`, or set WANDB_MODE=offline"}
 
 def _identity(run: Run) -> str:
     """The same for a run that goes on, another for a new one of the same name."""
-    made = sha256_of_file(run.folder / "env.json")
-    return f"{run.folder.name[:100]}-{made[:8]}"
+    digest = sha256_of_file(run.folder / "env.json")
+    return f"{run.folder.name[:100]}-{digest[:8]}"
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:

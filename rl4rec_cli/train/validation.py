@@ -70,15 +70,15 @@ class Validation:
             each[environment.name] = means(
                 measure_policy("validation", self._policy, config, *own).ranking, config.eval.ks
             )
-        found = {name: float(np.mean([one[name] for one in each.values()])) for name in next(iter(each.values()))}
+        metrics = {name: float(np.mean([one[name] for one in each.values()])) for name in next(iter(each.values()))}
         by_dataset = {f"{name}/{of}": one[name] for of, one in each.items() for name in one if len(each) > 1}
         self._own = {key: value for key, value in by_dataset.items() if key.startswith(f"{self.metric}/")}
-        value = found[self.metric]
+        value = metrics[self.metric]
         is_best = all(value > before for _, before in self.values)
         self.values.append((step, value))
         log = JsonLines(self._run.folder / LOG, also=self._report)
         try:
-            log.write({"phase": phase, "step": step, "users": self._users, "best": is_best, **found, **by_dataset})
+            log.write({"phase": phase, "step": step, "users": self._users, "best": is_best, **metrics, **by_dataset})
         finally:
             log.close()
         best_step, best = max(self.values, key=lambda pair: (pair[1], -pair[0]))

@@ -47,13 +47,13 @@ class Watch:
         Raises:
             RunError: the log cannot be written.
         """
-        found, self._found = self._found, []
-        for finding in found:
+        findings, self._found = self._found, []
+        for finding in findings:
             self._log.write(finding.record(self._phase))
             if not finding.stops:
                 console.log(f"Warning (health.{finding.rule}), step {finding.step:,}: {finding.seen}")
                 console.log(f"  To mend it: {finding.advice}; to say no more: --set health.{finding.rule}=off")
-        self._told += found
+        self._told += findings
 
     def stop(self) -> None:
         """End the run where what was told asks for it.
@@ -61,8 +61,8 @@ class Watch:
         Raises:
             HealthError: it does.
         """
-        told, self._told = self._told, []
-        stop_for(told)
+        findings, self._told = self._told, []
+        stop_for(findings)
 
     def state(self) -> dict[str, Any]:
         return self._health.state()

@@ -218,8 +218,8 @@ def _targets(prompts_json: WrittenPrompts, look: Look, what: str, headline: str)
 
 def _pooled(parts: Sequence[Tally]) -> Tally:
     of = sum(part.of for part in parts)
-    expected = sum((part.expected or 0.0) * part.of for part in parts) / max(of, 1)
-    return Tally(sum(part.count for part in parts), of, parts[0].unit, expected)
+    expected_share = sum((part.expected or 0.0) * part.of for part in parts) / max(of, 1)
+    return Tally(sum(part.count for part in parts), of, parts[0].unit, expected_share)
 
 
 def _words(prompts_json: WrittenPrompts) -> Check:
@@ -276,10 +276,10 @@ def _training_target(prompts_json: WrittenPrompts, train_targets: str) -> Check:
 def _coverage(texts: Texts) -> Check:
     dataset = texts.dataset
     unknown = sorted(set(dataset.prompts) - set(dataset.users))
-    covered = len(dataset.prompts) - len(unknown)
+    count = len(dataset.prompts) - len(unknown)
     if not unknown:
-        rest = "" if covered == len(dataset.users) else "; the others get the template"
-        text = f"{percent(covered / len(dataset.users))} ({covered:,} of {len(dataset.users):,} users have one){rest}"
+        rest = "" if count == len(dataset.users) else "; the others get the template"
+        text = f"{percent(count / len(dataset.users))} ({count:,} of {len(dataset.users):,} users have one){rest}"
         return Check("users of prompts.json", "info", text)
     return judge(
         "users of prompts.json",
@@ -295,8 +295,8 @@ def _coverage(texts: Texts) -> Check:
 
 def _shared(texts: Texts) -> Check:
     counts = Counter(texts.prompts.values())
-    shared = [user for user, text in texts.prompts.items() if counts[text] > 1]
-    tally = Tally(len(shared), len(texts.prompts), "prompts")
+    sharing_users = [user for user, text in texts.prompts.items() if counts[text] > 1]
+    tally = Tally(len(sharing_users), len(texts.prompts), "prompts")
     return judge(
         "shared prompts",
         tally,
@@ -307,7 +307,7 @@ def _shared(texts: Texts) -> Check:
         remedy="check how the texts were made and joined; leave users without a text of their own out of prompts.json",
         examples=(
             Example(user, None, excerpt(texts.dataset.prompts[user], ""))
-            for user in sorted(shared, key=lambda user: texts.prompts[user])
+            for user in sorted(sharing_users, key=lambda user: texts.prompts[user])
         ),
     )
 

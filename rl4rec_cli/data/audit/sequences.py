@@ -44,12 +44,12 @@ def sequence_checks(texts: Texts, *, ids_shown: bool) -> Iterator[Check]:
         ids_shown: whether a model can read ids, which makes their order a leak.
     """
     dataset = texts.dataset
-    titles, embedded = ([squeeze(text) for text in raw] for raw in (texts.raw_titles, texts.raw_embedded))
+    titles, embedded_texts = ([squeeze(text) for text in raw] for raw in (texts.raw_titles, texts.raw_embedded))
     yield _target_in_history(dataset)
     yield from _id_checks(dataset, shown=ids_shown)
     yield _time_ties(dataset)
-    yield _twins(texts, "duplicate items", [*zip(titles, texts.brands, embedded, strict=True)])
-    yield _twins(texts, "duplicate texts", embedded)
+    yield _twins(texts, "duplicate items", [*zip(titles, texts.brands, embedded_texts, strict=True)])
+    yield _twins(texts, "duplicate texts", embedded_texts)
     yield from _copied_users(dataset)
     yield _one_answer(dataset)
     yield _cold_targets(dataset)
@@ -125,13 +125,13 @@ def _id_checks(dataset: Dataset, *, shown: bool) -> Iterator[Check]:
         note=f"; first appearance {appearance:+.2f} correlated",
     )
 
-    rising = Tally(int((next_N > before_N).sum()), len(after), "neighbours rise", 0.5)
+    rises = Tally(int((next_N > before_N).sum()), len(after), "neighbours rise", 0.5)
     # Neighbours share items, so the items are what was drawn: five standard errors of as many tosses of a coin.
     far = max(RISING - 0.5, 2.5 / np.sqrt(max(min(len(after), items), 1)))
     yield judge(
         "sequences in order of ids",
-        rising,
-        flagged=abs(rising.share - 0.5) >= far,
+        rises,
+        flagged=abs(rises.share - 0.5) >= far,
         severity="leak" if shown else "warning",
         headline="sequences run in the order of ids",
         meaning="Either they were sorted by id, not by time, and the last item is only that with the greatest id; or "
@@ -208,9 +208,9 @@ def _twins(texts: Texts, name: str, keys: Sequence[object]) -> Check:
 def _copied_users(dataset: Dataset) -> Iterator[Check]:
     """Sequences under several users, and users whose whole sequence begins another's training part."""
     users, sequences = dataset.users, dataset.sequences
-    copied, inside = _matches(sequences)
+    twin_pairs, inside_pairs = _matches(sequences)
     copied_chance, inside_chance = (len(pairs) for pairs in _matches(_shuffled(sequences)))
-    tally = Tally(len(copied), len(users), "users", (copied_chance + 0.5) / len(users))
+    tally = Tally(len(twin_pairs), len(users), "users", (copied_chance + 0.5) / len(users))
     yield judge(
         "copied users",
         tally,
@@ -219,18 +219,20 @@ def _copied_users(dataset: Dataset) -> Iterator[Check]:
         headline="{share} of users have the very sequence of another",
         meaning="They are counted several times, so that intervals come out too narrow.",
         remedy="keep one of each",
-        examples=(Example(users[a], None, f"the same {len(sequences[a])} items as user {users[b]}") for a, b in copied),
+        examples=(
+            Example(users[a], None, f"the same {len(sequences[a])} items as user {users[b]}") for a, b in twin_pairs
+        ),
     )
     yield judge(
         "users inside others",
-        Tally(len(inside), len(users), "users", (inside_chance + 0.5) / len(users)),
+        Tally(len(inside_pairs), len(users), "users", (inside_chance + 0.5) / len(users)),
         severity="leak",
         headline="{share} of users' sequences begin another's training part",
         meaning="Training on the longer one shows the test target of the shorter one behind the very same history.",
         remedy="keep the longer one of each",
         examples=(
             Example(users[a], sequences[a][-1], f"its {len(sequences[a])} items are the first of user {users[b]}")
-            for a, b in inside
+            for a, b in inside_pairs
         ),
     )
 
@@ -238,10 +240,10 @@ def _copied_users(dataset: Dataset) -> Iterator[Check]:
 def _matches(sequences: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """(user, other) with the same sequence, and (user, other) where user's begins the other's training part."""
     first: dict[tuple[int, ...], int] = {}
-    copied = []
+    pairs = []
     for u, sequence in enumerate(sequences):
         if len(sequence) >= LEAST_COPIED and first.setdefault(sequence, u) != u:
-            copied.append((u, first[sequence]))
+            pairs.append((u, first[sequence]))
     whole = {}
     for sequence, u in first.items():
         code = 0
@@ -256,7 +258,7 @@ def _matches(sequences: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, int]
             other = whole.get(code)
             if other is not None and sequences[other] == sequence[:length]:
                 inside.setdefault(other, u)
-    return copied, list(inside.items())
+    return pairs, list(inside.items())
 
 
 def _one_answer(dataset: Dataset) -> Check:
@@ -297,8 +299,8 @@ def _shuffled(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Every sequence in random order."""
     flat, starts = _flat(sequences)
     owner = np.repeat(np.arange(len(sequences)), np.diff(starts, append=len(flat)))
-    mixed = flat[np.lexsort((np.random.default_rng(0).random(len(flat)), owner))].tolist()
-    return [tuple(mixed[a:b]) for a, b in pairwise([*starts.tolist(), len(flat)])]
+    items = flat[np.lexsort((np.random.default_rng(0).random(len(flat)), owner))].tolist()
+    return [tuple(items[a:b]) for a, b in pairwise([*starts.tolist(), len(flat)])]
 
 
 def _flat(sequences: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:

@@ -92,8 +92,8 @@ def excerpt(text: str, part: str, around: int = 30) -> str:
 def _marked(text: str, start: int, end: int, around: int = 30) -> str:
     """A stretch of a text as «stretch», with what stands around it."""
     before, after = text[max(0, start - around) : start], text[end : end + around]
-    marked = f"{'…' * (start > around)}{before}«{text[start:end]}»{after}{'…' * (end + around < len(text))}"
-    return " ".join(marked.split())
+    excerpt_text = f"{'…' * (start > around)}{before}«{text[start:end]}»{after}{'…' * (end + around < len(text))}"
+    return " ".join(excerpt_text.split())
 
 
 class Texts:
@@ -199,10 +199,10 @@ def _next_title(texts: Texts) -> Check:
     hits = [(a, b) for a, b in pairs if names(a, b)]
     dealt = rng.permutation([b for _, b in pairs]).tolist() if pairs else []
     chance = sum(names(a, b) for (a, _), b in zip(pairs, dealt, strict=True) if a != b)
-    expected = (chance + 0.5) / len(pairs) if pairs else None
+    expected_share = (chance + 0.5) / len(pairs) if pairs else None
     return judge(
         "next title in item texts",
-        Tally(len(hits), len(pairs), "pairs of neighbours", expected),
+        Tally(len(hits), len(pairs), "pairs of neighbours", expected_share),
         severity="leak",
         headline="item texts hold the title of what was chosen next ({share} of the pairs)",
         meaning="A policy that copies from the history's texts, or an embedding of them, is told what comes next.",

@@ -97,8 +97,8 @@ def approximate_kl(logps_BT: Tensor, old_logps_BT: Tensor, mask_BT: Tensor) -> T
 def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> float:
     """1 − Var(G − V) / Var(G): 1 for a perfect critic, 0 for a constant one, below for worse; 0 where G is constant."""
     spread = whiten(returns_BT, mask_BT, scale=False).square().sum().item()
-    left = whiten(returns_BT - values_BT, mask_BT, scale=False).square().sum().item()
-    return 1 - left / spread if spread > 0 else 0.0
+    residual = whiten(returns_BT - values_BT, mask_BT, scale=False).square().sum().item()
+    return 1 - residual / spread if spread > 0 else 0.0
 
 
 def _on(values_BT: Tensor, mask_BT: Tensor) -> Tensor:

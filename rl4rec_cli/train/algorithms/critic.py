@@ -73,10 +73,10 @@ class Critic:
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """What the critic learns, by name."""
-        named = {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
+        parameters = {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
         if self.has_adapter:
-            named |= {name: p for name, p in self._model.named_parameters() if f".{ADAPTER}." in name}
-        return named
+            parameters |= {name: p for name, p in self._model.named_parameters() if f".{ADAPTER}." in name}
+        return parameters
 
     def values(self, hidden_BTH: Tensor) -> Tensor:
         """`[B, T]` float32 values, in units of the reward, from `[B, T, hidden]` states."""

@@ -54,7 +54,7 @@ class InformativeGroups:
         if self._keeps_all:
             return output
         varied_G = self._varied()
-        found, refilled, drawn = int((~varied_G).sum()), 0, 0
+        zero_variance, refills, draws = int((~varied_G).sum()), 0, 0
         # What is logged of a batch is logged of the prompts that were drawn for it, not of those that stand in.
         lengths = {name: len(values) for name, values in self._metrics["train"].items()}
         for turn in range(self._rounds):
@@ -62,13 +62,13 @@ class InformativeGroups:
             if not empty:
                 break
             rows = self._fresh(len(empty), turn)
-            drawn += len(rows) // self._size
+            draws += len(rows) // self._size
             fresh = generate(rows)
             good = torch.nonzero(self._varied()).flatten().tolist()
             for ours, theirs in zip(empty, good, strict=False):
                 output = _replace(output, self._rows(ours), fresh, self._rows(theirs), self._tokenizer.pad_token_id)
                 varied_G[ours] = True
-                refilled += 1
+                refills += 1
         for name, values in self._metrics["train"].items():
             del values[lengths.get(name, 0) :]
         keep_B = varied_G.repeat_interleave(self._size).to(output["completion_mask"].device)
@@ -77,7 +77,12 @@ class InformativeGroups:
             output["num_items_in_batch"] = output["completion_mask"].sum()
         else:  # RLOO: a mean over texts, the KL penalty in the advantages; masked tokens would spoil a text's ratio
             output["advantages"] = output["advantages"] * keep_B * (len(keep_B) / keep_B.sum().clamp(min=1))
-        counts = {"zero_variance": found, "drawn": drawn, "refilled": refilled, "left_out": found - refilled}
+        counts = {
+            "zero_variance": zero_variance,
+            "drawn": draws,
+            "refilled": refills,
+            "left_out": zero_variance - refills,
+        }
         for name, count in counts.items():
             self._metrics["train"][f"groups/{name}"].append(float(count))
         return output
@@ -94,26 +99,26 @@ class InformativeGroups:
         """Prompts drawn from all; by the step alone, so that a resumed run draws the same."""
         draw = random.Random(f"{self.args.seed} {self._step} {turn}")
         rows: Any = self.train_dataset
-        chosen = draw.sample(range(len(rows)), min(count, len(rows)))
-        return [rows[i] for i in chosen for _ in range(self._size)]
+        indices = draw.sample(range(len(rows)), min(count, len(rows)))
+        return [rows[i] for i in indices for _ in range(self._size)]
 
 
 def _replace(output: dict[str, Any], ours: slice, other: dict[str, Any], theirs: slice, pad: int) -> dict[str, Any]:
     """The batch with a group of another one in place of one of its own."""
-    merged = dict(output)
+    batch = dict(output)
     for name, value in output.items():
         if name in _WHOLE:
-            merged[name] = value.clone()
-            merged[name][ours] = other[name][theirs]
+            batch[name] = value.clone()
+            batch[name][ours] = other[name][theirs]
         elif isinstance(value, Tensor) and value.dim() == 2:
             width = max(value.size(1), other[name].size(1))
             fill = pad if name in _IDS else 0
             both = [_widen(t, width, fill, left=name in _LEFT) for t in (value, other[name])]
-            merged[name] = both[0].clone()
-            merged[name][ours] = both[1][theirs]
-    return merged
+            batch[name] = both[0].clone()
+            batch[name][ours] = both[1][theirs]
+    return batch
 
 
 def _widen(value: Tensor, width: int, fill: int, *, left: bool) -> Tensor:
-    missing = width - value.size(1)
-    return torch.nn.functional.pad(value, (missing, 0) if left else (0, missing), value=fill)
+    padding = width - value.size(1)
+    return torch.nn.functional.pad(value, (padding, 0) if left else (0, padding), value=fill)

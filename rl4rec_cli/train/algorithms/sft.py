@@ -111,13 +111,13 @@ def train_sft(
     def describe(logs: dict[str, Any]) -> dict[str, Any] | None:
         if "loss" not in logs:
             return None
-        kept = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
-        return {name: logs[name] for name in kept if name in logs}
+        names = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
+        return {name: logs[name] for name in names if name in logs}
 
     title = "Warm start" if is_warm_start else "SFT"
     course = validation.course if validation is not None else None
     view = TrainingView(title, steps, done=steps_done(resume), validation=course)
-    with tempfile.TemporaryDirectory() as scratch, shown(view) as drawn:
+    with tempfile.TemporaryDirectory() as scratch, shown(view) as live_view:
         with weights_kept(policy.model), during(Phase.LOADING):
             trainer = SftTrainer(
                 model=policy.model,
@@ -143,7 +143,7 @@ def train_sft(
                 describe,
                 phase=section.algorithm,
                 batches_per_epoch=batches,
-                view=drawn,
+                view=live_view,
                 best=validation.best_line if validation is not None else str,
             )
         )
