@@ -51,12 +51,12 @@ def compare(
     from rl4rec_cli.eval.resolve import Overrides
 
     def show(comparison: Comparison) -> None:
-        from rl4rec_cli.report.compare_page import print_report
+        from rl4rec_cli.cli.results import print_comparison
 
         if as_json:
             console.print_json(comparison.report)
         else:
-            print_report(comparison.report)
+            print_comparison(comparison.report)
 
     overrides = Overrides(
         split=split, users=users, recipes=recipe or [], sets=sets or [], dataset=dataset, checkpoint=checkpoint

@@ -26,6 +26,7 @@ def report(
 
     The page needs no network and no other file. Nothing is measured anew, and nothing in the run is changed.
     """
+    from rl4rec_cli import console
     from rl4rec_cli.report.run_page import write_report
 
-    write_report(run, out)
+    console.result(str(write_report(run, out)))

@@ -9,7 +9,7 @@ It imports numpy: commands import it when they have a result.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,17 @@ from rl4rec_cli.eval.tables import (
     slice_table,
     slices_title,
     tested_title,
+)
+from rl4rec_cli.report.compare_page import (
+    TITLES,
+    clip,
+    completion_or_best,
+    heading,
+    means_table,
+    opening_lines,
+    pair_table,
+    seeds_table,
+    tested_line,
 )
 
 if TYPE_CHECKING:
@@ -138,3 +149,36 @@ def print_seeds(evaluations: Mapping[int, Evaluation], *, start: str, dataset: s
             f"users, p {p_text(gain.p_value)}; [{gain.users_low:+.4f}, {gain.users_high:+.4f}] over users alone; "
             f"deviation between seeds {gain.seed_std:.4f}"
         )
+
+
+def print_comparison(report: Mapping[str, Any]) -> None:
+    """Tables, the users who differ most, verdicts and openings on standard output."""
+    console.table(heading(report), *means_table(report))
+    console.result("")
+    console.table(f"Paired differences in {tested_line(report)}", *pair_table(report))
+    columns, rows = seeds_table(report)
+    if rows:
+        console.result("")
+        console.table("Over seeds", columns, rows)
+    shown = report["most_different"]
+    for key, label in (("ours_better", shown["ours"]), ("theirs_better", shown["theirs"])):
+        other = shown["theirs"] if key == "ours_better" else shown["ours"]
+        if shown[key]:
+            console.result(f"\nUsers whom {console.clean(label)} serves better than {console.clean(other)} does:")
+        for user in shown[key]:
+            _print_user(user)
+    console.result("")
+    for line in [*report["remarks"], *opening_lines(report), *dict.fromkeys(report["audit"].values())]:
+        console.result(console.clean(line))
+    console.result("")
+    for verdict in report["verdicts"]:
+        console.result(f"Verdict: {console.clean(verdict)}")
+
+
+def _print_user(user: Mapping[str, Any]) -> None:
+    history = " · ".join(clip(title) for title in user["history"][-TITLES:])
+    console.result(f"{console.clean(user['user'])}: {history} → {clip(user['target'])}")
+    width = max(map(len, user["sides"]))
+    for label, side in user["sides"].items():
+        ranks = ", ".join(f"{one['rank']:,}" for one in side)
+        console.result(f"    {console.clean(label):<{width}}  rank {ranks:>5}  {clip(completion_or_best(side[0]))}")

@@ -1,4 +1,4 @@
-"""How a comparison reads: on a terminal, as Markdown, as a page.
+"""How a comparison reads: its tables and lines, as Markdown, as a page.
 
 Decides: order and wording, and that titles and generated texts, which come from outside, stay text in all three.
 Hides: the page's template (`compare_page.html.j2`, see `html.py`) and its plots (`plots.py`). Everything is made of
@@ -31,7 +31,7 @@ PAIR_COLUMNS = (
 )
 _TITLE = 48
 """Characters of a title on a terminal."""
-_TITLES = 3
+TITLES = 3
 
 
 def pair_table(report: Mapping[str, Any]) -> Table:
@@ -119,52 +119,21 @@ def tested_line(report: Mapping[str, Any]) -> str:
     return f"{report['metric']}, {report['tested']}{holm}, {report['users']:,} users"
 
 
-def print_report(report: Mapping[str, Any]) -> None:
-    """Tables, the users who differ most, verdicts and openings on standard output."""
-    console.table(heading(report), *_means(report))
-    console.result("")
-    console.table(f"Paired differences in {tested_line(report)}", *pair_table(report))
-    columns, rows = seeds_table(report)
-    if rows:
-        console.result("")
-        console.table("Over seeds", columns, rows)
-    shown = report["most_different"]
-    for key, label in (("ours_better", shown["ours"]), ("theirs_better", shown["theirs"])):
-        other = shown["theirs"] if key == "ours_better" else shown["ours"]
-        if shown[key]:
-            console.result(f"\nUsers whom {console.clean(label)} serves better than {console.clean(other)} does:")
-        for user in shown[key]:
-            _print_user(user)
-    console.result("")
-    for line in [*report["remarks"], *opening_lines(report), *dict.fromkeys(report["audit"].values())]:
-        console.result(console.clean(line))
-    console.result("")
-    for verdict in report["verdicts"]:
-        console.result(f"Verdict: {console.clean(verdict)}")
-
-
-def _print_user(user: Mapping[str, Any]) -> None:
-    history = " · ".join(_clip(title) for title in user["history"][-_TITLES:])
-    console.result(f"{console.clean(user['user'])}: {history} → {_clip(user['target'])}")
-    width = max(map(len, user["sides"]))
-    for label, side in user["sides"].items():
-        ranks = ", ".join(f"{one['rank']:,}" for one in side)
-        console.result(f"    {console.clean(label):<{width}}  rank {ranks:>5}  {_clip(_said(side[0]))}")
-
-
-def _said(side: Mapping[str, Any]) -> str:
-    """What it wrote, else what it puts first."""
+def completion_or_best(side: Mapping[str, Any]) -> str:
+    """What a system wrote for a user, or the item that it puts first where it writes nothing."""
     if side["text"] is not None:
         return str(side["text"]) or "(empty)"
     return f"[{side['best'][0]}]" if side["best"] else "-"
 
 
-def _clip(text: str) -> str:
+def clip(text: str) -> str:
+    """A title as a line has room for it, safe for a terminal."""
     text = " ".join(console.clean(text).split())
     return text if len(text) <= _TITLE else f"{text[: _TITLE - 1]}…"
 
 
-def _means(report: Mapping[str, Any]) -> Table:
+def means_table(report: Mapping[str, Any]) -> Table:
+    """Columns and rows of every system's metrics."""
     return metric_table(report["methods"], _shown(report), "system")
 
 
@@ -182,7 +151,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     shown = report["most_different"]
     parts = [f"# {_md(page_title(report))}", _md(heading(report))]
     parts.append("\n".join(f"- **{_md(verdict)}**" for verdict in report["verdicts"]))
-    parts += ["## Metrics", _md_table(_means(report))]
+    parts += ["## Metrics", _md_table(means_table(report))]
     parts += ["## Paired differences", _md(tested_line(report)), _md_table(pair_table(report))]
     if seeds_table(report)[1]:
         parts += ["### Over seeds", _md_table(seeds_table(report))]
@@ -218,7 +187,7 @@ def background(report: Mapping[str, Any]) -> list[str]:
 
 
 def _md_side(side: Sequence[Mapping[str, Any]]) -> str:
-    return "; ".join(f"rank {one['rank']:,}: {_said(one)}" for one in side)
+    return "; ".join(f"rank {one['rank']:,}: {completion_or_best(one)}" for one in side)
 
 
 def _md_table(table: Table) -> str:
@@ -246,7 +215,7 @@ def as_html(report: Mapping[str, Any]) -> str:
         heading=heading(report),
         openings=openings_line(report),
         tested=tested_line(report),
-        metrics=_means(report),
+        metrics=means_table(report),
         pairs=pair_table(report),
         seeds=seeds_table(report),
         plots=figures(_plots(report)),

@@ -44,8 +44,8 @@ WARNINGS = 50
 """Warnings that are shown."""
 
 
-def write_report(run: str, out: str | None) -> None:
-    """Write the page of a run and print where it is.
+def write_report(run: str, out: str | None = None) -> Path:
+    """Write the page of a run and return where it is.
 
     Raises:
         RunError: no run folder, nothing logged in it, or the page cannot be written.
@@ -58,7 +58,7 @@ def write_report(run: str, out: str | None) -> None:
     write_text(file, as_html(logged))
     for remark in logged.remarks:
         console.log(f"Note: {remark}")
-    console.result(str(file))
+    return file
 
 
 @dataclass

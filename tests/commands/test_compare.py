@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from pages import BACKGROUNDS, COLOURS, HOSTILE, check_page, draw_quietly, needs_browser, screenshot
 
+from rl4rec_cli.cli.results import print_comparison
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.data.dataset import Dataset, Example
@@ -221,7 +222,7 @@ def test_hostile_titles_texts_and_names_stay_text(
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
-    compare_page.print_report(report)
+    print_comparison(report)
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert "\u202e" not in printed
@@ -239,7 +240,7 @@ def test_nobody_differs(make_dataset: MakeDataset, ranks: int, capsys: pytest.Ca
     assert "no difference shown from b" in report["verdicts"][0]
     check_page(compare_page.as_html(report))
     compare_page.as_markdown(report)
-    compare_page.print_report(report)
+    print_comparison(report)
     assert "serves better" not in capsys.readouterr().out
 
 
