@@ -20,7 +20,7 @@ from rl4rec_cli.shell import set_flags
 if TYPE_CHECKING:
     from rl4rec_cli.commands.peak import Peak
     from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.plan.fitting import Saving
+    from rl4rec_cli.plan.fitting import WayOut
 
 
 def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
@@ -146,5 +146,5 @@ def _predicted(phases: Sequence[PhaseMemory], peak: Peak) -> PhaseMemory:
     return max(own, key=lambda phase: phase.total)
 
 
-def _set_flags(way: Saving) -> str:
+def _set_flags(way: WayOut) -> str:
     return set_flags(way.sets)

@@ -39,7 +39,7 @@ _FEW = 8
 
 
 @dataclass(frozen=True)
-class Saving:
+class WayOut:
     """A way to take less memory."""
 
     config: RunConfig
@@ -73,39 +73,39 @@ class Room:
         return sorted(phases, key=lambda phase: self.of(phase.name) - phase.total)
 
 
-def savings(
+def find_ways_out(
     config: RunConfig,
     facts: ModelFacts,
-    around: Surroundings,
+    surroundings: Surroundings,
     room: Room,
     *,
     keep_texts: bool = True,
     keep_weights: bool = False,
-) -> list[Saving]:
+) -> list[WayOut]:
     """The ways to fit into `room`, cheapest first; none contains another.
 
     Args:
         keep_texts: a step learns from as many texts as before; else fewer are tried too.
         keep_weights: what is trained, and how the rest is held, stays as it is.
     """
-    ways = list(_all(config, facts, around, room, [{}], keep_weights=keep_weights))
+    ways = list(_all(config, facts, surroundings, room, [{}], keep_weights=keep_weights))
     if not ways and not keep_texts:
-        ways = list(_all(config, facts, around, room, _fewer(config.trainer), keep_weights=keep_weights))
-    ways.sort(key=lambda saving: (saving.cost, saving.estimate.bytes))
-    distinct_ways: list[Saving] = []
-    for saving in ways:
-        if not any(other.kinds <= saving.kinds for other in distinct_ways):
-            distinct_ways.append(saving)
+        ways = list(_all(config, facts, surroundings, room, _fewer(config.trainer), keep_weights=keep_weights))
+    ways.sort(key=lambda way: (way.cost, way.estimate.bytes))
+    distinct_ways: list[WayOut] = []
+    for way in ways:
+        if not any(other.kinds <= way.kinds for other in distinct_ways):
+            distinct_ways.append(way)
     return distinct_ways
 
 
-def way_on(config: RunConfig, facts: ModelFacts, around: Surroundings, room: Room) -> Saving | None:
+def way_on(config: RunConfig, facts: ModelFacts, surroundings: Surroundings, room: Room) -> WayOut | None:
     """The cheapest way to fit that a run which has begun can take: with the weights it has.
 
     As many texts a step come first, then fewer, then shorter ones. None where nothing fits.
     """
     for shorter in ({}, *_shorter(config)):
-        ways = savings(changed(config, shorter), facts, around, room, keep_texts=False, keep_weights=True)
+        ways = find_ways_out(changed(config, shorter), facts, surroundings, room, keep_texts=False, keep_weights=True)
         if ways and shorter:
             price, words = _COSTS["shorter"]
             settings, costs = {**shorter, **ways[0].settings}, (*ways[0].costs, words)
@@ -116,13 +116,13 @@ def way_on(config: RunConfig, facts: ModelFacts, around: Surroundings, room: Roo
     return None
 
 
-def least(config: RunConfig, facts: ModelFacts, around: Surroundings) -> Estimate:
+def least(config: RunConfig, facts: ModelFacts, surroundings: Surroundings) -> Estimate:
     """What a run that has begun takes with everything cut that `way_on` may cut."""
     trainer = config.trainer
     sets = {**(_shorter(config) or [{}])[-1], **(_fewer(trainer) or [{}])[-1], **_checkpointing(trainer)}
     smallest = changed(config, {**sets, "eval.batch_size": 1, "generation.batch_size": 1})
     smallest = changed(smallest, _split(smallest.trainer, smallest.trainer.divisors[-1], "trainer"))
-    here = replace(around, retrieval_on_device=around.retrieval_on_device and not around.on_gpu)
+    here = replace(surroundings, retrieval_on_device=surroundings.retrieval_on_device and not surroundings.on_gpu)
     return estimate(smallest, facts, here)
 
 
@@ -140,22 +140,22 @@ def smaller_pieces(trainer: TrainerSection) -> dict[str, Any]:
 def _all(
     config: RunConfig,
     facts: ModelFacts,
-    around: Surroundings,
+    surroundings: Surroundings,
     room: Room,
     shrinkings: Sequence[dict[str, Any]],
     *,
     keep_weights: bool,
-) -> Iterator[Saving]:
+) -> Iterator[WayOut]:
     policy = config.policy
     own = policy.model != "tiny" and not keep_weights
     options: list[list[tuple[str, dict[str, Any]]]] = [[("", {})] for _ in range(4)]
     if own and policy.lora is None:
         options[0].append(("lora", {"policy.lora.r": 16}))
-    if own and around.on_gpu and policy.quantization == "none":
+    if own and surroundings.on_gpu and policy.quantization == "none":
         options[1].append(("4bit", {"policy.quantization": "4bit"}))
     if checkpointing := _checkpointing(config.trainer):
         options[2].append(("checkpointing", checkpointing))
-    if around.on_gpu and around.retrieval_on_device:
+    if surroundings.on_gpu and surroundings.retrieval_on_device:
         options[3].append(("retrieval_cpu", {"retrieval.device": "cpu"}))
     for shrinking, *combination in itertools.product(shrinkings, *options):
         kinds = {kind for kind, _ in combination if kind}
@@ -163,7 +163,9 @@ def _all(
         candidate = changed(config, sets)
         if "4bit" in kinds and candidate.policy.lora is None:
             continue
-        here = replace(around, retrieval_on_device=around.retrieval_on_device and "retrieval_cpu" not in kinds)
+        here = replace(
+            surroundings, retrieval_on_device=surroundings.retrieval_on_device and "retrieval_cpu" not in kinds
+        )
         fit = _shrunk_to_fit(candidate, facts, here, room)
         if fit is None:
             continue
@@ -178,11 +180,11 @@ def _all(
             cost += _COSTS["split"][0] * math.log2(splits) + (1.0 * math.log2(_FEW / rows) if rows < _FEW else 0.0)
         sets |= more
         costs = tuple(_COSTS[kind][1] for kind in _COSTS if kind in kinds)
-        yield Saving(changed(config, sets), sets, costs, frozenset(kinds), result, cost)
+        yield WayOut(changed(config, sets), sets, costs, frozenset(kinds), result, cost)
 
 
 def _shrunk_to_fit(
-    config: RunConfig, facts: ModelFacts, around: Surroundings, room: Room
+    config: RunConfig, facts: ModelFacts, surroundings: Surroundings, room: Room
 ) -> tuple[dict[str, Any], int, Estimate] | None:
     """The largest micro-batches, and batch of validation, that fit.
 
@@ -195,7 +197,7 @@ def _shrunk_to_fit(
         path = "trainer" if trainer is config.trainer else "trainer.warm_start"
         for parts in trainer.divisors:
             cut_settings = _split(trainer, parts, path)
-            learning_phase = _learning(estimate(changed(config, cut_settings), facts, around), path)
+            learning_phase = _learning(estimate(changed(config, cut_settings), facts, surroundings), path)
             if learning_phase.total <= room.of(learning_phase.name):
                 sets |= cut_settings
                 most = max(most, parts)
@@ -206,7 +208,7 @@ def _shrunk_to_fit(
     sizes[Phase.WRITING] = min(sizes[Phase.WRITING], config.generation.batch_size or sizes[Phase.WRITING])
     settings: dict[str, str] = {Phase.MEASURING: "eval.batch_size", Phase.WRITING: "generation.batch_size"}
     while True:
-        result = estimate(changed(config, sets), facts, around)
+        result = estimate(changed(config, sets), facts, surroundings)
         over = room.over(result)
         if not over:
             return sets, most, result

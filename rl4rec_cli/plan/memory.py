@@ -188,22 +188,22 @@ def kv_cache_bytes(facts: ModelFacts, sequences: int, tokens: int, types: _Types
     return 2 * facts.kv_heads * facts.head_dim * facts.layers * types.weights * sequences * tokens
 
 
-def estimate(config: RunConfig, facts: ModelFacts, around: Surroundings) -> Estimate:
+def estimate(config: RunConfig, facts: ModelFacts, surroundings: Surroundings) -> Estimate:
     """Every phase of a run: the warm start's, the algorithm's, and measuring in between."""
     trainer = config.trainer
-    warm = [_phases(config, phase, facts, around, prefix="warm start: ") for phase in trainer.phases[:-1]]
-    return Estimate((*itertools.chain(*warm), *_phases(config, trainer, facts, around)))
+    warm = [_phases(config, phase, facts, surroundings, prefix="warm start: ") for phase in trainer.phases[:-1]]
+    return Estimate((*itertools.chain(*warm), *_phases(config, trainer, facts, surroundings)))
 
 
 def _phases(
-    config: RunConfig, trainer: TrainerSection, facts: ModelFacts, around: Surroundings, prefix: str = ""
+    config: RunConfig, trainer: TrainerSection, facts: ModelFacts, surroundings: Surroundings, prefix: str = ""
 ) -> list[PhaseMemory]:
     lora = config.policy.lora
-    types = _types(config.policy, trainer.precision, on_gpu=around.on_gpu)
-    prompt = around.prompt_tokens or config.prompt.max_prompt_length
-    text = around.text_tokens or config.generation.max_completion_length
+    types = _types(config.policy, trainer.precision, on_gpu=surroundings.on_gpu)
+    prompt = surroundings.prompt_tokens or config.prompt.max_prompt_length
+    text = surroundings.text_tokens or config.generation.max_completion_length
     num_trained = trained_parameters(facts, lora)
-    resident = _resident(config, trainer, facts, around, types)
+    resident = _resident(config, trainer, facts, surroundings, types)
     gradients = num_trained * types.trained
 
     learn = dict(resident)
@@ -236,7 +236,7 @@ def _phases(
 
 
 def _resident(
-    config: RunConfig, trainer: TrainerSection, facts: ModelFacts, around: Surroundings, types: _Types
+    config: RunConfig, trainer: TrainerSection, facts: ModelFacts, surroundings: Surroundings, types: _Types
 ) -> dict[str, int]:
     """What is there all the time, from the second step on."""
     lora = config.policy.lora
@@ -256,15 +256,15 @@ def _resident(
         head = 4 * (facts.hidden * facts.hidden + 3 * facts.hidden)
         own = num_trained * types.trained if trainer.has_adapter_critic else 0
         parts["critic"] = 4 * (head + own)  # with its gradients and optimiser states
-    if around.retrieval_on_device:
-        if around.embedder_parameters:
-            width, texts = around.embedding_dim, config.retrieval.batch_size
+    if surroundings.retrieval_on_device:
+        if surroundings.embedder_parameters:
+            width, texts = surroundings.embedding_dim, config.retrieval.batch_size
             size = 4 if config.retrieval.dtype == "fp32" else 2
             # Weights; of a batch of texts of about 32 tokens, the feed-forward layer's input and output.
-            parts["embedder"] = size * (around.embedder_parameters + texts * 32 * 10 * width)
-        whole = 4 * around.items * around.embedding_dim
-        parts["item matrix"] = whole if around.item_matrix is None else around.item_matrix
-    parts["context" if around.on_gpu else "runtime"] = RUNTIME_GPU if around.on_gpu else RUNTIME_CPU
+            parts["embedder"] = size * (surroundings.embedder_parameters + texts * 32 * 10 * width)
+        whole = 4 * surroundings.items * surroundings.embedding_dim
+        parts["item matrix"] = whole if surroundings.item_matrix is None else surroundings.item_matrix
+    parts["context" if surroundings.on_gpu else "runtime"] = RUNTIME_GPU if surroundings.on_gpu else RUNTIME_CPU
     return parts
 
 
@@ -327,11 +327,11 @@ def engine_need(weights: float, cache: float, passes: float, *, on_gpu: bool) ->
     return int(weights + engine_cache(cache) + (passes + ENGINE_GPU if on_gpu else ENGINE_CPU))
 
 
-def engine_bytes(config: RunConfig, facts: ModelFacts, around: Surroundings) -> int:
+def engine_bytes(config: RunConfig, facts: ModelFacts, surroundings: Surroundings) -> int:
     """Bytes that vLLM takes beside the run; 0 where the policy itself writes."""
     if config.generation.engine != "vllm" or config.generation.vllm.server is not None:
         return 0
-    types = _types(config.policy, config.trainer.precision, on_gpu=around.on_gpu)
+    types = _types(config.policy, config.trainer.precision, on_gpu=surroundings.on_gpu)
     tokens = config.max_length
     texts = config.generation.batch_size or ENGINE_TEXTS
     cache = kv_cache_bytes(facts, texts, tokens, types)
@@ -345,20 +345,20 @@ def engine_bytes(config: RunConfig, facts: ModelFacts, around: Surroundings) -> 
     )
     is_4bit = types.quantised == _QUANTISED["4bit"]
     own = replace(types, quantised=_ENGINE_4BIT) if is_4bit else types
-    return engine_need(weight_bytes(facts, own), cache, passes, on_gpu=around.on_gpu)
+    return engine_need(weight_bytes(facts, own), cache, passes, on_gpu=surroundings.on_gpu)
 
 
-def plain_weights(config: RunConfig, facts: ModelFacts, around: Surroundings) -> int:
+def plain_weights(config: RunConfig, facts: ModelFacts, surroundings: Surroundings) -> int:
     """Bytes of the weights without quantisation."""
-    types = _types(config.policy, config.trainer.precision, on_gpu=around.on_gpu)
+    types = _types(config.policy, config.trainer.precision, on_gpu=surroundings.on_gpu)
     return facts.parameters * types.weights
 
 
-def activation_saving(config: RunConfig, facts: ModelFacts, around: Surroundings) -> tuple[int, int]:
+def activation_saving(config: RunConfig, facts: ModelFacts, surroundings: Surroundings) -> tuple[int, int]:
     """Bytes of a micro-batch's activations without and with gradient checkpointing."""
-    types = _types(config.policy, config.trainer.precision, on_gpu=around.on_gpu)
-    tokens = (around.prompt_tokens or config.prompt.max_prompt_length) + (
-        around.text_tokens or config.generation.max_completion_length
+    types = _types(config.policy, config.trainer.precision, on_gpu=surroundings.on_gpu)
+    tokens = (surroundings.prompt_tokens or config.prompt.max_prompt_length) + (
+        surroundings.text_tokens or config.generation.max_completion_length
     )
     rows = config.trainer.micro_batch
     both = (False, True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.models.devices import gpu_index
 from rl4rec_cli.plan.catalogue import Holding, plan_catalogue
-from rl4rec_cli.plan.fitting import Room, Saving, savings
+from rl4rec_cli.plan.fitting import Room, WayOut, find_ways_out
 from rl4rec_cli.plan.machine import USABLE, Gpu, Machine, find_machine
 from rl4rec_cli.plan.memory import (
     ENGINE_TEXTS,
@@ -69,7 +69,7 @@ class Placement:
     fits: bool
     choices: tuple[Choice, ...]
     """As configured where that fits; else as the cheapest way out has it."""
-    ways_out: tuple[Saving, ...]
+    ways_out: tuple[WayOut, ...]
     """The two cheapest, where it does not fit."""
     notes: tuple[str, ...] = ()
 
@@ -95,15 +95,15 @@ def plan_placement(
     """
     gpu = _policy_gpu(machine, config.policy.device)
     place = place_retrieval(machine, config)
-    around = find_surroundings(machine, config, retrieval, lengths=lengths)
+    surroundings = find_surroundings(machine, config, retrieval, lengths=lengths)
     free = gpu.free if gpu else machine.ram_free
-    beside = _engine_size(config, facts, around, gpu)
+    beside = _engine_size(config, facts, surroundings, gpu)
     room = int(USABLE * free) - beside
-    result = estimate(config, facts, around)
+    result = estimate(config, facts, surroundings)
     fits = result.bytes <= room
-    ways = () if fits else tuple(savings(config, facts, around, Room(room), keep_texts=False)[:2])
+    ways = () if fits else tuple(find_ways_out(config, facts, surroundings, Room(room), keep_texts=False)[:2])
     config_to_show = config if fits or not ways else ways[0].config
-    choices = _choices(config_to_show, config, facts, around, gpu)
+    choices = _choices(config_to_show, config, facts, surroundings, gpu)
     if (holding := _holding(machine, config_to_show, retrieval)) is not None:
         choices = (*choices, Choice("item vectors", holding.words, holding.reason))
     backend = Choice("retrieval", f"{place.backend} on {_where(config_to_show, place)}", place.reason)
@@ -204,14 +204,14 @@ def _where(chosen: RunConfig, found: RetrievalPlace) -> str:
 
 
 def _choices(
-    chosen: RunConfig, config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu | None
+    chosen: RunConfig, config: RunConfig, facts: ModelFacts, surroundings: Surroundings, gpu: Gpu | None
 ) -> tuple[Choice, ...]:
     """What the run has, each with its reason; `chosen` differs from `config` where that did not fit."""
     policy, trainer = chosen.policy, chosen.trainer
     does_not_fit = "as configured it does not fit"
     plain_bytes, quantised_bytes = (
-        plain_weights(chosen, facts, around),
-        estimate(chosen, facts, around).phases[-1].parts["weights"],
+        plain_weights(chosen, facts, surroundings),
+        estimate(chosen, facts, surroundings).phases[-1].parts["weights"],
     )
     if policy.lora is None:
         backend = Choice("backend", "hf", "all weights are trained, no adapter (policy.lora)")
@@ -232,7 +232,7 @@ def _choices(
     step_words = f"{step} learnt from in a step, {trainer.micro_batch} at once"
     is_changed = trainer.batch_words != config.trainer.batch_words
     size = Choice("batch", trainer.batch_words, f"{does_not_fit}; {step_words}" if is_changed else step_words)
-    plain_activations, checkpointed_activations = activation_saving(chosen, facts, around)
+    plain_activations, checkpointed_activations = activation_saving(chosen, facts, surroundings)
     if trainer.gradient_checkpointing:
         because = "trainer.gradient_checkpointing says so" if config.trainer.gradient_checkpointing else does_not_fit
         again = Choice(
@@ -246,13 +246,13 @@ def _choices(
             "off",
             f"activations take {human(plain_activations)}; with it {human(checkpointed_activations)}",
         )
-    return (backend, quantization, size, again, _vllm(chosen, facts, around, gpu))
+    return (backend, quantization, size, again, _vllm(chosen, facts, surroundings, gpu))
 
 
-def _engine_size(config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu | None) -> int:
+def _engine_size(config: RunConfig, facts: ModelFacts, surroundings: Surroundings, gpu: Gpu | None) -> int:
     """Bytes of the device that vLLM gets, in a process of its own."""
     share = config.generation.vllm.memory_share
-    need = engine_bytes(config, facts, around)
+    need = engine_bytes(config, facts, surroundings)
     return int(share * gpu.total) if need and gpu is not None and share is not None else need
 
 
@@ -267,19 +267,19 @@ def engine_share(config: RunConfig, facts: ModelFacts, retrieval: RetrievalFacts
     if not config.policy.fast_inference:
         return None
     machine = find_machine()
-    around = find_surroundings(machine, config, retrieval)
-    return float(_vllm(config, facts, around, _policy_gpu(machine, config.policy.device)).value) or None
+    surroundings = find_surroundings(machine, config, retrieval)
+    return float(_vllm(config, facts, surroundings, _policy_gpu(machine, config.policy.device)).value) or None
 
 
-def _vllm(config: RunConfig, facts: ModelFacts, around: Surroundings, gpu: Gpu | None) -> Choice:
+def _vllm(config: RunConfig, facts: ModelFacts, surroundings: Surroundings, gpu: Gpu | None) -> Choice:
     """The share of the GPU that vLLM gets."""
-    if beside := _engine_size(config, facts, around, gpu):
+    if beside := _engine_size(config, facts, surroundings, gpu):
         texts = config.generation.batch_size or ENGINE_TEXTS
         why = f"weights of its own and the cache of {texts} texts take {human(beside)} (generation.engine=vllm)"
         return Choice("vLLM share", f"{beside / gpu.total:.2f}" if gpu else "0", why if gpu else f"no GPU: {why}")
     if gpu is None or not config.policy.fast_inference:
         return Choice("vLLM share", "0", "texts are written by the policy itself (generation.engine)")
-    writing_phase = next((p for p in estimate(config, facts, around).phases if p.name == "writing"), None)
+    writing_phase = next((p for p in estimate(config, facts, surroundings).phases if p.name == "writing"), None)
     if writing_phase is None:
         return Choice("vLLM share", "0", "no texts are written")
     if (share := config.generation.vllm.memory_share) is not None:

@@ -19,7 +19,7 @@ import torch
 
 from rl4rec_cli.errors import PolicyError, first_line
 from rl4rec_cli.models.shape import ModelFacts, read_facts
-from rl4rec_cli.plan.fitting import Room, changed, least, savings, set_texts, smaller_pieces, way_on
+from rl4rec_cli.plan.fitting import Room, changed, find_ways_out, least, set_texts, smaller_pieces, way_on
 from rl4rec_cli.plan.machine import USABLE, Gpu, Machine, ram
 from rl4rec_cli.plan.memory import RUNTIME_GPU, Estimate, PhaseMemory, Surroundings, estimate, human
 from rl4rec_cli.plan.phases import Phase
@@ -247,7 +247,7 @@ def _no_way(alone: RunConfig, facts: ModelFacts, surroundings: Surroundings, usa
     """Why there is none, and what else there is."""
     lowest = human(_phase(least(alone, facts, surroundings), phase).total)
     why = f"With all cut that a begun run can cut it needs {lowest}, so no settings are proposed"
-    others = savings(alone, facts, surroundings, Room(usable.bytes), keep_texts=False)
+    others = find_ways_out(alone, facts, surroundings, Room(usable.bytes), keep_texts=False)
     new = [way for way in others if way.kinds & {"lora", "4bit"}]
     if new:
         sets = set_flags(new[0].sets)

@@ -16,7 +16,7 @@ from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.models.names import PRESETS
 from rl4rec_cli.models.shape import RetrievalFacts
 from rl4rec_cli.plan import placement
-from rl4rec_cli.plan.fitting import Room, least, savings, smaller_pieces, way_on
+from rl4rec_cli.plan.fitting import Room, find_ways_out, least, smaller_pieces, way_on
 from rl4rec_cli.plan.machine import Gpu, Machine, find_machine, parse_gpu, read_smi, visible
 from rl4rec_cli.plan.memory import GB, Surroundings, estimate
 from rl4rec_cli.plan.placement import plan_placement
@@ -110,13 +110,13 @@ def test_a_way_out_typed_in_fits_and_learns_from_as_many_texts() -> None:
 def test_ways_out_keep_the_texts_of_every_algorithm(algorithm: str) -> None:
     given = ["trainer.batch_size=64", *_first(algorithm)]
     config = load("qwen2.5-1.5b", *given, algorithm=algorithm)
-    facts, around = PRESETS["qwen2.5-1.5b"].facts, Surroundings(on_gpu=True, items=100)
-    room = estimate(config, facts, around).bytes * 0.6
-    found = savings(config, facts, around, Room(room))
+    facts, surroundings = PRESETS["qwen2.5-1.5b"].facts, Surroundings(on_gpu=True, items=100)
+    room = estimate(config, facts, surroundings).bytes * 0.6
+    found = find_ways_out(config, facts, surroundings, Room(room))
     assert found
     for way in found:
         typed = load("qwen2.5-1.5b", *given, *way.sets, algorithm=algorithm)
-        here = replace(around, retrieval_on_device="retrieval" not in str(way.sets))
+        here = replace(surroundings, retrieval_on_device="retrieval" not in str(way.sets))
         assert estimate(typed, facts, here).bytes <= room
         before, after = config.trainer, typed.trainer
         texts = before.batch_size * before.gradient_accumulation_steps
@@ -131,7 +131,7 @@ def _first(algorithm: str) -> list[str]:
 
 
 def test_the_cheapest_comes_first_and_none_contains_another() -> None:
-    ways = savings(load("qwen2.5-7b"), PRESETS["qwen2.5-7b"].facts, Surroundings(True, 1000), Room(30 * GB))
+    ways = find_ways_out(load("qwen2.5-7b"), PRESETS["qwen2.5-7b"].facts, Surroundings(True, 1000), Room(30 * GB))
     assert [way.cost for way in ways] == sorted(way.cost for way in ways)
     for number, way in enumerate(ways):
         assert not any(other.kinds <= way.kinds for other in ways[:number])
@@ -245,14 +245,14 @@ def test_a_way_on_fits_and_keeps_weights_and_texts(algorithm: str) -> None:
     given = ["trainer.gradient_checkpointing=false", *(["trainer.mini_batch_size=4"] if algorithm == "ppo" else [])]
     given += [] if algorithm == "sft" else ["trainer.warm_start=null"]
     config = load("qwen2.5-1.5b", *given, algorithm=algorithm)
-    facts, around = PRESETS["qwen2.5-1.5b"].facts, Surroundings(on_gpu=True, items=100)
-    before = estimate(config, facts, around)
+    facts, surroundings = PRESETS["qwen2.5-1.5b"].facts, Surroundings(on_gpu=True, items=100)
+    before = estimate(config, facts, surroundings)
     for share in (0.8, 0.6):
         room = Room(before.peak.lasting + share * before.peak.passing)
-        way = way_on(config, facts, around, room)
+        way = way_on(config, facts, surroundings, room)
         assert way is not None
         typed = load("qwen2.5-1.5b", *given, *way.sets, algorithm=algorithm)
-        assert not room.over(estimate(typed, facts, around))
+        assert not room.over(estimate(typed, facts, surroundings))
         assert typed.policy == config.policy
         was, now = config.trainer, typed.trainer
         assert now.batch_size * now.gradient_accumulation_steps == was.batch_size * was.gradient_accumulation_steps
@@ -261,11 +261,11 @@ def test_a_way_on_fits_and_keeps_weights_and_texts(algorithm: str) -> None:
 
 def test_a_phase_with_less_room_than_the_others_is_cut_alone() -> None:
     config = load("qwen2.5-1.5b", "trainer.warm_start=null")
-    facts, around = PRESETS["qwen2.5-1.5b"].facts, Surroundings(on_gpu=True, items=100)
-    phases = {phase.name: phase for phase in estimate(config, facts, around).phases}
+    facts, surroundings = PRESETS["qwen2.5-1.5b"].facts, Surroundings(on_gpu=True, items=100)
+    phases = {phase.name: phase for phase in estimate(config, facts, surroundings).phases}
     for name, setting in (("validation", "eval.batch_size"), ("writing", "generation.batch_size")):
         own = {name: phases[name].total - 0.3 * phases[name].passing}
-        way = way_on(config, facts, around, Room(200 * GB, own))
+        way = way_on(config, facts, surroundings, Room(200 * GB, own))
         assert way is not None
         assert list(way.settings) == [setting]
 
@@ -273,18 +273,18 @@ def test_a_phase_with_less_room_than_the_others_is_cut_alone() -> None:
 def test_fewer_then_shorter_texts_where_smaller_pieces_are_not_enough() -> None:
     given = ["trainer.warm_start=null", "generation.max_completion_length=512"]
     config = load("qwen2.5-1.5b", *given)
-    facts, around = PRESETS["qwen2.5-1.5b"].facts, Surroundings(on_gpu=True, items=100)
-    lowest = least(config, facts, around).bytes
+    facts, surroundings = PRESETS["qwen2.5-1.5b"].facts, Surroundings(on_gpu=True, items=100)
+    lowest = least(config, facts, surroundings).bytes
     seen = []
     for room in (lowest * 3, lowest * 1.25, lowest * 1.001):
-        way = way_on(config, facts, around, Room(room))
+        way = way_on(config, facts, surroundings, Room(room))
         assert way is not None
         assert not Room(room).over(way.estimate)
         assert load("qwen2.5-1.5b", *given, *way.sets) == way.config
         seen.append(way.kinds & {"fewer", "shorter"})
     assert seen[0] == set()
     assert "shorter" in seen[2]
-    assert way_on(config, facts, around, Room(lowest * 0.999)) is None
+    assert way_on(config, facts, surroundings, Room(lowest * 0.999)) is None
 
 
 def test_smaller_pieces_of_an_unknown_model() -> None:

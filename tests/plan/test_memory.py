@@ -151,8 +151,8 @@ def load(*sets: str, algorithm: str = "grpo") -> RunConfig:
 
 
 def needs(*sets: str, algorithm: str = "grpo", on_gpu: bool = True) -> int:
-    around = Surroundings(on_gpu=on_gpu, items=1000)
-    return estimate(load(*sets, algorithm=algorithm), PRESETS["llama-3.2-1b"].facts, around).bytes
+    surroundings = Surroundings(on_gpu=on_gpu, items=1000)
+    return estimate(load(*sets, algorithm=algorithm), PRESETS["llama-3.2-1b"].facts, surroundings).bytes
 
 
 def test_what_takes_less_takes_less() -> None:

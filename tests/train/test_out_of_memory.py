@@ -22,7 +22,7 @@ from rl4rec_cli.train.out_of_memory import OutOfMemory, Usable, advise, advise_b
 
 MODEL = "qwen2.5-1.5b"
 FACTS = PRESETS[MODEL].facts
-AROUND = Surroundings(on_gpu=True, items=100_000, embedder_parameters=335_141_888, embedding_dim=1024)
+SURROUNDINGS = Surroundings(on_gpu=True, items=100_000, embedder_parameters=335_141_888, embedding_dim=1024)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,9 @@ def load(*sets: str, algorithm: str = "grpo", model: str = MODEL) -> RunConfig:
 
 def say(config: RunConfig, usable: int, *, phase: Phase = Phase.LEARNING, **how: Any) -> OutOfMemory:
     usable_ = Usable(usable, "a GPU")
-    return advise_by_plan("out of memory", config, FACTS, how.pop("around", AROUND), usable_, phase=phase, **how)
+    return advise_by_plan(
+        "out of memory", config, FACTS, how.pop("surroundings", SURROUNDINGS), usable_, phase=phase, **how
+    )
 
 
 def sets_in(flags: str) -> list[str]:
@@ -127,7 +129,7 @@ def sets_in(flags: str) -> list[str]:
 
 
 def phase(config: RunConfig, name: str) -> int:
-    return next(one.total for one in estimate(config, FACTS, AROUND).phases if one.name == name)
+    return next(one.total for one in estimate(config, FACTS, SURROUNDINGS).phases if one.name == name)
 
 
 def test_the_settings_fit_and_the_figures_are_the_plans() -> None:
@@ -136,7 +138,7 @@ def test_the_settings_fit_and_the_figures_are_the_plans() -> None:
     assert before > room
     error = say(config, room)
     after = load("trainer.warm_start=null", "trainer.gradient_checkpointing=false", *sets_in(error.flags))
-    assert estimate(after, FACTS, AROUND).bytes <= room
+    assert estimate(after, FACTS, SURROUNDINGS).bytes <= room
     assert error.hint is not None
     assert f"learning needs {human(before)}, where 20.0 GB can be used (a GPU)" in error.hint
     assert f"): {human(phase(after, 'learning'))}. The command above" in error.hint
@@ -159,7 +161,7 @@ def test_where_the_plan_believed_that_it_fits_it_says_so_and_steps_down() -> Non
         after = load("trainer.warm_start=null", "trainer.gradient_checkpointing=false", *sets)
         sizes.append(phase(after, "learning"))
         assert f"The next step down is {human(sizes[-1])}: " in error.hint
-    lasting = min(one.lasting for one in estimate(config, FACTS, AROUND).phases)
+    lasting = min(one.lasting for one in estimate(config, FACTS, SURROUNDINGS).phases)
     assert all((b - lasting) <= 0.65 * (a - lasting) for a, b in itertools.pairwise(sizes))
 
 
@@ -206,13 +208,13 @@ def test_where_nothing_fits_it_says_so_with_figures() -> None:
     new = full.hint.partition("A new run needs ")[2]
     typed = load("trainer.warm_start=null", *sets_in(new))
     cpu = Surroundings(on_gpu=True, items=0, retrieval_on_device=False)
-    assert estimate(typed, FACTS, cpu if "retrieval.device=cpu" in new else AROUND).bytes <= 12 * GB
+    assert estimate(typed, FACTS, cpu if "retrieval.device=cpu" in new else SURROUNDINGS).bytes <= 12 * GB
 
 
 def test_ranking_that_cannot_take_less() -> None:
     config = load("trainer.warm_start=null", "retrieval.embedder=lsa")
-    around = Surroundings(on_gpu=False, items=100)
-    error = say(config, 500 * GB, phase=Phase.RANKING, around=around)
+    surroundings = Surroundings(on_gpu=False, items=100)
+    error = say(config, 500 * GB, phase=Phase.RANKING, surroundings=surroundings)
     assert error.flags == ""
     assert "no settings are proposed" in str(error.hint)
 
@@ -233,7 +235,7 @@ def test_a_warm_start_has_its_own_and_sees_to_what_follows() -> None:
     error = say(config, room, is_warm_start=True)
     assert "--set trainer.warm_start.batch_size=" in error.flags
     after = load(*warm, *sets_in(error.flags))
-    assert estimate(after, FACTS, AROUND).bytes <= room, "reinforcement learning fits, too"
+    assert estimate(after, FACTS, SURROUNDINGS).bytes <= room, "reinforcement learning fits, too"
     assert after.trainer.batch_size < config.trainer.batch_size
     foreseen = say(config, 500 * GB, is_warm_start=True)
     assert all(".warm_start." in text for text in sets_in(foreseen.flags))
@@ -289,9 +291,9 @@ def test_a_gpu_beside_another_and_beside_other_programs(monkeypatch: pytest.Monk
     )
     # Free, held by torch, and the context: of 24 GB others hold 8.1; 92 % of the rest can be used.
     assert "where 14.7 GB can be used (GPU 1 with 24.0 GB, 8.1 GB held by others)" in str(error.hint)
-    around = Surroundings(True, 100_000, 335_141_888, 1024, retrieval_on_device=False)  # on the first GPU
+    surroundings = Surroundings(True, 100_000, 335_141_888, 1024, retrieval_on_device=False)  # on the first GPU
     after = load(*given, *sets_in(error.flags))
-    assert max(p.total for p in estimate(after, FACTS, around).phases) <= 14.7 * GB
+    assert max(p.total for p in estimate(after, FACTS, surroundings).phases) <= 14.7 * GB
 
 
 def test_a_computers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,8 +301,8 @@ def test_a_computers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     machine_ram = "rl4rec_cli.train.out_of_memory.ram"
     monkeypatch.setattr(machine_ram, lambda: (32 * GB, 10 * GB))
     later = advise(MemoryError(), config, loaded("cpu"), when="", phase=Phase.LEARNING)
-    around = Surroundings(False, 100_000, 0, config.retrieval.lsa_dim)
-    learning = next(p for p in estimate(config, FACTS, around).phases if p.name == "learning")
+    surroundings = Surroundings(False, 100_000, 0, config.retrieval.lsa_dim)
+    learning = next(p for p in estimate(config, FACTS, surroundings).phases if p.name == "learning")
     room = learning.lasting + 0.92 * 10 * GB
     assert f"needs {human(learning.total)}, where {human(room)} can be used (10.0 GB of memory are free now)" in str(
         later.hint
