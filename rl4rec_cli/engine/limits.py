@@ -45,13 +45,13 @@ def check_fits(model: Any, section: PolicySection, generation: GenerationSection
             vLLM's kernels do not have.
     """
     on_gpu = device_of(model).type == "cuda"
-    held = policy_quantization(model)
-    if held == "8bit" or (held == "4bit" and not on_gpu):
+    quantization = policy_quantization(model)
+    if quantization == "8bit" or (quantization == "4bit" and not on_gpu):
         raise ConfigError(
-            f"generation.engine=vllm cannot hold the weights in {held}" + ("" if on_gpu else " without a GPU"),
+            f"generation.engine=vllm cannot hold the weights in {quantization}" + ("" if on_gpu else " without a GPU"),
             hint="use policy.quantization=none, or generation.engine=transformers",
         )
-    if held == "4bit" and str(model.dtype) != "torch.bfloat16":
+    if quantization == "4bit" and str(model.dtype) != "torch.bfloat16":
         raise ConfigError(
             f"generation.engine=vllm computes with 4-bit weights in bf16, and this policy in {model.dtype}",
             hint="set policy.dtype=bf16 where the GPU has it, or use generation.engine=transformers",
@@ -111,8 +111,8 @@ def weight_bytes(model: Any) -> int:
 
 def scale_bytes(model: Any) -> int:
     """Bytes of the scales of 4-bit weights as vLLM holds them: float32, one for 64 weights, two of which are a byte."""
-    packed = sum(p.numel() for p in model.parameters() if type(p).__name__ == "Params4bit")
-    return packed * 2 // 64 * 4
+    packed_bytes = sum(p.numel() for p in model.parameters() if type(p).__name__ == "Params4bit")
+    return packed_bytes * 2 // 64 * 4
 
 
 def memory_share(model: Any, tokens: int, texts: int) -> float:
@@ -147,8 +147,8 @@ def handed_bytes(model: Any, *, swaps: bool) -> int:
     """Bytes of what is handed over at once, with the one before."""
     if is_frozen(model):
         return 0
-    handed = [p for name, p in model.named_parameters() if ("lora_" in name or not swaps)]
-    return 2 * sum(p.numel() * p.element_size() for p in handed)
+    tensors = [p for name, p in model.named_parameters() if ("lora_" in name or not swaps)]
+    return 2 * sum(p.numel() * p.element_size() for p in tensors)
 
 
 def make_room(model: Any) -> None:

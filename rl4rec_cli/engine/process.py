@@ -56,8 +56,8 @@ def check_installed(what: str) -> None:
 def same_gpu(device: Any) -> str:
     """The GPU that this process calls by a torch device's number, as the whole machine calls it."""
     index = device.index or 0
-    shown = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
-    return shown[index] if shown else str(index)
+    visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    return visible[index] if visible else str(index)
 
 
 class VllmProcess:
@@ -154,11 +154,11 @@ class VllmProcess:
                 self._process.wait(10)
             code = self._process.returncode
             how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with status {code}"
-            said = self._said()
+            log_note = self._said()
             self.close()
             memory = "often for want of memory: lower generation.batch_size; " if code == -signal.SIGKILL else ""
             raise EngineError(
-                f"vLLM ({self._what}) {how} while {doing}{said}",
+                f"vLLM ({self._what}) {how} while {doing}{log_note}",
                 hint=f"{memory}see its log, or use generation.engine=transformers",
             ) from error
         except BaseException:  # an answer nobody waits for would be taken for the next one
@@ -166,11 +166,11 @@ class VllmProcess:
             raise
         if kind == "done":
             return result
-        said = self._said()
+        log_note = self._said()
         self.close()
         raise EngineError(
             f"vLLM ({self._what}) {'ran out of memory' if kind == 'memory' else 'failed'} while {doing}: "
-            f"{first_line(result, otherwise='no reason was given')[:300]}{said}",
+            f"{first_line(result, otherwise='no reason was given')[:300]}{log_note}",
             hint=_hint(kind, str(result)),
         )
 

@@ -125,9 +125,9 @@ class VllmServer:
                 hint=hint,
             ) from error
         if answer.status_code != 200:
-            said = " ".join(answer.text.split())[:300]
+            message = " ".join(answer.text.split())[:300]
             raise EngineError(
-                f"generation.vllm.server={self._url} refused ({answer.status_code}) while {doing}: {said}", hint=hint
+                f"generation.vllm.server={self._url} refused ({answer.status_code}) while {doing}: {message}", hint=hint
             )
         return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
 

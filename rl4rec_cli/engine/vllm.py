@@ -136,24 +136,24 @@ class VllmEngine:
             "stop_token_ids": list(ends),
             "ignore_eos": True,  # what ends a text is said here
         }
-        given = [list(prompt) for prompt in prompts]
-        written = process.ask("write", given, settings, seeds, doing=f"writing {len(prompts):,} texts")
+        token_ids = [list(prompt) for prompt in prompts]
+        completions = process.ask("write", token_ids, settings, seeds, doing=f"writing {len(prompts):,} texts")
         if self._section.vllm.sleep:
             self._tell_of_sleep(model, *process.ask("sleep", doing="going to sleep"))
             self._sleeps = True
-        return self._checked(written, len(prompts))
+        return self._checked(completions, len(prompts))
 
     def _tell_of_sleep(self, model: Any, before: int, after: int) -> None:
         """Say once what vLLM gave back, and whether that is less than its weights."""
-        freed, weights = after - before, weight_bytes(model)
+        freed_bytes, needed_bytes = after - before, weight_bytes(model)
         if self._told_of_sleep:
             return
         self._told_of_sleep = True
         console.log(f"vLLM sleeps: free GPU memory {before / 1e9:.1f} GB before, {after / 1e9:.1f} GB after")
-        if freed < weights:
+        if freed_bytes < needed_bytes:
             console.log(
-                f"warning: generation.vllm.sleep gave back {freed / 1e9:.1f} GB, less than the weights "
-                f"({weights / 1e9:.1f} GB): it costs time and saves little here; leave it out"
+                f"warning: generation.vllm.sleep gave back {freed_bytes / 1e9:.1f} GB, less than the weights "
+                f"({needed_bytes / 1e9:.1f} GB): it costs time and saves little here; leave it out"
             )
 
     def close(self) -> None:
@@ -167,8 +167,8 @@ class VllmEngine:
 
     def take_handovers(self) -> list[Handover]:
         """What changes of weights took since the last call."""
-        taken, self.handovers = self.handovers, []
-        return taken
+        handovers, self.handovers = self.handovers, []
+        return handovers
 
     # Starting
 
@@ -265,28 +265,28 @@ class VllmEngine:
 
     def _hand_over(self, model: Any, process: VllmProcess | VllmServer) -> None:
         """Bring vLLM to the policy's weights, where they are others than it has."""
-        started = time.perf_counter()
+        start = time.perf_counter()
         folder = self._folder
         assert folder is not None
         if is_frozen(model):
             return
-        trained = trained_tensors(model)
-        if (digest := sha256_of_tensors(trained)) == self._held:
+        tensors = trained_tensors(model)
+        if (digest := sha256_of_tensors(tensors)) == self._held:
             return
         self._number += 1
         if self._swaps(model):
-            given = folder / f"adapter-{self._number}"
-            given.mkdir()
-            size = save_tensors(trained, given / "adapter_model.safetensors")
-            model.peft_config["default"].save_pretrained(str(given))
-            process.ask("adapter", self._number, str(given), doing="taking the adapter")
+            adapter_folder = folder / f"adapter-{self._number}"
+            adapter_folder.mkdir()
+            size = save_tensors(tensors, adapter_folder / "adapter_model.safetensors")
+            model.peft_config["default"].save_pretrained(str(adapter_folder))
+            process.ask("adapter", self._number, str(adapter_folder), doing="taking the adapter")
             # A server may have to read the last one again, where others' adapters took its place.
             shutil.rmtree(folder / f"adapter-{self._number - 1}", ignore_errors=True)
         else:
             size = save_tensors(whole_tensors(model), folder / "model.safetensors")
             process.ask("weights", self._number, doing="taking the weights")
         self._held = digest
-        self.handovers.append(Handover(time.perf_counter() - started, size))
+        self.handovers.append(Handover(time.perf_counter() - start, size))
 
     def _write_weights(self, model: Any) -> str:
         """Make the engine's folder a model that can be loaded, and say which weights it has."""

@@ -31,14 +31,14 @@ def make_folder(owner: Any, size: int) -> tuple[Path, Any]:
 
     Those of processes that were killed are removed: what lies in memory-backed storage takes memory until then.
     """
-    shared = Path("/dev/shm")
-    has_room = shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > 1.1 * size
-    place = shared if has_room else Path(tempfile.gettempdir())
-    for left in place.glob(f"{_FOLDER}*"):
+    memory = Path("/dev/shm")
+    has_room = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 1.1 * size
+    place = memory if has_room else Path(tempfile.gettempdir())
+    for leftover in place.glob(f"{_FOLDER}*"):
         with suppress(OSError, RunError):  # another user's, or another process removes it too
             # One without a lock is being made at this moment.
-            if (left / _LOCK).stat().st_uid == os.getuid() and (lock := take_lock(left / _LOCK)) is not None:
-                shutil.rmtree(left, ignore_errors=True)
+            if (leftover / _LOCK).stat().st_uid == os.getuid() and (lock := take_lock(leftover / _LOCK)) is not None:
+                shutil.rmtree(leftover, ignore_errors=True)
                 os.close(lock)
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=place))
     lock = take_lock(folder / "new", mode=0o600)

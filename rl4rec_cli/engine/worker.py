@@ -56,16 +56,16 @@ class Worker:
         """For each prompt: tokens, their log-probabilities, and the number of the weights or adapter they are of."""
         from vllm import SamplingParams
 
-        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         how = [SamplingParams(**settings, seed=seed, logprobs=0, detokenize=False) for seed in seeds]
-        written = self._llm.generate(given, sampling_params=how, use_tqdm=False, lora_request=self._adapter)
+        outputs = self._llm.generate(inputs, sampling_params=how, use_tqdm=False, lora_request=self._adapter)
         return [
             (
                 list(text.token_ids),
                 [step[token].logprob for step, token in zip(text.logprobs, text.token_ids, strict=True)],
                 one.lora_request.lora_int_id if one.lora_request is not None else self._number,
             )
-            for one in written
+            for one in outputs
             for text in one.outputs
         ]
 
@@ -73,8 +73,8 @@ class Worker:
         """`[len(prompts), dim]` float32, as the model's own pooling gives them, of unit length."""
         import numpy as np
 
-        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        return np.asarray([one.outputs.embedding for one in self._llm.embed(given, use_tqdm=False)], np.float32)
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        return np.asarray([one.outputs.embedding for one in self._llm.embed(inputs, use_tqdm=False)], np.float32)
 
     def sleep(self) -> tuple[int, int]:
         """Give the GPU's memory back: weights go to the CPU, the cache is dropped.

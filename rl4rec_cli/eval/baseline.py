@@ -173,7 +173,7 @@ def open_baselines(names: Iterable[str]) -> list[Baseline]:
 def measure_baselines(names: Iterable[str], task: Task, split: Split) -> list[Measured]:
     """Measures baselines alone; those that need a policy are left out."""
     alone = (baseline.measure(task, split) for baseline in open_baselines(names))
-    return [measured for measured in alone if measured is not None]
+    return [measurement for measurement in alone if measurement is not None]
 
 
 def lone_names() -> list[str]:

@@ -77,8 +77,8 @@ def bm25_scores(items: Sequence[str], queries: Sequence[str]) -> Scored:
         console.log(f"warning: BM25 knows next to nothing here: {share:.0%} of the items share a word with another")
     index = bm25s.BM25(method="lucene", backend="numpy")
     index.index(words_of_items, show_progress=False)
-    known = index.vocab_dict
-    query_words = [[word for word in words(text) if word in known] for text in queries]
+    vocabulary = index.vocab_dict
+    query_words = [[word for word in words(text) if word in vocabulary] for text in queries]
 
     def extra(row: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         scores_N = index.get_scores(query_words[row]) if query_words[row] else np.zeros(0)
@@ -149,8 +149,8 @@ def sasrec(task: Task) -> Scored:
 def nearest_history_item(task: Task) -> Scored:
     """Ceiling: items most like the history item that is nearest the target, which only an oracle can choose."""
     vectors = task.retriever.item_vectors
-    chosen = [e.history[int((vectors(e.history) @ vectors([e.target])[0]).argmax())] for e in task.examples]
-    return _like(task, vectors(chosen))
+    nearest = [e.history[int((vectors(e.history) @ vectors([e.target])[0]).argmax())] for e in task.examples]
+    return _like(task, vectors(nearest))
 
 
 @scores(kind="ceiling")
@@ -231,11 +231,11 @@ def measure_fusion(
         weight = cross_fitted(here, *_targets_and_masks(task, task.examples)).weights
     else:
         others = choose_examples(task.dataset, "validation", FUSION_USERS)
-        chosen = choose_weight(fused(others), *_targets_and_masks(task, others)).weight
-        weight = np.full(len(task.examples), chosen)
-    scored = VectorScores(here.queries(weight), here.matrix)
+        best_weight = choose_weight(fused(others), *_targets_and_masks(task, others)).weight
+        weight = np.full(len(task.examples), best_weight)
+    vector_scores = VectorScores(here.queries(weight), here.matrix)
     notes: dict[str, object] = {"weights_of_text": sorted(set(weight.tolist())), "sasrec": model.summary}
-    return measure(name, scored, task.dataset, task.examples, kind=kind, notes=notes)
+    return measure(name, vector_scores, task.dataset, task.examples, kind=kind, notes=notes)
 
 
 def _targets_and_masks(task: Task, examples: Sequence[Example]) -> tuple[list[int], list[tuple[int, ...]] | None]:

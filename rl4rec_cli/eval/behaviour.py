@@ -38,13 +38,13 @@ def behaviour(
         counts: `[num_items]` occurrences in the training part.
     """
     values: dict[str, float] = {}
-    if (shown := method.top_BK[method.top_BK >= 0]).size:
+    if (top_items := method.top_BK[method.top_BK >= 0]).size:
         shares = (counts + 1) / (counts.sum() + len(counts))
-        values["coverage"] = len(np.unique(shown)) / dataset.num_items
-        values["novelty"] = float(-np.log2(shares[shown]).mean())
-        chosen = counts[[e.target for e in examples]].mean()
-        if chosen > 0:
-            values["popularity_bias"] = float(counts[shown].mean() / chosen)
+        values["coverage"] = len(np.unique(top_items)) / dataset.num_items
+        values["novelty"] = float(-np.log2(shares[top_items]).mean())
+        target_count = counts[[e.target for e in examples]].mean()
+        if target_count > 0:
+            values["popularity_bias"] = float(counts[top_items].mean() / target_count)
     if method.texts is not None:
         words = [_words(text) for text in method.texts]
         values["text_words"] = float(np.mean([len(text) for text in words]))
@@ -53,8 +53,8 @@ def behaviour(
         rates = []
         for text, example in zip(words, examples, strict=True):
             if text:
-                seen = frozenset().union(*(titles[i] for i in example.history))
-                rates.append(sum(word in seen for word in text) / len(text))
+                history_words = frozenset().union(*(titles[i] for i in example.history))
+                rates.append(sum(word in history_words for word in text) / len(text))
         if rates:
             values["copy_rate"] = float(np.mean(rates))
     return values
@@ -70,8 +70,8 @@ def user_slices(examples: Sequence[Example]) -> Mapping[str, NDArray[np.bool_]]:
     borders = np.unique(np.quantile(lengths, [1 / 3, 2 / 3], method="inverted_cdf"))
     parts = {}
     for part in range(len(borders) + 1):
-        chosen = np.searchsorted(borders, lengths, side="left") == part
-        if chosen.any():
-            low, high = lengths[chosen].min(), lengths[chosen].max()
-            parts[f"history {low}" if low == high else f"history {low}-{high}"] = chosen
+        in_part = np.searchsorted(borders, lengths, side="left") == part
+        if in_part.any():
+            low, high = lengths[in_part].min(), lengths[in_part].max()
+            parts[f"history {low}" if low == high else f"history {low}-{high}"] = in_part
     return parts

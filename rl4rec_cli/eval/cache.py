@@ -41,9 +41,9 @@ def cached(task: Task, key: dict[str, object], compute: Callable[[], Measured]) 
             return _read(path, text, len(task.examples))
         except (OSError, ValueError) as error:
             console.log(f"{path}: cannot be read ({error}), measured again")
-    measured = compute()
-    _write(path, text, measured)
-    return measured
+    measurement = compute()
+    _write(path, text, measurement)
+    return measurement
 
 
 def _read(path: Path, key: str, count: int) -> Measured:

@@ -55,11 +55,11 @@ def describe_checkpoint(run: Run, folder: Path) -> dict[str, Any]:
     about: dict[str, Any] = {"name": name}
     if (weights := _weights(folder)) is not None:
         about["weights"] = weights
-    chosen = _chosen(run.best)
-    if name == run.best.name and chosen:
-        about |= chosen
-    elif name == run.final.name and chosen:
-        about["best_step"] = chosen["step"]
+    best = _chosen(run.best)
+    if name == run.best.name and best:
+        about |= best
+    elif name == run.final.name and best:
+        about["best_step"] = best["step"]
     return about
 
 
@@ -68,8 +68,8 @@ def is_of(result: Mapping[str, Any], folder: Path) -> bool:
 
     A run that went on has others under the same names. A result that says nothing of its weights is taken for it.
     """
-    measured, now = (result.get("checkpoint") or {}).get("weights"), _weights(folder)
-    return measured is None or now is None or measured == now
+    result_weights, now = (result.get("checkpoint") or {}).get("weights"), _weights(folder)
+    return result_weights is None or now is None or result_weights == now
 
 
 def _weights(folder: Path) -> str | None:

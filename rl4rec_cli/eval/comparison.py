@@ -82,11 +82,11 @@ class Comparison:
         names = list(itertools.combinations(self.labels, 2))
         if len(self.labels) > EVERY_PAIR:
             names = [(self.labels[0], other) for other in self.labels[1:]]
-        found = [paired(*self._aligned(ours, theirs)) for ours, theirs in names]
-        adjusted = holm([d["p_value"] for d in found])
+        differences = [paired(*self._aligned(ours, theirs)) for ours, theirs in names]
+        p_values = holm([d["p_value"] for d in differences])
         return [
             self._read({"ours": ours, "theirs": theirs, **d, "p_holm": float(p)})
-            for (ours, theirs), d, p in zip(names, found, adjusted, strict=True)
+            for (ours, theirs), d, p in zip(names, differences, p_values, strict=True)
         ]
 
     def _aligned(self, ours: str, theirs: str) -> tuple[Values, Values]:
@@ -107,8 +107,8 @@ class Comparison:
         pair["reads"] = reads(interval, pair["p_holm"])
         ours, theirs = (float(self.headline[pair[side]].mean()) for side in ("ours", "theirs"))
         where = f"on {len(self.evaluation.examples):,} {self.evaluation.split} users"
-        said = against(pair, f"{pair['theirs']} ({theirs:.4f})")
-        pair["verdict"] = f"{where} {pair['ours']} reaches {self.evaluation.headline} {ours:.4f}, {said}."
+        difference = against(pair, f"{pair['theirs']} ({theirs:.4f})")
+        pair["verdict"] = f"{where} {pair['ours']} reaches {self.evaluation.headline} {ours:.4f}, {difference}."
         return pair
 
     def most_different(self, ours: str, theirs: str, count: int = SHOWN_USERS) -> dict[str, list[dict[str, Any]]]:
@@ -206,9 +206,9 @@ class Comparison:
             "pairs": self.pairs,
             "most_different": {"ours": ours, "theirs": theirs, **self.most_different(ours, theirs)},
             "slices": {
-                name: {"users": int(chosen.sum())}
-                | {label: _mean(self.headline[label][:, chosen]) for label in self.labels}
-                for name, chosen in evaluation.slices.items()
+                name: {"users": int(in_slice.sum())}
+                | {label: _mean(self.headline[label][:, in_slice]) for label in self.labels}
+                for name, in_slice in evaluation.slices.items()
             },
             "behaviour": conduct,
             "settings": differing_settings(self.systems),
@@ -278,8 +278,8 @@ def averaged(values_SB: Values) -> Values:
 
 def interval(values_SB: Values) -> list[float]:
     """95 % interval of a metric's mean, over seeds too where there are several; a metric lies between 0 and 1."""
-    found = paired(values_SB, np.zeros((1, values_SB.shape[1])), resamples=MEAN_RESAMPLES)
-    return [max(0.0, found["low"]), min(1.0, found["high"])]
+    difference = paired(values_SB, np.zeros((1, values_SB.shape[1])), resamples=MEAN_RESAMPLES)
+    return [max(0.0, difference["low"]), min(1.0, difference["high"])]
 
 
 def _mean(values: Values) -> float:
@@ -292,13 +292,13 @@ def _average(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def reward_curves(system: System) -> list[dict[str, Any]]:
     """Mean reward by step of every run that has logged some; a line that was cut off is left out."""
-    found = []
+    curves = []
     for member in system.members:
         records = read_log(member.run.folder / TRAINING_LOG)[0] if member.run is not None else []
         points = [(r["step"], r["avg_reward"]) for r in records if _is_number(r.get("avg_reward")) and "step" in r]
         if points:
-            found.append({"run": member.name, "steps": [p[0] for p in points], "values": [p[1] for p in points]})
-    return found
+            curves.append({"run": member.name, "steps": [p[0] for p in points], "values": [p[1] for p in points]})
+    return curves
 
 
 def _is_number(value: Any) -> bool:

@@ -105,9 +105,9 @@ class Evaluation:
                 parts.append(against(self.differences[other], f"{role}, {other} ({means[other]:.4f})"))
         text = f"{where} {ours} reaches {metric} {means[ours]:.4f}"
         text += f": {', and '.join(parts)}" if parts else ", and nothing was measured beside it"
-        failed = [probe.finding for probe in self.probes if probe.passed is False]
-        if failed:
-            text += "; BUT " + ", and ".join(failed)
+        failures = [probe.finding for probe in self.probes if probe.passed is False]
+        if failures:
+            text += "; BUT " + ", and ".join(failures)
         return text + "."
 
     def _start(self) -> str | None:
@@ -130,9 +130,9 @@ class Evaluation:
                 m.name: notes for m in self.methods if (notes := {k: v for k, v in m.notes.items() if k != CACHED})
             },
             "slices": {
-                name: {"users": int(chosen.sum())}
-                | {m.name: means(m.ranking, self.ks, chosen)[self.headline] for m in self.methods}
-                for name, chosen in self.slices.items()
+                name: {"users": int(in_slice.sum())}
+                | {m.name: means(m.ranking, self.ks, in_slice)[self.headline] for m in self.methods}
+                for name, in_slice in self.slices.items()
             },
             "differences": self.differences,
             "behaviour": self.behaviour,
@@ -155,10 +155,10 @@ class Evaluation:
 
 def compare_all(differences: Mapping[str, Difference]) -> dict[str, dict[str, Any]]:
     """Differences as JSON, each with its p value adjusted over all of them and what it reads as."""
-    adjusted = holm([d.p_value for d in differences.values()])
+    p_values = holm([d.p_value for d in differences.values()])
     return {
         name: {**d._asdict(), "p_holm": float(p), "reads": reads(d, float(p))}
-        for (name, d), p in zip(differences.items(), adjusted, strict=True)
+        for (name, d), p in zip(differences.items(), p_values, strict=True)
     }
 
 

@@ -190,17 +190,17 @@ def cross_fitted(
     ranks_WB, gains_WB = _gains(fused, targets, masks, weights)
     folds_B = np.zeros(len(targets), np.int64)
     folds_B[np.random.default_rng(seed).permutation(len(targets))[::2]] = 1
-    chosen_2 = np.array([gains_WB[:, folds_B != fold].mean(axis=1).argmax() for fold in (0, 1)])
-    chosen_B = chosen_2[folds_B]
-    weights_B = np.asarray(weights, np.float64)[chosen_B]
+    best_2 = np.array([gains_WB[:, folds_B != fold].mean(axis=1).argmax() for fold in (0, 1)])
+    best_B = best_2[folds_B]
+    weights_B = np.asarray(weights, np.float64)[best_B]
     scorable_B = fused.queries(weights_B).ne(0).any(dim=1).cpu().numpy()
-    return CrossFit(Ranking(ranks_WB[chosen_B, np.arange(len(targets))], scorable_B), weights_B, folds_B)
+    return CrossFit(Ranking(ranks_WB[best_B, np.arange(len(targets))], scorable_B), weights_B, folds_B)
 
 
 def _gains(
     fused: Fused, targets: Sequence[int], masks: Sequence[Sequence[int]] | None, weights: Sequence[float]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Ranks and NDCG@10 for every weight and user, `[W, B]` each."""
-    found = [fused.ranks(weight, targets, masks) for weight in weights]
-    gains = [np.where(scorable, ndcg(ranks, 10), 0.0) for ranks, scorable in found]
-    return np.stack([ranks for ranks, _ in found]), np.stack(gains)
+    rankings = [fused.ranks(weight, targets, masks) for weight in weights]
+    gains = [np.where(scorable, ndcg(ranks, 10), 0.0) for ranks, scorable in rankings]
+    return np.stack([ranks for ranks, _ in rankings]), np.stack(gains)

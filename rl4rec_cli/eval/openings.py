@@ -118,11 +118,11 @@ def read_openings(run: Run) -> Openings:
         records.append({"digest": None, **record} if is_record else {"time": "unreadable", "digest": None})
         previous = sha256(line.encode())
     digests = {record["digest"] for record in records}
-    for result, told in results:
-        if told.get("digest") is not None and told["digest"] not in digests and problem is None:
+    for result, opening in results:
+        if opening.get("digest") is not None and opening["digest"] not in digests and problem is None:
             where = result.relative_to(run.folder)
             problem = (
-                f"{where} came from opening {told.get('count')}, which {FILE} does not have: it was cut or removed"
+                f"{where} came from opening {opening.get('count')}, which {FILE} does not have: it was cut or removed"
             )
     return Openings(tuple(records), problem)
 
@@ -132,11 +132,11 @@ def _results(run: Run) -> list[tuple[Path, dict[str, Any]]]:
     results = []
     for path in sorted((run.folder / "eval").rglob("test.json")):
         try:
-            told = parse_json(read_bytes(path)).get("test_openings")
+            opening = parse_json(read_bytes(path)).get("test_openings")
         except (OSError, ValueError, AttributeError):  # a damaged result says nothing of openings
-            told = None
-        is_told = isinstance(told, dict) and isinstance(told.get("digest"), str | None)
-        results.append((path, told if is_told else {}))
+            opening = None
+        is_opening = isinstance(opening, dict) and isinstance(opening.get("digest"), str | None)
+        results.append((path, opening if is_opening else {}))
     return results
 
 
@@ -159,9 +159,9 @@ def _commit() -> str | None:
     try:
         # Installed into an environment inside somebody's repository, the commit would be of that one.
         for command in (["git", "ls-files", "--error-unmatch", here.name], ["git", "rev-parse", "HEAD"]):
-            found = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, timeout=10)
-            if found.returncode:
+            answer = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, timeout=10)
+            if answer.returncode:
                 return None
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return answer.stdout.strip() or None

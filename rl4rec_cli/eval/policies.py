@@ -47,8 +47,8 @@ def measure_policy(
     from rl4rec_cli.eval.scoring import VectorScores, measure
 
     texts = write_texts(name, policy, config, dataset, reads if reads is not None else examples)
-    scored = VectorScores(retriever.text_vectors(texts), retriever.matrix)
-    return measure(name, scored, dataset, examples, kind="policy", texts=texts)
+    scores = VectorScores(retriever.text_vectors(texts), retriever.matrix)
+    return measure(name, scores, dataset, examples, kind="policy", texts=texts)
 
 
 @during(Phase.MEASURING)

@@ -59,8 +59,8 @@ class Probe:
     finding: str
 
     def as_json(self) -> dict[str, Any]:
-        shown = {"name": self.name, "measures": self.measures, "passed": self.passed, "finding": self.finding}
-        return {**shown, "difference": self.difference._asdict()}
+        fields = {"name": self.name, "measures": self.measures, "passed": self.passed, "finding": self.finding}
+        return {**fields, "difference": self.difference._asdict()}
 
 
 def second_embedder(
@@ -71,11 +71,11 @@ def second_embedder(
     Raises:
         EmbeddingError: the second embedder is the first, or cannot be opened.
     """
-    name, scored = _second(config, dataset)
+    name, score_texts = _second(config, dataset)
     k = int(metric.partition("@")[2])
 
     def values(method: Measured) -> np.ndarray:
-        again = measure(method.name, scored(method.texts or []), dataset, examples)
+        again = measure(method.name, score_texts(method.texts or []), dataset, examples)
         return per_user(again.ranking, (k,))[metric]
 
     first = paired_difference(*(per_user(m.ranking, (k,))[metric] for m in (ours, start)))
@@ -120,8 +120,8 @@ def _embedded_by(name: str, section: RetrievalSection) -> RetrievalSection:
 
     fields = type(section).model_fields
     is_embedder = name in EMBEDDERS.names()
-    chosen = {"embedder": name} if is_embedder else {"embedder": fields["embedder"].default, "model": name}
-    second = section.model_copy(update={**chosen, "backend": "in-process", "file": None, "query_prompt": ""})
+    settings = {"embedder": name} if is_embedder else {"embedder": fields["embedder"].default, "model": name}
+    second = section.model_copy(update={**settings, "backend": "in-process", "file": None, "query_prompt": ""})
     has_type = section.dtype in find_embedder(second).dtypes
     return second if has_type else second.model_copy(update={"dtype": fields["dtype"].default})
 
@@ -137,37 +137,37 @@ def history_probe(
     """
     has_order = any(len(e.history) > 1 for e in examples)
     k = int(metric.partition("@")[2])
-    values, changed = (per_user(m.ranking, (k,))[metric] for m in (ours, again))
-    cost = paired_difference(values, changed)
+    values, other_values = (per_user(m.ranking, (k,))[metric] for m in (ours, again))
+    cost = paired_difference(values, other_values)
     numbers = f"{cost.mean:+.4f} [{cost.low:+.4f}, {cost.high:+.4f}]"
-    passed: bool | None = reads(cost, cost.p_value) == "higher"
+    has_passed: bool | None = reads(cost, cost.p_value) == "higher"
     finding = f"it ignores its history: with {name} it scores no less ({numbers})"
-    if is_order and not passed:
+    if is_order and not has_passed:
         same = float((ours.ranking.ranks == again.ranking.ranks).mean())
         finding = f"it ignores the order of its history: shuffled, {same:.0%} of its ranks stay the same ({numbers})"
         # Reading the order and gaining nothing by it is no fault: not all data have one.
-        passed = None if same < SAME or not has_order else False
+        has_passed = None if same < SAME or not has_order else False
     if not values.any():
-        passed = None
-    return Probe(name, f"{ours.name} minus the same with {name}", cost, passed, finding)
+        has_passed = None
+    return Probe(name, f"{ours.name} minus the same with {name}", cost, has_passed, finding)
 
 
 def shuffled(examples: Sequence[Example]) -> list[Example]:
     """The same examples, each with its history in another order, where it has more than one item."""
     generator = np.random.default_rng(SEED)
-    changed = []
+    shuffled_examples = []
     for example in examples:
         order = generator.permutation(len(example.history))
-        changed.append(replace(example, history=tuple(example.history[i] for i in order)))
-    return changed
+        shuffled_examples.append(replace(example, history=tuple(example.history[i] for i in order)))
+    return shuffled_examples
 
 
 def exchanged(examples: Sequence[Example]) -> list[Example]:
     """The same users and targets, each with the history of another user whose history is about as long."""
     generator = np.random.default_rng(SEED)
     order = sorted(range(len(examples)), key=lambda i: (len(examples[i].history), generator.random()))
-    changed = list(examples)
+    exchanged_examples = list(examples)
     for place, row in enumerate(order):
         giver = examples[order[(place + 1) % len(order)]]
-        changed[row] = replace(examples[row], user=giver.user, history=giver.history)
-    return changed
+        exchanged_examples[row] = replace(examples[row], user=giver.user, history=giver.history)
+    return exchanged_examples

@@ -55,8 +55,8 @@ def baseline_names(text: str) -> list[str]:
     """`--baselines`: `default`, `all` (of rl4rec's own), `none`, or names with commas."""
     from rl4rec_cli.config.sections import EvalSection
 
-    named = {"none": [], "default": list(EvalSection().baselines), "all": list(BASELINES.built_in)}
-    return named[text] if text in named else [name.strip() for name in text.split(",")]
+    groups = {"none": [], "default": list(EvalSection().baselines), "all": list(BASELINES.built_in)}
+    return groups[text] if text in groups else [name.strip() for name in text.split(",")]
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,14 @@ class Overrides:
             data: the run's, among whose datasets a name is looked up first.
         """
         names = baseline_names(self.baselines) if self.baselines is not None else None
-        measured = {"split": self.split, "users": self.users, "baselines": names}
-        flags: dict[str, Any] = {"eval": {key: value for key, value in measured.items() if value is not None}}
+        eval_settings = {"split": self.split, "users": self.users, "baselines": names}
+        flags: dict[str, Any] = {"eval": {key: value for key, value in eval_settings.items() if value is not None}}
         if self.dataset is not None:
             path = find_path(data, self.dataset) if data is not None else self.dataset
             flags["data"] = {"path": path, "synthetic": None}
         files = {"sequential_file": self.sequential_file, "prompt_file": self.prompt_file}
-        if named := {name: file for name, file in files.items() if file is not None}:
-            flags["data"] = flags.get("data", {}) | named
+        if data_files := {name: file for name, file in files.items() if file is not None}:
+            flags["data"] = flags.get("data", {}) | data_files
         return flags
 
 

@@ -32,26 +32,26 @@ def read_result(path: Path) -> dict[str, Any]:
     Raises:
         RunError: it cannot be read, or is no result.
     """
-    found = read_object(path, _WANTS)
+    result = read_object(path, _WANTS)
     hint = "`rl4rec eval` with the run measures anew and writes it"
-    if flaw := object_flaw(found, {name: wanted for name, wanted in _MAY.items() if name in found}):
+    if flaw := object_flaw(result, {name: kind for name, kind in _MAY.items() if name in result}):
         raise RunError(f"{path}: is no result: {flaw}", hint=hint)
     try:
-        result_tables(found)
+        result_tables(result)
     except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
         raise RunError(f"{path}: is no result that can be read: {type(error).__name__}: {error}", hint=hint) from error
-    return found
+    return result
 
 
 def result_tables(found: Mapping[str, Any]) -> list[tuple[str, tables.Table]]:
     """Every table of a result that has rows."""
-    shown = tables.shown_names(found["kinds"])
+    labels = tables.shown_names(found["kinds"])
     where = f"{found['users']:,} users"
-    named = [
-        (f"Means over {where}", tables.metric_table(found["methods"], shown)),
+    titled_tables = [
+        (f"Means over {where}", tables.metric_table(found["methods"], labels)),
         (tables.tested_title(found), tables.difference_table(found["differences"])),
         ("Probes", tables.probe_table(found.get("probes", []))),
-        (tables.slices_title(found), tables.slice_table(found.get("slices", {}), shown)),
-        (tables.BEHAVIOUR, tables.behaviour_table(found.get("behaviour", {}), shown)),
+        (tables.slices_title(found), tables.slice_table(found.get("slices", {}), labels)),
+        (tables.BEHAVIOUR, tables.behaviour_table(found.get("behaviour", {}), labels)),
     ]
-    return [(name, table) for name, table in named if table[1]]
+    return [(name, table) for name, table in titled_tables if table[1]]

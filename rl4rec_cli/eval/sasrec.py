@@ -58,8 +58,8 @@ def open_sasrec(
     device = resolve_device(device, "device")
     identity = {"dataset": dataset.digest, "settings": asdict(settings), "seed": seed}
     path = None if cache_dir is None else _cache_path(cache_dir, dataset.name, identity)
-    if path is not None and (cached := _load(path, dataset, identity, settings, device)) is not None:
-        return cached
+    if path is not None and (cached_model := _load(path, dataset, identity, settings, device)) is not None:
+        return cached_model
     with torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else []):
         torch.manual_seed(seed)
         model, summary = train_model(dataset, settings, seed, device)

@@ -45,17 +45,17 @@ def train_model(dataset: Dataset, settings: SasRecSettings, seed: int, device: s
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     steps = len(epoch_batches(lengths, settings.batch_positions, np.random.default_rng(seed)))
     epochs = math.ceil(max(1, settings.min_steps / (settings.rounds * steps)))  # of each round
-    best, best_round, weights, stopped = -1.0, 0, {}, "rounds"
-    started = time.monotonic()
+    best, best_round, weights, ending = -1.0, 0, {}, "rounds"
+    start_time = time.monotonic()
     with console.progress(settings.rounds, "Training SASRec", every=math.inf) as advance:
         for number in range(1, settings.rounds + 1):
             batches = [b for _ in range(epochs) for b in epoch_batches(lengths, settings.batch_positions, generator)]
             model.train()
             losses: list[float] = []
             for step, rows in enumerate(batches):
-                in_time = (time.monotonic() - started) / max(60 * settings.max_minutes, 1e-9)
+                in_time = (time.monotonic() - start_time) / max(60 * settings.max_minutes, 1e-9)
                 if in_time >= 1 and losses:
-                    stopped = "time"
+                    ending = "time"
                     break
                 share = (number - 1 + step / len(batches)) / settings.rounds
                 # A rate that never falls costs more than steps: late in a time that will not do, it follows the clock.
@@ -69,11 +69,11 @@ def train_model(dataset: Dataset, settings: SasRecSettings, seed: int, device: s
                 best, best_round, weights = score, number, copy.deepcopy(model.state_dict())
             console.log(
                 f"SASRec round {number}: loss {np.mean(losses):.4f}, validation ndcg@10 {score:.4f} "
-                f"(best {best:.4f}, round {best_round}), {time.monotonic() - started:.0f} s"
+                f"(best {best:.4f}, round {best_round}), {time.monotonic() - start_time:.0f} s"
             )
-            if stopped == "rounds" and number - best_round >= settings.patience:
-                stopped = "no better"
-            if stopped != "rounds":
+            if ending == "rounds" and number - best_round >= settings.patience:
+                ending = "no better"
+            if ending != "rounds":
                 break
     model.load_state_dict(weights)
     summary = {
@@ -82,8 +82,8 @@ def train_model(dataset: Dataset, settings: SasRecSettings, seed: int, device: s
         "best_round": best_round,
         "validation_ndcg@10": best,
         "validation_users": len(examples),
-        "seconds": round(time.monotonic() - started, 1),
-        "stopped": stopped,
+        "seconds": round(time.monotonic() - start_time, 1),
+        "stopped": ending,
     }
     return model, summary
 
@@ -130,8 +130,8 @@ class _SoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states_PD: Tensor, items_CD: Tensor, targets_P: Tensor, offsets_C: Tensor | None) -> Tensor:
         count, candidates = len(states_PD), len(items_CD)
-        held = _CPU_LOGITS if states_PD.device.type == "cpu" else _GPU_LOGITS
-        rows = max(1, held // candidates)
+        max_logits = _CPU_LOGITS if states_PD.device.type == "cpu" else _GPU_LOGITS
+        rows = max(1, max_logits // candidates)
         state_grads_PD, item_grads_CD = torch.empty_like(states_PD), torch.zeros_like(items_CD)
         total = torch.zeros((), dtype=torch.float64, device=states_PD.device)
         for start in range(0, count, rows):
@@ -162,8 +162,8 @@ def softmax_loss(states_PD: Tensor, items_ND: Tensor, targets_P: Tensor, setting
     if len(items_ND) <= settings.full_softmax_items:
         return _SoftmaxLoss.apply(states_PD, items_ND, targets_P, None)
     targets_M = torch.unique(targets_P)
-    drawn = torch.unique(torch.randint(len(items_ND), (settings.sampled_items,), device=targets_P.device))
-    others = drawn[~torch.isin(drawn, targets_M)]
+    draws = torch.unique(torch.randint(len(items_ND), (settings.sampled_items,), device=targets_P.device))
+    others = draws[~torch.isin(draws, targets_M)]
     weight = math.log(max(1, len(items_ND) - len(targets_M)) / max(1, len(others)))
     offsets_C = torch.cat([torch.zeros(len(targets_M)), torch.full((len(others),), weight)]).to(items_ND)
     items_CD = items_ND[torch.cat([targets_M, others])]

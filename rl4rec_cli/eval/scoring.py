@@ -91,12 +91,12 @@ class VectorScores:
         from rl4rec_cli.retrieval.retriever import Ranking
 
         scorable_B = self.queries_BD.ne(0).any(dim=1).cpu()
-        wanted_B = torch.tensor(list(targets), dtype=torch.long)
+        targets_B = torch.tensor(list(targets), dtype=torch.long)
         parts = [
-            ranks.target_ranks(self.queries_BD[part], self.items, wanted_B[part], masks and masks[part])
+            ranks.target_ranks(self.queries_BD[part], self.items, targets_B[part], masks and masks[part])
             for part in self._parts()
         ]
-        ranks_B = torch.cat(parts) if parts else wanted_B
+        ranks_B = torch.cat(parts) if parts else targets_B
         return Ranking(torch.where(scorable_B, ranks_B, self.items.num_items).numpy(), scorable_B.numpy())
 
     def top(self, k: int, masks: Sequence[Sequence[int]] | None) -> NDArray[np.int64]:
@@ -147,12 +147,12 @@ class SparseScores:
             target_score = scores[place[0]] if len(place) else base_N[target]
             out = {target, *(masks[row] if masks is not None else ())}
             # By the base alone, then corrected for the items that score more and for those left out.
-            reached = num_items - np.searchsorted(self._ascending_N, target_score, side="left")
-            reached -= np.count_nonzero(base_N[ids] >= target_score)
-            known = set(ids.tolist())
-            reached -= sum(base_N[i] >= target_score for i in out if i not in known)
-            reached += np.count_nonzero((scores >= target_score) & ~np.isin(ids, list(out)))
-            ranks_B[row] = 1 + reached
+            ahead = num_items - np.searchsorted(self._ascending_N, target_score, side="left")
+            ahead -= np.count_nonzero(base_N[ids] >= target_score)
+            extra_ids = set(ids.tolist())
+            ahead -= sum(base_N[i] >= target_score for i in out if i not in extra_ids)
+            ahead += np.count_nonzero((scores >= target_score) & ~np.isin(ids, list(out)))
+            ranks_B[row] = 1 + ahead
         return Ranking(ranks_B, scorable_B)
 
     def top(self, k: int, masks: Sequence[Sequence[int]] | None) -> NDArray[np.int64]:
@@ -186,8 +186,8 @@ def measure(
     """Rank the examples' targets and keep the best items, with the dataset's rule for histories."""
     histories = [e.history for e in examples]
     masks = histories if dataset.mask_history else None
-    ranked = scored.ranks([e.target for e in examples], masks)
+    ranking = scored.ranks([e.target for e in examples], masks)
     top_BK = scored.top(TOP, masks)
     # An unscorable text ties with everything: what would be listed for it is no recommendation.
-    top_BK = np.where(ranked.scorable[:, None], top_BK, -1)
-    return Measured(name, ranked, texts, kind, top_BK, notes or {})
+    top_BK = np.where(ranking.scorable[:, None], top_BK, -1)
+    return Measured(name, ranking, texts, kind, top_BK, notes or {})

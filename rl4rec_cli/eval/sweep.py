@@ -56,13 +56,13 @@ def best_zero_shot(models: Models, model: str, config: RunConfig, task: Task) ->
     chooser = replace(task, examples=choose_examples(task.dataset, "validation", USERS))
     config = config.model_copy(update={"prompt": config.prompt.of(task.dataset.name)})
     measured_by = try_templates(models, model, config, chooser, [config.prompt.template, *TEMPLATES])
-    tried = {
+    value_by_template = {
         template: means(m.ranking, config.eval.ks)[headline(config.eval.ks)] for template, m in measured_by.items()
     }
-    best = max(tried, key=tried.__getitem__)
-    measured = models.measure("zero-shot, best prompt", model, config=with_template(config, best), what="zero-shot")
-    measured.notes.update(prompt=best, tried=tried)
-    return measured
+    best = max(value_by_template, key=value_by_template.__getitem__)
+    measurement = models.measure("zero-shot, best prompt", model, config=with_template(config, best), what="zero-shot")
+    measurement.notes.update(prompt=best, tried=value_by_template)
+    return measurement
 
 
 def try_templates(
@@ -83,12 +83,12 @@ def try_templates(
     measured_by: dict[str, Measured] = {}
     for template in dict.fromkeys(templates):
         try:
-            measured = sweep.measure("zero-shot", model, config=with_template(config, template), what="zero-shot")
+            measurement = sweep.measure("zero-shot", model, config=with_template(config, template), what="zero-shot")
         except TemplateTooLongError as error:
             console.log(f"Prompt {template!r} left out: {error.message}")
             continue
-        measured_by[template] = measured
-        value = means(measured.ranking, config.eval.ks)[headline(config.eval.ks)]
+        measured_by[template] = measurement
+        value = means(measurement.ranking, config.eval.ks)[headline(config.eval.ks)]
         console.log(
             f"Prompt {template!r}: {headline(config.eval.ks)} {value:.4f} on {len(task.examples)} validation users"
         )

@@ -90,18 +90,18 @@ def open_systems(words: Sequence[str], overrides: Overrides | None = None) -> tu
             hint="e.g. `rl4rec compare runs/a runs/b`, or a baseline: `rl4rec compare runs/a popularity`",
         )
     groups = [_members(word) for word in words]
-    named = {word: _classify(word) for word in itertools.chain(*groups)}
+    kinds = {word: _classify(word) for word in itertools.chain(*groups)}
     overrides = overrides or Overrides()
-    if overrides.checkpoint is not None and "run" not in named.values():
+    if overrides.checkpoint is not None and "run" not in kinds.values():
         raise ConfigError(f"--checkpoint {overrides.checkpoint}: none of them is a run", hint="leave it out")
-    first = next((word for word, kind in named.items() if kind == "run"), None)
+    first = next((word for word, kind in kinds.items() if kind == "run"), None)
     base_run, _, base = resolve_target(first, replace(overrides, checkpoint=None))
     if base.data.path is None and base.data.synthetic is None:
         raise ConfigError(
             "no dataset to compare on: none of them is a run", hint="give --dataset PATH (and -r for the embedder)"
         )
     members = {}
-    for word, kind in named.items():
+    for word, kind in kinds.items():
         if kind != "run":
             model = word if kind == "model" else None
             config = base.model_copy(update={"policy": _policy(word, base, base_run)}) if model is not None else base
@@ -180,15 +180,15 @@ def _policy(model: str, base: RunConfig, run: Run | None) -> Any:
 
 
 def _check_different(members: Sequence[Member]) -> None:
-    seen: dict[str, str] = {}
+    words: dict[str, str] = {}
     for member in members:
         path = Path(member.model or "")
         what = os.path.realpath(path) if member.model is not None and path.is_dir() else member.model or member.word
-        if what in seen:
-            if seen[what] == member.word:
+        if what in words:
+            if words[what] == member.word:
                 raise ConfigError(f"{member.word} is named twice")
-            raise ConfigError(f"{seen[what]} and {member.word} are the same")
-        seen[what] = member.word
+            raise ConfigError(f"{words[what]} and {member.word} are the same")
+        words[what] = member.word
 
 
 def _system(members: Sequence[Member]) -> System:
@@ -200,14 +200,14 @@ def _system(members: Sequence[Member]) -> System:
                 f"{member.word}: names with commas are several seeds of one method, and this is a {member.kind}",
                 hint="separate what is to be compared by spaces",
             )
-    ordered = sorted(members, key=_seed)
-    for one, other in itertools.pairwise(ordered):
+    by_seed = sorted(members, key=_seed)
+    for one, other in itertools.pairwise(by_seed):
         if _seed(one) == _seed(other):
             raise ConfigError(
                 f"{one.word} and {other.word} both have seed {_seed(one)}: runs with commas are seeds of one method",
                 hint="separate what is to be compared by spaces",
             )
-    return System(f"{_common_name([e.name for e in members])} ({len(ordered)} seeds)", tuple(ordered))
+    return System(f"{_common_name([e.name for e in members])} ({len(by_seed)} seeds)", tuple(by_seed))
 
 
 def _common_name(names: Sequence[str]) -> str:
@@ -258,12 +258,12 @@ def shared_dataset(systems: Sequence[System], base: RunConfig) -> tuple[Dataset,
                     hint="--dataset PATH measures all of them on one dataset",
                 )
             try:
-                trained = _other_dataset(member.run.config, base, ours)
+                trained_on = _other_dataset(member.run.config, base, ours)
             except (DataError, ConfigError):
                 remarks.append(f"{member.name}: the dataset it was trained on is not there to be compared.")
             else:
-                if trained is not None:
-                    where = f"{trained.name} (digest {trained.digest[:12]})"
+                if trained_on is not None:
+                    where = f"{trained_on.name} (digest {trained_on.digest[:12]})"
                     remarks.append(f"{member.name} was trained on {where}, not on what is measured.")
     return ours, remarks
 
@@ -289,13 +289,13 @@ def check_retrieval(systems: Sequence[System], base: RunConfig) -> None:
         theirs = _ranking_settings(member.config.retrieval)
         differ = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
         if differ:
-            told = ", ".join(
+            differences = ", ".join(
                 f"retrieval.{key} {ours.get(key, _MISSING)!s} / {theirs.get(key, _MISSING)!s}" for key in differ
             )
-            chosen = set_flags(setting(f"retrieval.{key}", ours[key]) for key in differ if key in ours)
+            flags = set_flags(setting(f"retrieval.{key}", ours[key]) for key in differ if key in ours)
             raise ConfigError(
-                f"{first} and {member.word} rank by different retrieval settings: {told}",
-                hint=f"choose one for all: `{chosen or '-r RECIPE'}`, or a recipe with -r",
+                f"{first} and {member.word} rank by different retrieval settings: {differences}",
+                hint=f"choose one for all: `{flags or '-r RECIPE'}`, or a recipe with -r",
             )
 
 

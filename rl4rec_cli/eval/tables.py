@@ -78,8 +78,8 @@ def probe_table(probes: Sequence[Mapping[str, Any]]) -> Table:
     """Columns and rows of the probes."""
     rows = []
     for probe in probes:
-        d, passed = probe["difference"], probe["passed"]
-        result = "passed" if passed else "FAILED" if passed is False else "-"
+        d, has_passed = probe["difference"], probe["passed"]
+        result = "passed" if has_passed else "FAILED" if has_passed is False else "-"
         interval = f"[{d['low']:+.4f}, {d['high']:+.4f}]"
         rows.append([probe["name"], probe["measures"], f"{d['mean']:+.4f}", interval, p_text(d["p_value"]), result])
     return ("probe", "measures", "difference", "95 % interval", "p", "result"), rows

@@ -27,9 +27,9 @@ def probe_sequences(tokenizer: Any, text: str, *, vocabulary: int) -> list[list[
     Args:
         vocabulary: tokens are drawn below this.
     """
-    drawn = torch.randint(vocabulary, (_SEQUENCES, _TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
+    random_ids = torch.randint(vocabulary, (_SEQUENCES, _TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
     ids = tokenizer(text)["input_ids"][:_TOKENS]
-    return [ids, *drawn] if ids else drawn
+    return [ids, *random_ids] if ids else random_ids
 
 
 @torch.no_grad()

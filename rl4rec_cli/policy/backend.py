@@ -69,10 +69,10 @@ def check_policy(section: PolicySection, *, trainable: bool, gradient_checkpoint
     Raises:
         ConfigError: settings that exclude each other, or a package that is not installed.
     """
-    chosen = choose_backend(section)
-    is_unsloth, quantization = chosen.name == "unsloth", section.quantization
+    backend = choose_backend(section)
+    is_unsloth, quantization = backend.name == "unsloth", section.quantization
     where = f"policy.backend={section.backend}" + (
-        f" ({chosen.name}: {chosen.reason})" if section.backend == "auto" else ""
+        f" ({backend.name}: {backend.reason})" if section.backend == "auto" else ""
     )
     if is_unsloth and find_spec("unsloth") is None:
         raise ConfigError(
@@ -112,7 +112,7 @@ def check_policy(section: PolicySection, *, trainable: bool, gradient_checkpoint
         )
     if is_unsloth:
         _check_unsloth(section)
-    return chosen
+    return backend
 
 
 def _check_unsloth(section: PolicySection) -> None:
@@ -213,10 +213,10 @@ def _check_vllm_form(policy: PolicySection) -> None:
             f"{own.quant_type}{'' if own.double_quantization else ' without it'}",
             hint="leave policy.four_bit out, or use generation.engine=transformers",
         )
-    computed = own.compute_dtype if own.compute_dtype != "auto" else policy.dtype
-    if computed not in ("auto", "bf16"):
+    dtype = own.compute_dtype if own.compute_dtype != "auto" else policy.dtype
+    if dtype not in ("auto", "bf16"):
         raise ConfigError(
-            f"generation.engine=vllm computes with 4-bit weights in bf16, and this policy in {computed}",
+            f"generation.engine=vllm computes with 4-bit weights in bf16, and this policy in {dtype}",
             hint="set policy.dtype=bf16 (and leave policy.four_bit.compute_dtype out), or use "
             "generation.engine=transformers",
         )
@@ -255,7 +255,7 @@ def import_unsloth() -> Any:
         # Else it writes what it compiled into the folder the command was typed in.
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "unsloth_compiled_cache"))
         os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    kept = "unsloth" not in sys.modules and _keep_trainers()
+    keeps_trainers = "unsloth" not in sys.modules and _keep_trainers()
     for name in ("torchao", "bitsandbytes", "torch.utils._pytree", "unsloth", "unsloth_zoo"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with console.hushed(), import_noted():
@@ -265,9 +265,9 @@ def import_unsloth() -> Any:
             reason = first_line(error)
             raise PolicyError(f"cannot import unsloth: {reason}", hint=f"install it anew: {INSTALL}") from error
         finally:
-            if kept:
+            if keeps_trainers:
                 del os.environ[_KEEPS_TRAINERS]
-    if kept:
+    if keeps_trainers:
         _keep_checkpointing()
     _check_trainers()
     return unsloth

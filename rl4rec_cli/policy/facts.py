@@ -49,12 +49,12 @@ def policy_facts(section: PolicySection) -> ModelFacts:
         if not (folder / "config.json").is_file():
             raise PolicyError(f"{section.model}: a folder without config.json", hint=_tries())
         return read_facts(section.model, _read(folder / "config.json"))
-    cached = _cached(section.model, section.revision)
-    if cached is None:
+    path = _cached(section.model, section.revision)
+    if path is None:
         raise PolicyError(
             f"{section.model}: no preset, no folder, and its config.json is not in the Hub's cache", hint=_tries()
         )
-    return read_facts(section.model, _read(cached))
+    return read_facts(section.model, _read(path))
 
 
 def _tries() -> str:
@@ -73,18 +73,18 @@ def _cached(name: str, revision: str | None) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json", revision=revision)
-    return Path(found) if isinstance(found, str) else None
+    entry = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(entry) if isinstance(entry, str) else None
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PolicyError(f"{path}: cannot be read: {error}", hint="the model's folder is damaged") from error
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         raise PolicyError(f"{path}: holds no settings", hint="the model's folder is damaged")
-    return found
+    return settings
 
 
 def retrieval_facts(config: RunConfig) -> RetrievalFacts:

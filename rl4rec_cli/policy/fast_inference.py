@@ -27,7 +27,7 @@ def write_by_engine(
     """B token sequences for B prompts, the ending token included where the text ended by itself."""
     from vllm import SamplingParams
 
-    drawn = torch.randint(2**31, (len(prompts),)).tolist() if sampling.temperature > 0 else [None] * len(prompts)
+    seeds = torch.randint(2**31, (len(prompts),)).tolist() if sampling.temperature > 0 else [None] * len(prompts)
     settings = [
         SamplingParams(
             max_tokens=sampling.max_new_tokens,
@@ -39,9 +39,9 @@ def write_by_engine(
             seed=seed,
             detokenize=False,
         )
-        for seed in drawn
+        for seed in seeds
     ]
     adapter = model.load_lora("rl4rec", load_tensors=True) if hasattr(model, "peft_config") else None
-    given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-    written = model.vllm_engine.generate(given, sampling_params=settings, use_tqdm=False, lora_request=adapter)
-    return [list(one.outputs[0].token_ids) for one in written]
+    inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+    outputs = model.vllm_engine.generate(inputs, sampling_params=settings, use_tqdm=False, lora_request=adapter)
+    return [list(one.outputs[0].token_ids) for one in outputs]

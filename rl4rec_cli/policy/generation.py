@@ -134,8 +134,8 @@ def write_ids(
 def ending_ids(model: Any, tokenizer: Any) -> list[int]:
     """Tokens that end a text."""
     own = model.generation_config.eos_token_id
-    given = tokenizer.eos_token_id if own is None else own
-    return list(given) if isinstance(given, list) else [given]
+    ids = tokenizer.eos_token_id if own is None else own
+    return list(ids) if isinstance(ids, list) else [ids]
 
 
 def decode_texts(tokenizer: Any, completions: Sequence[Sequence[int]]) -> list[str]:
@@ -154,8 +154,8 @@ def generate_texts(
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
     """A text for each prompt, special tokens removed; written by the policy's engine where it has one."""
-    written = generate_completions(policy, prompts, sampling, batch_size=batch_size, progress=progress)
-    return decode_texts(policy.tokenizer, written)
+    completions = generate_completions(policy, prompts, sampling, batch_size=batch_size, progress=progress)
+    return decode_texts(policy.tokenizer, completions)
 
 
 def generate_completions(
@@ -171,13 +171,13 @@ def generate_completions(
         batch_size = _ENGINE_BATCH
     # Prompts of like length share a batch, so that little is spent on padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    written: list[list[int]] = [[]] * len(prompts)
+    completions: list[list[int]] = [[]] * len(prompts)
     with writing(policy.model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             ids, _ = write_ids(policy, policy.model, [prompts[i] for i in rows], sampling)
             for row, tokens in zip(rows, ids, strict=True):
-                written[row] = tokens
+                completions[row] = tokens
             if progress is not None:
                 progress(len(rows))
-    return written
+    return completions

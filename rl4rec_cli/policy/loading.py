@@ -77,7 +77,7 @@ def load_policy(
         PolicyError: not found, not a causal language model, damaged.
         ConfigError: settings that do not go together.
     """
-    chosen = check_policy(section, trainable=trainable, gradient_checkpointing=gradient_checkpointing)
+    choice = check_policy(section, trainable=trainable, gradient_checkpointing=gradient_checkpointing)
     prepare_backend(section)
     console.quiet_libraries()
     from transformers import set_seed
@@ -96,7 +96,7 @@ def load_policy(
         model = model.to(find_dtype(section.dtype, device, trains_all=trainable)).to(device)
         policy = Policy(model, tokenizer, section.model)
     else:
-        backend = chosen.name
+        backend = choice.name
         model, tokenizer = load_pretrained(
             section,
             backend,
@@ -196,8 +196,8 @@ def _tokenizer_texts(dataset: Dataset) -> list[str]:
 def _own_generation_config(model: Any, tokenizer: Any) -> None:
     from transformers import GenerationConfig
 
-    given = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = given if isinstance(given, list) else [] if given is None else [given]
+    own_ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = own_ends if isinstance(own_ends, list) else [] if own_ends is None else [own_ends]
     ends = list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
@@ -230,12 +230,14 @@ def write_checkpoint(
         PolicyError: it cannot be written; what was there before is untouched.
     """
     # TRL adds a frozen copy of the adapter named "ref" for the KL term: it is no part of the policy.
-    kept: dict[str, Sequence[str]] = {"selected_adapters": ["default"]} if is_peft(policy.model) else {}
-    saved = [p for n, p in policy.model.named_parameters() if not kept or ("lora_" in n and ".ref." not in n)]
-    size += sum(p.numel() * p.element_size() for p in saved)
+    save_options: dict[str, Sequence[str]] = {"selected_adapters": ["default"]} if is_peft(policy.model) else {}
+    parameters = [
+        p for n, p in policy.model.named_parameters() if not save_options or ("lora_" in n and ".ref." not in n)
+    ]
+    size += sum(p.numel() * p.element_size() for p in parameters)
 
     def fill(temporary: Path) -> None:
-        policy.model.save_pretrained(temporary, **kept)
+        policy.model.save_pretrained(temporary, **save_options)
         policy.tokenizer.save_pretrained(temporary)
         more(temporary)
 
@@ -266,11 +268,11 @@ def load_weights(model: Any, folder: Path) -> None:
         result: Any = set_peft_model_state_dict(model, weights, "default")
         wrong = list(result.unexpected_keys)
     else:
-        missing, wrong = {name for name, _ in model.named_parameters()}, list[str]()
+        absent, wrong = {name for name, _ in model.named_parameters()}, list[str]()
         for file in sorted(folder.glob("model*.safetensors")):
             part = load_file(file)
             wrong += model.load_state_dict(part, strict=False).unexpected_keys
-            missing -= part.keys()
-        wrong += sorted(missing)
+            absent -= part.keys()
+        wrong += sorted(absent)
     if wrong:
         raise PolicyError(f"{folder}: the weights are of another model: {len(wrong)} do not fit, as {wrong[0]}")

@@ -37,7 +37,9 @@ def load_merged(section: PolicySection, folder: Path, *, dtype: str = "auto") ->
     """
     plain = section.model_copy(update={"model": str(folder), "backend": "hf", "fast_inference": False})
     source = find_source(plain, "hf")
-    kept = find_dtype(section.dtype if dtype == "auto" else dtype, resolve_device(section.device, "policy.device"))
+    target_dtype = find_dtype(
+        section.dtype if dtype == "auto" else dtype, resolve_device(section.device, "policy.device")
+    )
     if source.adapter is None:
         policy = load_policy(plain)
         model: Any = policy.model
@@ -46,7 +48,7 @@ def load_merged(section: PolicySection, folder: Path, *, dtype: str = "auto") ->
         policy = load_policy(plain.model_copy(update={**base, "lora": None}))
         model = _merge(policy.model, source.adapter, is_quantised=section.quantization != "none")
         policy.tokenizer, _ = load_tokenizer(source)
-    return Policy(model.to(kept).eval(), policy.tokenizer, policy.name)
+    return Policy(model.to(target_dtype).eval(), policy.tokenizer, policy.name)
 
 
 def _merge(base: Any, adapter: Path, *, is_quantised: bool) -> Any:

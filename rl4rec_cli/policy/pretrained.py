@@ -144,23 +144,23 @@ def _check_room(config: Any, name: str, max_length: int | None) -> None:
 
 def _stored_quantization(config: Any) -> str:
     """How the weights lie in their files: `none`, `4bit`, `8bit`, or the name of another method."""
-    stored = getattr(config, "quantization_config", None)
-    if stored is None:
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
         return "none"
-    values = stored if isinstance(stored, dict) else stored.to_dict()
+    values = settings if isinstance(settings, dict) else settings.to_dict()
     kinds = [kind for kind in ("4bit", "8bit") if values.get(f"load_in_{kind}")]
     return kinds[0] if kinds else str(values.get("quant_method", "unknown"))
 
 
 def _check_stored(config: Any, section: PolicySection) -> None:
-    stored = _stored_quantization(config)
-    if stored not in ("none", section.quantization):
+    quantization = _stored_quantization(config)
+    if quantization not in ("none", section.quantization):
         full = find_preset(section.model)
         other = f", or the full weights: policy.model={full.repository}" if full else ""
-        asked = f"policy.quantization={stored}" if stored in ("4bit", "8bit") else "another model"
+        advice = f"policy.quantization={quantization}" if quantization in ("4bit", "8bit") else "another model"
         raise ConfigError(
-            f"{section.model} is stored in {stored}, but policy.quantization={section.quantization}",
-            hint=f"use {asked}{other}",
+            f"{section.model} is stored in {quantization}, but policy.quantization={section.quantization}",
+            hint=f"use {advice}{other}",
         )
 
 
@@ -175,9 +175,9 @@ def _load_by_transformers(
         if _stored_quantization(config) == "none":
             options["quantization_config"] = _quantization(section, device)
     both: Any = AutoModelForCausalLM.from_pretrained(source.model, dtype=dtype, output_loading_info=True, **options)
-    model, loaded = both
+    model, loading_info = both
     # transformers fills what a file lacks with random numbers and a warning.
-    if lacking := sorted(loaded["missing_keys"]):
+    if lacking := sorted(loading_info["missing_keys"]):
         raise PolicyError(
             f"cannot load the policy {section.model!r}: {len(lacking)} of its weights are in no file, as {lacking[0]}",
             hint=MODEL_TRIES,
@@ -209,10 +209,12 @@ def _quantization(section: PolicySection, device: str) -> Any:
 
 def _check_held(model: Any, section: PolicySection) -> None:
     """Whether the weights are held as asked: libraries fall back to 16 bits with a line of text."""
-    held = next((k for k in ("4bit", "8bit") if any(type(m).__name__ == _LINEAR[k] for m in model.modules())), "none")
-    if held != section.quantization:
+    quantization = next(
+        (k for k in ("4bit", "8bit") if any(type(m).__name__ == _LINEAR[k] for m in model.modules())), "none"
+    )
+    if quantization != section.quantization:
         raise PolicyError(
-            f"policy.quantization={section.quantization}, but the weights of {section.model} came as {held}",
+            f"policy.quantization={section.quantization}, but the weights of {section.model} came as {quantization}",
             hint="bitsandbytes cannot hold this model so on this machine; use policy.quantization=none",
         )
 
@@ -286,10 +288,10 @@ def find_dtype(precision: str, device: str, *, trains_all: bool = False) -> torc
             "policy.dtype=fp16: weights that are trained themselves are not held in fp16",
             hint="use policy.dtype=fp32 with trainer.precision=fp16, or train an adapter: policy.lora.r=16",
         )
-    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if precision != "auto":
-        return named[precision]
+        return dtypes[precision]
     if not device.startswith("cuda"):
         return torch.float32
-    half = named[half_of_gpu()]
+    half = dtypes[half_of_gpu()]
     return torch.float32 if trains_all and half == torch.float16 else half

@@ -161,26 +161,30 @@ def read_base(adapter: Path) -> tuple[str, str | None]:
     """
     file = adapter / ADAPTER
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        settings = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise PolicyError(
             f"{file}: cannot be read: {error}", hint="save the adapter again, or copy it again"
         ) from error
-    recorded = saved.get(_BASE) if isinstance(saved, dict) else None
-    if not isinstance(recorded, str) or not recorded.strip():
-        lacks = f"has no {_BASE}" if not isinstance(saved, dict) or _BASE not in saved else f"has {_BASE}={recorded!r}"
+    base_name = settings.get(_BASE) if isinstance(settings, dict) else None
+    if not isinstance(base_name, str) or not base_name.strip():
+        lacks = (
+            f"has no {_BASE}"
+            if not isinstance(settings, dict) or _BASE not in settings
+            else f"has {_BASE}={base_name!r}"
+        )
         raise PolicyError(
             f"{file} {lacks}: nothing says which model this adapter belongs on",
             hint=f'write it there: "{_BASE}": the folder or the Hub\'s name of the model it was trained on',
         )
-    base = find_base(adapter, recorded)
+    base = find_base(adapter, base_name)
     if _is_path(base) and not Path(base).is_dir():
         raise PolicyError(
-            f"{adapter}: its base model {recorded} is not on this machine",
-            hint=f"put the base's folder beside it, as {adapter.resolve().parent / _last(recorded)}, or write where it "
-            f"is into {_BASE} of {file}",
+            f"{adapter}: its base model {base_name} is not on this machine",
+            hint=f"put the base's folder beside it, as {adapter.resolve().parent / _last(base_name)}, or write where "
+            f"it is into {_BASE} of {file}",
         )
-    revision = saved.get("revision")
+    revision = settings.get("revision")
     return base, revision if isinstance(revision, str) else None
 
 
@@ -192,9 +196,9 @@ def find_base(adapter: Path, recorded: str) -> str:
     """
     if not _is_path(recorded):
         return recorded
-    carried, beside = adapter.resolve() / CARRIED, adapter.resolve().parent / _last(recorded)
-    own = {CARRIED: carried, BASE: beside}.get(_last(recorded))
-    places = [own, Path(recorded), carried, beside]
+    inside, beside = adapter.resolve() / CARRIED, adapter.resolve().parent / _last(recorded)
+    own = {CARRIED: inside, BASE: beside}.get(_last(recorded))
+    places = [own, Path(recorded), inside, beside]
     # A run's `checkpoint_start` may be an adapter on another run's: no base, though it has the name of one.
     is_base = (place for place in places if place is not None and place.is_dir() and not (place / ADAPTER).is_file())
     return str(next(is_base, recorded))
@@ -216,8 +220,8 @@ def cannot_load(what: str, error: Exception, *, names: str) -> PolicyError:
         what: could not be loaded.
         names: what was read, as the Hub would know it.
     """
-    if (told := hub.explain(error, names)) is not None:
-        message, hint = told
+    if (explanation := hub.explain(error, names)) is not None:
+        message, hint = explanation
         return PolicyError(f"cannot load {what}: {message}", hint=hint)
     reason = first_line(error)
     return PolicyError(f"cannot load {what}: {reason}", hint=MODEL_TRIES)
@@ -238,22 +242,22 @@ def with_own_adapter(section: PolicySection) -> PolicySection:
     folder = Path(section.model).expanduser()
     if not (folder / ADAPTER).is_file():
         return section
-    saved = _read_adapter(folder)
-    if saved.get("peft_type") != "LORA":
+    settings = _read_adapter(folder)
+    if settings.get("peft_type") != "LORA":
         raise PolicyError(
-            f"{folder}: an adapter of kind {saved.get('peft_type')}, and only LoRA adapters are trained here",
+            f"{folder}: an adapter of kind {settings.get('peft_type')}, and only LoRA adapters are trained here",
             hint="merge it into its base first, by PEFT's merge_and_unload",
         )
-    targets = saved.get("target_modules")
+    targets = settings.get("target_modules")
     own = LoraSection(
-        r=saved["r"],
-        alpha=saved["lora_alpha"],
-        dropout=saved.get("lora_dropout") or 0.0,
+        r=settings["r"],
+        alpha=settings["lora_alpha"],
+        dropout=settings.get("lora_dropout") or 0.0,
         target_modules=targets if isinstance(targets, str) else tuple(sorted(targets or ())),
     )
-    asked = section.lora
-    for name in sorted(asked.model_fields_set) if asked is not None else ():
-        theirs, ours = getattr(asked, name), getattr(own, name)
+    lora = section.lora
+    for name in sorted(lora.model_fields_set) if lora is not None else ():
+        theirs, ours = getattr(lora, name), getattr(own, name)
         if name == "seed" or theirs == ours or (name == "target_modules" and _same_modules(theirs, ours)):
             continue
         raise ConfigError(
@@ -272,14 +276,14 @@ def _read_adapter(folder: Path) -> dict[str, Any]:
         PolicyError: it cannot be read, or lacks them.
     """
     read_base(folder)  # says what is wrong with the file
-    saved: dict[str, Any] = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-    is_lora = saved.get("peft_type") == "LORA"
-    if is_lora and not all(type(saved.get(name)) is int and saved[name] > 0 for name in ("r", "lora_alpha")):
+    settings: dict[str, Any] = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    is_lora = settings.get("peft_type") == "LORA"
+    if is_lora and not all(type(settings.get(name)) is int and settings[name] > 0 for name in ("r", "lora_alpha")):
         raise PolicyError(
             f"{folder / ADAPTER}: r and lora_alpha must be whole numbers above 0",
             hint="save the adapter again, or copy it again",
         )
-    return saved
+    return settings
 
 
 def _same_modules(asked: Any, own: Any) -> bool:

@@ -73,16 +73,16 @@ def _stored_with(source: Source) -> Iterator[str]:
     if source.adapter is None:
         yield source.model
         return
-    saved = json.loads((source.adapter / "adapter_config.json").read_text())
-    if saved["base_model_name_or_path"] == source.model:
+    settings = json.loads((source.adapter / "adapter_config.json").read_text())
+    if settings["base_model_name_or_path"] == source.model:
         yield str(source.adapter)
         return
     with tempfile.TemporaryDirectory() as folder:
         for file in source.adapter.resolve().iterdir():
             (Path(folder) / file.name).symlink_to(file)
         (Path(folder) / "adapter_config.json").unlink()
-        moved = {**saved, "base_model_name_or_path": source.model}
-        (Path(folder) / "adapter_config.json").write_text(json.dumps(moved))
+        new_settings = {**settings, "base_model_name_or_path": source.model}
+        (Path(folder) / "adapter_config.json").write_text(json.dumps(new_settings))
         yield folder
 
 

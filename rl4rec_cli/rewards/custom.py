@@ -119,11 +119,11 @@ def _load_custom(name: str) -> RankReward | TextReward:
     except RewardError:
         raise
     except (Exception, SystemExit) as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
         raise RewardError(
             f"reward {name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}"
-            f"{'' if missing else where_raised(error, module_name)}",
-            hint="name the file instead: path/to/file.py:function" if missing else None,
+            f"{'' if is_missing else where_raised(error, module_name)}",
+            hint="name the file instead: path/to/file.py:function" if is_missing else None,
         ) from error
     code = getattr(module, attribute, None)
     if code is None:

@@ -219,10 +219,10 @@ def create_reward_function(
 
         section = retrieval or RetrievalSection()
         if retrieval_service_name is not None or namespace is not None:
-            given = {"name": retrieval_service_name, "namespace": namespace}
+            overrides = {"name": retrieval_service_name, "namespace": namespace}
             service = {
                 **section.service.model_dump(),
-                **{key: value for key, value in given.items() if value is not None},
+                **{key: value for key, value in overrides.items() if value is not None},
             }
             section = RetrievalSection.model_validate({**section.model_dump(), "service": service})
             retriever = open_served(section, dataset_name)

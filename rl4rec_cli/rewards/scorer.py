@@ -111,11 +111,11 @@ class Scorer:
             rewards += np.where(scorable, shaping, 0.0)
         if len(too_large := np.flatnonzero(np.abs(rewards) > LARGEST_REWARD)):
             row = int(too_large[0])
-            weighted = {name: weight * parts[name][row] for name, weight in self.section.functions.items()}
-            name = max(weighted, key=lambda name: abs(weighted[name]))
+            contributions = {name: weight * parts[name][row] for name, weight in self.section.functions.items()}
+            name = max(contributions, key=lambda name: abs(contributions[name]))
             raise RewardError(
                 f"the weighted sum of rewards is {rewards[row]:g} for {_example(texts, targets, row)}, of which reward "
-                f"{name!r} is {weighted[name]:g} (weight {self.section.functions[name]:g})",
+                f"{name!r} is {contributions[name]:g} (weight {self.section.functions[name]:g})",
                 hint=_WAY_OUT,
             )
         return Scores(ranks, rewards, parts)
@@ -133,7 +133,7 @@ class Scorer:
 
         try:
             # Copies: what a user's function writes into its arguments changes no other reward.
-            returned: Any = self._by_text[name](
+            values: Any = self._by_text[name](
                 list(texts),
                 list(targets),
                 [list(history) for history in histories],
@@ -150,16 +150,16 @@ class Scorer:
             ) from error
         where = f"({_definition(self._by_text[name], file)})"
         try:
-            count = -1 if isinstance(returned, (str, bytes, Mapping, Set)) else len(returned)
+            count = -1 if isinstance(values, (str, bytes, Mapping, Set)) else len(values)
         except TypeError:
             count = -1
         if count < 0:
-            kind = type(returned).__name__
+            kind = type(values).__name__
             raise RewardError(f"reward {name!r} returned {kind}, expected a list of {len(texts)} numbers {where}")
         if count != len(texts):
             raise RewardError(f"reward {name!r} returned {count} values for {len(texts)} texts {where}")
-        numbers = [as_number(value) for value in returned]
-        for i, (value, number) in enumerate(zip(returned, numbers, strict=True)):
+        numbers = [as_number(value) for value in values]
+        for i, (value, number) in enumerate(zip(values, numbers, strict=True)):
             if number is None or not np.isfinite(number):
                 raise RewardError(
                     f"reward {name!r} returned {value!r} for {_example(texts, targets, i)} {where}",
@@ -203,17 +203,17 @@ def start_scores(
     Args:
         datasets: `[B]` names.
     """
-    started = []
+    pending = []
     for name, scorer in scorers.items():
         rows = [row for row, dataset in enumerate(datasets) if dataset == name]
         if rows:
             own: list[Any] = [[values[row] for row in rows] for values in (texts, targets, histories)]
-            started.append((rows, scorer.start(*own)))
+            pending.append((rows, scorer.start(*own)))
 
     def finish() -> Scores:
         ranks, rewards = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.float64)
         parts: dict[str, NDArray[np.float64]] = {}
-        for rows, finish_own in started:
+        for rows, finish_own in pending:
             scores = finish_own()
             ranks[rows], rewards[rows] = scores.ranks, scores.rewards
             for name, values in scores.parts.items():
