@@ -61,5 +61,5 @@ def compare(
     overrides = Overrides(
         split=split, users=users, recipes=recipe or [], sets=sets or [], dataset=dataset, checkpoint=checkpoint
     )
-    called = ["rl4rec", *sys.argv[1:]]
-    command.compare(systems, overrides, markdown=markdown, html=html, command=called, show=show)
+    command_words = ["rl4rec", *sys.argv[1:]]
+    command.compare(systems, overrides, markdown=markdown, html=html, command=command_words, show=show)

@@ -82,13 +82,13 @@ def audit(
     from rl4rec_cli.data.opening import open_dataset
     from rl4rec_cli.errors import Rl4RecError
 
-    found = audit_as_configured(open_dataset(config.data), config)
+    report = audit_as_configured(open_dataset(config.data), config)
     if as_json:
-        console.print_json(found.as_json())
+        console.print_json(report.as_json())
     else:
-        console.table("", ["check", "result", "seen"], [(c.name, c.result, c.seen) for c in found.checks])
-        for finding in found.findings:
+        console.table("", ["check", "result", "seen"], [(c.name, c.result, c.seen) for c in report.checks])
+        for finding in report.findings:
             console.result("\n" + console.clean(str(finding), keep="\n"))
-        console.result("\n" + found.summary())
-    if strict and found.leaks:
-        raise Rl4RecError(f"{dataset}: {found.leaks} leak{'s' * (found.leaks > 1)} found (--strict)")
+        console.result("\n" + report.summary())
+    if strict and report.leaks:
+        raise Rl4RecError(f"{dataset}: {report.leaks} leak{'s' * (report.leaks > 1)} found (--strict)")

@@ -34,11 +34,11 @@ def embed(
     from rl4rec_cli.config.layering import load_config
 
     flags = {"embedder": embedder, "model": model, "dtype": dtype, "emb_type": emb_type, "device": device}
-    given = {f"retrieval.{k}": v for k, v in {**flags, "batch_size": batch_size}.items() if v is not None}
-    section = load_config(algorithm=None, flags=given).retrieval
+    values = {f"retrieval.{k}": v for k, v in {**flags, "batch_size": batch_size}.items() if v is not None}
+    section = load_config(algorithm=None, flags=values).retrieval
     from rl4rec_cli.data.opening import load_dataset
 
-    read = load_dataset(dataset)  # its errors are told before torch is imported
+    source = load_dataset(dataset)  # its errors are told before torch is imported
     from rl4rec_cli.retrieval.embedding_files import embed_dataset
 
-    console.result(str(embed_dataset(read, section, out)))
+    console.result(str(embed_dataset(source, section, out)))

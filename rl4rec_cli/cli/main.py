@@ -166,8 +166,8 @@ def _usage_error(error: typer.TyperException) -> int:
         return 2
     command = f"`{context.command_path} --help`" if context else "`rl4rec --help`"
     hint = f"{command} shows what there is"
-    if (option := getattr(error, "option_name", "")) and context and (meant := _meant(option, context)):
-        message, hint = f"no such option: {option}", meant
+    if (option := getattr(error, "option_name", "")) and context and (meaning := _meant(option, context)):
+        message, hint = f"no such option: {option}", meaning
     _say(f"error: {message[:1].lower()}{message[1:].rstrip('.')}", f"hint: {hint}")
     return 2
 
@@ -177,9 +177,9 @@ def _meant(option: str, context: Any) -> str:
     from rl4rec_cli.config.aliases import find_alias
 
     own = {name for parameter in context.command.params for name in parameter.opts}
-    dashed = "--" + option.lstrip("-").replace("_", "-")
-    if dashed in own:
-        return f"it is written {dashed}"
+    spelling = "--" + option.lstrip("-").replace("_", "-")
+    if spelling in own:
+        return f"it is written {spelling}"
     alias = find_alias(option)
     if alias is not None and alias.flag in own:
         return f"it is called {alias.flag} here" + (f": {alias.note}" if alias.note else "")
@@ -251,14 +251,14 @@ def _survive_closed_output() -> None:
             # A terminal that cannot show a character gets its escape, not a crash. In the C locale Python's own way
             # passes on undecoded bytes, and still fails with every other character.
             errors = "backslashreplace" if stream.errors in ("strict", "surrogateescape") else stream.errors
-            wrapped = _Output(
+            output = _Output(
                 stream.buffer,
                 encoding=stream.encoding,
                 errors=errors,
                 line_buffering=stream.line_buffering or name == "stderr",
                 write_through=stream.write_through,
             )
-            setattr(sys, name, wrapped)
+            setattr(sys, name, output)
 
 
 if __name__ == "__main__":

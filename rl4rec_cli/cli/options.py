@@ -78,17 +78,17 @@ def configure(
     from rl4rec_cli import console
     from rl4rec_cli.config.layering import load_config
 
-    chosen = None
+    choice = None
     if not recipes:
         from rl4rec_cli.plan.recipe import choose_recipe
 
-        chosen = choose_recipe(flags.get("policy.model"), sets, gpus or [])
-        recipes = [chosen.recipe]
+        choice = choose_recipe(flags.get("policy.model"), sets, gpus or [])
+        recipes = [choice.recipe]
     config = load_config(
         algorithm=algorithm, recipes=recipes, flags=flags, sets=sets, allow_custom_rewards=allow_custom_rewards
     )
-    if chosen is not None:
-        console.log(f"No recipe given: using {chosen.recipe} ({chosen.reason}); another: -r, `rl4rec recipes list`")
+    if choice is not None:
+        console.log(f"No recipe given: using {choice.recipe} ({choice.reason}); another: -r, `rl4rec recipes list`")
     return config
 
 

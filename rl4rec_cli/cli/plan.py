@@ -54,12 +54,12 @@ def plan(
     )
     if check and gpu:
         raise ConfigError("--check measures on this machine: it cannot be given with --gpu")
-    placed = placement.place(config, gpu or [])
-    answer = placement.as_json(placed) if as_json else {}
+    run_placement = placement.place(config, gpu or [])
+    answer = placement.as_json(run_placement) if as_json else {}
     if not as_json:
-        placement.show(config, placed)
+        placement.show(config, run_placement)
     if check:
         answer |= placement.checked(config, as_json=as_json)
     if as_json:
         console.print_json(answer)
-    placement.complain(config, placed)
+    placement.complain(config, run_placement)

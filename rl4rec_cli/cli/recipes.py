@@ -49,5 +49,5 @@ def copy(
 
     path = copy_recipe(name, dest, force=force)
     console.result(str(path))
-    named = path if path.suffix == ".yaml" or path.is_absolute() else f"./{path}"
-    console.log(f"next: {rl4rec('train', 'grpo', '-r', named, '--dry-run')}")
+    recipe_word = path if path.suffix == ".yaml" or path.is_absolute() else f"./{path}"
+    console.log(f"next: {rl4rec('train', 'grpo', '-r', recipe_word, '--dry-run')}")

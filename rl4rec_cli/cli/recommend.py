@@ -54,11 +54,11 @@ def recommend(
     if user and titles:
         raise ConfigError("give --user or --titles, not both")
     interactive = not user and not titles and is_terminal(sys.stdin)
-    chosen = read_words("--titles", titles or [])
+    history_titles = read_words("--titles", titles or [])
     users = read_words("--user", user or [])
     if not user and not titles and not interactive:
-        chosen = piped_lines() if is_piped() else []
-        if not chosen:
+        history_titles = piped_lines() if is_piped() else []
+        if not history_titles:
             raise ConfigError(
                 "nothing to recommend for: give --user or --titles",
                 hint="on a terminal, titles are asked for without them; from a pipe they are read, one a line",
@@ -69,7 +69,7 @@ def recommend(
         run,
         users=users,
         is_list=len(users) > 1 or "-" in (user or []),
-        titles=chosen,
+        titles=history_titles,
         dataset=dataset,
         checkpoint=checkpoint,
         k=k,

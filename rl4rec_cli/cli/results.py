@@ -71,11 +71,11 @@ def print_all_seeds(trained: Sequence[TrainedRun]) -> None:
 def print_evaluation(evaluation: Evaluation, *, title: str, whole: bool = False) -> None:
     """The table of means, the differences, with `whole` slices and behaviour too, the probes, and the verdict."""
     result = evaluation.as_json()
-    shown = shown_names(result["kinds"])
-    console.table(title, *metric_table(result["methods"], shown))
+    labels = shown_names(result["kinds"])
+    console.table(title, *metric_table(result["methods"], labels))
     tables = [(tested_title(result), difference_table(result["differences"]))]
     if whole:
-        tables.append((slices_title(result), slice_table(result["slices"], shown)))
+        tables.append((slices_title(result), slice_table(result["slices"], labels)))
         tables.append((BEHAVIOUR, behaviour_table(result["behaviour"])))
     tables.append(("Probes", probe_table(result["probes"])))
     for name, table in tables:
@@ -106,8 +106,8 @@ def print_datasets(evaluations: Mapping[str, Evaluation], *, start: str) -> None
         start: the method that the subject came from.
     """
     first = next(iter(evaluations.values()))
-    wanted = [*_brief(first), start, first.subject or ""]
-    methods = [name for name in wanted if all(e.method(name) is not None for e in evaluations.values())]
+    candidates = [*_brief(first), start, first.subject or ""]
+    methods = [name for name in candidates if all(e.method(name) is not None for e in evaluations.values())]
     means_DM = [[float(e.metric(name).mean()) for name in methods] for e in evaluations.values()]
     rows = [
         [name, f"{len(evaluation.examples):,}", *(f"{value:.4f}" for value in values)]
@@ -160,12 +160,12 @@ def print_comparison(report: Mapping[str, Any]) -> None:
     if rows:
         console.result("")
         console.table("Over seeds", columns, rows)
-    shown = report["most_different"]
-    for key, label in (("ours_better", shown["ours"]), ("theirs_better", shown["theirs"])):
-        other = shown["theirs"] if key == "ours_better" else shown["ours"]
-        if shown[key]:
+    extremes = report["most_different"]
+    for key, label in (("ours_better", extremes["ours"]), ("theirs_better", extremes["theirs"])):
+        other = extremes["theirs"] if key == "ours_better" else extremes["ours"]
+        if extremes[key]:
             console.result(f"\nUsers whom {console.clean(label)} serves better than {console.clean(other)} does:")
-        for user in shown[key]:
+        for user in extremes[key]:
             _print_user(user)
     console.result("")
     for line in [*report["remarks"], *opening_lines(report), *dict.fromkeys(report["audit"].values())]:

@@ -57,8 +57,8 @@ def serve_retrieval(
         "retrieval.service.namespace": namespace,
         "retrieval.service.address": address,
     }
-    given = {key: value for key, value in flags.items() if value is not None}
-    section = load_config(algorithm=None, flags=given, sets=sets or []).retrieval
+    values = {key: value for key, value in flags.items() if value is not None}
+    section = load_config(algorithm=None, flags=values, sets=sets or []).retrieval
     from rl4rec_cli.retrieval.service import serving
 
     if status or connect:

@@ -28,11 +28,11 @@ def settings(
     from rl4rec_cli import console
     from rl4rec_cli.config.settings import all_settings, find_settings
 
-    chosen = all_settings() if word is None else find_settings(word)
+    matches = all_settings() if word is None else find_settings(word)
     if as_json:
-        console.print_json([{**asdict(s), "flag": s.flag, "other_names": list(s.names)} for s in chosen])
+        console.print_json([{**asdict(s), "flag": s.flag, "other_names": list(s.names)} for s in matches])
         return
-    for setting in chosen:
+    for setting in matches:
         lines = [setting.key, f"    {setting.meaning}", f"    {setting.facts}"]
         if setting.flag:
             lines.append(f"    flag of `rl4rec train`: {setting.flag}")

@@ -126,11 +126,11 @@ def _add(name: str, algorithm: Algorithm) -> None:
         ] = False,
         dry_run: Annotated[bool, _option("--dry-run", panel=RUN, help="Print the configuration and stop.")] = False,
     ) -> None:
-        given = locals()
+        values = locals()
         if bf16 and fp16:
             raise ConfigError("--bf16 and --fp16: give one of them")
-        asked = parse_seeds(seeds) if seeds is not None else ()
-        flags: dict[str, Any] = {key: given[name] for name, key in PLAIN_OPTIONS.items()}
+        several_seeds = parse_seeds(seeds) if seeds is not None else ()
+        flags: dict[str, Any] = {key: values[name] for name, key in PLAIN_OPTIONS.items()}
         flags["data.path"] = dataset or None
         flags["policy.quantization"] = "4bit" if load_in_4bit else None
         flags["trainer.precision"] = "bf16" if bf16 else "fp16" if fp16 else None
@@ -143,22 +143,22 @@ def _add(name: str, algorithm: Algorithm) -> None:
             flags={key: value for key, value in flags.items() if value is not None},
             sets=sets or [],
         )
-        chosen = asked or (config.run.seed,)
+        run_seeds = several_seeds or (config.run.seed,)
         if dry_run:
             from rl4rec_cli.commands.dry_run import show
 
-            show(config, chosen, is_new=resume is None)
+            show(config, run_seeds, is_new=resume is None)
             return
         from rl4rec_cli import console
         from rl4rec_cli.commands import train as command
 
         folder = Path(resume) if resume is not None else None
-        trained = command.train(config, chosen, resume=folder, allow_partial=allow_partial, show=_show)
-        if trained:
+        runs = command.train(config, run_seeds, resume=folder, allow_partial=allow_partial, show=_show)
+        if runs:
             from rl4rec_cli.cli.results import print_all_seeds
 
-            print_all_seeds(trained)
-            console.log(command.next_commands(trained[-1].run, trained[-1].datasets))
+            print_all_seeds(runs)
+            console.log(command.next_commands(runs[-1].run, runs[-1].datasets))
 
     signature = inspect.signature(train, eval_str=True)
     kind = algorithm.kind

@@ -61,8 +61,8 @@ def compare(
     data, remarks = shared_dataset(systems, base)
     remarks += mixed_groups(systems)
     runs = [(e.run, e.config) for c in systems for e in c.members if e.run is not None]
-    changed = [changed_data(run, config.data, data) for run, config in runs]
-    remarks += dict.fromkeys(f"WARNING: {sentence}" for sentence in changed if sentence is not None)
+    data_warnings = [changed_data(run, config.data, data) for run, config in runs]
+    remarks += dict.fromkeys(f"WARNING: {sentence}" for sentence in data_warnings if sentence is not None)
     for remark in remarks:
         console.log(f"Note: {remark}")
     evaluation = start_evaluation(base, data, base.eval.split)
@@ -83,8 +83,8 @@ def compare(
     task = open_task(
         base, data, open_retriever(base.retrieval, data, base.data.paths, first_wait=FIRST_WAIT), evaluation.examples
     )
-    measured = _measure(systems, base, task, evaluation)
-    comparison = Comparison(evaluation, data, systems, measured)
+    measurements = _measure(systems, base, task, evaluation)
+    comparison = Comparison(evaluation, data, systems, measurements)
     comparison.about = {
         "remarks": remarks,
         "audit": audit,
@@ -114,13 +114,13 @@ def _write(file: Path, text: Callable[[Any], str], comparison: Comparison) -> No
 def _audit(systems: Sequence[System], data: Dataset) -> dict[str, str]:
     """The leakage audit's line for each system that reads prompts; made once for settings that are the same."""
     lines: dict[str, str] = {}
-    made: dict[str, str] = {}
+    line_by_settings: dict[str, str] = {}
     for system in systems:
         for config in [e.config for e in system.members if e.model is not None][:1]:
             key = repr((config.prompt, config.data.train_targets))
-            if key not in made:
-                made[key] = audit_line(config, data, next(iter(config.data.paths), None))
-            lines[system.label] = made[key]
+            if key not in line_by_settings:
+                line_by_settings[key] = audit_line(config, data, next(iter(config.data.paths), None))
+            lines[system.label] = line_by_settings[key]
     return lines
 
 
@@ -129,14 +129,14 @@ def _openings(systems: Sequence[System], *, opens: bool) -> dict[str, list[dict[
     from rl4rec_cli.eval.openings import read_openings, record_opening
 
     openings: dict[str, list[dict[str, Any]]] = {}
-    done: dict[Path, dict[str, Any]] = {}  # two checkpoints of one run open it once
+    by_folder: dict[Path, dict[str, Any]] = {}  # two checkpoints of one run open it once
     for system in systems:
         for run in system.runs:
             folder = run.folder.resolve()
-            if folder not in done:
-                seen = record_opening(run) if opens else read_openings(run)
-                done[folder] = {"run": str(run.folder), **seen.as_json(), "line": seen.line()}
-            openings.setdefault(system.label, []).append(done[folder])
+            if folder not in by_folder:
+                record = record_opening(run) if opens else read_openings(run)
+                by_folder[folder] = {"run": str(run.folder), **record.as_json(), "line": record.line()}
+            openings.setdefault(system.label, []).append(by_folder[folder])
     return openings
 
 
@@ -144,7 +144,7 @@ def _measure(
     systems: Sequence[System], base: RunConfig, task: Task, evaluation: Evaluation
 ) -> dict[str, list[Measured]]:
     """Every system, policies first: one that cannot be loaded is told before a baseline is trained."""
-    measured: dict[str, list[Measured]] = {}
+    measurements: dict[str, list[Measured]] = {}
     models: Models | None = None
     for system in sorted(systems, key=lambda c: c.kind == "baseline"):
         each = []
@@ -152,10 +152,10 @@ def _measure(
             if member.model is None:
                 each += measure_baselines((member.word,), task, evaluation.split)
                 continue
-            started = member.run.day if member.run is not None else None
-            models = Models(member.config, task, share=models, started=started)
+            run_day = member.run.day if member.run is not None else None
+            models = Models(member.config, task, share=models, started=run_day)
             # By the name `rl4rec eval` gives it, so that one reads what the other measured.
             name = TUNED if member.run is not None else member.model
             each.append(replace(models.measure(name, member.model), name=member.name))
-        measured[system.label] = each
-    return {c.label: measured[c.label] for c in systems}
+        measurements[system.label] = each
+    return {c.label: measurements[c.label] for c in systems}

@@ -55,10 +55,10 @@ def doctor(paths: Sequence[str] = ()) -> list[Check]:
 
 def complain(checks: Sequence[Check]) -> None:
     """Raises: Rl4RecError: something required is broken; all of it is named."""
-    broken = [check for check in checks if check.state == "broken"]
-    if broken:
-        reasons = "; ".join(f"{check.name}: {check.found}" for check in broken)
-        hints = dict.fromkeys(check.hint for check in broken if check.hint)
+    failures = [check for check in checks if check.state == "broken"]
+    if failures:
+        reasons = "; ".join(f"{check.name}: {check.found}" for check in failures)
+        hints = dict.fromkeys(check.hint for check in failures if check.hint)
         raise Rl4RecError(f"not usable: {reasons}", hint="; ".join(hints) or None)
 
 
@@ -74,11 +74,11 @@ def _checks() -> Iterator[Check]:
 def _python() -> Check:
     from packaging.specifiers import SpecifierSet
 
-    wanted = SpecifierSet(_facts().python)
+    versions = SpecifierSet(_facts().python)
     here = platform.python_version()
-    if here not in wanted:
+    if here not in versions:
         return Check(
-            "python", "broken", f"{here}, wanted {wanted}", "make a virtual environment with Python 3.11 or 3.12"
+            "python", "broken", f"{here}, wanted {versions}", "make a virtual environment with Python 3.11 or 3.12"
         )
     return Check("python", "ok", here)
 
@@ -94,27 +94,27 @@ def _pins() -> Iterator[Check]:
     for one in required:
         if one.marker is not None and not one.marker.evaluate({"extra": ""}):
             continue
-        said = _wrong(one)
-        if said is None:
+        flaw = _wrong(one)
+        if flaw is None:
             right += 1
         elif _is_near(one):
             yield Check(
-                one.name, "note", f"{said}: differs from the pin", "tests and figures are those of the pinned release"
+                one.name, "note", f"{flaw}: differs from the pin", "tests and figures are those of the pinned release"
             )
         else:
-            yield Check(one.name, "broken", said, f"pip install '{one.name}{one.specifier}'")
+            yield Check(one.name, "broken", flaw, f"pip install '{one.name}{one.specifier}'")
     yield Check("required packages", "ok", f"{right} installed in the versions wanted")
     for extra in extras:
-        needed = [r for r in required if r.marker is not None and r.marker.evaluate({"extra": extra})]
-        needed = [r for r in needed if not r.marker or not r.marker.evaluate({"extra": ""})]
-        wrong = {r.name: said for r in needed if (said := _wrong(r)) is not None}
+        requirements = [r for r in required if r.marker is not None and r.marker.evaluate({"extra": extra})]
+        requirements = [r for r in requirements if not r.marker or not r.marker.evaluate({"extra": ""})]
+        problems = {r.name: flaw for r in requirements if (flaw := _wrong(r)) is not None}
         install = f"pip install '{PACKAGE}[{extra}]'"
-        if not wrong:
-            found = ", ".join(f"{r.name} {_version(r.name)}" for r in needed)
-            yield Check(f"extra {extra}", "ok", found)
+        if not problems:
+            detail = ", ".join(f"{r.name} {_version(r.name)}" for r in requirements)
+            yield Check(f"extra {extra}", "ok", detail)
         else:
-            found = "; ".join(f"{name} {said}" for name, said in wrong.items())
-            yield Check(f"extra {extra}", "note", found, install)
+            detail = "; ".join(f"{name} {flaw}" for name, flaw in problems.items())
+            yield Check(f"extra {extra}", "note", detail, install)
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,9 @@ def _wrong(requirement: Any) -> str | None:
 
 def _version(name: str) -> str | None:
     """Of an installed package, or of the one that stands in its place where there is no GPU."""
-    for known in (name, *_STANDS_FOR.get(name, ())):
+    for candidate in (name, *_STANDS_FOR.get(name, ())):
         try:
-            return metadata.version(known)
+            return metadata.version(candidate)
         except metadata.PackageNotFoundError:
             continue
     return None
@@ -200,8 +200,8 @@ def _torch() -> Iterator[Check]:
             "torch", "broken", f"cannot be imported: {first_line(error)}", "install it again: scripts/install_torch.sh"
         )
         return
-    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-    yield Check("torch", "ok", f"{torch.__version__}, {built}")
+    cuda_build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    yield Check("torch", "ok", f"{torch.__version__}, {cuda_build}")
     if not torch.version.cuda and (wrong := _cuda_only_companions()):
         # They come with other packages, and then `import transformers` fails.
         yield Check(
@@ -260,11 +260,11 @@ def _hub() -> Check:
     if constants.HF_HUB_OFFLINE:
         return Check("Hub", "ok", f"offline by HF_HUB_OFFLINE; models come from {constants.HF_HUB_CACHE}")
     address = constants.ENDPOINT
-    said = within(lambda: _reach(address), HUB_SECONDS)
-    if said == "":
+    failure = within(lambda: _reach(address), HUB_SECONDS)
+    if failure == "":
         return Check("Hub", "ok", f"{address} answers")
     hint = "folders and what is in the cache work; HF_HUB_OFFLINE=1 spares the waiting, HF_ENDPOINT names a mirror"
-    return Check("Hub", "note", f"{address} does not answer: {said or f'nothing within {HUB_SECONDS:g} s'}", hint)
+    return Check("Hub", "note", f"{address} does not answer: {failure or f'nothing within {HUB_SECONDS:g} s'}", hint)
 
 
 def _reach(address: str) -> str:
@@ -301,8 +301,8 @@ def look_at(path: Path) -> Check:
 
             check_tokenizer(PolicySection(model=str(folder), backend="hf"))
             return Check(name, "ok", "a model whose tokenizer fits it")
-        expected = (ZIP,) if folder.suffix in (".pt", ".zip") else ()
-        if folder.is_file() and (odd := recognise_file(folder, expected=expected)) is not None:
+        kinds = (ZIP,) if folder.suffix in (".pt", ".zip") else ()
+        if folder.is_file() and (odd := recognise_file(folder, expected=kinds)) is not None:
             return Check(name, "broken", f"is {odd.what}", odd.way_out(folder))
     except Rl4RecError as error:
         return Check(name, "broken", error.message, error.hint or "")

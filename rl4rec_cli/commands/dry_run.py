@@ -61,12 +61,12 @@ def check_devices(config: RunConfig) -> None:
     """
     from rl4rec_cli.plan.machine import find_machine
 
-    named = {"policy.device": config.policy.device, "retrieval.device": config.retrieval.device}
-    asked = {key: device for key, device in named.items() if device.startswith("cuda")}
-    if not asked:
+    devices = {"policy.device": config.policy.device, "retrieval.device": config.retrieval.device}
+    cuda_devices = {key: device for key, device in devices.items() if device.startswith("cuda")}
+    if not cuda_devices:
         return
     there = len(find_machine().gpus)
-    for key, device in asked.items():
+    for key, device in cuda_devices.items():
         index = device.partition(":")[2] or "0"
         if index.isdigit() and int(index) >= there:
             count = f"{there} GPU{'s' * (there != 1)}" if there else "no GPU"

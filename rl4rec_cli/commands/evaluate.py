@@ -65,8 +65,8 @@ def evaluate(
     is_own = True
     if run is not None and model is not None:
         note_checkpoint(evaluation, run, Path(model))
-        if (changed := changed_data(run, config.data, data)) is not None:
-            evaluation.about["data_line"] = f"WARNING: {changed}. The result is kept beside those of the run."
+        if (data_change := changed_data(run, config.data, data)) is not None:
+            evaluation.about["data_line"] = f"WARNING: {data_change}. The result is kept beside those of the run."
             console.log(evaluation.about["data_line"])
     _note_openings(evaluation, run)
     if run is not None and model is not None:
@@ -131,14 +131,14 @@ def _measure_policies(
     order = BASELINES.names()
     baselines = sorted(open_baselines(config.eval.baselines), key=lambda baseline: order.index(baseline.name))
     before = (baseline.measure_before(subject) for baseline in baselines)
-    evaluation.methods += [measured for measured in before if measured is not None]
-    tuned = models.measure(ours, checkpoint)
-    evaluation.methods.append(tuned)
+    evaluation.methods += [method for method in before if method is not None]
+    policy_result = models.measure(ours, checkpoint)
+    evaluation.methods.append(policy_result)
     evaluation.subject = ours
-    joined = (baseline.measure_joined(subject) for baseline in baselines)
-    evaluation.methods += [measured for measured in joined if measured is not None]
+    fusions = (baseline.measure_joined(subject) for baseline in baselines)
+    evaluation.methods += [method for method in fusions if method is not None]
     if config.eval.probes:
-        evaluation.probes.extend(_probe(evaluation, tuned, start, models, checkpoint, config, task))
+        evaluation.probes.extend(_probe(evaluation, policy_result, start, models, checkpoint, config, task))
 
 
 def _probe(
@@ -154,9 +154,9 @@ def _probe(
 
     metric, examples = evaluation.headline, evaluation.examples
     answers = []
-    begun = evaluation.method(start_name(config)) if start is not None else None
-    if begun is not None:
-        answers.append(probes.second_embedder(config, task.dataset, examples, measured, begun, metric))
+    start_result = evaluation.method(start_name(config)) if start is not None else None
+    if start_result is not None:
+        answers.append(probes.second_embedder(config, task.dataset, examples, measured, start_result, metric))
     for name, change in ((probes.SHUFFLED, probes.shuffled), (probes.OTHER, probes.exchanged)):
         again = models.measure(f"{measured.name}, {name}", checkpoint, reads=change(examples), what=name)
         answers.append(probes.history_probe(name, measured, again, metric, examples, is_order=name == probes.SHUFFLED))
@@ -173,10 +173,10 @@ def _result_folder(run: Run, checkpoint: str, config: RunConfig, dataset: Datase
     name = "" if name == run.final.name else name
     if changed_data(run, config.data, dataset) is not None:
         name = "-".join(filter(None, (name, "data", dataset.digest[:8])))
-    as_run = config.model_copy(update={"eval": config.eval.model_copy(update={"split": run.config.eval.split})})
+    comparable = config.model_copy(update={"eval": config.eval.model_copy(update={"split": run.config.eval.split})})
     folder = run.folder / "eval"
     if len(run.config.data.paths) > 1 and set(config.data.paths) <= set(run.config.data.paths):
-        as_run, folder = as_run.model_copy(update={"data": run.config.data}), run.results(dataset.name)
-    if as_run != run.config:
+        comparable, folder = comparable.model_copy(update={"data": run.config.data}), run.results(dataset.name)
+    if comparable != run.config:
         name = f"{name or 'variant'}-{sha256(dump_config(config).encode())[:8]}"
     return folder / name, not name

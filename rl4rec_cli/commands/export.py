@@ -51,27 +51,27 @@ def export(
         PolicyError: it cannot be loaded, merged, written or uploaded.
     """
     _check_words(form, dtype, push_to, public=public)
-    found = find_run(run, checkpoint)
-    if found is None:
+    match = find_run(run, checkpoint)
+    if match is None:
         raise RunError(f"{run}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
-    opened, stored = found[0], Path(found[1])
-    has_adapter = (stored / ADAPTER).is_file()
+    source_run, source = match[0], Path(match[1])
+    has_adapter = (source / ADAPTER).is_file()
     if form == "adapter" and not has_adapter:
-        raise ConfigError(f"{stored}: all its weights were trained, there is no adapter", hint="use --to merged")
-    base = read_base(stored)[0] if has_adapter else opened.config.policy.model
+        raise ConfigError(f"{source}: all its weights were trained, there is no adapter", hint="use --to merged")
+    base = read_base(source)[0] if has_adapter else source_run.config.policy.model
     if form == "adapter" and push_to is not None and Path(base).is_dir():
         raise ConfigError(
             f"--push-to-hub: the base of this adapter is a folder of this machine, {base}", hint="use --to merged"
         )
-    folder = Path(output) if output is not None else opened.folder / "export" / form
+    folder = Path(output) if output is not None else source_run.folder / "export" / form
     if folder.exists():
         raise RunError(f"{folder}: is there already", hint="name another --output, or remove it")
     if (reason := why_unwritable(folder)) is not None:  # before a model is loaded
         raise RunError(f"{folder}: cannot be written: {reason}", hint="name another --output")
     if push_to is not None:
         _check_login()
-    console.log(checkpoint_line(describe_checkpoint(opened, stored)))
-    _write(opened, stored, folder, form=form, dtype=dtype, base=base)
+    console.log(checkpoint_line(describe_checkpoint(source_run, source)))
+    _write(source_run, source, folder, form=form, dtype=dtype, base=base)
     console.result(str(folder))
     if push_to is not None:
         console.result(_upload(folder, push_to, public=public))
@@ -104,18 +104,18 @@ def _check_words(form: str, dtype: str, push_to: str | None, *, public: bool) ->
 def _write(run: Run, checkpoint: Path, folder: Path, *, form: str, dtype: str, base: str) -> None:
     section = run.config.policy.model_copy(update={"backend": "hf", "fast_inference": False})
     size = sum(file.stat().st_size for file in checkpoint.glob("adapter_*"))
-    trained = _Trained(section, checkpoint, run.config.prompt.template)
+    reference = _Trained(section, checkpoint, run.config.prompt.template)
     policy: Any = None
-    carried = Path(base) if form == "adapter" and Path(base).is_dir() else None
+    base_folder = Path(base) if form == "adapter" and Path(base).is_dir() else None
     if form == "merged":
         from rl4rec_cli.policy.merging import load_merged
 
         policy = load_merged(section, checkpoint, dtype=dtype)
         size = sum(p.numel() * p.element_size() for p in policy.model.parameters())
-    if carried is not None:
-        taken = _files_of_model(carried)
-        size += sum(file.stat().st_size for file in taken)
-        console.log(f"The base goes along, as {folder / CARRIED}: {carried} is a folder of this machine")
+    if base_folder is not None:
+        base_files = _files_of_model(base_folder)
+        size += sum(file.stat().st_size for file in base_files)
+        console.log(f"The base goes along, as {folder / CARRIED}: {base_folder} is a folder of this machine")
     weights = "" if policy is None else str(policy.model.dtype).removeprefix("torch.")
     card = model_card(run, checkpoint, form=form, base=base, weights=weights)
 
@@ -123,17 +123,17 @@ def _write(run: Run, checkpoint: Path, folder: Path, *, form: str, dtype: str, b
         if policy is not None:
             policy.model.save_pretrained(temporary)
             policy.tokenizer.save_pretrained(temporary)
-            trained.check_merged(temporary, policy.model)
+            reference.check_merged(temporary, policy.model)
         else:
             for file in sorted(checkpoint.iterdir()):
                 if file.is_file() and any(fnmatch(file.name, pattern) for pattern in _FILES):
                     shutil.copyfile(file, temporary / file.name)
-            if carried is not None:
+            if base_folder is not None:
                 (temporary / CARRIED).mkdir()
-                for file in taken:
+                for file in base_files:
                     shutil.copyfile(file, temporary / CARRIED / file.name)
                 _name_base(temporary / ADAPTER, folder.resolve() / CARRIED)
-            trained.check_adapter(temporary)
+            reference.check_adapter(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
 
     try:
@@ -145,17 +145,17 @@ def _write(run: Run, checkpoint: Path, folder: Path, *, form: str, dtype: str, b
 
 def _files_of_model(folder: Path) -> list[Path]:
     """Everything of a model's folder that its loaders may read."""
-    kept = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "*.bin")
+    patterns = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "*.bin")
     no_part = {MANIFEST, "progress.json", "validation.json", "trainer_state.json", "critic.safetensors"}
     files = [file for file in sorted(folder.iterdir()) if file.is_file() and file.name not in no_part]
-    return [file for file in files if any(fnmatch(file.name, pattern) for pattern in kept)]
+    return [file for file in files if any(fnmatch(file.name, pattern) for pattern in patterns)]
 
 
 def _name_base(config: Path, base: Path) -> None:
     """Write into an adapter's configuration where its base lies: PEFT loads it from there, until it is moved."""
-    saved = json.loads(config.read_text(encoding="utf-8"))
-    saved["base_model_name_or_path"] = str(base)
-    config.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = str(base)
+    config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 class _Trained:
@@ -186,8 +186,8 @@ class _Trained:
         """
         from rl4rec_cli.policy.loading import load_policy
 
-        read = load_policy(self._section.model_copy(update={"model": str(folder)}))
-        self._compare(read.model, "the exported adapter is not what was trained")
+        policy = load_policy(self._section.model_copy(update={"model": str(folder)}))
+        self._compare(policy.model, "the exported adapter is not what was trained")
 
     def check_merged(self, folder: Path, model: Any) -> None:
         """Refuse a folder that plain transformers reads as another model.
@@ -200,9 +200,9 @@ class _Trained:
         """
         from transformers import AutoModelForCausalLM
 
-        read: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+        plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
         self._compare(
-            read.to(model.device), "the merged model is not what was trained", hint="export it with --to adapter; "
+            plain.to(model.device), "the merged model is not what was trained", hint="export it with --to adapter; "
         )
 
     def _compare(self, model: Any, otherwise: str, *, hint: str = "") -> None:

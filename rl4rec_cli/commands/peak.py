@@ -65,16 +65,16 @@ def measure_peaks(config: RunConfig) -> list[Peak]:
         # The allocator gives back what is freed, so that the resident set is what is in use.
         own = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576", "MALLOC_ARENA_MAX": "1"}
         command = [sys.executable, "-m", "rl4rec_cli.commands.peak", str(os.getpid()), str(recipe), str(answer), folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **own})
-        if done.returncode < 0:
+        process = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **own})
+        if process.returncode < 0:
             raise Rl4RecError(
-                f"the measured step was ended by {signal.Signals(-done.returncode).name}",
+                f"the measured step was ended by {signal.Signals(-process.returncode).name}",
                 hint="if memory ran out, that is the answer: it does not fit",
             )
-        if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise Rl4RecError(f"the measured step failed: {said[-1].removeprefix('error: ') if said else last}")
+        if process.returncode:
+            errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+            last = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+            raise Rl4RecError(f"the measured step failed: {errors[-1].removeprefix('error: ') if errors else last}")
         return [Peak(**one) for one in json.loads(answer.read_text(encoding="utf-8"))]
 
 
@@ -106,8 +106,8 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     from rl4rec_cli.train.environments import open_environments
     from rl4rec_cli.train.reinforcement import train_rl
 
-    opened: Sequence[VectorRetriever] = open_retrievers(config.retrieval, datasets)
-    retrievers = {dataset.name: one for dataset, one in zip(datasets, opened, strict=True)}
+    vector_retrievers: Sequence[VectorRetriever] = open_retrievers(config.retrieval, datasets)
+    retrievers = {dataset.name: one for dataset, one in zip(datasets, vector_retrievers, strict=True)}
     policy = train.load_start(config, datasets)
     environments = open_environments(
         config, datasets, retrievers, open_scorers(retrievers, config.reward), policy.tokenizer
@@ -163,10 +163,10 @@ def _import_all(config: RunConfig) -> None:
 
     modules = ["accelerate", "datasets", "peft", "sklearn.feature_extraction.text", "transformers", "trl"]
     modules += find_embedder(config.retrieval).libraries
-    loaded = {name: import_module(name) for name in modules}
+    module_by_name = {name: import_module(name) for name in modules}
     # These two load their classes when they are first asked for.
     for module, name in (("trl", "SFTTrainer"), ("trl", "GRPOTrainer"), ("transformers", "AutoModelForCausalLM")):
-        getattr(loaded[module], name)
+        getattr(module_by_name[module], name)
 
 
 class _ProcessMeter:

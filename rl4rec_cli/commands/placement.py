@@ -40,8 +40,8 @@ def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
 
         check_tokenizer(config.policy)
     find_embedder(config.retrieval).check()
-    asked = tuple(parse_gpu(text, index) for index, text in enumerate(gpus))
-    machine = find_machine() if not asked else _with(asked)
+    other_gpus = tuple(parse_gpu(text, index) for index, text in enumerate(gpus))
+    machine = find_machine() if not other_gpus else _with(other_gpus)
     return plan_placement(machine, config, facts, retrieval_facts(config))
 
 
@@ -90,11 +90,11 @@ def complain(config: RunConfig, placement: Placement) -> None:
     """Raises: Rl4RecError: it does not fit, with the way out."""
     if placement.fits:
         return
-    said = f"{config.policy.model} {sentence(placement)}"
+    verdict = f"{config.policy.model} {sentence(placement)}"
     if placement.ways_out:
-        raise Rl4RecError(said, hint=_set_flags(placement.ways_out[0]))
+        raise Rl4RecError(verdict, hint=_set_flags(placement.ways_out[0]))
     raise Rl4RecError(
-        f"{said}, and nothing that can be cut makes it fit",
+        f"{verdict}, and nothing that can be cut makes it fit",
         hint="a smaller model, a larger GPU (--gpu 80), or shorter prompts and texts (prompt.max_prompt_length)",
     )
 
@@ -128,11 +128,11 @@ def checked(config: RunConfig, *, as_json: bool) -> dict[str, Any]:
     rows = []
     for peak in measure_peaks(config):
         lengths = (peak.prompt_tokens, peak.text_tokens)
-        placed = plan_placement(find_machine(), config, facts, retrieval, lengths=lengths)
-        phase = _predicted(placed.estimate.phases, peak)
+        placement = plan_placement(find_machine(), config, facts, retrieval, lengths=lengths)
+        phase = _predicted(placement.estimate.phases, peak)
         rows.append((peak.phase, phase.name, phase.total, peak.bytes, phase.total / peak.bytes))
     if not as_json:
-        cells = [(n, p, human(predicted), human(real), f"{ratio:.2f}") for n, p, predicted, real, ratio in rows]
+        cells = [(n, p, human(estimate), human(real), f"{ratio:.2f}") for n, p, estimate, real, ratio in rows]
         console.table("", ["trainer", "largest phase", "predicted", "measured", "ratio"], cells)
         console.log("Prompts and texts are as long as they came up; a run may meet longer ones, up to its limits.")
     keys = ("trainer", "phase", "predicted_bytes", "measured_bytes", "ratio")

@@ -45,10 +45,10 @@ def show_prompts(config: RunConfig, *, split: Any, users: int | None, user: str 
     from rl4rec_cli.policy.loading import load_tokenizer_alone
 
     builder = PromptBuilder(config.prompt, dataset, load_tokenizer_alone(config.policy, dataset))
-    made = make_prompts(builder, examples)
-    figures = {"model": config.policy.model, **_figures(builder, dataset, examples, made)}
+    prompts = make_prompts(builder, examples)
+    figures = {"model": config.policy.model, **_figures(builder, dataset, examples, prompts)}
     if as_json:
-        shown = [
+        records = [
             {
                 "user": example.user,
                 "text": prompt.text,
@@ -59,18 +59,18 @@ def show_prompts(config: RunConfig, *, split: Any, users: int | None, user: str 
                 "from_prompts_json": example.user in dataset.prompts,
                 "cut_to_fit": prompt.is_cut,
             }
-            for example, prompt in zip(examples, made, strict=True)
+            for example, prompt in zip(examples, prompts, strict=True)
         ]
-        console.print_json({"dataset": dataset.name, "split": split, "figures": figures, "prompts": shown})
+        console.print_json({"dataset": dataset.name, "split": split, "figures": figures, "prompts": records})
         return
-    for example, prompt in list(zip(examples, made, strict=True))[:_SHOWN]:
+    for example, prompt in list(zip(examples, prompts, strict=True))[:_SHOWN]:
         source = (
             f"from {config.data.prompt_file or PROMPTS}"
             if example.user in dataset.prompts
             else f"{prompt.items} of {len(example.history)} items of the history"
         )
-        cut = ", cut to fit" if prompt.is_cut else ""
-        console.result(f"# {split}, user {console.clean(example.user)}: {len(prompt.ids)} tokens, {source}{cut}")
+        cut_note = ", cut to fit" if prompt.is_cut else ""
+        console.result(f"# {split}, user {console.clean(example.user)}: {len(prompt.ids)} tokens, {source}{cut_note}")
         console.result(console.clean(prompt.text, keep="\n\t").removesuffix("\n"))
         console.result(f"# its last tokens: {console.clean(' '.join(last_tokens(builder, prompt)))}\n\n")
     if user is None:
@@ -79,10 +79,10 @@ def show_prompts(config: RunConfig, *, split: Any, users: int | None, user: str 
 
 def _of_user(dataset: Dataset, split: Any, user: str) -> list[Example]:
     dataset.user_index(user)
-    found = [example for example in build_examples(dataset, split) if example.user == user]
-    if not found:
+    matches = [example for example in build_examples(dataset, split) if example.user == user]
+    if not matches:
         raise DataError(f"user {user} has no {split} example: the sequence is too short", hint="try --split test")
-    return found
+    return matches
 
 
 def last_tokens(builder: PromptBuilder, prompt: Prompt) -> list[str]:
@@ -94,12 +94,12 @@ def last_tokens(builder: PromptBuilder, prompt: Prompt) -> list[str]:
 
 def make_prompts(builder: PromptBuilder, examples: Sequence[Example]) -> list[Prompt]:
     """The prompt of every example, with progress on the terminal."""
-    made = []
+    prompts = []
     with console.progress(len(examples), "Making prompts") as advance:
         for example in examples:
-            made.append(builder.build(example.user, example.history))
+            prompts.append(builder.build(example.user, example.history))
             advance(1)
-    return made
+    return prompts
 
 
 def _figures(
@@ -170,16 +170,16 @@ def sweep_templates(
     task = open_task(config, dataset, retriever, examples)
     models = Models(config, task)
     try:
-        tried = [one for template in templates for one in (TEMPLATES if template == ALL else [template])]
-        found = try_templates(models, config.policy.model, config, task, [config.prompt.template, *tried])
+        candidates = [one for template in templates for one in (TEMPLATES if template == ALL else [template])]
+        results = try_templates(models, config.policy.model, config, task, [config.prompt.template, *candidates])
     finally:
         models.close()
     evaluation = Evaluation("validation", examples, config.eval.ks, about={"dataset": dataset.name})
     names: dict[str, str] = {}
-    for template, measured in found.items():
+    for template, result in results.items():
         name = OWN if template == config.prompt.template else f"prompt {len(names) + (OWN not in names)}"
         names[name] = template
-        evaluation.methods.append(replace(measured, name=name))
+        evaluation.methods.append(replace(result, name=name))
     others = [name for name in names if name != OWN and OWN in names]
     differences = compare_all({name: evaluation.difference(name, OWN) for name in others})
     if as_json:
@@ -207,19 +207,19 @@ def _show_sweep(
 ) -> None:
     from rl4rec_cli.eval.tables import difference_table, metric_table
 
-    found = evaluation.as_json()
+    report = evaluation.as_json()
     for name, template in names.items():
         console.result(f"{name}: {template!r}")
     console.result("")
     console.table(
         f"{config.policy.model} on {evaluation.about['dataset']}, {len(evaluation.examples):,} validation users",
-        *metric_table(found["methods"], {}, "prompt"),
+        *metric_table(report["methods"], {}, "prompt"),
     )
     if differences:
         console.result("")
         columns, rows = difference_table(differences)
         console.table(f"… minus {OWN}, {evaluation.headline}", ["prompt", *columns[1:]], rows)
-    best = max(names, key=lambda name: found["methods"][name][evaluation.headline])
+    best = max(names, key=lambda name: report["methods"][name][evaluation.headline])
     console.result(
         f"\nBest here: {best}. It was chosen on the users it is measured on, so its figure is a little too good."
     )

@@ -57,8 +57,8 @@ class Recommender:
         text = generate_texts(self.policy, [prompt.ids], self.sampling, batch_size=1)[0]
         if not text:
             raise DataError("the policy wrote an empty text for this history", hint="try another checkpoint or history")
-        found = self.retriever.search([text], k, [list(history)] if self.dataset.mask_history else None)[0]
-        if found.items and not any(found.scores):
+        matches = self.retriever.search([text], k, [list(history)] if self.dataset.mask_history else None)[0]
+        if matches.items and not any(matches.scores):
             raise DataError(
                 f"the policy wrote {text!r}, of which the embedder knows nothing",
                 hint="try another checkpoint or history",
@@ -70,7 +70,7 @@ class Recommender:
             "text": text,
             "items": [
                 {"rank": rank, "score": round(score, 6), **self._item(i)}
-                for rank, (i, score) in enumerate(zip(found.items, found.scores, strict=True), start=1)
+                for rank, (i, score) in enumerate(zip(matches.items, matches.scores, strict=True), start=1)
             ],
         }
 
@@ -91,10 +91,10 @@ class Recommender:
         exact = self._titles.find(title)
         if exact is not None:
             return exact
-        found = self.retriever.search([title], 1)[0]
-        if not found.items or found.scores[0] <= 0:
+        matches = self.retriever.search([title], 1)[0]
+        if not matches.items or matches.scores[0] <= 0:
             raise DataError(f"no item of {self.dataset.name} is like {title!r}")
-        return found.items[0]
+        return matches.items[0]
 
     def _item(self, item: int) -> dict[str, Any]:
         return {"item_id": item, "title": self.dataset.items[item]["title"]}
@@ -120,14 +120,14 @@ def open_recommender(
         RunError: not a run. DataError: no such user. ConfigError: several datasets, and none is chosen; a setting that
             is none.
     """
-    found = find_run(target, checkpoint)
-    if found is None:
+    run_and_folder = find_run(target, checkpoint)
+    if run_and_folder is None:
         raise RunError(f"{target}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
-    run, folder = found
+    run, folder = run_and_folder
     _, _, config = resolve_target(target, Overrides(sets=sets, dataset=dataset, checkpoint=checkpoint))
     if not is_own_data(run, config.data):
-        asked = ", ".join(config.data.paths) or "other synthetic data"
-        raise ConfigError(f"{asked}: the run was not trained on it", hint="recommend knows a run's own items")
+        data_name = ", ".join(config.data.paths) or "other synthetic data"
+        raise ConfigError(f"{data_name}: the run was not trained on it", hint="recommend knows a run's own items")
     data = open_dataset(config.data)
     for user in users:
         data.user_index(user)

@@ -48,10 +48,10 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
     )
     cache = config.eval.cache_dir
     whole_cache = str(Path(cache).expanduser().resolve()) if cache is not None else None
-    measured = config.eval.model_copy(update={"cache_dir": whole_cache})
-    named = {whole_reward(name): weight for name, weight in config.reward.functions.items()}
-    reward = config.reward.model_copy(update={"functions": named})
-    sections = {"data": data, "policy": policy, "retrieval": retrieval, "reward": reward, "eval": measured}
+    evaluation = config.eval.model_copy(update={"cache_dir": whole_cache})
+    functions = {whole_reward(name): weight for name, weight in config.reward.functions.items()}
+    reward = config.reward.model_copy(update={"functions": functions})
+    sections = {"data": data, "policy": policy, "retrieval": retrieval, "reward": reward, "eval": evaluation}
     return config.model_copy(update=sections)
 
 

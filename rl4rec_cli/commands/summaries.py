@@ -73,7 +73,7 @@ def write_summaries(
     _refuse_existing(path)
     whole = open_dataset(config.data)
     dataset = replace(whole, prompts={})  # the model is asked, whatever prompts there are
-    examples, too_short = _examples(dataset, split, users)
+    examples, users_without_example = _examples(dataset, split, users)
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
     from rl4rec_cli.policy.loading import load_tokenizer_alone
@@ -93,21 +93,21 @@ def write_summaries(
     part = part_of(path)
     with held(part):
         _refuse_existing(path)  # another job may have ended meanwhile
-        asked = make_prompts(builder, examples)
+        requests = make_prompts(builder, examples)
         digest = _digest(config, dataset, section, split, users, builder.digest(examples))
-        done, cut = _read_part(part, digest, len(examples))
+        summaries, cut_count = _read_part(part, digest, len(examples))
         try:
-            cut += _write_rest(config, dataset, [prompt.ids for prompt in asked], part, done)
+            cut_count += _write_rest(config, dataset, [prompt.ids for prompt in requests], part, summaries)
         except BaseException:
-            if done:
-                kept = f"{len(done):,} of {len(examples):,} summaries"
-                console.log(f"{part} keeps {kept}: the same command goes on from there")
+            if summaries:
+                progress = f"{len(summaries):,} of {len(examples):,} summaries"
+                console.log(f"{part} keeps {progress}: the same command goes on from there")
             else:
                 part.unlink(missing_ok=True)
             raise
         prompts = {
             example.user: frame.replace("{summary}", summary)
-            for example, summary in zip(examples, done, strict=True)
+            for example, summary in zip(examples, summaries, strict=True)
             if text_flaw(summary) is None and text_flaw(frame.replace("{summary}", summary)) is None
         }
         if not prompts:
@@ -118,27 +118,27 @@ def write_summaries(
         _refuse_existing(path)
         write_json(path, prompts)
         part.unlink()
-    told = {
+    figures = {
         "file": str(path),
         "users": len(prompts),
-        "sequence_too_short": too_short,
+        "sequence_too_short": users_without_example,
         "nothing_written": len(examples) - len(prompts),
-        "older_items_left_out": sum(lost_items(builder, e, p) for e, p in zip(examples, asked, strict=True)),
-        "as_long_as_allowed": cut,
+        "older_items_left_out": sum(lost_items(builder, e, p) for e, p in zip(examples, requests, strict=True)),
+        "as_long_as_allowed": cut_count,
         "cut_to_fit": sum(builder.build_written(prompt).is_cut for prompt in prompts.values()),
     }
-    found = _findings(config, replace(whole, prompts=prompts))
+    findings = _findings(config, replace(whole, prompts=prompts))
     if split != "train":
-        known = "training target" if split == "validation" else "training and validation targets"
-        console.log(f"warning: these texts know the {known}: they are for evaluation on the {split} split alone")
+        targets = "training target" if split == "validation" else "training and validation targets"
+        console.log(f"warning: these texts know the {targets}: they are for evaluation on the {split} split alone")
     if as_json:
-        console.print_json({**told, "findings": [finding.headline for finding in found]})
+        console.print_json({**figures, "findings": [finding.headline for finding in findings]})
         return
-    console.figures(told)
-    for finding in found:
+    console.figures(figures)
+    for finding in findings:
         console.log(f"\n{finding}")
     if split == "train" and config.data.paths:
-        _say_use(path, Path(config.data.paths[0]) / "prompts.json", found)
+        _say_use(path, Path(config.data.paths[0]) / "prompts.json", findings)
 
 
 def _say_use(path: Path, live: Path, found: Sequence[Finding]) -> None:
@@ -156,16 +156,16 @@ def _refuse_existing(path: Path) -> None:
 
 def _examples(dataset: Dataset, split: Any, users: int | None) -> tuple[list[Example], int]:
     """The split's examples, of the users that an evaluation of so many users measures; and how many have none."""
-    chosen = set(dataset.users)
+    eval_users = set(dataset.users)
     if users is not None:
-        chosen = {example.user for example in choose_examples(dataset, "validation", users)}
-    found = [example for example in choose_examples(dataset, split, None) if example.user in chosen]
-    if not found:
+        eval_users = {example.user for example in choose_examples(dataset, "validation", users)}
+    examples = [example for example in choose_examples(dataset, split, None) if example.user in eval_users]
+    if not examples:
         raise DataError(
-            f"none of {len(chosen):,} users has a {split} example: the sequences are too short",
+            f"none of {len(eval_users):,} users has a {split} example: the sequences are too short",
             hint="more --users, or --split validation",
         )
-    return found, len(chosen) - len(found)
+    return examples, len(eval_users) - len(examples)
 
 
 def _check_room(builder: PromptBuilder, frame: str) -> None:
@@ -205,12 +205,12 @@ def _digest(
 
 def _findings(config: RunConfig, dataset: Dataset) -> list[Finding]:
     """What the audit has to say of the prompts."""
-    found = audit_as_configured(dataset, config).findings
-    return [finding for finding in found if any(name in finding.check for name in _ABOUT_PROMPTS)]
+    findings = audit_as_configured(dataset, config).findings
+    return [finding for finding in findings if any(name in finding.check for name in _ABOUT_PROMPTS)]
 
 
 def _request_and_frame(templates: Sequence[str]) -> tuple[str, str]:
-    given: dict[str, str] = {}
+    template_by_field: dict[str, str] = {}
     for template in templates:
         fields = [field for field in ("{history}", "{summary}") if field in template]
         if len(fields) != 1:
@@ -218,10 +218,10 @@ def _request_and_frame(templates: Sequence[str]) -> tuple[str, str]:
                 f"--template {template!r}: must contain {{history}} (what is asked) or {{summary}} (the prompt made of "
                 "the answer), and not both"
             )
-        if fields[0] in given:
+        if fields[0] in template_by_field:
             raise ConfigError(f"--template: two with {fields[0]}", hint="with --summaries give one of each at most")
-        given[fields[0]] = template
-    return given.get("{history}", REQUEST), given.get("{summary}", FRAME)
+        template_by_field[fields[0]] = template
+    return template_by_field.get("{history}", REQUEST), template_by_field.get("{summary}", FRAME)
 
 
 def _read_part(part: Path, digest: str, total: int) -> tuple[list[str], int]:
@@ -234,8 +234,8 @@ def _read_part(part: Path, digest: str, total: int) -> tuple[list[str], int]:
     """
     raw = read_bytes(part)
     lines = raw.split(b"\n")[:-1]
-    done: list[str] = []
-    cut = 0
+    summaries: list[str] = []
+    cut_count = 0
     try:
         if not (raw.startswith(_BEGIN) or _BEGIN.startswith(raw)):
             raise ValueError("it does not begin as a file of summaries does")
@@ -243,30 +243,30 @@ def _read_part(part: Path, digest: str, total: int) -> tuple[list[str], int]:
         for record in records[1:]:
             texts = record["summaries"]
             whole = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
-            if not whole or record["start"] != len(done):
-                raise ValueError(f"what follows summary {len(done)} does not belong there")
+            if not whole or record["start"] != len(summaries):
+                raise ValueError(f"what follows summary {len(summaries)} does not belong there")
             "".join(texts).encode()  # no lone surrogates, which JSON can hold and no file can
-            done += texts
-            cut += int(record["cut"])
-        if len(done) > total:
-            raise ValueError(f"it holds {len(done):,} summaries of {total:,} users")
+            summaries += texts
+            cut_count += int(record["cut"])
+        if len(summaries) > total:
+            raise ValueError(f"it holds {len(summaries):,} summaries of {total:,} users")
         settings = records[0]["settings"] if records else digest
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{part} is damaged: {error}", hint="move it away to begin anew") from error
-    if settings != digest and done:
+    if settings != digest and summaries:
         raise ConfigError(
             f"{part} was written with another dataset, model or settings",
             hint="delete it to begin anew, or name another file",
         )
-    if done:
-        console.log(f"{part}: {len(done):,} of {total:,} summaries are there already")
+    if summaries:
+        console.log(f"{part}: {len(summaries):,} of {total:,} summaries are there already")
     # What was being written when the job was ended goes; so do other settings without a summary.
     os.truncate(part, sum(len(line) + 1 for line in lines) if settings == digest else 0)
     if settings != digest or not records:
         log = JsonLines(part)
         log.write({"settings": digest})
         log.close()
-    return done, cut
+    return summaries, cut_count
 
 
 def _write_rest(
@@ -285,20 +285,20 @@ def _write_rest(
     log = JsonLines(part)
     try:
         sampling = Sampling.from_section(config.generation, temperature=config.eval.temperature)
-        batch, ends, all_cut = config.eval.batch_size, set(ending_ids(policy.model, policy.tokenizer)), 0
+        batch, ends, cut_total = config.eval.batch_size, set(ending_ids(policy.model, policy.tokenizer)), 0
         size = batch if policy.engine is None else _ENGINE_CHUNK
         with console.progress(len(prompts) - len(done), "Writing summaries") as advance:
             for start in range(len(done), len(prompts), size):
                 set_seed(config.run.seed + start)  # the same texts, wherever an earlier job was ended
                 some = prompts[start : start + size]
-                written = generate_completions(policy, some, sampling, batch_size=batch, progress=advance)
-                cut = sum(not ends.intersection(ids[-1:]) for ids in written)
+                completions = generate_completions(policy, some, sampling, batch_size=batch, progress=advance)
+                cut_count = sum(not ends.intersection(ids[-1:]) for ids in completions)
                 # One line, whatever the model's paragraphs: it stands inside another text.
-                summaries = [" ".join(text.split()) for text in decode_texts(policy.tokenizer, written)]
-                log.write({"start": start, "summaries": summaries, "cut": cut})
+                summaries = [" ".join(text.split()) for text in decode_texts(policy.tokenizer, completions)]
+                log.write({"start": start, "summaries": summaries, "cut": cut_count})
                 done += summaries
-                all_cut += cut
-        return all_cut
+                cut_total += cut_count
+        return cut_total
     finally:
         log.close()
         policy.close()

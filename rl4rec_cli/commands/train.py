@@ -133,8 +133,8 @@ def train(
 def _opened(config: RunConfig, datasets: list[Dataset], audits: dict[str, str]) -> Iterator[_Data]:
     from rl4rec_cli.retrieval.opening import open_run_retrievers
 
-    with open_run_retrievers(config, datasets) as found:
-        yield _Data(datasets, audits, {d.name: one for d, one in zip(datasets, found, strict=True)})
+    with open_run_retrievers(config, datasets) as retrievers:
+        yield _Data(datasets, audits, {d.name: one for d, one in zip(datasets, retrievers, strict=True)})
 
 
 def next_commands(run: Run, datasets: Sequence[Dataset]) -> str:
@@ -191,7 +191,7 @@ def _train_one(
     from rl4rec_cli.rewards.scorer import open_scorers
     from rl4rec_cli.train.outcome import Outcome
 
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     scorers = open_scorers(data.retrievers, config.reward)
     policy = _load(config, _start_section(config, run, place), data.datasets)
     if run is None:
@@ -231,9 +231,9 @@ def _train_one(
         _learn(run, place or Place(0), policy, environments, reports, measure_start)
         outcome.measure(measuring.TUNED, policy)
         outcome.finish(run)
-        trained = TrainedRun(run, outcome.evaluations, data.datasets, time.perf_counter() - started)
-        outcome.show_and_save(run, reports, partial(show, trained))
-    return trained
+        trained_run = TrainedRun(run, outcome.evaluations, data.datasets, time.perf_counter() - start_time)
+        outcome.show_and_save(run, reports, partial(show, trained_run))
+    return trained_run
 
 
 def _start_section(config: RunConfig, run: Run | None, place: Place | None) -> PolicySection:
@@ -282,8 +282,8 @@ def put_adapter(policy: Policy, run: Run) -> None:
 
     base = run.base.resolve()
     save_policy(policy, base)
-    loaded = _load(run.config, run.config.policy.model_copy(update={"model": str(base)}))
-    policy.model, policy.tokenizer, policy.backend = loaded.model, loaded.tokenizer, loaded.backend
+    new = _load(run.config, run.config.policy.model_copy(update={"model": str(base)}))
+    policy.model, policy.tokenizer, policy.backend = new.model, new.tokenizer, new.backend
 
 
 def _done(config: RunConfig, place: Place | None) -> int:
@@ -306,16 +306,16 @@ def _telling_how_to_go_on(run: Run, policy: Policy) -> Iterator[None]:
     except BaseException as error:
         if is_full := is_out_of_memory(error):
             clear_frames(error.__traceback__)
-            ended: BaseException = advise(
+            failure: BaseException = advise(
                 error, run.config, policy, when="", phase=phase_of(error, otherwise=Phase.LEARNING)
             )
         else:
-            ended = error
+            failure = error
         command = resume_command(run)
-        command += f" {ended.flags}" if isinstance(ended, OutOfMemory) and ended.flags else ""
+        command += f" {failure.flags}" if isinstance(failure, OutOfMemory) and failure.flags else ""
         console.log(f"To go on with it: {command}")
         if is_full:
-            raise ended from error
+            raise failure from error
         raise
 
 
@@ -365,13 +365,13 @@ def _learn(
             return
         resume = place.checkpoint if place.phase == last else None
         validation = Validation(run, policy, environments, report=reports.validation)
-        go_on: Any = {"resume": resume, "validation": validation}
+        options: Any = {"resume": resume, "validation": validation}
         if not config.trainer.is_rl:
-            steps = train_sft(cast("SftSection", config.trainer), config, run, policy, environments, log, **go_on)
+            steps = train_sft(cast("SftSection", config.trainer), config, run, policy, environments, log, **options)
         else:
             section = cast("RlSection", config.trainer)
-            screened = screen_environments(section, environments, write=_writer(policy, config), folder=run.folder)
-            steps = train_rl(config, run, policy, screened, log, rollouts, **go_on)
+            harder = screen_environments(section, environments, write=_writer(policy, config), folder=run.folder)
+            steps = train_rl(config, run, policy, harder, log, rollouts, **options)
         write_final(policy, run, steps=steps)
     finally:
         log.close()
@@ -388,6 +388,6 @@ def _writer(policy: Policy, config: RunConfig) -> Callable[[Dataset, Sequence[Ex
 
 def _size(model: object) -> str:
     parameters = sum(p.numel() for p in model.parameters())  # type: ignore[attr-defined]
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # type: ignore[attr-defined]
-    share = "" if trained == parameters else f", {trained / 1e6:.2f} M trained"
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)  # type: ignore[attr-defined]
+    share = "" if trainable == parameters else f", {trainable / 1e6:.2f} M trained"
     return f"{parameters / 1e6:.2f} M parameters{share}"

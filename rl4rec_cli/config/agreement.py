@@ -30,13 +30,13 @@ def check_sections_agree(config: RunConfig, tree: Tree) -> None:
         tree.hints.append("give policy.lora, e.g. --set policy.lora.r=16, or use trainer.critic=head")
     if config.policy.fast_inference and trainer.holds_reference:
         source = tree.source(("policy", "fast_inference"))
-        said = "with trainer.beta above 0 the engine would be given the reference, too"
-        tree.problems.append(f"policy.fast_inference: {said} ({source})")
+        problem = "with trainer.beta above 0 the engine would be given the reference, too"
+        tree.problems.append(f"policy.fast_inference: {problem} ({source})")
         tree.hints.append("set trainer.beta to 0, or leave policy.fast_inference out")
     if config.policy.fast_inference and trainer.has_adapter_critic:
         source = tree.source(("trainer", "critic"))
-        said = "with policy.fast_inference the engine would be given the critic's adapter, too"
-        tree.problems.append(f"trainer.critic: {said} ({source})")
+        problem = "with policy.fast_inference the engine would be given the critic's adapter, too"
+        tree.problems.append(f"trainer.critic: {problem} ({source})")
         tree.hints.append("use trainer.critic=head, or leave policy.fast_inference out")
     for key in ("file", "service.dataset"):
         value = config.retrieval.file if key == "file" else config.retrieval.service.dataset
@@ -47,8 +47,8 @@ def check_sections_agree(config: RunConfig, tree: Tree) -> None:
     if normalize not in trainer.normalizations:
         source = tree.source(("reward", "normalize_rewards"))
         *others, last = trainer.normalizations
-        said = f"with {trainer.algorithm} it must be {', '.join(others)} or {last}, not '{normalize}' ({source})"
-        tree.problems.append(f"reward.normalize_rewards: {said}")
+        problem = f"with {trainer.algorithm} it must be {', '.join(others)} or {last}, not '{normalize}' ({source})"
+        tree.problems.append(f"reward.normalize_rewards: {problem}")
 
 
 def check_rewards(tree: Tree, flagged: Mapping[str, Any] | None, trusted: str | None) -> None:
@@ -87,5 +87,5 @@ def _check_name(registry: Registry, key: str, name: str, source: str, tree: Tree
         return
     names = registry.names()
     match = schema.closest(name, names)
-    meant = f"did you mean {match}?" if match else f"it can be {registry.listed(names)}"
-    tree.problems.append(f"{key}: unknown {registry.kind} `{name}`; {meant} ({source})")
+    suggestion = f"did you mean {match}?" if match else f"it can be {registry.listed(names)}"
+    tree.problems.append(f"{key}: unknown {registry.kind} `{name}`; {suggestion} ({source})")

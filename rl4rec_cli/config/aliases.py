@@ -186,4 +186,4 @@ def names_of(key: str) -> tuple[str, ...]:
 
 def flag_of(key: str) -> str:
     """The option of `rl4rec train` that sets a key; empty where there is none."""
-    return " or ".join(option for option, given in OPTIONS.items() if given == key)
+    return " or ".join(option for option, option_key in OPTIONS.items() if option_key == key)

@@ -81,7 +81,7 @@ def load_config(
     pairs = [pair for text in sets if (pair := _split_set(text, tree))]
     tree.algorithm = _choose_algorithm(algorithm, files, pairs, tree)
     line = list(_flag_layers(flags or {}, tree.algorithm))
-    flagged: dict[str, Any] = next(
+    flag_rewards: dict[str, Any] = next(
         (rewards for layer in line if (rewards := value_at(layer.values, REWARD_FUNCTIONS))), {}
     )
     line += [layer for path, text in pairs if (layer := _set_layer(path, text, tree))]
@@ -94,9 +94,9 @@ def load_config(
             tree.merge(layer)
 
     config = _validate(tree)
-    trusted = files[0].source if is_run and files else None
-    check_rewards(tree, None if allow_custom_rewards else flagged, trusted)
-    check_baselines(tree, trusted)
+    trusted_source = files[0].source if is_run and files else None
+    check_rewards(tree, None if allow_custom_rewards else flag_rewards, trusted_source)
+    check_baselines(tree, trusted_source)
     if config is not None:
         check_sections_agree(config, tree)
     if config is None or tree.problems:
@@ -173,22 +173,22 @@ def _set_layer(path: schema.Path, text: str, tree: Tree) -> Layer | None:
 def _choose_algorithm(
     command: str | None, files: Sequence[Layer], pairs: Sequence[tuple[schema.Path, str]], tree: Tree
 ) -> str:
-    known = trainer_sections()
-    named = [(layer.source, value_at(layer.values, ("trainer", "algorithm"))) for layer in files]
-    named += [("--set", text.strip()) for path, text in pairs if path == ("trainer", "algorithm")]
-    chosen = command or DEFAULT_ALGORITHM
-    for source, name in named:
+    sections = trainer_sections()
+    choices = [(layer.source, value_at(layer.values, ("trainer", "algorithm"))) for layer in files]
+    choices += [("--set", text.strip()) for path, text in pairs if path == ("trainer", "algorithm")]
+    algorithm = command or DEFAULT_ALGORITHM
+    for source, name in choices:
         if name is None or name == command:
             continue
-        if not isinstance(name, str) or name not in known:
-            given = schema.short(name)
-            tree.problems.append(f"trainer.algorithm: must be one of {', '.join(known)}, not {given} ({source})")
+        if not isinstance(name, str) or name not in sections:
+            value = schema.short(name)
+            tree.problems.append(f"trainer.algorithm: must be one of {', '.join(sections)}, not {value} ({source})")
         elif command:
             tree.problems.append(f"trainer.algorithm: {source} is for {name}, this command trains with {command}")
             tree.hints.append(f"use `{rl4rec('train', name)}`")
         else:
-            chosen = name
-    return chosen
+            algorithm = name
+    return algorithm
 
 
 def _select_trainer(layer: Layer, tree: Tree) -> None:
@@ -200,7 +200,7 @@ def _select_trainer(layer: Layer, tree: Tree) -> None:
         layer.values = {**layer.values, "trainer": {}}
         return
     sections = trainer_sections()
-    shared = {key: value for key, value in trainer.items() if key not in sections}
+    values = {key: value for key, value in trainer.items() if key not in sections}
     own = sections[tree.algorithm]
     for name in sections:
         block = trainer.get(name)
@@ -209,14 +209,14 @@ def _select_trainer(layer: Layer, tree: Tree) -> None:
         if not isinstance(block, dict) or "algorithm" in block:
             tree.problems.append(f"trainer.{name}: must be a section of trainer keys ({layer.source})")
         elif name == tree.algorithm:
-            shared = {**shared, **block}
+            values = {**values, **block}
         else:
             aside = Tree(name, {"trainer": {"algorithm": name, **block}}, {("trainer",): layer.source})
             _validate(aside)
             tree.problems += [problem.replace("trainer.", f"trainer.{name}.", 1) for problem in aside.problems]
             if name == own.like and trainer.get(tree.algorithm) is None:
-                shared |= {key: value for key, value in block.items() if key in own.model_fields}
-    layer.values = {**layer.values, "trainer": shared}
+                values |= {key: value for key, value in block.items() if key in own.model_fields}
+    layer.values = {**layer.values, "trainer": values}
 
 
 def _validate(tree: Tree) -> RunConfig | None:
@@ -227,8 +227,8 @@ def _validate(tree: Tree) -> RunConfig | None:
         # Strict JSON mode: lists become tuples, and neither `true` nor "5" passes for a number.
         return RunConfig.model_validate_json(json.dumps(tree.values), strict=True)
     except ValidationError as error:
-        for path, said in schema.explain(error.errors(include_url=False), tree.algorithm):
-            tree.problems.append(f"{'.'.join(path)}: {said} ({tree.source(path)})")
+        for path, problem in schema.explain(error.errors(include_url=False), tree.algorithm):
+            tree.problems.append(f"{'.'.join(path)}: {problem} ({tree.source(path)})")
     return None
 
 

@@ -73,17 +73,17 @@ class Tree:
 
     def drop_alternatives(self, layers: Sequence[Layer]) -> None:
         """Forget what lower layers gave where these layers give exactly one of the alternatives."""
-        named = {
+        alternatives = {
             path: value
             for layer in layers
             for path in ALTERNATIVES
             if (value := value_at(layer.values, path)) is not None
         }
-        if len(named) == 1:
-            below, (path, value) = value_at(self.values, ALTERNATIVES[0]), next(iter(named.items()))
+        if len(alternatives) == 1:
+            below, (path, value) = value_at(self.values, ALTERNATIVES[0]), next(iter(alternatives.items()))
             if path != ALTERNATIVES[0] or (below is not None and not is_same_folder(below, value)):
                 self._drop(FILES_OF_ONE)
-            self._drop(set(ALTERNATIVES) - set(named))
+            self._drop(set(ALTERNATIVES) - set(alternatives))
 
     def _drop(self, paths: Iterable[schema.Path]) -> None:
         for section, key in paths:

@@ -67,19 +67,19 @@ def plugins(group: str) -> list[Plugin]:
     """What installed packages offer to a group, by name; nothing of it is imported."""
     from importlib import metadata  # not for `rl4rec --help`
 
-    offered = [
+    all_plugins = [
         Plugin(group, entry.name, entry.value.partition("[")[0].replace(" ", ""), _package(entry))
         for entry in metadata.entry_points(group=group)
     ]
-    return sorted(offered, key=lambda plugin: (plugin.name, plugin.package))
+    return sorted(all_plugins, key=lambda plugin: (plugin.name, plugin.package))
 
 
 def _package(entry: EntryPoint) -> str:
     if entry.dist is None:
         return "an unknown package"
     about = entry.dist.metadata
-    named = [about[key] for key in ("Name", "Version") if key in about]  # damaged metadata may lack either
-    return " ".join(named) or "an unnamed package"
+    parts = [about[key] for key in ("Name", "Version") if key in about]  # damaged metadata may lack either
+    return " ".join(parts) or "an unnamed package"
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ class Registry:
 
     def offers(self) -> list[tuple[Plugin, str]]:
         """Every plug-in, and why its name does not mean it; empty where it does."""
-        offered = plugins(self.group)
-        names = [plugin.name for plugin in offered]
-        return [(plugin, self._problem(plugin, names.count(plugin.name))) for plugin in offered]
+        all_plugins = plugins(self.group)
+        names = [plugin.name for plugin in all_plugins]
+        return [(plugin, self._problem(plugin, names.count(plugin.name))) for plugin in all_plugins]
 
     def _problem(self, plugin: Plugin, count: int) -> str:
         if plugin.name in self.built_in:
@@ -118,11 +118,11 @@ class Registry:
         Raises:
             ConfigError: several packages offer one.
         """
-        offered = [] if name in self.built_in else [plugin for plugin in plugins(self.group) if plugin.name == name]
-        if len(offered) > 1:
-            packages = ", ".join(plugin.package for plugin in offered)
+        matches = [] if name in self.built_in else [plugin for plugin in plugins(self.group) if plugin.name == name]
+        if len(matches) > 1:
+            packages = ", ".join(plugin.package for plugin in matches)
             raise ConfigError(f"{self.kind} {name} is offered by {packages}", hint="uninstall all but one of them")
-        return offered[0] if offered else None
+        return matches[0] if matches else None
 
     def target(self, name: str) -> str:
         """Where the code of a name is: `module:attr`.
@@ -149,8 +149,8 @@ class Registry:
 
     def listed(self, names: Iterable[str] | None = None) -> str:
         """`ndcg, hit, mrr, mixed or module:attr`: rl4rec's own, or these."""
-        listed = ", ".join(self.built_in if names is None else names)
-        return f"{listed} or {self.also}" if self.also else listed
+        text = ", ".join(self.built_in if names is None else names)
+        return f"{text} or {self.also}" if self.also else text
 
     def quoted(self) -> str:
         """rl4rec's own names for a setting's description: `` `ndcg`, `hit` ``."""

@@ -35,12 +35,12 @@ class Recipe:
 
 def packaged_recipes() -> dict[str, Recipe]:
     """The recipes that come with the package, by name."""
-    found = {}
+    recipes = {}
     for entry in sorted(_folder().iterdir(), key=lambda entry: entry.name.removesuffix(".yaml")):
         if entry.name.endswith(".yaml"):
             name, text = entry.name.removesuffix(".yaml"), entry.read_text(encoding="utf-8")
-            found[name] = Recipe(name, text, _header(text))
-    return found
+            recipes[name] = Recipe(name, text, _header(text))
+    return recipes
 
 
 def _folder() -> Traversable:
@@ -71,15 +71,15 @@ def find_recipe(name: str) -> Recipe:
     Raises:
         ConfigError: there is none of that name.
     """
-    known = packaged_recipes()
-    if name not in known:
-        match = schema.closest(name, known)
+    recipes = packaged_recipes()
+    if name not in recipes:
+        match = schema.closest(name, recipes)
         did_you_mean = f"; did you mean `{match}`?" if match else ""
         raise ConfigError(
             f"unknown recipe `{name}`{did_you_mean}",
             hint="`rl4rec recipes list` shows the packaged ones; a file's path has a `/` or ends in `.yaml` or `.json`",
         )
-    return known[name]
+    return recipes[name]
 
 
 def copy_recipe(name: str, dest: str | None, *, force: bool = False) -> Path:

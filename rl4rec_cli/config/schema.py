@@ -144,15 +144,15 @@ def _explain_unknown(path: Path, algorithm: str) -> str:
 
 def explain(errors: Iterable[Any], algorithm: str) -> Iterator[tuple[Path, str]]:
     """Pydantic's errors as (key, what is wrong), one for each key."""
-    found: dict[Path, dict[str, str]] = {}
+    by_path: dict[Path, dict[str, str]] = {}
     for error in errors:
         path = _real_path(error["loc"], algorithm)
-        said, given = _wording(error, path, algorithm)
-        found.setdefault(path, {})[said] = given
-    for path, wordings in found.items():
+        message, value_note = _wording(error, path, algorithm)
+        by_path.setdefault(path, {})[message] = value_note
+    for path, wordings in by_path.items():
         first, *rest = wordings
-        said = " or ".join([first, *(wording.removeprefix("must be ") for wording in rest)])
-        yield path, said + next(iter(wordings.values()))
+        message = " or ".join([first, *(wording.removeprefix("must be ") for wording in rest)])
+        yield path, message + next(iter(wordings.values()))
 
 
 def _real_path(loc: Sequence[str | int], algorithm: str) -> Path:
@@ -173,17 +173,17 @@ def _wording(error: Any, path: Path, algorithm: str) -> tuple[str, str]:
         return _explain_unknown(path, algorithm), ""
     if kind == "value_error":
         return error["msg"].removeprefix("Value error, "), ""
-    given = f", not {short(value)}"
+    value_note = f", not {short(value)}"
     if kind in ("model_type", "model_attributes_type"):
-        return "must be a section with keys of its own", given
+        return "must be a section with keys of its own", value_note
     message = re.sub(r"^\w+ should ", "must ", error["msg"])
     message = re.sub(r"( after validation)?,? not \d+$", "", message)  # what was given follows anyway
     for word, plain in PLAIN.items():
         message = message.replace(word, plain)
     if kind == "literal_error" and isinstance(value, str):
         match = closest(value, re.findall(r"'([^']*)'", error["ctx"]["expected"]))
-        given += f"; did you mean {match}?" if match else ""
-    return message, given
+        value_note += f"; did you mean {match}?" if match else ""
+    return message, value_note
 
 
 def short(value: Any) -> str:

@@ -249,7 +249,7 @@ class RetrievalSection(Section):
     @classmethod
     def _is_offered(cls, name: str) -> str:
         if name not in EMBEDDERS.built_in and EMBEDDERS.plugin(name) is None:
-            *others, last = (f"'{known}'" for known in EMBEDDERS.names())
+            *others, last = (f"'{embedder}'" for embedder in EMBEDDERS.names())
             raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
         return name
 

@@ -57,12 +57,12 @@ class Setting:
 
 def all_settings() -> list[Setting]:
     """Every key of the tree in its order; a trainer's once, with the algorithms that have it."""
-    found: dict[str, dict[str, Setting]] = {}
+    by_key: dict[str, dict[str, Setting]] = {}
     for algorithm, trainer in trainer_sections().items():
         for setting in _below(RunConfig, (), algorithm, trainer):
-            found.setdefault(setting.key, {})[algorithm] = setting
+            by_key.setdefault(setting.key, {})[algorithm] = setting
     everywhere, order = set(trainer_sections()), list(RunConfig.model_fields)
-    settings = [_joined(by_algorithm, everywhere) for by_algorithm in found.values()]
+    settings = [_joined(by_algorithm, everywhere) for by_algorithm in by_key.values()]
     return sorted(settings, key=lambda setting: order.index(setting.key.partition(".")[0]))
 
 
@@ -72,23 +72,23 @@ def find_settings(word: str) -> list[Setting]:
     Raises:
         ConfigError: there is none.
     """
-    settings, wanted = all_settings(), word.strip().lstrip("-").lower()
-    plain = wanted.replace("-", "_")
+    settings, query = all_settings(), word.strip().lstrip("-").lower()
+    plain = query.replace("-", "_")
     alias = find_alias(plain)
-    meant = alias.key.split(",") if alias is not None else []
-    exact = [s for s in settings if s.key in meant or s.key == plain or s.key.rpartition(".")[2] == plain]
-    named = [s for s in settings if plain in s.key or any(plain in name for name in s.names)]
-    told = [s for s in settings if wanted in s.meaning.lower()]
-    found = list({s.key: s for s in (*exact, *named, *told)}.values())
-    if not found:
+    alias_keys = alias.key.split(",") if alias is not None else []
+    exact = [s for s in settings if s.key in alias_keys or s.key == plain or s.key.rpartition(".")[2] == plain]
+    by_name = [s for s in settings if plain in s.key or any(plain in name for name in s.names)]
+    by_meaning = [s for s in settings if query in s.meaning.lower()]
+    matches = list({s.key: s for s in (*exact, *by_name, *by_meaning)}.values())
+    if not matches:
         if alias is not None:
             raise ConfigError(f"`{word}` is no setting", hint=f"it is {alias.flag}: {alias.note}")
-        known = [n for s in settings for n in (s.key, s.key.rpartition(".")[2])]
-        known += [a.name for a in (*GUIDES, *LIBRARIES)]
-        match = schema.closest(plain, known)
+        words = [n for s in settings for n in (s.key, s.key.rpartition(".")[2])]
+        words += [a.name for a in (*GUIDES, *LIBRARIES)]
+        match = schema.closest(plain, words)
         meaning = f"did you mean {match}? " if match else ""
         raise ConfigError(f"no setting has `{word}`", hint=f"{meaning}`rl4rec settings` shows all of them")
-    return found
+    return matches
 
 
 def _below(model: type[Section], path: schema.Path, algorithm: str, trainer: type[Section]) -> Iterator[Setting]:
@@ -166,13 +166,15 @@ def _describe(annotation: Any, metadata: Sequence[Any] = ()) -> tuple[str, str]:
 
 
 def _limits(metadata: Sequence[Any]) -> list[str]:
-    said = []
+    words = []
     for part in metadata:
-        said += [f"{word} {shown(bound)}" for name, word in _BOUNDS if (bound := getattr(part, name, None)) is not None]
+        words += [
+            f"{word} {shown(bound)}" for name, word in _BOUNDS if (bound := getattr(part, name, None)) is not None
+        ]
         if (least := getattr(part, "min_length", None)) is not None:
-            said.append(f"at least {least} entr{'y' if least == 1 else 'ies'}")
+            words.append(f"at least {least} entr{'y' if least == 1 else 'ies'}")
         if (most := getattr(part, "max_length", None)) is not None:
-            said.append(f"at most {most} characters")
+            words.append(f"at most {most} characters")
         if (pattern := getattr(part, "pattern", None)) is not None:
-            said.append(f"matches {pattern}")
-    return said
+            words.append(f"matches {pattern}")
+    return words

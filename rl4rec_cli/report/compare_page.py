@@ -85,8 +85,8 @@ def system_table(report: Mapping[str, Any]) -> Table:
 
 def opening_lines(report: Mapping[str, Any]) -> list[str]:
     """`runs/a: Test split opened 2 times (…).`, one for each run."""
-    seen = {one["run"]: one["line"] for each in report["test_openings"].values() for one in each}
-    lines = [f"{run}: {line}" for run, line in seen.items()]
+    line_by_run = {one["run"]: one["line"] for each in report["test_openings"].values() for one in each}
+    lines = [f"{run}: {line}" for run, line in line_by_run.items()]
     if report["split"] == "test" and not lines:
         return ["Test split opened; not recorded, as no run was named."]
     return lines
@@ -97,8 +97,8 @@ def openings_line(report: Mapping[str, Any]) -> str:
     if report["split"] != "test":
         return ""
     counts = {one["run"]: one["count"] for each in report["test_openings"].values() for one in each}
-    told = (f"{run} {count} time{'s' if count != 1 else ''}" for run, count in counts.items())
-    return f"Test split opened: {', '.join(told) or 'not recorded, as no run was named'}."
+    phrases = (f"{run} {count} time{'s' if count != 1 else ''}" for run, count in counts.items())
+    return f"Test split opened: {', '.join(phrases) or 'not recorded, as no run was named'}."
 
 
 def page_title(report: Mapping[str, Any]) -> str:
@@ -148,18 +148,18 @@ def _interval(low: float | None, high: float | None) -> str:
 
 def as_markdown(report: Mapping[str, Any]) -> str:
     """The same as a Markdown file, GitHub's tables, no HTML in it."""
-    shown = report["most_different"]
+    extremes = report["most_different"]
     parts = [f"# {_md(page_title(report))}", _md(heading(report))]
     parts.append("\n".join(f"- **{_md(verdict)}**" for verdict in report["verdicts"]))
     parts += ["## Metrics", _md_table(means_table(report))]
     parts += ["## Paired differences", _md(tested_line(report)), _md_table(pair_table(report))]
     if seeds_table(report)[1]:
         parts += ["### Over seeds", _md_table(seeds_table(report))]
-    for key, label in (("ours_better", shown["ours"]), ("theirs_better", shown["theirs"])):
-        columns = ["user", "last titles of the history", "target", f"{shown['ours']}", f"{shown['theirs']}"]
+    for key, label in (("ours_better", extremes["ours"]), ("theirs_better", extremes["theirs"])):
+        columns = ["user", "last titles of the history", "target", f"{extremes['ours']}", f"{extremes['theirs']}"]
         rows = [
             [user["user"], " · ".join(user["history"]), user["target"], *(_md_side(s) for s in user["sides"].values())]
-            for user in shown[key]
+            for user in extremes[key]
         ]
         parts += [f"## Users whom {_md(label)} serves better", _md_table((columns, rows)) if rows else "None."]
     for title, table in _more_tables(report):
@@ -181,9 +181,9 @@ def _more_tables(report: Mapping[str, Any]) -> list[tuple[str, Table]]:
 def background(report: Mapping[str, Any]) -> list[str]:
     """What a reader needs to trust the result."""
     audits = dict.fromkeys(report["audit"].values())
-    made = ": ".join(filter(None, (f"rl4rec {report['version']}, {report['time']}", command_line(*report["command"]))))
+    line = ": ".join(filter(None, (f"rl4rec {report['version']}, {report['time']}", command_line(*report["command"]))))
     digest = f"Dataset {report['dataset']}, digest {report['dataset_digest']}, {report['items']:,} items."
-    return [*report["remarks"], *opening_lines(report), *audits, digest, made]
+    return [*report["remarks"], *opening_lines(report), *audits, digest, line]
 
 
 def _md_side(side: Sequence[Mapping[str, Any]]) -> str:
@@ -234,21 +234,21 @@ def _plots(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     pair = report["pairs"][0]
     seeds = ", where there are several seeds for other seeds too" if seeds_table(report)[1] else ""
     spans = f"Means over users with 95 % intervals{seeds}."
-    found = [(f"{m.label} at the cut-offs", spans, plots.metric_bars(report, name)) for name, m in METRICS.items()]
+    figures = [(f"{m.label} at the cut-offs", spans, plots.metric_bars(report, name)) for name, m in METRICS.items()]
     means = " ".join(f"{p['ours']} minus {p['theirs']}: {p['mean']:+.4f}." for p in report["pairs"])
-    said = f"The first minus the second; an interval that reaches 0 shows no difference. {means}"
-    found.append(("Paired differences", said, plots.differences(report)))
-    said = f"By {report['metric']} of each user."
-    found.append(("Users won, tied and lost", said, plots.won_and_lost(report)))
+    caption = f"The first minus the second; an interval that reaches 0 shows no difference. {means}"
+    figures.append(("Paired differences", caption, plots.differences(report)))
+    caption = f"By {report['metric']} of each user."
+    figures.append(("Users won, tied and lost", caption, plots.won_and_lost(report)))
     differences_B = np.array([record["difference"] for record in report["records"]])
-    said = f"{pair['ours']} minus {pair['theirs']}; {pair['ties']:,} users without a difference are left out."
-    found.append(("Differences of single users", said, plots.user_differences(report, differences_B)))
-    said = "Users whose target is within rank k; higher is better."
-    found.append(("How high the targets stand", said, plots.rank_curves(report)))
+    caption = f"{pair['ours']} minus {pair['theirs']}; {pair['ties']:,} users without a difference are left out."
+    figures.append(("Differences of single users", caption, plots.user_differences(report, differences_B)))
+    caption = "Users whose target is within rank k; higher is better."
+    figures.append(("How high the targets stand", caption, plots.rank_curves(report)))
     if report["rewards"]:
-        said = (
+        caption = (
             "What reinforcement learning optimised; comparable only between runs with the same reward. "
             f"{plots.AVERAGED}"
         )
-        found.append(("Reward in training", said, plots.reward_curves(report)))
-    return found
+        figures.append(("Reward in training", caption, plots.reward_curves(report)))
+    return figures

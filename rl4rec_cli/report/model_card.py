@@ -91,18 +91,18 @@ def _data(run: Run) -> str:
     lines = []
     digests = trained_on(run)
     for name in _datasets(run):
-        found = _evaluation(run.results(name) / "validation.json")
-        if found is None:
+        result = _evaluation(run.results(name) / "validation.json")
+        if result is None:
             lines.append(f"`{name}`{_digest(digests, name)}. Not measured.\n")
         else:
-            lines.append(f"`{found['dataset']}` (digest `{found['dataset_digest'][:16]}`). {found['audit']}\n")
+            lines.append(f"`{result['dataset']}` (digest `{result['dataset_digest'][:16]}`). {result['audit']}\n")
     return "\n".join(lines)
 
 
 def _digest(digests: Mapping[str, str], name: str) -> str:
     """Of the dataset a run was trained on; of only one, whatever it is called."""
-    found = next(iter(digests.values())) if len(digests) == 1 else digests.get(name)
-    return f" (digest `{found[:16]}`)" if found else ""
+    digest = next(iter(digests.values())) if len(digests) == 1 else digests.get(name)
+    return f" (digest `{digest[:16]}`)" if digest else ""
 
 
 def _datasets(run: Run) -> list[str]:
@@ -122,28 +122,28 @@ def _results(run: Run, checkpoint: Path) -> str:
     parts = []
     names = _datasets(run)
     for name, split in itertools.product(names, ("validation", "test")):
-        found = _evaluation(run.results(name) / own / f"{split}.json")
-        if found is None or not is_of(found, checkpoint):
+        result = _evaluation(run.results(name) / own / f"{split}.json")
+        if result is None or not is_of(result, checkpoint):
             continue
         of = f"{name}, " if len(names) > 1 else ""
-        metrics = [n for n in next(iter(found["methods"].values())) if n.endswith("@10")] or [found["metric"]]
+        metrics = [n for n in next(iter(result["methods"].values())) if n.endswith("@10")] or [result["metric"]]
         rows = ["| method | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
-        for method, values in found["methods"].items():
+        for method, values in result["methods"].items():
             cells = " | ".join(f"{values[n]:.4f}" if n in values else "" for n in metrics)
-            rows.append(f"| {'**' + method + '**' if method == found['subject'] else method} | {cells} |")
+            rows.append(f"| {'**' + method + '**' if method == result['subject'] else method} | {cells} |")
         parts += [
-            f"{of}{split if of else split.capitalize()} split, {found['users']:,} users:\n",
+            f"{of}{split if of else split.capitalize()} split, {result['users']:,} users:\n",
             "\n".join(rows) + "\n",
         ]
-        if found.get("verdict"):
-            parts.append(f"{found['verdict'][:1].upper()}{found['verdict'][1:]}\n")
+        if result.get("verdict"):
+            parts.append(f"{result['verdict'][:1].upper()}{result['verdict'][1:]}\n")
     return "\n".join(parts) or "This checkpoint was not measured.\n"
 
 
 def _use(run: Run, *, form: str, weights: str, is_local: bool) -> str:
     template = run.config.prompt.template
-    said = f"The prompt is {json.dumps(template, ensure_ascii=False)}, `{{history}}` being the titles chosen so far"
-    lines = [f"{said}, joined by {json.dumps(run.config.prompt.separator)}.\n"]
+    sentence = f"The prompt is {json.dumps(template, ensure_ascii=False)}, `{{history}}` being the titles chosen so far"
+    lines = [f"{sentence}, joined by {json.dumps(run.config.prompt.separator)}.\n"]
     for name, own in run.config.prompt.templates.items():
         lines.append(f"For `{name}` it is {json.dumps(own, ensure_ascii=False)}.\n")
     if form == "merged":
@@ -153,24 +153,24 @@ def _use(run: Run, *, form: str, weights: str, is_local: bool) -> str:
             'tokenizer = AutoTokenizer.from_pretrained("NAME")\n```\n'
         )
         return "\n".join(lines)
-    quantised = run.config.policy.quantization != "none"
-    imported, given = "", ""
-    if quantised:
-        imported = "from transformers import BitsAndBytesConfig\n"
+    is_quantised = run.config.policy.quantization != "none"
+    import_line, argument = "", ""
+    if is_quantised:
+        import_line = "from transformers import BitsAndBytesConfig\n"
         four = ', bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
         kind = run.config.policy.quantization
-        given = f", quantization_config=BitsAndBytesConfig(load_in_{kind}=True{four if kind == '4bit' else ''})"
+        argument = f", quantization_config=BitsAndBytesConfig(load_in_{kind}=True{four if kind == '4bit' else ''})"
     if is_local:
         lines.append(
             f"Its base lies in the folder `{CARRIED}`, which goes wherever this folder goes.\n\n```python\n"
-            f"from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n{imported}\n"
-            f'base = AutoModelForCausalLM.from_pretrained("NAME/{CARRIED}"{given})\n'
+            f"from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n{import_line}\n"
+            f'base = AutoModelForCausalLM.from_pretrained("NAME/{CARRIED}"{argument})\n'
             'model = PeftModel.from_pretrained(base, "NAME")\n```\n'
         )
         return "\n".join(lines)
     lines.append(
-        f"```python\nfrom peft import AutoPeftModelForCausalLM\n{imported}\n"
-        f'model = AutoPeftModelForCausalLM.from_pretrained("NAME"{given})\n```\n'
+        f"```python\nfrom peft import AutoPeftModelForCausalLM\n{import_line}\n"
+        f'model = AutoPeftModelForCausalLM.from_pretrained("NAME"{argument})\n```\n'
     )
     return "\n".join(lines)
 
@@ -178,8 +178,8 @@ def _use(run: Run, *, form: str, weights: str, is_local: bool) -> str:
 def _recipe(config: Any) -> str:
     """The settings that what the policy writes depends on, without the paths."""
     whole = config.model_dump(mode="json")
-    shown = {name: whole[name] for name in _SHOWN}
-    shown["reward"]["functions"] = _rewards(config)
+    settings = {name: whole[name] for name in _SHOWN}
+    settings["reward"]["functions"] = _rewards(config)
     policy = whole["policy"]
-    shown["policy"] = {name: policy[name] for name in ("quantization", "four_bit", "dtype", "lora")}
-    return f"```yaml\n{dump_yaml(shown)}```\n"
+    settings["policy"] = {name: policy[name] for name in ("quantization", "four_bit", "dtype", "lora")}
+    return f"```yaml\n{dump_yaml(settings)}```\n"

@@ -115,7 +115,7 @@ def figures_of(
         limit: most tokens of a text.
         marks: see `plots.curves`.
     """
-    found = []
+    figures = []
     for number, panel in enumerate(PANELS):
         curves, same = _curves(records, panel, k)
         if curves:
@@ -129,8 +129,8 @@ def figures_of(
                 share=panel.form == "share",
                 marks=marks,
             )
-            found.append((panel.title, " ".join(filter(None, words)), drawing))
-    return found
+            figures.append((panel.title, " ".join(filter(None, words)), drawing))
+    return figures
 
 
 def validation_figure(records: Sequence[Record], metric: str) -> list[Figure]:
@@ -151,15 +151,15 @@ def validation_figure(records: Sequence[Record], metric: str) -> list[Figure]:
     )
     of = {key: key.partition("/")[2] for key in points[0] if key.startswith(f"{metric}/")}
     over = "mean over datasets" if of else "mean over users"
-    found = [("Validation", words, plots.curves("validation", lines, xlabel="step", ylabel=over))]
+    figures = [("Validation", words, plots.curves("validation", lines, xlabel="step", ylabel=over))]
     if of:
         by_dataset = [
             plots.Curve(name, steps, [_number(r.get(key)) for r in points], place, is_measured=True)
             for place, (key, name) in enumerate(of.items())
         ]
         drawing = plots.curves("validation-datasets", by_dataset, xlabel="step", ylabel=f"{metric}, mean over users")
-        found.append((f"Validation by dataset, {metric}", "", drawing))
-    return found
+        figures.append((f"Validation by dataset, {metric}", "", drawing))
+    return figures
 
 
 def step_marks(records: Sequence[Record], warned: Sequence[int]) -> list[tuple[int, str]]:
@@ -169,8 +169,8 @@ def step_marks(records: Sequence[Record], warned: Sequence[int]) -> list[tuple[i
         for before, now in itertools.pairwise(records)
         if now.get("epoch", 1) != before.get("epoch", 1)
     ]
-    resumed = [(first["step"], "r") for first in _segments(records)[1:]]
-    return [*(epochs if len(epochs) < EPOCHS else []), *resumed, *((step, "!") for step in dict.fromkeys(warned))]
+    resumptions = [(first["step"], "r") for first in _segments(records)[1:]]
+    return [*(epochs if len(epochs) < EPOCHS else []), *resumptions, *((step, "!") for step in dict.fromkeys(warned))]
 
 
 def seconds_of(records: Sequence[Record]) -> float:
@@ -187,11 +187,11 @@ def seconds_of(records: Sequence[Record]) -> float:
 
 def _segments(records: Sequence[Record]) -> list[Record]:
     """The first record of every stretch that one process logged."""
-    found: list[Record] = list(records[:1])
+    first_records: list[Record] = list(records[:1])
     for before, now in itertools.pairwise(records):
         if (_number(now.get("seconds")) or 0.0) < (_number(before.get("seconds")) or 0.0):
-            found.append(now)
-    return found
+            first_records.append(now)
+    return first_records
 
 
 def _curves(records: Sequence[Record], panel: Panel, k: int) -> tuple[list[plots.Curve], str]:

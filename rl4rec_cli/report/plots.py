@@ -103,12 +103,12 @@ _WON = {"wins": "first higher", "ties": "the same", "losses": "second higher"}
 
 def user_differences(report: Mapping[str, Any], differences_B: NDArray[np.float64]) -> str:
     """Histogram of the first pair's differences, users without one left out: they would hide the rest."""
-    shown_B = differences_B[differences_B != 0]
+    nonzero_B = differences_B[differences_B != 0]
 
     def draw(axis: Axes) -> None:
-        reach = max(float(np.abs(shown_B).max(initial=0)), 1e-9)
+        reach = max(float(np.abs(nonzero_B).max(initial=0)), 1e-9)
         edges = [reach * step / 20 for step in range(-20, 21)]
-        for place, part_B in enumerate((shown_B[shown_B > 0], shown_B[shown_B < 0])):
+        for place, part_B in enumerate((nonzero_B[nonzero_B > 0], nonzero_B[nonzero_B < 0])):
             side = "first" if place == 0 else "second"
             axis.hist(part_B, edges, color=_colour(place), label=f"{side} higher: {len(part_B):,} users")
         axis.axvline(0, color=_INK, linewidth=0.8)
@@ -191,15 +191,15 @@ def curves(
         marks: steps to mark by a line, each with the letter or number that stands at it ("" for none).
     """
     names = _names(line.label for line in lines if line.label is not None)
-    named = sum(line.label is not None for line in lines)
+    label_count = sum(line.label is not None for line in lines)
 
     def draw(axis: Axes) -> None:
         for line in lines:
             _draw_curve(axis, line, 100.0 if share else 1.0, names.get(line.label or ""))
-        for step, said in marks:
-            axis.axvline(step, color=_INK, linewidth=0.8, linestyle=":" if said else "--", alpha=0.6)
+        for step, sign in marks:
+            axis.axvline(step, color=_INK, linewidth=0.8, linestyle=":" if sign else "--", alpha=0.6)
             place: dict[str, Any] = {"xycoords": axis.get_xaxis_transform(), "textcoords": "offset points"}
-            axis.annotate(said, (step, 1), (2, -8), fontsize=8, **place)
+            axis.annotate(sign, (step, 1), (2, -8), fontsize=8, **place)
         if ranks:
             axis.set_yscale("log")
             axis.invert_yaxis()
@@ -210,7 +210,7 @@ def curves(
         axis.set_xlabel(xlabel)
         axis.set_ylabel(f"{ylabel}, %" if share else ylabel)
 
-    return _svg(draw, name, legend=named if named > 1 else 0)
+    return _svg(draw, name, legend=label_count if label_count > 1 else 0)
 
 
 def _draw_curve(axis: Axes, line: Curve, factor: float, label: str | None) -> None:
@@ -231,15 +231,15 @@ def _thinned(steps: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[N
     """First, lowest, highest and last value of each of `STRETCHES` stretches; a gap in one stays."""
     if len(values) <= 4 * STRETCHES:
         return steps, values
-    kept: set[int] = set()
+    indices: set[int] = set()
     for rows in np.array_split(np.arange(len(values)), STRETCHES):
-        kept |= {int(rows[0]), int(rows[-1])}
+        indices |= {int(rows[0]), int(rows[-1])}
         part = values[rows]
         if not np.isnan(part).all():
-            kept |= {int(rows[np.nanargmin(part)]), int(rows[np.nanargmax(part)])}
-        kept |= set(rows[np.isnan(part)][:1].tolist())
-    chosen = sorted(kept)
-    return steps[chosen], values[chosen]
+            indices |= {int(rows[np.nanargmin(part)]), int(rows[np.nanargmax(part)])}
+        indices |= set(rows[np.isnan(part)][:1].tolist())
+    order = sorted(indices)
+    return steps[order], values[order]
 
 
 def _whole_steps(axis: Axes) -> None:

@@ -51,12 +51,12 @@ def write_report(run: str, out: str | None = None) -> Path:
         RunError: no run folder, nothing logged in it, or the page cannot be written.
         ConfigError: no file can be written there, or the run's configuration is damaged.
     """
-    opened = open_run(run)
-    file = Path(out).expanduser() if out is not None else opened.folder / FILE
+    source_run = open_run(run)
+    file = Path(out).expanduser() if out is not None else source_run.folder / FILE
     check_writable(file)
-    logged = read_logged(opened)
-    write_text(file, as_html(logged))
-    for remark in logged.remarks:
+    run_log = read_logged(source_run)
+    write_text(file, as_html(run_log))
+    for remark in run_log.remarks:
         console.log(f"Note: {remark}")
     return file
 
@@ -95,13 +95,13 @@ class Logged:
     @cached_property
     def results(self) -> dict[str, dict[str, Any]]:
         """The evaluations by split, `validation`; of several datasets by dataset and split, `toys, validation`."""
-        found = {}
+        results = {}
         for name, split in itertools.product(self.datasets, ("validation", "test")):
             path = self.run.results(name) / f"{split}.json"
             if not path.exists():
                 continue
             try:
-                value = found[_of(name, split)] = read_result(path)
+                value = results[_of(name, split)] = read_result(path)
             except RunError as error:
                 self.remarks.append(f"Left out: {_line(error.message)}.")
                 continue
@@ -110,7 +110,7 @@ class Logged:
                     f"{path.relative_to(self.run.folder)} was measured with other weights than checkpoint_final "
                     "has now: measure it again."
                 )
-        return found
+        return results
 
     @property
     def is_measured(self) -> bool:
@@ -144,10 +144,10 @@ def read_logged(run: Run) -> Logged:
     remarks = []
 
     def read(name: str, *numbers: str) -> list[dict[str, Any]]:
-        records, damaged = read_log(run.folder / name)
+        records, damaged_count = read_log(run.folder / name)
         good = [r for r in records if all(isinstance(r.get(key), int) for key in numbers)]
-        if lost := damaged + len(records) - len(good):
-            lines = "1 line is no record and is" if lost == 1 else f"{lost:,} lines are no records and are"
+        if lost_count := damaged_count + len(records) - len(good):
+            lines = "1 line is no record and is" if lost_count == 1 else f"{lost_count:,} lines are no records and are"
             remarks.append(f"{name}: {lines} left out (a run that is killed, or a full disk, leaves half a line).")
         return good
 
@@ -182,8 +182,8 @@ def as_html(logged: Logged) -> str:
         "verdicts": verdicts(logged),
         "openings": openings.line() if openings.count or openings.problem else "",
         "warnings": warning_lines(logged),
-        "plots": [(name, words, figures(drawn)) for name, words, drawn in plots_of(logged)],
-        "results": [(split, result_tables(found)) for split, found in logged.results.items()],
+        "plots": [(name, words, figures(drawings)) for name, words, drawings in plots_of(logged)],
+        "results": [(split, result_tables(result)) for split, result in logged.results.items()],
         "samples": samples(logged),
         "checkpoints": checkpoint_table(logged),
         "settings": settings_table(run.config),
@@ -212,10 +212,10 @@ def heading(logged: Logged) -> str:
     """`grpo on beauty, model tiny, reward ndcg@10, seed 0`"""
     config = logged.run.config
     data = config.data
-    made_up = f"synthetic data of {data.synthetic.users:,} users" if data.synthetic is not None else "no dataset"
-    measured = dict.fromkeys(r["dataset"] for r in logged.results.values() if "dataset" in r)
-    names = list(measured) if len(data.paths) < 2 else logged.datasets
-    dataset = " and ".join(names or [Path(path).name for path in data.paths] or [made_up])
+    fallback = f"synthetic data of {data.synthetic.users:,} users" if data.synthetic is not None else "no dataset"
+    result_datasets = dict.fromkeys(r["dataset"] for r in logged.results.values() if "dataset" in r)
+    names = list(result_datasets) if len(data.paths) < 2 else logged.datasets
+    dataset = " and ".join(names or [Path(path).name for path in data.paths] or [fallback])
     weights = ", ".join(f"{name}@{config.reward.k} × {weight:g}" for name, weight in config.reward.functions.items())
     shaping = f" + rank shaping {config.reward.rank_shaping:g}" if config.reward.rank_shaping else ""
     reward = f", reward {weights}{shaping}" if config.trainer.is_rl else ""
@@ -227,11 +227,11 @@ def status(logged: Logged) -> str:
     from rl4rec_cli.report.panels import seconds_of
 
     run = logged.run
-    made = [
+    counts = [
         f"{_steps(records[-1]['step'])} of {phase} in {_time(seconds_of(records))}"
         for phase, records in logged.phases.items()
     ]
-    so_far = f"{', '.join(made)}."
+    so_far = f"{', '.join(counts)}."
     if run.in_use():
         return f"A process is at work on this run. Logged so far: {so_far}"
     if run.final.is_dir() and logged.is_measured:
@@ -251,10 +251,10 @@ def warning_lines(logged: Logged) -> list[str]:
 
 
 def _said(record: Mapping[str, Any]) -> str:
-    seen = f": {record['seen']}" if "seen" in record else ""
-    stopped = " (the run was stopped)" if record.get("action") == "stop" else ""
+    evidence = f": {record['seen']}" if "seen" in record else ""
+    stop_note = " (the run was stopped)" if record.get("action") == "stop" else ""
     advice = f". To mend it: {record['advice']}" if "advice" in record else ""
-    return f"health.{record['health']}{stopped}{seen}{advice}"
+    return f"health.{record['health']}{stop_note}{evidence}{advice}"
 
 
 def plots_of(logged: Logged) -> list[tuple[str, str, list[Figure]]]:
@@ -263,16 +263,16 @@ def plots_of(logged: Logged) -> list[tuple[str, str, list[Figure]]]:
     from rl4rec_cli.report import panels, plots
 
     config = logged.run.config
-    found = []
+    phase_plots = []
     for phase, records in reversed(logged.phases.items()):
-        warned = [r["step"] for r in logged.warnings if r.get("phase", phase) == phase]
-        marks = panels.step_marks(records, warned)
-        drawn = panels.figures_of(
+        warning_steps = [r["step"] for r in logged.warnings if r.get("phase", phase) == phase]
+        marks = panels.step_marks(records, warning_steps)
+        phase_figures = panels.figures_of(
             records, phase, k=config.reward.k, limit=config.generation.max_completion_length, marks=marks
         )
         if phase == logged.algorithm:
             metric = headline(config.eval.ks)
-            drawn[1:1] = panels.validation_figure(logged.validation, metric)
+            phase_figures[1:1] = panels.validation_figure(logged.validation, metric)
         signs = {sign for _, sign in marks}
         words = [
             plots.AVERAGED if len(records) > plots.SMOOTHED else "",
@@ -281,8 +281,8 @@ def plots_of(logged: Logged) -> list[tuple[str, str, list[Figure]]]:
             "!: a health rule warned." if "!" in signs else "",
         ]
         name = "Training" if phase == logged.algorithm else "Warm start"
-        found.append((f"{name}: {phase}", " ".join(filter(None, words)), drawn))
-    return found
+        phase_plots.append((f"{name}: {phase}", " ".join(filter(None, words)), phase_figures))
+    return phase_plots
 
 
 def samples(logged: Logged) -> list[dict[str, Any]]:
@@ -300,19 +300,19 @@ def samples(logged: Logged) -> list[dict[str, Any]]:
 
 
 def _asked(records: Sequence[Mapping[str, Any]], titles: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    asked: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    by_prompt: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for record in records[:SAMPLED_TEXTS]:
         text = str(record.get("text", ""))
-        cut = f"{text[:TEXT]}… ({len(text) - TEXT:,} characters more)" if len(text) > TEXT else text
-        told = {"text": cut, "rank": _shown(record.get("rank"), ","), "reward": _shown(record.get("reward"), ".4f")}
+        words = f"{text[:TEXT]}… ({len(text) - TEXT:,} characters more)" if len(text) > TEXT else text
+        entry = {"text": words, "rank": _shown(record.get("rank"), ","), "reward": _shown(record.get("reward"), ".4f")}
         of = str(record.get("dataset", ""))
-        asked.setdefault((of, str(record.get("user", "")), record["target"]), []).append(told)
-    found = []
-    for (of, user, target), texts in asked.items():
+        by_prompt.setdefault((of, str(record.get("user", "")), record["target"]), []).append(entry)
+    groups = []
+    for (of, user, target), texts in by_prompt.items():
         own = titles.get(of, ())
         title = own[target] if 0 <= target < len(own) else f"item {target}"
-        found.append({"user": f"{user} of {of}" if of else user, "target": title, "texts": texts})
-    return found
+        groups.append({"user": f"{user} of {of}" if of else user, "target": title, "texts": texts})
+    return groups
 
 
 def _titles(logged: Logged) -> dict[str, list[str]]:
@@ -325,13 +325,13 @@ def _titles(logged: Logged) -> dict[str, list[str]]:
 
     several = len(logged.datasets) > 1
     digests = [] if several else [result.get("dataset_digest") for result in logged.results.values()]
-    known = next(filter(None, [*digests, *(found.dataset for found in logged.checkpoints)]), None)
+    run_digest = next(filter(None, [*digests, *(checkpoint.dataset for checkpoint in logged.checkpoints)]), None)
     try:
         datasets = open_datasets(logged.run.config.data)
     except Rl4RecError as error:
         logged.remarks.append(f"Targets are shown by their id, as the dataset cannot be read: {_line(error.message)}")
         return {}
-    if known is not None and joint_digest(datasets) != known:
+    if run_digest is not None and joint_digest(datasets) != run_digest:
         what = "datasets are not those" if several else "dataset is not the one"
         logged.remarks.append(f"Targets are shown by their id: the {what} that the run was trained on.")
         return {}
@@ -341,16 +341,16 @@ def _titles(logged: Logged) -> dict[str, list[str]]:
 def checkpoint_table(logged: Logged) -> Table:
     """Columns and rows of what could be loaded or gone on from."""
     rows = []
-    for found in logged.checkpoints:
+    for checkpoint in logged.checkpoints:
         state = "whole"
-        if found.problems:
-            state = f"DAMAGED: {'; '.join(found.problems[:3])}"
-        elif found.missing:
-            state = f"loads; to go on with it {', '.join(found.missing)} is missing"
-        reached = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
-        what = f"{_WHAT.get(found.name, '')}{': ' if reached else ''}{reached}"
-        step = "-" if found.step is None else f"{found.step:,}"
-        rows.append([found.name, step, _size(found.size), state, what])
+        if checkpoint.problems:
+            state = f"DAMAGED: {'; '.join(checkpoint.problems[:3])}"
+        elif checkpoint.missing:
+            state = f"loads; to go on with it {', '.join(checkpoint.missing)} is missing"
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in checkpoint.metrics.items())
+        what = f"{_WHAT.get(checkpoint.name, '')}{': ' if metrics else ''}{metrics}"
+        step = "-" if checkpoint.step is None else f"{checkpoint.step:,}"
+        rows.append([checkpoint.name, step, _size(checkpoint.size), state, what])
     return ("checkpoint", "step", "size", "state", "what it is"), rows
 
 
