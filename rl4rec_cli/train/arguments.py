@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def resolve_precision(section: TrainerSection, device: str) -> str:
-    """`fp32`, `bf16` or `fp16`; `auto` is what the GPU has of the 16-bit types, and fp32 without one.
+    """Returns `fp32`, `bf16` or `fp16`. `auto` is the 16-bit type that the GPU supports, and fp32 without a GPU.
 
     Raises:
         ConfigError: fp16 without a GPU.
@@ -105,10 +105,10 @@ def rl_arguments(
 
 
 def one_gpu(arguments: Any) -> Any:
-    """Training arguments of a process that trains on one GPU, however many it sees.
+    """Returns training arguments of a process that trains on one GPU, however many it sees.
 
     transformers would spread each batch over all of them (`nn.DataParallel`) and make it larger by their number.
-    Several processes are refused before (variables.py).
+    `variables.py` refuses several processes before.
     """
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
@@ -116,9 +116,9 @@ def one_gpu(arguments: Any) -> Any:
 
 @contextmanager
 def weights_kept(model: Any) -> Iterator[None]:
-    """Keep what is trained in its own type while a trainer is made.
+    """Keeps the trained weights in their own type while a trainer is made.
 
-    TRL turns the adapter of a quantised model into bf16, in which a weight of 0.02 does not see a step of 1e-5.
+    TRL turns the adapter of a quantised model into bf16, in which a step of 1e-5 does not change a weight of 0.02.
     """
     before = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
     yield
@@ -128,7 +128,7 @@ def weights_kept(model: Any) -> Iterator[None]:
 
 
 def steps_per_epoch(section: TrainerSection, examples: int) -> int:
-    """Optimiser steps that one pass over the examples gives.
+    """Returns the optimiser steps of one pass over the examples.
 
     Raises:
         ConfigError: fewer examples than one step takes.
@@ -145,7 +145,7 @@ def steps_per_epoch(section: TrainerSection, examples: int) -> int:
 
 
 def number_of_steps(section: TrainerSection, examples: int) -> int:
-    """Optimiser steps: the epochs' worth, at most `max_steps`.
+    """Returns the optimiser steps of all epochs, at most `max_steps`.
 
     Raises:
         ConfigError: fewer examples than one step takes.
@@ -154,10 +154,10 @@ def number_of_steps(section: TrainerSection, examples: int) -> int:
 
 
 def release(trainer: Any) -> None:
-    """Take the model back from a trainer that is done.
+    """Takes the model back from a finished trainer.
 
-    accelerate leaves its autocast on the model and does not prepare it a second time: the next trainer, and the
-    evaluation, would run in the precision of this one.
+    accelerate leaves its autocast on the model and does not prepare it a second time. Without this, the next trainer
+    and the evaluation would run in the precision of this one.
     """
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     vars(model).pop(PREPARED, None)

@@ -1,4 +1,4 @@
-"""What a run says of its steps.
+"""How a run reports its steps.
 
 Decides: what a logged step holds and how it reads on the terminal.
 Hides: transformers' callback protocol.
@@ -24,13 +24,13 @@ class StepLog(TrainerCallback):
     """Writes `training_log.jsonl`, or `warm_start_log.jsonl`, and the console's lines.
 
     Args:
-        log: where records go.
-        describe: turns a trainer's logs into a record; None where there is nothing to log.
+        log: gets the records.
+        describe: turns a trainer's logs into a record, or None if there is nothing to log.
         phase: name of the phase, as `sft` or `grpo`.
         batches_per_epoch: optimiser steps of an epoch.
         watch: the health rules, which see every record.
-        view: drawn on a terminal, instead of a line for each record.
-        best: says which step was best on validation users, and where it is kept; empty where none was measured.
+        view: replaces the line for each record on a terminal.
+        best: names the best step on validation users and its folder; empty where none was measured.
     """
 
     def __init__(
@@ -118,5 +118,5 @@ class StepLog(TrainerCallback):
 
 
 def _mean(values: list[tuple[float, int]]) -> float:
-    """The mean of values, each of which is a mean over so many steps."""
+    """Returns the mean over steps of (value, steps) pairs, where each value is itself a mean over that many steps."""
     return sum(value * count for value, count in values) / sum(count for _, count in values)

@@ -1,12 +1,12 @@
 """Which checkpoint a run goes on from.
 
 Decides: what makes a checkpoint usable (whole, of this recipe and this dataset, with all that the next step depends
-on), what becomes of one that is not, and what is said of each.
+on), what happens to one that is not, and how each is described.
 Hides: file names, and how recipes are compared.
 
 Beside the policy, which plain `from_pretrained` reads, a periodic checkpoint holds what transformers' own would
-(`optimizer.pt`, `scheduler.pt`, `rng_state.pth`, `trainer_state.json`), `algorithm.pt` (texts that are still to be
-learnt from, numbers since the last log line), the recipe and `progress.json`. All are read without running code.
+(`optimizer.pt`, `scheduler.pt`, `rng_state.pth`, `trainer_state.json`), `algorithm.pt` (completions still to learn
+from, numbers since the last log line), the recipe and `progress.json`. All are read without running code.
 """
 
 from __future__ import annotations
@@ -64,27 +64,27 @@ class Place:
 
 
 def steps_done(checkpoint: Path | None) -> int:
-    """Steps of its phase that led to a checkpoint; 0 for None."""
+    """Returns how many steps of its phase led to a checkpoint; 0 for None."""
     if checkpoint is None:
         return 0
     return int(read_progress(checkpoint)["step"])
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """Phase, step and dataset of a periodic checkpoint.
+    """Returns phase, step and dataset of a periodic checkpoint.
 
     Raises:
-        RunError: it is damaged.
+        RunError: the file is damaged.
     """
     return read_object(checkpoint / PROGRESS, {"phase": str, "step": int, "dataset": str})
 
 
 def find_place(run: Run, phases: Sequence[str], *, allow_partial: bool, most: int | None = None) -> Place:
-    """The newest usable checkpoint of a run that was interrupted or is to be longer, and must not be in use.
+    """Finds the newest usable checkpoint of a run that was interrupted or is to be longer. The run must not be in use.
 
     Args:
-        run: with the configuration and the dataset it is to be continued with.
-        phases: what is trained, in order; the last is the one that periodic checkpoints are named after.
+        run: with the configuration and the dataset to go on with.
+        phases: of the training, in order; periodic checkpoints bear the name of the last one.
         allow_partial: go on with a changed recipe, or without the optimiser's or the random state.
         most: steps that the last phase has with this configuration, at most, where that is known.
 
@@ -129,29 +129,29 @@ def find_place(run: Run, phases: Sequence[str], *, allow_partial: bool, most: in
 
 
 def check_data(run: Run, digests: Mapping[str, str], *, allow_partial: bool) -> None:
-    """Whether a run's data are still those it was begun with, whatever phase it is in.
+    """Checks that a run's data are still those it started with, whatever its phase.
 
     Args:
-        digests: of what is there, by the datasets' names.
+        digests: of the current data, by the datasets' names.
 
     Raises:
-        RunError: they were changed.
+        RunError: the data changed.
     """
     for change in changed_datasets(run, digests):
         _refuse(change, "put the data back that were there, or train a new run with these", allow_partial)
 
 
 def check_prompts(run: Run, digest: str, *, allow_partial: bool) -> None:
-    """Refuse to go on with prompts other than those that a run was begun with.
+    """Refuses to go on with prompts other than those that a run started with.
 
-    Data and recipe are compared before; what is left is the tokenizer, its chat template, and what that takes from
-    elsewhere. Runs of older versions do not know.
+    Data and recipe are compared before. This covers the tokenizer, its chat template, and what the template takes from
+    elsewhere. Runs of older versions keep no digest and pass.
 
     Args:
-        digest: of the prompts as they are made now.
+        digest: of the prompts as they are built now.
 
     Raises:
-        RunError: they are others, and `allow_partial` is off.
+        RunError: the prompts differ, and `allow_partial` is off.
     """
     first_digest = run.environment().get("prompts")
     if first_digest and first_digest != digest:
@@ -163,12 +163,12 @@ def check_prompts(run: Run, digest: str, *, allow_partial: bool) -> None:
 
 
 def keep_recipe(run: Run) -> None:
-    """The run folder says what the run goes on with, where that is not what it was begun with.
+    """Writes the current configuration into the run folder, if it is not the one there.
 
-    Each checkpoint keeps the recipe that it was made with.
+    Each checkpoint keeps the recipe of its own step.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     path, text = run.folder / "config.yaml", recipe_text(run.config)
     if path.read_text(encoding="utf-8") != text:
@@ -196,7 +196,7 @@ def _listed(folder: Path) -> set[str]:
 
 
 def _problems(folder: Path) -> list[str]:
-    """What a checkpoint lacks, or what differs from what was written; a missing state of the training is no problem."""
+    """Returns what a checkpoint lacks and which files changed. A missing state of the training is no problem."""
     flaws = problems(folder, but=STATE)
     if not flaws and folder.name.startswith(("checkpoint_step", "checkpoint_warm")) and PROGRESS not in _listed(folder):
         flaws = [f"no {PROGRESS}"]
@@ -205,15 +205,15 @@ def _problems(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """A checkpoint as it lies there.
+    """A checkpoint as it is on disk.
 
     Attributes:
-        step: of the phase it was written in; None where that is not written down.
+        step: of its phase; None where no file records it.
         size: bytes.
         problems: why it cannot be loaded; empty where it is whole.
         missing: files without which training can go on only with --allow-partial.
-        metrics: what it reached on validation users, where it was kept for that.
-        dataset: digest of what it was trained on, where that is written down.
+        metrics: its metrics on validation users, where the run kept it for them.
+        dataset: digest of its training data, where a file records it.
     """
 
     name: str
@@ -226,9 +226,9 @@ class CheckpointState:
 
 
 def checkpoint_states(run: Run) -> list[CheckpointState]:
-    """Every checkpoint of a run, those put aside as damaged too; every file is read, nothing is changed.
+    """Returns every checkpoint of a run, damaged ones too. Reads every file and changes none.
 
-    The start comes first, then steps in order, the best, the final one.
+    The start comes first, then the steps in order, the best, and the final one.
     """
     start, steps = [run.start], [*run.warm_steps(), *run.steps()]
     aside = sorted(run.checkpoints.glob("damaged_*"))
@@ -248,7 +248,7 @@ def _state(folder: Path) -> CheckpointState:
     for name in (PROGRESS, VALIDATION):
         try:
             content = read_object(folder / name)
-        except RunError:  # most have none; of one that is damaged `flaws` says so
+        except RunError:  # most have none; `flaws` lists a damaged one
             continue
         facts |= content
     step = facts.get("step")
@@ -266,7 +266,7 @@ def _state(folder: Path) -> CheckpointState:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a checkpoint is whole; one that is not is put aside, so that nothing takes it for the newest."""
+    """Returns whether a checkpoint is whole. Renames a damaged one, so that nothing takes it for the newest."""
     flaws = _problems(folder)
     if flaws:
         aside = folder.with_name(folder.name.replace("checkpoint_", "damaged_", 1))
@@ -277,7 +277,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _tidy(run: Run) -> None:
-    """What a process left that was killed in the middle of writing."""
+    """Cleans up after a process that was killed while it wrote a checkpoint."""
     for old in run.checkpoints.glob(".checkpoint_*.old"):
         name = old.name[1:].rsplit(".", 2)[0]
         if not (run.checkpoints / name).exists():
@@ -287,7 +287,7 @@ def _tidy(run: Run) -> None:
 
 
 def is_longer(trained: Any, section: TrainerSection) -> bool:
-    """Whether a trainer goes on to more steps than that of a recipe, as far as both say."""
+    """Whether a trainer goes on to more steps than that of a recipe, by the settings that both have."""
     before = trained.get("trainer") if isinstance(trained, Mapping) else None
     before = before if isinstance(before, Mapping) else {}
     pairs = [(getattr(section, name), before.get(name)) for name in LENGTH]
@@ -297,13 +297,13 @@ def is_longer(trained: Any, section: TrainerSection) -> bool:
 
 
 def final_steps(run: Run) -> int | None:
-    """Steps of the last phase that led to `checkpoint_final`; None where an earlier version wrote it."""
+    """Returns how many steps of the last phase led to `checkpoint_final`, or None if an earlier version wrote it."""
     path = run.final / PROGRESS
     return steps_done(run.final) if path.is_file() else None
 
 
 def _check_more(run: Run, most: int | None) -> None:
-    """Whether a finished run can be prolonged to what is asked for."""
+    """Checks that a finished run can go on to `most` steps."""
     final_step = final_steps(run)
     if final_step is None:
         raise RunError(
@@ -347,7 +347,7 @@ def _refuse(what: str, instead: str, allow_partial: bool) -> None:
 
 
 def changed_keys(before: Any, now: Any, path: str = "") -> list[str]:
-    """`key: was, is` of what differs and matters. A key that only one of both has is none of either's version."""
+    """Returns `KEY was X, is Y` for each difference that matters. Skips keys that only one of both recipes has."""
     if isinstance(before, Mapping) and isinstance(now, Mapping) and path != "reward.functions.":
         both = [key for key in now if key in before]
         return [line for key in both for line in changed_keys(before[key], now[key], f"{path}{key}.")]
@@ -358,12 +358,12 @@ def changed_keys(before: Any, now: Any, path: str = "") -> list[str]:
 
 
 def cut_logs(run: Run, phases: Sequence[str], place: Place) -> None:
-    """Drop the lines of steps that will be made again, and a last line that a kill cut.
+    """Drops the log lines of steps that the run will make again, and a last line that a kill cut.
 
-    What a run of an earlier version has of its warm start in `training_log.jsonl` goes where it belongs.
+    Moves a warm start's lines, which earlier versions wrote into `training_log.jsonl`, to a file of their own.
 
     Raises:
-        RunError: they cannot be written.
+        RunError: the logs cannot be written.
     """
     is_last = place.phase == len(phases) - 1
 

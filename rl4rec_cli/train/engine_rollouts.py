@@ -1,9 +1,9 @@
-"""Learning from texts that another engine sampled.
+"""Learning from completions that another engine sampled.
 
-Decides: how a text is weighed whose tokens the engine drew with other probabilities than the trainer computes (other
-kernels, another precision), and what is logged of the distance.
-Hides: TRL's switches. Its correction for vLLM is used where it has one (GRPO, and what is built on it); RLOO has none,
-and gets the same for whole texts, which are what it learns from.
+Decides: how a completion is weighed whose tokens the engine drew with other probabilities than the trainer computes
+(other kernels, another precision), and what is logged of the distance.
+Hides: TRL's switches. GRPO and the trainers built on it use TRL's correction for vLLM. RLOO has none, and gets the same
+for whole completions, which are what it learns from.
 
 The weight is the ratio of both probabilities, cut where it is large (truncated importance sampling, Ionides 2008) or 0.
 """
@@ -24,10 +24,10 @@ _CORRECTION, _RATIO = "vllm_importance_sampling_correction", "importance_samplin
 
 
 class EngineRollouts:
-    """Stands before a trainer of TRL's, whose texts an engine may write: it logs how many weights were cut.
+    """Stands before one of TRL's trainers and logs how many weights the correction for an engine cut.
 
     Args:
-        engine: settings of the engine that writes the texts; None: the policy writes them itself.
+        engine: settings of the engine that generates; None: the policy generates itself.
     """
 
     use_vllm: Any
@@ -62,7 +62,7 @@ class EngineRollouts:
 
 
 class _HandedOver:
-    """Stands where TRL keeps its own vLLM: ours is brought to the policy's weights when it writes."""
+    """Stands where TRL keeps its own vLLM. Ours gets the policy's weights when it generates."""
 
     def sync_weights(self) -> None:
         pass
@@ -74,17 +74,17 @@ def weigh_texts(
     settings: VllmSection,
     metrics: Mapping[str, list[float]],
 ) -> None:
-    """Weigh the advantages of RLOO's texts, in place.
+    """Weighs the advantages of RLOO's completions, in place.
 
     Args:
-        output: TRL's batch of B texts, with `old_logps` `[B]`, the trainer's log-probabilities of whole texts.
-        sampled: of B texts, the log-probabilities of their tokens as they were sampled.
-        metrics: gets what is logged.
+        output: TRL's batch of B completions, with `old_logps` `[B]`, the trainer's log-probabilities of whole ones.
+        sampled: of B completions, the log-probabilities that the engine sampled their tokens with.
+        metrics: gets the logged values.
     """
     if settings.correction == "none":
         return
     old_B = output["old_logps"]
-    lengths_B = output["completion_mask"].sum(1)  # 0: a text that is left out, as one that was cut can be
+    lengths_B = output["completion_mask"].sum(1)  # 0: a completion that is left out, as truncated ones can be
     gaps_B = old_B - torch.tensor([sum(logps) for logps in sampled]).to(old_B)
     gaps_B = torch.where(lengths_B > 0, gaps_B, 0.0)
     ratio_B = gaps_B.exp()

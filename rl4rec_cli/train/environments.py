@@ -1,7 +1,7 @@
-"""The datasets a run is trained on, each with what its examples are written, ranked and rewarded by.
+"""The environments of a run: its datasets, each with its own prompt builder, retriever and scorer.
 
-Decides: that the examples of all datasets make one training set, in which each has the share that its examples have;
-that a prompt is written of its own dataset, and its texts are ranked in that dataset's catalogue and nowhere else.
+Decides: that the examples of all datasets make one training set, in which each dataset has the share that its examples
+have; that a prompt is built from its own dataset, and its completions are ranked in that dataset's catalogue alone.
 Hides: that item ids of different catalogues are the same numbers.
 """
 
@@ -35,7 +35,7 @@ class Environment:
     scorer: Scorer
     builder: PromptBuilder
     examples: Sequence[Example]
-    """What is trained on."""
+    """The training examples."""
 
     @property
     def name(self) -> str:
@@ -71,10 +71,10 @@ def open_environments(
 
 
 def check_datasets(config: RunConfig, datasets: Sequence[Dataset]) -> None:
-    """That several datasets go together, and say in which shares.
+    """Checks that several datasets go together, and logs the share of each.
 
     Raises:
-        ConfigError: one of several datasets has none, or a prompt template is for none of them.
+        ConfigError: one of several datasets has no training examples, or a prompt template names none of them.
     """
     names = [dataset.name for dataset in datasets]
     for key in ("templates", "item_templates"):
@@ -94,7 +94,7 @@ def check_datasets(config: RunConfig, datasets: Sequence[Dataset]) -> None:
 
 
 def count_examples(environments: Sequence[Environment]) -> int:
-    """Training examples of all environments."""
+    """Counts the training examples of all environments."""
     return sum(len(environment.examples) for environment in environments)
 
 
@@ -105,10 +105,10 @@ def screen_environments(
     write: Callable[[Dataset, Sequence[Example]], list[str]],
     folder: Path,
 ) -> list[Environment]:
-    """Each environment with the examples that reinforcement learning sees; see `screening.py`.
+    """Returns each environment with the examples that reinforcement learning sees; see `screening.py`.
 
     Args:
-        write: the starting policy's most likely texts for examples of a dataset.
+        write: returns the starting policy's most likely completions for examples of a dataset.
         folder: the run's.
     """
     from rl4rec_cli.train.screening import screen_examples

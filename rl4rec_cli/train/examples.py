@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _training_users(section: DataSection, dataset: Dataset, seed: int) -> set[str] | None:
-    """The users drawn for training; None: all."""
+    """Draws the users to train on, or returns None for all."""
     counts = count_train_examples(dataset, section.train_targets)
     users = sorted(user for user, count in zip(dataset.users, counts, strict=True) if count)
     limit = section.train_users
@@ -28,7 +28,7 @@ def _training_users(section: DataSection, dataset: Dataset, seed: int) -> set[st
 
 
 def training_examples(section: DataSection, dataset: Dataset, *, seed: int) -> list[Example]:
-    """Every training example of the users drawn for training.
+    """Returns every training example of the users to train on.
 
     Args:
         seed: the run's.
@@ -39,7 +39,7 @@ def training_examples(section: DataSection, dataset: Dataset, *, seed: int) -> l
 
 
 def number_of_training_examples(section: DataSection, dataset: Dataset, *, seed: int) -> int:
-    """How many those are, without making them."""
+    """Counts those examples without making them."""
     training_users = _training_users(section, dataset, seed)
     counts = count_train_examples(dataset, section.train_targets)
     return sum(

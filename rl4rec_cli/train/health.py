@@ -1,7 +1,7 @@
 """Whether a run is going wrong.
 
-Decides: what of the logged steps and of the validation measurements is a sign of it, what is then said, and that it is
-said once: a sign that holds on is told again only after it was gone for a whole window.
+Decides: which signs of it logged steps and validation measurements can show, what a run then reports, and that it
+reports a sign once: it repeats one only after the sign was gone for a whole window.
 Hides: windows and starting values. Nothing here knows a trainer: records go in, findings come out.
 """
 
@@ -28,7 +28,7 @@ class Finding:
     rule: str
     step: int
     seen: str
-    """What was seen: numbers and steps."""
+    """The numbers and steps that show it."""
     advice: str
     """What to change."""
     stops: bool
@@ -47,7 +47,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Rule:
-    """A rule over one number of the record. `limits(first)` are the least and the greatest that are well."""
+    """A rule over one number of the record. `limits(first)` returns the least and the greatest healthy value."""
 
     key: str
     what: str
@@ -58,7 +58,7 @@ class _Rule:
 
 
 class Health:
-    """Reads a phase's records in order. Its `state` makes a resumed phase say what an uninterrupted one says."""
+    """Reads a phase's records in order. With its `state`, a resumed phase reports what an uninterrupted one reports."""
 
     def __init__(self, section: HealthSection) -> None:
         self._section = section
@@ -70,7 +70,7 @@ class Health:
         self._checks: list[tuple[int, float, float | None]] = []
 
     def see(self, record: Mapping[str, Any]) -> list[Finding]:
-        """The rules that begin to hold with a logged step."""
+        """Returns the rules that begin to hold with a logged step."""
         step, findings = int(record["step"]), []
         reward = _number(record.get("avg_reward"))
         if reward is not None:
@@ -92,7 +92,7 @@ class Health:
         return findings
 
     def see_validation(self, step: int, metric: str, value: float) -> list[Finding]:
-        """Whether the reward rises while the validation metric falls, with a measurement after `step` steps."""
+        """Takes in a measurement after `step` steps. Reports a reward that rises while the validation metric falls."""
         section = self._section
         if section.overfit == "off":
             return []
@@ -120,7 +120,7 @@ class Health:
         if name in self._holds:
             return []
         stops = getattr(self._section, name) == "stop"
-        if stops:  # who goes on after a stop gets a window's time to see whether it was mended
+        if stops:  # a run that goes on after a stop gets a whole window before the rule can stop it again
             self._seen[name] = []
             self._checks = [] if name == "overfit" else self._checks
         else:
@@ -150,10 +150,10 @@ class Health:
 
 
 def stop_for(findings: Sequence[Finding]) -> None:
-    """End the run where a finding asks for it.
+    """Stops the run if a finding is of a rule that stops it.
 
     Raises:
-        HealthError: one does.
+        HealthError: a finding is.
     """
     for finding in findings:
         if finding.stops:
@@ -164,10 +164,10 @@ def stop_for(findings: Sequence[Finding]) -> None:
 
 
 def check_finite(name: str, value: float, *, step: int) -> None:
-    """The rule `non_finite`: stop before the weights take in a number that is not finite.
+    """The rule `non_finite`: stops before a number that is not finite changes the weights.
 
     Raises:
-        PolicyError: it is not.
+        PolicyError: `value` is not finite.
     """
     if not math.isfinite(value):
         raise PolicyError(

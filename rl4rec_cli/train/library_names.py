@@ -2,7 +2,7 @@
 
 Decides: nothing. It lists the private methods and attributes that our trainers call, override, read or set, and the
 names in TRL's batches and logs that they read. `tests/train/test_library_names.py` finds each in the pinned versions
-and each use in our code: a name that moved fails there, and so does one that is used without standing here.
+and each use in our code: a name that moved fails there, and so does a use that this list lacks.
 Hides: nothing.
 """
 
@@ -63,7 +63,7 @@ SWITCHES = (
     *("use_vllm", "vllm_generation", "vllm_importance_sampling_correction", "vllm_importance_sampling_mode"),
     *("vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min"),
 )
-"""Attributes of `trl.GRPOTrainer` that `engine_rollouts.py` sets; set in vain where TRL asks others."""
+"""Attributes of `trl.GRPOTrainer` that `engine_rollouts.py` sets; they have no effect where TRL reads others."""
 
 BATCH: Mapping[str, tuple[str, ...]] = {
     "trl.GRPOTrainer": (

@@ -1,10 +1,10 @@
-"""The mathematics of PPO and REINFORCE, on tensors of B texts and T tokens.
+"""The mathematics of PPO and REINFORCE, on tensors of B completions and T tokens.
 
 Decides: how rewards and values become advantages, returns and losses, and that padding has no part in any of them.
 Hides: nothing; every function is pure.
 
-`mask_BT` is 1 where a token was written and 0 on the padding that follows it. What stands on padding in any other
-argument, NaN included, changes no result; results are 0 there.
+`mask_BT` is 1 on the tokens of a completion and 0 on the padding that follows them. Values on padding in any other
+argument, NaN included, change no result. Results are 0 there.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from torch import Tensor
 
 
 def masked_mean(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean over the written tokens; 0 where there is none."""
+    """Mean over the completions' tokens; 0 where there is none."""
     return _on(values_BT, mask_BT).sum() / mask_BT.sum().clamp(min=1)
 
 
 def whiten(values_BT: Tensor, mask_BT: Tensor, *, scale: bool = True, epsilon: float = 1e-8) -> Tensor:
-    """Mean 0 and (with `scale`) variance 1 over the written tokens.
+    """Mean 0 and (with `scale`) variance 1 over the completions' tokens.
 
-    The mean is over tokens, as that of the loss is: a text counts with its length. So weighted it is also nearer to
-    the baseline of least variance, which weights a text by the square of its score function (Greensmith et al. 2004).
+    The mean is over tokens, as that of the loss is: a completion counts with its length. This weighting also brings it
+    nearer to the baseline of least variance, which weights a completion by the square of its score function (Greensmith
+    et al. 2004).
 
     Args:
         epsilon: added to the variance: equal values become 0, not noise.
@@ -34,7 +35,7 @@ def whiten(values_BT: Tensor, mask_BT: Tensor, *, scale: bool = True, epsilon: f
 
 
 def token_rewards(rewards_B: Tensor, mask_BT: Tensor, penalties_BT: Tensor | None = None) -> Tensor:
-    """A text's reward on its last token, less a penalty on every token (the KL term of Ziegler et al. 2019)."""
+    """A completion's reward on its last token, less a penalty on every token (the KL term of Ziegler et al. 2019)."""
     last_B = mask_BT.cumsum(1).argmax(1)  # the first of the greatest: the last written token
     rewards_BT = torch.zeros_like(mask_BT, dtype=rewards_B.dtype).scatter_(1, last_B[:, None], rewards_B[:, None])
     if penalties_BT is not None:
@@ -50,10 +51,10 @@ def discounted_returns(rewards_BT: Tensor, mask_BT: Tensor, gamma: float) -> Ten
 def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16), in units of the reward.
 
-    δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γλ A_{t+1}; after a text's last token there is no value.
+    δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γλ A_{t+1}; after a completion's last token there is no value.
 
     Args:
-        values_BT: V_t, what the critic expected before token t was written.
+        values_BT: V_t, what the critic expects before token t.
     """
     rewards_BT, values_BT = _on(rewards_BT, mask_BT), _on(values_BT, mask_BT)
     ahead_B = value_B = torch.zeros_like(rewards_BT[:, 0])
@@ -102,5 +103,5 @@ def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -
 
 
 def _on(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """The values where a token was written, else 0; a product would let NaN through."""
+    """The values on the completions' tokens, else 0; a product would let NaN through."""
     return torch.where(mask_BT.bool(), values_BT, 0)

@@ -1,8 +1,8 @@
 """What stands before TRL's trainers, and in which order.
 
-Decides: the order. A method goes through these classes from left to right before it reaches TRL's: checkpoints see a
-step when everything else has had its say; what an engine's texts weigh is logged of the batch that is learnt from, thus
-after groups without variance were left out of it.
+Decides: the order. A method goes through these classes from left to right before it reaches TRL's. Checkpoints see a
+step after all other classes have handled it. The weights of an engine's completions are logged for the batch that the
+trainer learns from, which no longer has the groups without variance.
 
 An algorithm declares its trainer as `class XTrainer(GroupBase, TrlsTrainer)`. What only completes TRL's class is a
 subclass of TRL's in `TrlsTrainer`'s place; what an algorithm does beyond TRL's stands in the body.
@@ -20,4 +20,4 @@ class RlBase(Resumable, EngineRollouts):
 
 
 class GroupBase(Resumable, EngineRollouts, InformativeGroups):
-    """Before trainers that learn from several texts per prompt."""
+    """Before trainers that learn from several completions per prompt."""

@@ -1,8 +1,8 @@
-"""The critic of PPO: what reward it expects before each token of a text.
+"""The critic of PPO: what reward it expects before each token of a completion.
 
 Decides: what the critic is (a small network on the policy's hidden states, or on those of its own LoRA adapter over
 the shared base), that it starts by expecting 0, and the file it is kept in.
-Hides: how hidden states are got out of a model, and switching adapters.
+Hides: how it gets hidden states out of a model, and how it switches adapters.
 
 The critic is no part of the policy: a checkpoint holds it in a file beside the policy's (`critic.safetensors`), which
 `from_pretrained` does not look at, and an exported policy has none.
@@ -27,7 +27,7 @@ POLICY_ADAPTER = "default"
 
 @contextmanager
 def lm_head_inputs(model: Any) -> Iterator[list[Tensor]]:
-    """Collect the hidden states that the language-model head reads: they cost no pass of their own.
+    """Collects the hidden states that the language-model head reads. They cost no pass of their own.
 
     Yields:
         a list that grows by one `[B, …, hidden]` tensor for each pass through the model.
@@ -46,7 +46,7 @@ class Critic:
     Args:
         model: the policy's model.
         kind: `head` or `adapter`.
-        seed: initialisation. The global generator is left alone: a critic changes no text that is sampled.
+        seed: of the initialisation. The global generator stays untouched: a critic changes no sampled completion.
 
     Raises:
         ConfigError: an adapter of its own where the policy has none.
@@ -72,7 +72,7 @@ class Critic:
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """What the critic learns, by name."""
+        """Returns the parameters that the critic learns, by name."""
         parameters = {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
         if self.has_adapter:
             parameters |= {name: p for name, p in self._model.named_parameters() if f".{ADAPTER}." in name}
@@ -84,7 +84,7 @@ class Critic:
             return self.head(hidden_BTH.float()).squeeze(-1)
 
     def read(self, ids_BL: Tensor, mask_BL: Tensor, tokens: int) -> Tensor:
-        """`[B, tokens, hidden]` states of the critic's own adapter, before each of the last tokens was written."""
+        """`[B, tokens, hidden]` states of the critic's own adapter, each before one of the last `tokens` tokens."""
         with self._active():
             backbone = self._model.base_model.model.base_model
             states_BLH = backbone(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).last_hidden_state
@@ -100,20 +100,20 @@ class Critic:
             self.unfreeze()
 
     def unfreeze(self) -> None:
-        """Whoever activates another adapter freezes this one, and a frozen one gets no gradient."""
+        """Unfreezes the critic's adapter. Activating another adapter freezes it, and then it gets no gradient."""
         for parameter in self.named_parameters().values():
             parameter.requires_grad_(True)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Its weights, by name."""
+        """Returns the critic's weights, by name."""
         return {name: parameter.detach() for name, parameter in self.named_parameters().items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over weights.
+        """Loads the critic's weights.
 
         Raises:
-            PolicyError: they are another critic's.
+            PolicyError: the weights are another critic's.
         """
         own = self.named_parameters()
         if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
@@ -125,17 +125,17 @@ class Critic:
             parameter.copy_(state[name])
 
     def save(self, folder: Path) -> None:
-        """Write its file into a checkpoint."""
+        """Writes the critic's file into a checkpoint."""
         from safetensors.torch import save_file
 
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, folder / CRITIC_FILE)
 
     def load(self, folder: Path) -> None:
-        """Read its file from a checkpoint.
+        """Reads the critic's file from a checkpoint.
 
         Raises:
-            PolicyError: there is none, it is damaged, or it is another critic's.
+            PolicyError: the file is missing, damaged, or another critic's.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -147,13 +147,13 @@ class Critic:
         self.load_state_dict(state)
 
     def remove(self) -> None:
-        """Take its adapter off the policy's model."""
+        """Removes the critic's adapter from the policy's model."""
         if self.has_adapter:
             self._model.delete_adapter(ADAPTER)
 
 
 def _add_adapter(model: Any) -> None:
-    """An adapter that starts as a copy of the policy's: what the policy can tell apart, the critic can."""
+    """Adds an adapter that starts as a copy of the policy's: what the policy can tell apart, the critic can."""
     model.add_adapter(ADAPTER, model.peft_config[POLICY_ADAPTER])
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,9 +1,9 @@
-"""GRPO and RLOO that learn only from groups whose texts differ in reward.
+"""GRPO and RLOO that learn only from groups whose completions differ in reward.
 
-Decides: a group without variance says nothing of which text is better: it is left out of the loss, of the KL penalty
-and of what the loss is divided by; where asked, other prompts take its place (DAPO's dynamic sampling,
+Decides: a group without variance does not show which completion is better. The loss, the KL penalty and the divisor of
+the loss leave it out. With `zero_variance: refill`, other prompts take its place (DAPO's dynamic sampling,
 arXiv:2503.14476, with a bound).
-Hides: TRL's batches of padded texts, and that GRPO's loss is a mean over tokens and RLOO's one over texts.
+Hides: TRL's batches of padded completions, and that GRPO's loss is a mean over tokens and RLOO's one over completions.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class InformativeGroups:
         if "num_items_in_batch" in output:  # GRPO: a mean over tokens, the KL penalty beside the advantages
             output["completion_mask"] = output["completion_mask"] * keep_B[:, None]
             output["num_items_in_batch"] = output["completion_mask"].sum()
-        else:  # RLOO: a mean over texts, the KL penalty in the advantages; masked tokens would spoil a text's ratio
+        else:  # RLOO: a mean over completions, the KL penalty in the advantages; masking tokens would spoil the ratio
             output["advantages"] = output["advantages"] * keep_B * (len(keep_B) / keep_B.sum().clamp(min=1))
         counts = {
             "zero_variance": zero_variance,
@@ -88,7 +88,7 @@ class InformativeGroups:
         return output
 
     def _varied(self) -> Tensor:
-        """`[groups]` whether the last texts' rewards differ within their group."""
+        """`[groups]` whether the rewards of the last completions differ within their group."""
         rewards_GN = self._rewards_B.view(-1, self._size)
         return ~torch.isclose(rewards_GN, rewards_GN[:, :1], rtol=0.0, atol=1e-8).all(1).cpu()
 
@@ -96,7 +96,7 @@ class InformativeGroups:
         return slice(group * self._size, (group + 1) * self._size)
 
     def _fresh(self, count: int, turn: int) -> list[dict[str, Any]]:
-        """Prompts drawn from all; by the step alone, so that a resumed run draws the same."""
+        """Draws prompts from the whole training set. Only the step seeds it, so that a resumed run draws the same."""
         draw = random.Random(f"{self.args.seed} {self._step} {turn}")
         rows: Any = self.train_dataset
         indices = draw.sample(range(len(rows)), min(count, len(rows)))
@@ -104,7 +104,7 @@ class InformativeGroups:
 
 
 def _replace(output: dict[str, Any], ours: slice, other: dict[str, Any], theirs: slice, pad: int) -> dict[str, Any]:
-    """The batch with a group of another one in place of one of its own."""
+    """Returns a copy of the batch in which a group of another batch replaces one of its own."""
     batch = dict(output)
     for name, value in output.items():
         if name in _WHOLE:

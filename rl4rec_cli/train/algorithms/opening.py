@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def open_trainer(parts: TrainerParts) -> Any:
-    """Makes the trainer of the configured algorithm, a transformers `Trainer`.
+    """Returns the trainer of the configured algorithm, a transformers `Trainer`.
 
     Raises:
         ConfigError: the algorithm is no reinforcement learning, or settings do not go together.

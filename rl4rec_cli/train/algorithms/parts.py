@@ -29,7 +29,7 @@ class TrainerParts:
 
     @property
     def engine(self) -> VllmSection | None:
-        """Settings of the engine that writes the texts, `correction: auto` decided; None: the model writes them."""
+        """Settings of the engine that generates, with `correction: auto` resolved; None where the model generates."""
         settings = self.config.generation.vllm
         if self.policy.engine is None:
             return None

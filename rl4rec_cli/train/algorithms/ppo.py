@@ -1,7 +1,7 @@
-"""PPO and REINFORCE: one text per prompt, advantages per token.
+"""PPO and REINFORCE: one completion per prompt, advantages per token.
 
 Decides: how rewards become advantages (GAE with a critic, or whole returns less the batch's mean), when the policy
-stands still while the critic learns, and what is logged of it.
+is frozen while the critic learns, and what is logged of it.
 Hides: TRL. Generation, rewards, the clipped policy loss, the reference policy and logging are `GRPOTrainer`'s, whose
 loss takes advantages of shape (B, T) from subclasses; REINFORCE is the same without a critic and with one update.
 """
@@ -81,7 +81,7 @@ class PpoTrainer(RlBase, GRPOTrainer):
         self._scale = scale
         self._ppo = section if isinstance(section, PpoSection) else None
         self.critic = Critic(self.model, self._ppo.critic, seed=self.args.seed) if self._ppo else None
-        self._is_far = False  # from the policy that wrote the texts: further than target_kl
+        self._is_far = False  # from the policy that generated: further than target_kl
         self._scored_B = torch.zeros(0)
         self._passes: list[tuple[Tensor, Tensor | None]] = []  # log-probabilities and hidden states of each pass
 
@@ -97,7 +97,7 @@ class PpoTrainer(RlBase, GRPOTrainer):
         self._passes.clear()
         output = super()._generate_and_score_completions(inputs)
         mask_BT, rewards_B = output["completion_mask"], self._scored_B
-        # Where texts are learnt from once, TRL has no use for the probabilities they were written with.
+        # With one update per batch, TRL has no use for the probabilities that the completions were sampled with.
         is_read = "old_per_token_logps" in output
         if not is_read and (self.critic is not None or self._takes_kl_off_rewards):
             output["old_per_token_logps"] = self._read(self.model, output)[0]
@@ -120,7 +120,7 @@ class PpoTrainer(RlBase, GRPOTrainer):
             self._note("explained_variance", explained_variance(values_BT, returns_BT, mask_BT))
             self._note("values_mean", masked_mean(values_BT, mask_BT))
         self._note("returns_mean", masked_mean(returns_BT, mask_BT))
-        # Of groups of one text; here the group is the batch.
+        # Of groups of one completion; here the group is the batch.
         self._metrics["train"]["frac_reward_zero_std"][-1] = float((rewards_B == rewards_B[0]).all())
         self._passes.clear()
         return output
@@ -131,7 +131,7 @@ class PpoTrainer(RlBase, GRPOTrainer):
 
     @torch.no_grad()
     def _values(self, inputs: Any, hidden_BTH: Tensor | None) -> Tensor:
-        """`[B, T]` values when the texts were written, read in micro-batches as TRL reads log-probabilities."""
+        """`[B, T]` values before any update on these completions, in micro-batches as TRL's log-probabilities are."""
         rows = inputs["completion_ids"].size(0)
         parts = []
         for start in range(0, rows, self.args.per_device_train_batch_size):
@@ -266,26 +266,26 @@ class PpoTrainer(RlBase, GRPOTrainer):
     # Checkpoints
 
     def algorithm_state(self) -> dict[str, Any]:
-        """What resuming in the midst of a batch of texts needs beside what every trainer has.
+        """What resuming in the middle of a batch of completions needs beyond what every trainer has.
 
         The critic has its own file; the last group of the optimiser's state holds its moments.
         """
         return {"is_far": self._is_far}
 
     def set_algorithm_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what `algorithm_state` gave."""
+        """Restores what `algorithm_state` returned."""
         self._is_far = bool(state["is_far"])
 
     def write_beside(self, folder: Path) -> None:
-        """Write the critic into a checkpoint."""
+        """Writes the critic into a checkpoint."""
         if self.critic is not None:
             self.critic.save(folder)
 
     def read_beside(self, folder: Path) -> None:
-        """Read the critic from a checkpoint.
+        """Reads the critic from a checkpoint.
 
         Raises:
-            PolicyError: it is not there, damaged, or of another kind or size.
+            PolicyError: the file is missing, damaged, or of another kind or size.
         """
         if self.critic is not None:
             self.critic.load(folder)

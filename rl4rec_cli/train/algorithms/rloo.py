@@ -39,11 +39,11 @@ def rloo_arguments(
 
 
 class _WithRollouts(RLOOTrainer):
-    """TRL's trainer, which has no `rollout_func`, writing its texts with our generation.
+    """TRL's trainer, which has no `rollout_func`, with our generation.
 
     Args:
-        rollout: writes them.
-        correction: how texts that an engine wrote are weighed.
+        rollout: generates the completions.
+        correction: how an engine's completions are weighed.
     """
 
     def __init__(self, *, rollout: Rollout, correction: VllmSection, **trl: Any) -> None:

@@ -1,6 +1,7 @@
-"""Supervised fine-tuning: teach the policy to write an item's text (TRL's `SFTTrainer`).
+"""Supervised fine-tuning: teaches the policy to write an item's text (TRL's `SFTTrainer`).
 
-Decides: which text is taught (the next item's, or the last of the history) and that only it counts in the loss.
+Decides: which text the policy learns (the next item's, or that of the history's last item) and that only this text
+counts in the loss.
 Hides: TRL, tokenisation of the pairs.
 """
 
@@ -54,9 +55,9 @@ def build_pairs(
     *,
     max_completion_length: int,
 ) -> list[dict[str, list[int]]]:
-    """`input_ids` and `labels` of each example; prompt tokens are labelled -100.
+    """Returns `input_ids` and `labels` of each example; prompt tokens have the label -100.
 
-    The text ends with the end-of-sequence token, also where it was cut at `max_completion_length`.
+    The text ends with the end-of-sequence token, even where `max_completion_length` cuts it.
     """
     tokenizer = builder.tokenizer
     texts = item_renderer(section.target_template, dataset, setting="target_template")
@@ -85,16 +86,16 @@ def train_sft(
     resume: Path | None = None,
     validation: Validation | None = None,
 ) -> int:
-    """Fine-tune the policy in place.
+    """Fine-tunes the policy in place.
 
     Args:
-        environments: what is trained on, together.
+        environments: the policy learns from all of them together.
         is_warm_start: checkpoints are `checkpoint_warm_N`.
         resume: the checkpoint to go on from.
-        validation: measures the policy now and then.
+        validation: measures the policy at regular steps.
 
     Returns:
-        The steps that were made in all.
+        The number of steps in all.
 
     Raises:
         ConfigError: too few examples.
