@@ -47,7 +47,7 @@ ALGORITHM = "algorithm.pt"
 STATE = frozenset({OPTIMIZER, SCHEDULER, RANDOM, SCALER, ALGORITHM})
 """Without these training could go on, but not on the same curve."""
 LENGTH = ("max_steps", "num_train_epochs")
-"""Keys of `trainer` that say how long is trained."""
+"""Keys of `trainer` that set the length of the training."""
 FREE = ("run.name", "run.output_dir", "retrieval.storage", "retrieval.memory_map", "eval.", "logging.", "health.")
 """Keys that change nothing of what is learnt."""
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.health import HealthSection
 
 MASKED = "masked_share"
-"""Key of a record: the share of tokens (or texts) that importance sampling left out or cut; only engines give it."""
+"""Key of a record: the share of tokens (or completions) that importance sampling cut or left out; engines only."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What a terminal shows while a policy is trained; elsewhere there are plain lines (`train/callbacks.py`).
 
-Decides: what is shown and in which order, that as much of it stands in a line as the terminal is wide, and that log
-lines, bars and what libraries print stand above it.
-Hides: rich, which is imported when something is drawn.
+Decides: what is shown and in which order, that lines fill the terminal's width, and that log lines, bars and the
+output of libraries stand above it.
+Hides: rich, which is imported only to draw.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _GAP = "   "
 
 
 class TrainingView:
-    """One phase of training, drawn anew whenever it is asked for.
+    """Shows one phase of training, anew at each refresh.
 
     Args:
         title: the phase.
-        steps: how many there are.
-        done: how many of them were made before.
-        validation: the metric on held-out users: its name, and steps and values so far.
-        samples: some of the last texts, each with its rank.
+        steps: of the whole phase.
+        done: steps made before, by the run that this one resumes.
+        validation: returns the name of the metric on held-out users, and its steps and values so far.
+        samples: returns some of the last completions, each with its rank.
         clock: seconds that only grow.
     """
 
@@ -53,11 +53,11 @@ class TrainingView:
         self._rewards: list[float] = []
 
     def advance(self, step: int) -> None:
-        """So many steps are made."""
+        """Takes in how many steps are made."""
         self._step = step
 
     def show(self, record: Mapping[str, Any]) -> None:
-        """Take in a logged step."""
+        """Takes in a logged step."""
         self._record = record
         if record.get("avg_reward") is not None:
             self._rewards = [*self._rewards, record["avg_reward"]][-_POINTS:]
@@ -69,7 +69,7 @@ class TrainingView:
             yield Text(line, no_wrap=True, overflow="crop")
 
     def lines(self, width: int, *, blocks: str = _BLOCKS) -> list[str]:
-        """What is shown, no line wider than the terminal."""
+        """Returns the lines to show, none wider than `width`."""
         lines = [*_packed(self._progress(width, blocks), width), *_packed(self._reward(width, blocks), width)]
         lines += _packed(self._validated(), width)
         lines += _packed(self._numbers(), width)
@@ -120,20 +120,20 @@ class TrainingView:
 
 
 def sparkline(values: Sequence[float], blocks: str = _BLOCKS) -> str:
-    """The course of some values, the least of them as the lowest block."""
+    """Draws a series of values as blocks, the least value as the lowest block."""
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     return "".join(blocks[round((v - low) / span * (len(blocks) - 1))] for v in values)
 
 
 def is_drawn() -> bool:
-    """Whether standard error is a terminal that can be drawn on."""
+    """Returns whether standard error is a terminal that can be drawn on."""
     return console.is_terminal(sys.stderr) and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 @contextmanager
 def shown(view: TrainingView) -> Iterator[TrainingView | None]:
-    """Draw the view until the end; None is given where there is no terminal to draw on."""
+    """Draws the view until the block ends. Yields None without drawing if there is no terminal to draw on."""
     if not is_drawn():
         yield None
         return

@@ -1,8 +1,8 @@
 """When memory runs out in a run.
 
-Decides: which errors mean that, what was being done, how much can be used, and which settings the run goes on with: the
-cheapest that fit by the plan (`plan/memory.py`, from the shape of the loaded model), or, where the plan believed that
-what ran out would fit, those that take a good deal less there.
+Decides: which errors mean that, which phase failed, how much can be used, and which settings the run goes on with.
+These are the cheapest that fit by the plan (`plan/memory.py`, from the shape of the loaded model). If the failed phase
+fits by the plan, they are those that take a good deal less in it.
 Hides: how torch words it.
 """
 
@@ -43,7 +43,7 @@ class OutOfMemory(PolicyError):
     """Memory ran out in a run.
 
     Args:
-        flags: of the command that resumes it with settings that take less; empty where there are none.
+        flags: of the command that resumes the run with settings that take less; empty where there are none.
     """
 
     def __init__(self, message: str, *, hint: str, flags: str = "") -> None:
@@ -59,7 +59,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def used_gib(device: Any) -> float:
-    """The most that torch held on a GPU so far, or what the process holds on the CPU, in GiB."""
+    """Returns the most that torch has held on a GPU, or what the process holds on the CPU, in GiB."""
     if str(device).startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 2**30
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -68,10 +68,10 @@ def used_gib(device: Any) -> float:
 
 @dataclass(frozen=True)
 class Usable:
-    """What a run's process may hold of the device that its policy is on."""
+    """How much memory of its policy's device a run's process may hold."""
 
     bytes: int
-    """Of what it holds already and what is free, as much as a plan may count on."""
+    """What the process holds already, and as much of the free memory as a plan may count on."""
     words: str
 
 
@@ -85,13 +85,13 @@ def advise(
     is_warm_start: bool = False,
     is_first: bool = False,
 ) -> OutOfMemory:
-    """What to say, and what to resume the run with; what the failed step held must be gone.
+    """Returns the error to raise, with settings to resume the run with. The caller has freed the failed step's memory.
 
     Args:
         when: `at step 7 of grpo`; empty before and after training.
-        phase: what was being done.
-        is_warm_start: it ran out there.
-        is_first: no update has been made: the optimiser has no state yet.
+        phase: the phase that failed.
+        is_warm_start: it failed in the warm start.
+        is_first: it failed before the first update: the optimiser has no state yet.
     """
     reason = f": {first_line(error)}" if str(error) else ""
     message = f"out of memory{f' {when},' if when else ''} while {phase.words}{reason}"
@@ -119,7 +119,7 @@ def advise_by_plan(
     phase: Phase,
     is_warm_start: bool = False,
 ) -> OutOfMemory:
-    """The same, from what is known of model and machine: nothing is looked at."""
+    """Does the work of `advise` from the facts of model and machine, without looking at either."""
     alone = _alone(config, phase, is_warm_start=is_warm_start)
     phase_memory = _failed(alone, facts, surroundings, phase)
     foreseen = phase_memory.total > usable.bytes
@@ -152,7 +152,7 @@ def advise_by_plan(
 def _advise_without_figures(
     message: str, config: RunConfig, alone: RunConfig, phase: Phase, *, is_warm_start: bool
 ) -> OutOfMemory:
-    """For a model whose architecture the plan does not know."""
+    """Advises on a model whose architecture the plan does not know."""
     sets = {
         Phase.MEASURING: {"eval.batch_size": max(1, config.eval.batch_size // 2)},
         Phase.RANKING: {"retrieval.batch_size": max(1, config.retrieval.batch_size // 2)},
@@ -168,9 +168,9 @@ def _advise_without_figures(
 
 
 def _alone(config: RunConfig, phase: Phase, *, is_warm_start: bool) -> RunConfig:
-    """The configuration with nothing to do but what memory ran out in: a warm start that is done takes none."""
+    """Returns the configuration of the failed part of the run alone: a finished warm start takes no memory."""
     trainer = config.trainer.phases[0] if is_warm_start else config.trainer.without_warm_start()
-    # Validation users are measured after the last step, too; not in a warm start.
+    # The run measures validation users after the last step, too, but not in a warm start.
     steps = None if is_warm_start else 1 if phase is Phase.MEASURING else config.eval.steps
     return config.model_copy(update={"trainer": trainer, "eval": config.eval.model_copy(update={"steps": steps})})
 
@@ -180,19 +180,19 @@ def _failed(alone: RunConfig, facts: ModelFacts, surroundings: Surroundings, pha
 
 
 def _phase(result: Estimate, phase: Phase) -> PhaseMemory:
-    """What the plan says of it.
+    """Returns the plan's figures for a phase.
 
-    What is done beside what is there all the time (the embedder among it) has that alone; so has what goes on in
-    another process: vLLM's writing.
+    A phase that the plan does not list takes only the memory that is there all the time, the embedder's among it. So
+    does a phase in another process: vLLM's generation.
     """
     by_name = {one.name: one for one in result.phases}
     return by_name.get(phase) or by_name[Phase.LEARNING].without_passing(phase)
 
 
 def _machine(device: str) -> Machine:
-    """This machine, with GPUs as torch sees them; of others than the policy's only the size is looked up.
+    """Returns this machine with its GPUs as torch sees them. Looks up free memory of the policy's GPU only.
 
-    To ask another GPU for its free memory would take some of it.
+    Asking another GPU for its free memory would take some of it.
     """
     gpus = []
     for index in range(torch.cuda.device_count()):
@@ -204,7 +204,7 @@ def _machine(device: str) -> Machine:
 
 
 def _usable(machine: Machine, device: str, lasting: int) -> Usable:
-    """What can be used.
+    """Returns how much memory the process can use.
 
     Args:
         lasting: bytes that the process holds by the plan. What it really holds of a computer's memory contains the
@@ -219,7 +219,7 @@ def _usable(machine: Machine, device: str, lasting: int) -> Usable:
 
 
 def _ranks_with_less(section: RetrievalSection, surroundings: Surroundings) -> tuple[dict[str, Any], str]:
-    """Settings, and what they cost; none where nothing can be cut."""
+    """Returns settings with which ranking takes less, and what they cost; none where nothing can be cut."""
     size = section.batch_size
     if surroundings.on_gpu and surroundings.retrieval_on_device:
         return {"retrieval.device": "cpu"}, "embedding and ranking on the CPU: rewards take longer"
@@ -235,7 +235,7 @@ def _beside(surroundings: Surroundings, sets: Mapping[str, Any]) -> Surroundings
 
 
 def _what_follows(config: RunConfig, facts: ModelFacts, surroundings: Surroundings, usable: Usable) -> dict[str, Any]:
-    """What else is to be set so that what comes after the warm start fits; nothing where nothing makes it fit."""
+    """Returns further settings so that the phases after the warm start fit; none where no settings make them fit."""
     after, room = _alone(config, Phase.LEARNING, is_warm_start=False), Room(usable.bytes)
     if not room.over(estimate(after, facts, surroundings)):
         return {}
@@ -244,7 +244,7 @@ def _what_follows(config: RunConfig, facts: ModelFacts, surroundings: Surroundin
 
 
 def _no_way(alone: RunConfig, facts: ModelFacts, surroundings: Surroundings, usable: Usable, phase: Phase) -> str:
-    """Why there is none, and what else there is."""
+    """Says why no settings fit, and what else the user can do."""
     lowest = human(_phase(least(alone, facts, surroundings), phase).total)
     why = f"With all cut that a begun run can cut it needs {lowest}, so no settings are proposed"
     others = find_ways_out(alone, facts, surroundings, Room(usable.bytes), keep_texts=False)
@@ -256,6 +256,6 @@ def _no_way(alone: RunConfig, facts: ModelFacts, surroundings: Surroundings, usa
 
 
 def _flags(config: RunConfig, sets: Mapping[str, Any]) -> str:
-    """As a shell takes them; what changes something of what is learnt is only accepted where that is asked for."""
+    """Returns the settings as flags of a shell command, with --allow-partial if they change what the run learns."""
     same = not changed_keys(config.model_dump(mode="json"), changed(config, sets).model_dump(mode="json"))
     return " ".join([*([] if same else ["--allow-partial"]), *([set_flags(set_texts(sets))] if sets else [])])

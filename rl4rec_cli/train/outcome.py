@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 class Outcome:
-    """The evaluations of a run, filled as things are measured.
+    """The evaluations of a run, one per dataset, which fill as the run measures.
 
     Args:
-        audits: the leakage audit's line of each dataset.
+        audits: the line of the leakage audit for each dataset.
 
     Raises:
         DataError: a dataset has no validation users.
@@ -54,13 +54,13 @@ class Outcome:
             evaluation.methods.extend(measure_baselines(self._config.eval.baselines, task, "validation"))
 
     def measure(self, name: str, policy: Policy) -> None:
-        """Measure the policy as it is."""
+        """Measures the policy as it is."""
         for environment in self._environments:
             evaluation, own = self.evaluations[environment.name], (environment.dataset, environment.retriever)
             evaluation.methods.append(measure_policy(name, policy, self._config, *own, evaluation.examples))
 
     def finish(self, run: Run) -> None:
-        """The tuned policy was measured last: compare."""
+        """Compares the tuned policy, which was measured last, with the other methods."""
         for environment in self._environments:
             evaluation = self.evaluations[environment.name]
             evaluation.subject = measuring.TUNED
@@ -68,10 +68,10 @@ class Outcome:
             measuring.note_checkpoint(evaluation, run, run.final)
 
     def show_and_save(self, run: Run, reports: Reports, show: Callable[[], None]) -> None:
-        """Show what was measured, then write and report it.
+        """Shows the evaluations, then writes and reports them.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: a file cannot be written.
         """
         with ExitStack() as stack:
             for name in self.evaluations:

@@ -1,10 +1,10 @@
 """A finished run that goes on to more steps.
 
-Decides: what a final checkpoint says of itself, so that a longer recipe is known to be one; that it stays until the
-longer run is done; and that results of the shorter run are then put aside, never taken for those of the longer one.
+Decides: what a final checkpoint records of itself, so that a run can tell a longer recipe; that it stays until the
+longer run is done; and that results of the shorter run then move aside, so that nobody takes them for the longer one's.
 Hides: where results lie.
 
-Which recipe is a longer one is decided by `checkpoints.py`, what the learning rate does by `resumable.py`.
+`checkpoints.py` decides which recipe is a longer one, `resumable.py` what the learning rate does.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 def write_final(policy: Policy, run: Run, *, steps: int) -> None:
-    """Write `checkpoint_final`; one that is there, of fewer steps, is replaced, and its results are put aside first.
+    """Writes `checkpoint_final`. Replaces one of fewer steps, and first puts its results aside.
 
     Args:
         steps: of the run's last phase.
 
     Raises:
-        PolicyError, RunError: it cannot be written; what was there before is untouched.
+        PolicyError, RunError: it cannot be written; the checkpoint and results from before are untouched.
     """
 
     def more(folder: Path) -> None:
@@ -46,7 +46,7 @@ def write_final(policy: Policy, run: Run, *, steps: int) -> None:
 
 
 def _put_results_aside(run: Run, steps: int | None) -> None:
-    """A run killed before it is measured again has no result, rather than one of another policy."""
+    """Puts the results aside, so that a run killed before its next evaluation has none of another policy."""
     paths = run.config.data.paths
     for folder in {run.results(dataset_name(path)) for path in paths} or {run.results("")}:
         results = [path for path in folder.glob("[!.]*") if path.is_file()]

@@ -1,8 +1,7 @@
-"""A policy for programs that make their own loop: histories to prompts, prompts to texts, rewards to an update.
+"""A policy for programs with a loop of their own: histories to prompts, prompts to completions, rewards to an update.
 
 Decides: that an update is one step of REINFORCE with the batch's mean as baseline, by the formulas that `rl4rec train`
-uses (`advantages.py`), on the texts as tokens that were sampled; that nothing is learnt from a batch part of which is
-wrong.
+uses (`advantages.py`), on the sampled tokens of the completions; that an update refuses a batch with a wrong part.
 Hides: tokens, padding, log-probabilities, the optimiser.
 
 ```python
@@ -52,15 +51,14 @@ class RecPolicy:
     Args:
         model_name: as `--model`: a short name, a model of the Hub, or a folder.
         device: as `policy.device`: `auto`, `cpu`, `cuda`, `cuda:1` ….
-        dataset: its items are what ids in histories mean, and titles are looked up in it; without one, histories are of
-            titles alone.
+        dataset: gives ids and titles in histories their items; without one, histories hold titles alone.
         learning_rate: of AdamW; None: as configured.
         gamma: discount of a reward over the tokens before it.
         config: everything else, such as the template, the sampling and the adapter; the default is that of
             `rl4rec train reinforce`.
 
     Raises:
-        PolicyError, ConfigError: as `open_policy` says.
+        PolicyError, ConfigError: see `open_policy`.
     """
 
     def __init__(
@@ -100,33 +98,33 @@ class RecPolicy:
 
     @classmethod
     def from_config(cls, config: RunConfig, dataset: Dataset) -> RecPolicy:
-        """The policy that a configuration names, with its prompts, sampling and learning rate.
+        """Opens the policy that a configuration names, with its prompts, sampling and learning rate.
 
         Raises:
-            PolicyError, ConfigError: as `open_policy` says.
+            PolicyError, ConfigError: see `open_policy`.
         """
         return cls(config.policy.model, config.policy.device, dataset=dataset, config=config)
 
     def build_prompts(self, user_histories: Sequence[History]) -> list[Prompt]:
-        """A prompt for each history of item ids or of titles, oldest first.
+        """Builds a prompt for each history of item ids or of titles, oldest first.
 
-        A title that the dataset has is that item, with all that the template shows of it; another one is an item of
-        which nothing but the title is known.
+        A title in the dataset stands for its item, with all that the template shows of it. Any other title stands for
+        an item with no other fields.
 
         Raises:
-            DataError: an id that is no item of the dataset, or a history that is not of ids or of titles.
+            DataError: an id is no item of the dataset, or a history holds neither ids nor titles.
         """
         histories = [self._checked_history(history) for history in user_histories]
         if all(isinstance(item, int) or item in self._ids for history in histories for item in history):
             return [self.builder.build(None, [self._id(item) for item in history]) for history in histories]
-        # Only what these histories name: to read a whole catalogue's titles takes as long as to write a batch of texts.
+        # Only what these histories name: reading a whole catalogue's titles takes as long as generating a batch.
         place = {item: i for i, item in enumerate(dict.fromkeys(item for history in histories for item in history))}
         items = [self._item(item) for item in place]
         builder = PromptBuilder(self._prompt, replace(self._dataset, items=tuple(items)), self.policy.tokenizer)
         return [builder.build(None, [place[item] for item in history]) for history in histories]
 
     def _item(self, item: int | str) -> Mapping[str, Any]:
-        """The dataset's item; of a title that it has not, an item whose other fields are empty."""
+        """Returns the dataset's item; for an unknown title, an item whose other fields are empty."""
         if isinstance(item, int) or item in self._ids:
             return self._dataset.items[self._id(item)]
         return {**self._fields, "title": item, "text": item}
@@ -155,14 +153,14 @@ class RecPolicy:
         return entries
 
     def generate(self, prompts: Sequence[Prompt | str]) -> list[str]:
-        """A sampled text for each prompt; its tokens are kept until the next call, for the update.
+        """Samples a completion for each prompt. Keeps its tokens until the next call, for the update.
 
         Args:
-            prompts: of `build_prompts`, or texts, which are read as those of `prompts.json` are: put into the chat
-                template where there is one, and cut to fit.
+            prompts: from `build_prompts`, or texts. As with `prompts.json`, texts go into the chat template, if there
+                is one, and are cut to fit.
 
         Raises:
-            PolicyError: the policy's probabilities are not finite. DataError: what is no prompt.
+            PolicyError: the policy's probabilities are not finite. DataError: `prompts` holds something else.
         """
         as_prompts = self._as_prompts(prompts)
         if not as_prompts:
@@ -175,25 +173,25 @@ class RecPolicy:
         return texts
 
     def compute_loss(self, prompts: Sequence[Prompt | str], texts: Sequence[str], rewards: Rewards) -> Tensor:
-        """The loss of an update, a scalar that can be differentiated: the mean over tokens of −ρA, ρ being 1.
+        """Returns the loss of an update, a differentiable scalar: the mean over tokens of −ρA, ρ being 1.
 
         Args:
-            rewards: one finite number per text, as a list, an array or a tensor on any device; advantages are rewards
-                less their mean, over their deviation.
+            rewards: one finite number per completion, as a list, an array or a tensor on any device; advantages are
+                rewards less their mean, over their deviation.
 
         Raises:
-            RewardError: not one finite number per text. DataError: what is no prompt.
+            RewardError: not one finite number per completion. DataError: `prompts` holds something else.
         """
         return self._loss(self._as_prompts(prompts), texts, _as_rewards(rewards, texts, prompts))
 
     def update(self, prompts: Sequence[Prompt | str], texts: Sequence[str], rewards: Rewards) -> dict[str, float]:
-        """One optimiser step towards the texts that earned more. What cannot be learnt from changes no weight.
+        """Makes one optimiser step towards the completions that earned more. An error changes no weight.
 
         Returns:
             `loss`, `grad_norm` before clipping, and `mean_reward`.
 
         Raises:
-            RewardError: not one finite number per text. DataError: what is no prompt.
+            RewardError: not one finite number per completion. DataError: `prompts` holds something else.
         """
         rewards_B = _as_rewards(rewards, texts, prompts)
         self._optimizer.zero_grad()
@@ -216,7 +214,7 @@ class RecPolicy:
         return losses_BT.sum() / mask_BT.sum()
 
     def _log_probabilities(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """`[B, T]` log-probabilities of the texts' tokens at the sampling temperature, and their mask."""
+        """`[B, T]` log-probabilities of the completions' tokens at the sampling temperature, and their mask."""
         rows = [self._tokens(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
         before, after = max(len(p.ids) for p in prompts), max(map(len, rows))
         ids_BL = torch.full((len(rows), before + after), self.policy.tokenizer.pad_token_id)
@@ -231,7 +229,7 @@ class RecPolicy:
         return logps.gather(-1, ids_BL[:, before:, None]).squeeze(-1), mask_BL[:, before:]
 
     def _tokens(self, prompt: Prompt, text: str) -> list[int]:
-        """The tokens that were sampled; of a text from elsewhere, its own and the end."""
+        """Returns the sampled tokens; for a text from elsewhere, its own tokens and the end token."""
         if (prompt.ids, text) in self._written:
             return self._written[prompt.ids, text]
         return [*self.builder.encoder.text_ids(text), self.policy.tokenizer.eos_token_id]
@@ -240,14 +238,14 @@ class RecPolicy:
 class DummyRecPolicy:
     """`RecPolicy` without a model: it draws from a list of texts and learns which pay.
 
-    It stands in for a policy where a program of yours takes one (a reward function, a loop, an environment), so that a
-    test of that program takes milliseconds and no download. No command uses it.
+    It stands in for a policy in your own program (a reward function, a loop, an environment), so that a test of that
+    program takes milliseconds and no download. No command uses it.
 
     Args:
-        texts: what it can write.
+        texts: the completions that it can draw.
         learning_rate: how far an update moves the texts' log-odds.
         seed: of the draws.
-        model_name: as `RecPolicy`'s, so that either can be made in a place; nothing is loaded.
+        model_name: ignored; accepts what `RecPolicy` does.
         device: likewise.
     """
 
@@ -268,12 +266,12 @@ class DummyRecPolicy:
 
     @property
     def probabilities(self) -> Any:
-        """Of each text."""
+        """The probability of each text."""
         odds = np.exp(self._logits - self._logits.max())
         return odds / odds.sum()
 
     def build_prompts(self, user_histories: Sequence[History]) -> list[Prompt]:
-        """A prompt that lists the item ids, or the titles."""
+        """Builds prompts that list the item ids, or the titles."""
         return [
             Prompt(
                 " ".join(map(str, history)),
@@ -283,20 +281,20 @@ class DummyRecPolicy:
         ]
 
     def generate(self, prompts: Sequence[Prompt | str]) -> list[str]:
-        """A drawn text for each prompt."""
+        """Draws a text for each prompt."""
         return [self.texts[i] for i in self._rng.choice(len(self.texts), len(prompts), p=self.probabilities)]
 
     def compute_loss(self, prompts: Sequence[Prompt | str], texts: Sequence[str], rewards: Rewards) -> float:
         """−mean(A ln p), A the whitened rewards.
 
         Raises:
-            RewardError: not one finite number per text. DataError: a text that it cannot write.
+            RewardError: not one finite number per text. DataError: a text that is not in its list.
         """
         rows, advantages = self._rows(texts), self._advantages(_as_rewards(rewards, texts, prompts))
         return float(-np.mean(advantages * np.log(self.probabilities[rows])))
 
     def update(self, prompts: Sequence[Prompt | str], texts: Sequence[str], rewards: Rewards) -> dict[str, float]:
-        """One step down the gradient of the loss; see `RecPolicy.update`."""
+        """Makes one step down the gradient of the loss; see `RecPolicy.update`."""
         rewards_B = _as_rewards(rewards, texts, prompts)
         rows, advantages = self._rows(texts), self._advantages(rewards_B)
         loss = self.compute_loss(prompts, texts, rewards)
@@ -318,7 +316,7 @@ class DummyRecPolicy:
 
 
 def _as_rewards(rewards: Rewards, texts: Sequence[str], prompts: Sequence[Prompt | str]) -> Tensor:
-    """Rewards as float64 `[B]` on the CPU."""
+    """Returns rewards as float64 `[B]` on the CPU."""
     try:
         values = list(rewards.detach().cpu() if isinstance(rewards, Tensor) else rewards)
     except TypeError:  # one number, or a tensor without dimensions

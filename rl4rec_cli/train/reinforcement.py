@@ -1,6 +1,6 @@
 """Reinforcement learning on retrieval rewards: the one path of all its algorithms.
 
-Decides: that prompts, texts, rewards, log lines and checkpoints are the same for all of them.
+Decides: that prompts, completions, rewards, log lines and checkpoints are the same for all of them.
 Hides: TRL.
 """
 
@@ -38,7 +38,7 @@ def prepare_rollouts(
     environments: Sequence[Environment],
     rollouts: JsonLines,
 ) -> tuple[Any, RetrievalReward, Rollout]:
-    """A trainer's dataset, reward function and rollout function: `rows`, `reward` and `rollout` of `TrainerParts`."""
+    """Returns a trainer's dataset, reward and rollout function: `rows`, `reward` and `rollout` of `TrainerParts`."""
     from datasets import Dataset as HfDataset
 
     rows: list[dict[str, Any]] = []
@@ -66,20 +66,20 @@ def train_rl(
     resume: Path | None = None,
     validation: Validation | None = None,
 ) -> int:
-    """Raise the reward of the policy's texts, in place, by the configured algorithm.
+    """Trains the policy, in place, to raise its completions' reward by the configured algorithm.
 
     Args:
-        environments: what is trained on, together.
+        environments: the policy learns from all of them together.
         resume: the checkpoint to go on from.
-        validation: measures the policy now and then.
+        validation: measures the policy at regular steps.
 
     Returns:
-        The steps that were made in all.
+        The number of steps in all.
 
     Raises:
-        ConfigError: settings that do not go together.
-        RewardError, EmbeddingError: in a step; the policy of the last whole step is saved first, as after anything
-            else that ends the training early.
+        ConfigError: the settings do not go together.
+        RewardError, EmbeddingError: a step fails. The run first saves the policy of the last whole step, as after
+            anything else that ends the training early.
     """
     section = config.trainer
     examples = count_examples(environments)

@@ -1,9 +1,9 @@
-"""A trainer whose every step can be gone back to.
+"""A trainer that can go back to its last whole step.
 
 Decides: when a step is whole (weights, optimiser and log line), and when it is saved.
-Hides: where transformers' trainer loads and saves. What is kept of a step is decided by `snapshot.py`.
+Hides: where transformers' trainer loads and saves. `snapshot.py` decides what of a step is kept.
 
-transformers saves no texts that TRL still has to learn from, forgets what was summed up since the last log line,
+transformers does not save the completions that TRL still has to learn from, forgets the sums since the last log line,
 and begins the data order of a later epoch with that of the first. Here each of these goes on as it was.
 """
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 class Resumable:
-    """Stands before a transformers trainer, which then goes on from our checkpoints and tells `Keeper` of each step.
+    """Stands before a transformers trainer, which then resumes from our checkpoints and calls `Keeper` at each step.
 
     A trainer with more state than TRL's `GRPOTrainer` (a critic) overrides the last four methods.
     """
@@ -89,7 +89,7 @@ class Resumable:
         self._take_rates_of_this_length(step)
 
     def _take_rates_of_this_length(self, done: int) -> None:
-        """A rate that falls over the run is another one where the run has more steps than the checkpoint's had."""
+        """Sets the learning rate for this run's length: with more steps, a falling rate is another than before."""
         scheduler, args = self.lr_scheduler, self.args
         before = scheduler.get_last_lr()
         pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
@@ -124,21 +124,21 @@ class Resumable:
         return norm
 
     def algorithm_state(self) -> dict[str, Any]:
-        """What the algorithm's next step depends on beside what every trainer has; as `Stateful.state` says."""
+        """Returns what the algorithm's next step depends on beyond what every trainer has; see `Stateful.state`."""
         return {}
 
     def set_algorithm_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what `algorithm_state` returned."""
+        """Restores what `algorithm_state` returned."""
 
     def write_beside(self, folder: Path) -> None:
-        """Write files of the algorithm's own into a checkpoint's folder."""
+        """Writes the algorithm's own files into a checkpoint's folder."""
 
     def read_beside(self, folder: Path) -> None:
-        """Read what `write_beside` wrote."""
+        """Reads what `write_beside` wrote."""
 
 
 def _begin_epoch(loader: Any, epoch: int) -> None:
-    """Bring a loader's data order to that of an epoch: its sampler counts the epochs it was asked for."""
+    """Sets a loader to the data order of an epoch. Its sampler counts the epochs that it has started."""
     from accelerate.data_loader import get_sampler
     from trl.trainer.utils import RepeatSampler
 
@@ -151,14 +151,14 @@ def _begin_epoch(loader: Any, epoch: int) -> None:
 
 
 class Keeper(TrainerCallback):
-    """Keeps the last whole step of a phase, writes it every so often and when something ends the training.
+    """Keeps the last whole step of a phase. Saves it every `logging.save_steps` steps and when the training ends early.
 
     Args:
         phase: name of the phase, as `sft` or `grpo`.
         is_warm_start: its checkpoints are `checkpoint_warm_N`.
         resume: the checkpoint to go on from.
         parts: what else the next steps depend on, by name.
-        validation: measures the policy now and then; the best is kept as `checkpoint_best`.
+        validation: measures the policy at regular steps; the best becomes `checkpoint_best`.
         watch: the health rules.
     """
 
@@ -191,14 +191,14 @@ class Keeper(TrainerCallback):
         self.done = steps_done(resume)
 
     def train(self, trainer: Any) -> None:
-        """Train to the end, from the checkpoint where there is one.
+        """Trains to the end, from the checkpoint if there is one.
 
         Args:
             trainer: a transformers `Trainer` that is `Resumable`.
 
         Raises:
-            BaseException: whatever ended the training early (a reward, a signal, no more memory); the last whole step
-                is written first.
+            BaseException: whatever ended the training early (a reward, a signal, no more memory). The keeper first
+                saves the last whole step.
         """
         is_resumable = isinstance(trainer, Resumable)
         if not is_resumable:
@@ -222,7 +222,7 @@ class Keeper(TrainerCallback):
         self._is_torn = True
 
     def after_step(self) -> None:
-        """The step is whole: weights, optimiser and log line."""
+        """Keeps a step that is whole: weights, optimiser and log line."""
         step = self._trainer.state.global_step
         if not self._is_torn:
             return
@@ -240,7 +240,7 @@ class Keeper(TrainerCallback):
             self._save(self._snapshot)
 
     def _save_end(self, snapshot: Snapshot) -> None:
-        """Keep what a longer run would go on from; the result does not need it."""
+        """Saves what a longer run would go on from. The result does not need it, so a failure is only logged."""
         if self._is_warm_start:
             return
         try:
@@ -253,7 +253,7 @@ class Keeper(TrainerCallback):
         validation = self._validation
         if validation is None or not validation.is_due(step, self._trainer.state.max_steps):
             return
-        with random_states_kept():  # measuring changes nothing of what is drawn afterwards
+        with random_states_kept():  # measuring changes no later draw
             if validation.measure(self._phase, step):
                 write_checkpoint(self._policy, self._run.best, validation.describe)
         if self._watch is not None:
@@ -263,11 +263,11 @@ class Keeper(TrainerCallback):
             self._snapshot.algorithm["parts"].update({name: part.state() for name, part in self._parts.items()})
 
     def check_finite(self, name: str, value: Any) -> None:
-        """Stop before the weights take in a number that is not finite; see `health.check_finite`."""
+        """Stops before a number that is not finite changes the weights; see `health.check_finite`."""
         check_finite(name, float(value), step=self._trainer.state.global_step + 1)
 
     def _save(self, snapshot: Snapshot) -> Path:
-        """Write a step, then drop the oldest beyond the limit."""
+        """Saves a step, then deletes the oldest checkpoints beyond the limit."""
         run, trainer = self._run, self._trainer
         folder = run.warm(snapshot.step) if self._is_warm_start else run.step(snapshot.step)
         optimizer = trainer.optimizer.state_dict()
@@ -314,7 +314,7 @@ class Keeper(TrainerCallback):
                 torch.cuda.empty_cache()
             try:
                 self._keep_last()
-            except Rl4RecError as save_error:  # what ended the training is told first
+            except Rl4RecError as save_error:  # the error that ended the training matters more
                 console.log(f"Step {self._snapshot.step if self._snapshot else 0} is lost: {save_error.message}")
             if is_full:
                 raise self._out_of_memory(error) from error

@@ -1,7 +1,7 @@
-"""Texts and their rewards, for every trainer of reinforcement learning.
+"""Completions and their rewards, for every trainer of reinforcement learning.
 
-Decides: how a batch of texts becomes rewards (one ranking, by the Scorer of each text's dataset), what of a step is
-logged, and that training and evaluation write texts with one code path (`policy/generation.py`).
+Decides: how a batch of completions becomes rewards (one ranking, by the Scorer of each one's dataset), what of a step
+is logged, and that training and evaluation generate with one code path (`policy/generation.py`).
 Hides: what TRL asks of a rollout and of a reward function.
 """
 
@@ -38,7 +38,7 @@ OWN_METRICS = (
     "values_mean",
     "stopped_share",
 )
-# What is logged where an engine wrote the texts: TRL's names and ours.
+# What is logged where an engine generates: TRL's names and ours.
 ENGINE_METRICS = {
     MASKED: MASKED,
     "sampling/sampling_logp_difference/mean": "logp_difference",
@@ -48,13 +48,13 @@ ENGINE_METRICS = {
 
 
 class RetrievalReward:
-    """The one reward function TRL calls: ranks a batch once, whatever rewards are made of the ranks.
+    """The one reward function that TRL calls. It ranks a batch once, however many rewards the ranks become.
 
-    Keeps what the next logged step reports: the rewards of its texts, of which dataset each is, and the time taken.
+    It keeps what the next logged step reports: the completions' rewards, the dataset of each, and the time it took.
 
     Args:
         scorers: by the datasets' names.
-        shown: texts of a step that are written to `rollouts`.
+        shown: how many completions of a step go into `rollouts`.
     """
 
     __name__ = "retrieval"
@@ -71,23 +71,23 @@ class RetrievalReward:
         self._last: list[tuple[str, int]] = []
 
     def last(self) -> list[tuple[str, int]]:
-        """Two of the last texts, each with its rank."""
+        """Returns two of the last completions, each with its rank."""
         return self._last
 
     def rewards(self) -> NDArray[np.float64]:
-        """Rewards since the last call; those of the last batch again where a step learns from it once more."""
+        """Returns the rewards since the last call, or the last batch's again if a step learns from it once more."""
         self._is_reported = True
         return np.asarray(self._rewards)
 
     def by_dataset(self) -> dict[str, float]:
-        """Mean reward of each dataset that the same texts came from; empty where there is but one."""
+        """Returns the mean of these rewards for each of their datasets; empty where there is only one dataset."""
         if len(self._scorers) == 1:
             return {}
         of = np.asarray(self._datasets)
         return {name: float(np.asarray(self._rewards)[of == name].mean()) for name in self._scorers if name in of}
 
     def state(self) -> dict[str, Any]:
-        """What a later step reports, for a checkpoint."""
+        """Returns what a later step reports, for a checkpoint."""
         return {
             "rewards": list(self._rewards),
             "datasets": list(self._datasets),
@@ -146,8 +146,8 @@ class Rollout:
 
     Args:
         ids: tokens of each prompt text.
-        sampling: how to write.
-        policy: what writes: its engine, where it has one, else the model as the trainer has it.
+        sampling: how to sample.
+        policy: its engine generates, if it has one, else the model as the trainer has it.
     """
 
     def __init__(self, ids: dict[str, tuple[int, ...]], sampling: Sampling, policy: Policy) -> None:
@@ -158,16 +158,16 @@ class Rollout:
         self.tokens = 0
         self.device = "cpu"
         self.handover: dict[str, float] = {}
-        """Of the step: what handing the weights to an engine took."""
+        """Of the step: seconds and bytes of the weight sync to an engine."""
         self.logps: list[list[float]] | None = None
-        """Of the last texts: log-probabilities they were sampled with, where an engine wrote them."""
+        """Of the last completions: the log-probabilities that an engine sampled their tokens with; else None."""
 
     def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Tokens of the prompts, as the prompt builder made them."""
+        """Returns the tokens of the prompts, as the prompt builder made them."""
         return [list(self._ids[prompt]) for prompt in prompts]
 
     def write(self, prompt_ids: list[list[int]], trainer: Any) -> list[list[int]]:
-        """A text of the trainer's policy for each prompt."""
+        """Samples a completion of the trainer's policy for each prompt, and returns its tokens."""
         from trl.models import unwrap_model_for_generation
 
         start = time.perf_counter()
@@ -198,16 +198,16 @@ class Rollout:
 
 
 def step_record(logs: dict[str, Any], reward: RetrievalReward, rollout: Rollout) -> dict[str, Any] | None:
-    """What `training_log.jsonl` says of a step, from TRL's logs; None where they are of no step.
+    """Returns a step's record for `training_log.jsonl` from TRL's logs, or None if they are of no step.
 
-    `kl` is towards the reference policy, `approximate_kl` towards the policy that wrote the texts; both in nats per
-    token. `logp_difference` is the mean distance, and `logp_difference_max` the largest, of the log-probabilities that
-    an engine sampled with from the trainer's, in nats per token; `masked_share` the share of tokens (of texts, where
-    texts are weighed) whose weight was cut or left out for it; `handover_seconds` and `handover_bytes` what bringing
-    the weights to the engine took. `clip_share` is the share of tokens whose policy ratio was clipped.
-    `tokens_per_second` counts written tokens over the time of writing; `memory_gib` is the most held on the GPU, on the
-    CPU what the process holds.
-    `avg_reward/NAME` is there where there are several datasets and the step has texts of this one.
+    `kl` is towards the reference policy, `approximate_kl` towards the policy that generated; both in nats per token.
+    `logp_difference` is the mean distance, and `logp_difference_max` the largest, between the log-probabilities that an
+    engine sampled with and the trainer's, in nats per token. `masked_share` is the share of tokens (of completions,
+    where whole ones are weighed) whose weight this distance cut or left out. `handover_seconds` and `handover_bytes`
+    are of the weight sync to the engine. `clip_share` is the share of tokens with a clipped policy ratio.
+    `tokens_per_second` counts generated tokens over the time of generation. `memory_gib` is the most held on the GPU;
+    on the CPU, what the process holds. `avg_reward/NAME` is there if the run has several datasets and the step has
+    completions for this one.
     """
     if "loss" not in logs:
         return None

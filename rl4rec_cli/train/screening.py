@@ -1,9 +1,9 @@
 """Which training examples reinforcement learning sees.
 
 Decides: that an example is hopeless when its target ranks too low, and solved when it ranks high enough, by the last
-item's own text or by what the starting policy writes: whatever is written next, the rewards of a group hardly differ.
-Only training targets are looked at.
-Hides: ranking them in parts, and that a policy's texts are written once: a resumed run trains on the same examples.
+item's own text or by the starting policy's completion. The rewards of such an example's group would hardly differ.
+Screening looks at training targets only.
+Hides: ranking in parts, and that the policy generates once for it: a resumed run trains on the same examples.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def screen_examples(
     kept_in: Path,
     name: str | None = None,
 ) -> list[Example]:
-    """The examples whose target is neither hopeless nor solved (`trainer.screen_*`), in their order; else all.
+    """Returns the examples whose target is neither hopeless nor solved (`trainer.screen_*`), in their order.
 
-    How many are kept is logged, for it is another training set.
+    Without these settings it returns all. It logs how many remain, because the training set is another one.
 
     Args:
-        write: the starting policy's most likely text for each example.
-        kept_in: file of the ranks, where the policy was asked.
+        write: returns the starting policy's most likely completion for each example.
+        kept_in: file of the ranks by the policy.
         name: of the dataset, where there are several.
 
     Raises:
-        ConfigError: none is left. RunError: the file cannot be written.
+        ConfigError: no example remains. RunError: the file cannot be written.
     """
     if section.screen_rank is None and section.screen_solved is None:
         return list(examples)
@@ -89,7 +89,7 @@ def _by_policy(retriever: VectorRetriever, examples: Sequence[Example], write: W
 
 
 def _read_ranks(path: Path) -> list[int]:
-    """The ranks that were kept; none where the file is damaged, which is said."""
+    """Returns the cached ranks, or none if the file is damaged (logged)."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["sha256"] != sha256_of_json(content["ranks"]):

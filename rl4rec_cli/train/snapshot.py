@@ -1,6 +1,6 @@
 """What of a trainer the next step depends on, besides its weights and its optimiser.
 
-Decides: which numbers, texts and random states are taken after a whole step and given back before the next.
+Decides: which numbers, completions and random states it takes after a whole step and restores before the next.
 Hides: the attributes of transformers' and TRL's trainers that hold them.
 """
 
@@ -22,17 +22,17 @@ from rl4rec_cli.train.library_names import BUFFER, METRICS, TRAINER_STATE
 
 
 class Stateful(Protocol):
-    """Something beside the trainer that the next steps depend on."""
+    """Something besides the trainer that the next steps depend on."""
 
     def state(self) -> dict[str, Any]:
-        """Numbers, texts, lists and tensors; what is returned does not change afterwards."""
+        """Returns numbers, texts, lists and tensors, which later steps do not change."""
 
     def set_state(self, state: Mapping[str, Any]) -> None: ...
 
 
 @dataclass
 class Snapshot:
-    """What is to be written of a step besides weights and optimiser, which stay as they are until the next update."""
+    """What to save of a step besides weights and optimiser, which stay as they are until the next update."""
 
     step: int
     trainer: Any
@@ -41,13 +41,13 @@ class Snapshot:
 
 
 def take(trainer: Any, parts: Mapping[str, Stateful]) -> Snapshot:
-    """The snapshot of a step that is whole."""
+    """Takes the snapshot of a whole step."""
     state = copy.copy(trainer.state)
     state.log_history = []
     algorithm: dict[str, Any] = {name: _copy(getattr(trainer, name)) for name in TRAINER_STATE if _has(trainer, name)}
     metrics = {mode: {k: list(v) for k, v in of.items()} for mode, of in getattr(trainer, METRICS, {}).items()}
     algorithm[METRICS] = metrics
-    # New texts are written only when all updates from these are made. The list is replaced, never written into.
+    # The trainer generates again only after all updates from these. It replaces the list, never writes into it.
     is_used_up = not getattr(trainer, "_step", 0) % _steps_per_batch(trainer)
     algorithm[BUFFER] = None if is_used_up else getattr(trainer, BUFFER, None)
     algorithm["micro_batches"], algorithm["longest"] = _micro_batches(trainer), _longest(trainer)
@@ -58,10 +58,10 @@ def take(trainer: Any, parts: Mapping[str, Stateful]) -> Snapshot:
 
 
 def restore(trainer: Any, parts: Mapping[str, Stateful], folder: Path, *, done: int) -> None:
-    """Bring a trainer to where it was when the checkpoint was written, `done` steps from its start.
+    """Brings a trainer to where it was when the checkpoint was written, `done` steps from its start.
 
-    Where a step is cut into other micro-batches than it was, or texts are to be shorter (``--allow-partial``), those
-    that were still to be learnt from do not fit, and new ones are written.
+    With other micro-batches than before, or shorter completions (``--allow-partial``), the completions still to learn
+    from do not fit, and the trainer generates new ones.
     """
     trainer.read_beside(folder)
     path = folder / ALGORITHM
@@ -97,17 +97,17 @@ def _micro_batches(trainer: Any) -> list[int]:
 
 
 def _longest(trainer: Any) -> int:
-    """Tokens of a text, at most; 0 where none are written."""
+    """Returns the most tokens of a completion; 0 where the trainer generates none."""
     return int(getattr(trainer.args, "max_completion_length", None) or 0)
 
 
 def _steps_per_batch(trainer: Any) -> int:
-    """Micro-batches that are learnt from between two generations."""
+    """Returns how many micro-batches the trainer learns from between two generations."""
     return int(getattr(trainer.args, "steps_per_generation", 1) * getattr(trainer, "num_iterations", 1))
 
 
 def random_states() -> dict[str, Any]:
-    """The state of every generator of random numbers, in transformers' form."""
+    """Returns the state of every generator of random numbers, in transformers' form."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -120,7 +120,7 @@ def random_states() -> dict[str, Any]:
 
 @contextmanager
 def random_states_kept() -> Iterator[None]:
-    """Whatever is drawn inside, the numbers that follow are the same."""
+    """Restores the random states afterwards: draws inside the block change no later draw."""
     before = random_states()
     try:
         yield
@@ -133,7 +133,7 @@ def random_states_kept() -> Iterator[None]:
 
 
 def size(value: Any) -> int:
-    """Bytes of the tensors in a value."""
+    """Returns the bytes of the tensors in a value."""
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, Mapping):
@@ -150,7 +150,7 @@ def _copy(value: Any) -> Any:
 
 
 def _to(value: Any, device: Any) -> Any:
-    """Tensors in lists and mappings, brought to a device."""
+    """Moves the tensors in lists and mappings to a device."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, dict):

@@ -1,8 +1,8 @@
 """Where a run's numbers go besides its folder: TensorBoard, Weights & Biases, Trackio.
 
 Decides: that they get the numbers of `training_log.jsonl` under the same names, of `warm_start_log.jsonl` under
-`warm_start/`, of validation users under `validation/`, of the last evaluation under `final/`; that a tracker which
-fails while the run goes on is named and left, for a run is worth more than its picture.
+`warm_start/`, of validation users under `validation/`, of the last evaluation under `final/`; that the run names a
+tracker which fails and goes on without it, for a run is worth more than its picture.
 Hides: each library's interface, and that they want settings that keep the machine's and the user's affairs out of them.
 """
 
@@ -35,16 +35,16 @@ class Tracker(Protocol):
     """One of the libraries."""
 
     def log(self, numbers: Mapping[str, float], *, step: int, group: str) -> None:
-        """Numbers of a step; each group (`""`, `warm_start`) counts its own steps."""
+        """Takes the numbers of a step; each group (`""`, `warm_start`) counts its own steps."""
 
     def finish(self, final: Mapping[str, float], *, failed: bool) -> None: ...
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Find out before the work whether the libraries are there and know who is asking, without importing them.
+    """Checks before the work that the libraries are installed and need no login, without importing them.
 
     Raises:
-        ConfigError: one is not installed, or would ask for a login.
+        ConfigError: a library is not installed, or would ask for a login.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -54,7 +54,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def _has_wandb_login() -> bool:
-    """Whether W&B would start without asking: it is offline, or has a key, in the environment or in `.netrc`."""
+    """Returns whether W&B starts without asking: it is offline, or has a key in the environment or in `.netrc`."""
     mode = os.environ.get("WANDB_MODE", "online")
     if mode not in ("online", "run", "shared") or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
         return True
@@ -80,7 +80,7 @@ class Reports:
         self._final: dict[str, float] = {}
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """A line of `training_log.jsonl` or `warm_start_log.jsonl`."""
+        """Takes a line of `training_log.jsonl` or `warm_start_log.jsonl`."""
         group = "" if record["phase"] == self._algorithm else WARM_START
         numbers = _numbers(record)
         if "health" in record:
@@ -88,13 +88,13 @@ class Reports:
         self._log({f"{group}/{name}" if group else name: value for name, value in numbers.items()}, record, group)
 
     def validation(self, record: Mapping[str, Any]) -> None:
-        """A line of `validation_log.jsonl`."""
+        """Takes a line of `validation_log.jsonl`."""
         numbers = {name: value for name, value in _numbers(record).items() if name != "step"}
         measurements = {f"validation/{name}": value for name, value in numbers.items()}
         self._log({"step": float(record["step"]), **measurements}, record, "")
 
     def final(self, evaluation: Evaluation, *, dataset: str | None = None) -> None:
-        """The metrics of every method on the validation split; of one of several datasets under its name."""
+        """Takes every method's metrics on the validation split; `dataset` names one of several datasets."""
         place = FINAL if dataset is None else f"{FINAL}/{dataset}"
         for name, metrics in evaluation.as_json()["methods"].items():
             self._final.update({f"{place}/{name}/{key}": value for key, value in _numbers(metrics).items()})
@@ -121,7 +121,7 @@ class Reports:
 
 @contextmanager
 def open_reports(run: Run, *, done: int = 0) -> Iterator[Reports]:
-    """Begin to report a run, or go on with it after `done` steps of its last phase.
+    """Begins to report a run, or goes on with it after `done` steps of its last phase.
 
     Raises:
         RunError: a tracker cannot be started.
@@ -266,7 +266,7 @@ _HINTS = {"wandb": "log in with `wandb login`, or set WANDB_MODE=offline"}
 
 
 def _identity(run: Run) -> str:
-    """The same for a run that goes on, another for a new one of the same name."""
+    """Returns a run's identity: the same when it resumes, another for a new run of the same name."""
     digest = sha256_of_file(run.folder / "env.json")
     return f"{run.folder.name[:100]}-{digest[:8]}"
 

@@ -1,4 +1,4 @@
-"""How the policy does on held-out users while it is trained.
+"""How the policy does on held-out users during training.
 
 Decides: which users (a fixed draw of the validation split, never the test split), how often, and which step was best:
 of several datasets by the mean over them, in which each counts alike however many users it has.
@@ -31,10 +31,10 @@ LOG = "validation_log.jsonl"
 
 
 class Validation:
-    """Measures every `eval.steps` steps, and at the last one.
+    """Measures the policy every `eval.steps` steps, and at the last one.
 
     Args:
-        report: gets every record that is written to `validation_log.jsonl`.
+        report: gets every record of `validation_log.jsonl`.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Validation:
         return step % self._every == 0 or (step == last and last > self._every)
 
     def measure(self, phase: str, step: int) -> bool:
-        """Measure the policy as it is; whether no step before was as good."""
+        """Measures the policy as it is, and returns whether it is better than at every step before."""
         config = self._run.config
         each: dict[str, dict[str, float]] = {}
         for environment, examples in zip(self._environments, self._examples, strict=True):
@@ -89,18 +89,18 @@ class Validation:
         return is_best
 
     def course(self) -> tuple[str, list[tuple[int, float]]]:
-        """The metric's name, and steps and values so far."""
+        """Returns the metric's name, and its steps and values so far."""
         return self.metric, self.values
 
     def best_line(self) -> str:
-        """The best step so far and where it is kept; empty where nothing was measured."""
+        """Names the best step so far and its folder; empty before the first measurement."""
         if not self.values:
             return ""
         step, value = max(self.values, key=lambda pair: (pair[1], -pair[0]))
         return f"best {self.metric} {value:.4f} after step {step:,}, in {self._run.best}"
 
     def describe(self, folder: Path) -> None:
-        """Say in a checkpoint what it reached."""
+        """Writes a checkpoint's metrics into its folder."""
         step, value = self.values[-1]
         write_json(folder / "validation.json", {"step": step, self.metric: value, **self._own, "users": self._users})
 

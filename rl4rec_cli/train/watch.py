@@ -1,7 +1,7 @@
-"""What a run says and does when a health rule begins to hold.
+"""How a run reports a health rule that begins to hold, and stops for it.
 
-Decides: a finding is told at the end of its step, on the console and as a line of `training_log.jsonl`, before the step
-can be saved, so that a resumed run neither repeats nor forgets it; a stop comes last, with the step whole.
+Decides: a run reports a finding at the end of its step, on the console and as a line of `training_log.jsonl`, before it
+can save the step, so that a resumed run neither repeats nor forgets it; a stop comes last, with the step whole.
 Hides: that findings come from log lines and from measurements of validation users.
 """
 
@@ -34,15 +34,15 @@ class Watch:
         self._told: list[Finding] = []
 
     def see(self, record: Mapping[str, Any]) -> None:
-        """Take in a logged step."""
+        """Takes in a logged step."""
         self._found += self._health.see(record)
 
     def see_validation(self, step: int, metric: str, value: float) -> None:
-        """Take in a measurement of validation users."""
+        """Takes in a measurement of validation users."""
         self._found += self._health.see_validation(step, metric, value)
 
     def tell(self) -> None:
-        """Write down what was found since the last call.
+        """Logs the findings since the last call.
 
         Raises:
             RunError: the log cannot be written.
@@ -56,10 +56,10 @@ class Watch:
         self._told += findings
 
     def stop(self) -> None:
-        """End the run where what was told asks for it.
+        """Stops the run if one of the reported findings is of a rule that stops it.
 
         Raises:
-            HealthError: it does.
+            HealthError: one is.
         """
         findings, self._told = self._told, []
         stop_for(findings)
