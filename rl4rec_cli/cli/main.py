@@ -158,7 +158,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _usage_error(error: typer.TyperException) -> int:
-    """Typer's own errors (unknown option, missing argument), worded as ours are."""
+    """Prints Typer's own errors (unknown option, missing argument) in the wording of rl4rec's errors."""
     message = error.format_message().strip()
     context = getattr(error, "ctx", None)
     if message.startswith("Usage:"):  # no command given: the message is the help
@@ -173,7 +173,7 @@ def _usage_error(error: typer.TyperException) -> int:
 
 
 def _meant(option: str, context: Any) -> str:
-    """What an unknown option means: another spelling, another project's name, or a setting; empty if nothing known."""
+    """Explains an unknown option: another spelling, another project's name or a setting. Empty if it is none."""
     from rl4rec_cli.config.aliases import find_alias
 
     own = {name for parameter in context.command.params for name in parameter.opts}
@@ -212,9 +212,9 @@ def _say_traceback() -> None:
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output whose reader may leave (`rl4rec … | head -1`): what follows goes nowhere.
+    """Standard output whose reader may leave (`rl4rec … | head -1`): later output is dropped.
 
-    A run must not die, hours in, because the pager was closed.
+    A run must not die after hours because somebody closed the pager.
     """
 
     def write(self, text: str) -> int:

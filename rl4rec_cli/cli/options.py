@@ -54,7 +54,7 @@ class Grouped(TyperCommand):
 
 
 def epilog(*examples: str) -> str:
-    """The examples that end a command's help. The backspace keeps Typer from joining the lines."""
+    """Returns the examples that end a command's help. The backspace keeps Typer from joining the lines."""
     return "\n".join(["\b", "Examples:", *(f"  {example}" for example in examples)])
 
 
@@ -67,10 +67,10 @@ def configure(
     gpus: list[str] | None = None,
     allow_custom_rewards: bool = False,
 ) -> RunConfig:
-    """The configuration of a training run; where no recipe is named, that for the machine, which is said.
+    """Returns the configuration of a training run. Without a recipe it chooses the one for the machine, and logs it.
 
     Args:
-        gpus: GPUs that are planned for instead of those of this machine, as `--gpu` has them.
+        gpus: GPUs to plan for instead of this machine's, written as for `--gpu`.
 
     Raises:
         ConfigError: see `load_config`.
@@ -93,10 +93,10 @@ def configure(
 
 
 def parse_rewards(texts: list[str]) -> dict[str, float]:
-    """`["ndcg=1", "hit"]` to `{"ndcg": 1.0, "hit": 1.0}`.
+    """Turns `["ndcg=1", "hit"]` into `{"ndcg": 1.0, "hit": 1.0}`.
 
     Raises:
-        ConfigError: a weight is no number, or a reward is given twice.
+        ConfigError: a weight is not a number, or a reward occurs twice.
     """
     rewards: dict[str, float] = {}
     for text in texts:
@@ -116,10 +116,10 @@ def parse_rewards(texts: list[str]) -> dict[str, float]:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """`"0,1,2"` to `(0, 1, 2)`.
+    """Turns `"0,1,2"` into `(0, 1, 2)`.
 
     Raises:
-        ConfigError: something else than different whole numbers from 0 on.
+        ConfigError: the text is not a list of different whole numbers from 0 on.
     """
     try:
         seeds = tuple(int(part) for part in text.split(","))
@@ -133,13 +133,13 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def read_words(option: str, texts: list[str]) -> list[str]:
-    """The values of a repeatable option; `-` stands for the lines of standard input.
+    """Returns the values of a repeatable option. `-` stands for the lines of standard input.
 
     Args:
         option: its name, for messages.
 
     Raises:
-        ConfigError: nothing is left of them, or standard input is no text.
+        ConfigError: all values are blank, or standard input is not text.
     """
     words = [word for text in texts for word in (piped_lines() if text.strip() == "-" else [text])]
     words = [word for word in words if word.strip("; \t")]
@@ -149,10 +149,10 @@ def read_words(option: str, texts: list[str]) -> list[str]:
 
 
 def piped_lines() -> list[str]:
-    """The lines of standard input that are not blank.
+    """Returns the lines of standard input that are not blank.
 
     Raises:
-        ConfigError: they are no UTF-8.
+        ConfigError: standard input is not UTF-8.
     """
     import sys
 
@@ -164,7 +164,7 @@ def piped_lines() -> list[str]:
 
 
 def is_piped() -> bool:
-    """Whether standard input is a pipe or a file, which somebody handed over."""
+    """Returns whether standard input is a pipe or a file."""
     import os
     import stat
     import sys

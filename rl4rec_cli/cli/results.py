@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 def print_trained(trained: TrainedRun) -> None:
-    """What a finished run reached on the validation users, dataset by dataset."""
+    """Prints what a finished run reached on the validation users, dataset by dataset."""
     for number, (name, evaluation) in enumerate(trained.evaluations.items()):
         if number:
             console.result("")
@@ -58,7 +58,7 @@ def print_trained(trained: TrainedRun) -> None:
 
 
 def print_all_seeds(trained: Sequence[TrainedRun]) -> None:
-    """What several seeds together say, dataset by dataset; nothing of one seed alone."""
+    """Prints the summary over several seeds, dataset by dataset. Prints nothing for a single seed."""
     if len(trained) < 2:
         return
     names = list(trained[0].evaluations)
@@ -69,7 +69,7 @@ def print_all_seeds(trained: Sequence[TrainedRun]) -> None:
 
 
 def print_evaluation(evaluation: Evaluation, *, title: str, whole: bool = False) -> None:
-    """The table of means, the differences, with `whole` slices and behaviour too, the probes, and the verdict."""
+    """Prints means, differences, probes and the verdict; with `whole`, also the slices and the behaviour."""
     result = evaluation.as_json()
     labels = shown_names(result["kinds"])
     console.table(title, *metric_table(result["methods"], labels))
@@ -94,16 +94,16 @@ def print_evaluation(evaluation: Evaluation, *, title: str, whole: bool = False)
 
 
 def _brief(evaluation: Evaluation) -> list[str]:
-    """The methods that are shown where there is room for few."""
+    """Returns the methods to show where there is room for few."""
     return [method.name for method in evaluation.methods if method.in_brief]
 
 
 def print_datasets(evaluations: Mapping[str, Evaluation], *, start: str) -> None:
-    """One row per dataset: baselines, before, after; below, the mean over datasets, which counts each alike.
+    """Prints one row per dataset (baselines, before, after), and below them the unweighted mean over datasets.
 
     Args:
         evaluations: by the datasets' names.
-        start: the method that the subject came from.
+        start: the method that training started from.
     """
     first = next(iter(evaluations.values()))
     candidates = [*_brief(first), start, first.subject or ""]
@@ -120,12 +120,12 @@ def print_datasets(evaluations: Mapping[str, Evaluation], *, start: str) -> None
 
 
 def print_seeds(evaluations: Mapping[int, Evaluation], *, start: str, dataset: str | None = None) -> None:
-    """One row per seed: before, after, and the gain with its interval over users; below, the gain over all seeds.
+    """Prints one row per seed (before, after, the gain and its interval over users), then the gain over all seeds.
 
     Args:
-        evaluations: by seed, of the same users.
-        start: the method the gain is measured from.
-        dataset: its name, where there are several.
+        evaluations: by seed, all of the same users.
+        start: the method from which the gain is measured.
+        dataset: its name, if the run has several.
     """
     first = next(iter(evaluations.values()))
     subject = first.subject or ""
@@ -152,7 +152,7 @@ def print_seeds(evaluations: Mapping[int, Evaluation], *, start: str, dataset: s
 
 
 def print_comparison(report: Mapping[str, Any]) -> None:
-    """Tables, the users who differ most, verdicts and openings on standard output."""
+    """Prints the tables, the users who differ most, the openings of the test split and the verdicts."""
     console.table(heading(report), *means_table(report))
     console.result("")
     console.table(f"Paired differences in {tested_line(report)}", *pair_table(report))

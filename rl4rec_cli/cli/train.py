@@ -39,7 +39,7 @@ def _option(*names: str, panel: str, metavar: str | None = None, help: str) -> A
 
 
 def _add(name: str, algorithm: Algorithm) -> None:
-    """Adds its command. All have the same signature, but for `ONLY`; what differs is in the `trainer` section."""
+    """Adds the command of an algorithm. All commands have the same signature, except for the options in `ONLY`."""
 
     def train(
         recipe: Annotated[
@@ -175,7 +175,7 @@ def _show(trained: TrainedRun) -> None:
 
 
 def _run_recipe(resume: str | None, seeds: str | None) -> list[str]:
-    """The recipe of the run to go on with."""
+    """Returns the recipe of the run to resume."""
     from rl4rec_cli.runs.making import recipe_of
 
     if resume is None:

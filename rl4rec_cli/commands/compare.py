@@ -1,7 +1,7 @@
 """Compare runs, models and baselines on the same users: `rl4rec compare`.
 
-Decides: the order of things: everything that can be wrong with the arguments, openings of the test split, policies,
-baselines; and that a result is shown before it is written.
+Decides: the order of the steps (checks of the arguments, openings of the test split, policies, baselines); that a
+result is shown before it is written.
 Hides: measuring (`eval/measuring.py`), the result (`eval/comparison.py`), how it reads (`report/compare_page.py`).
 """
 
@@ -42,16 +42,16 @@ def compare(
     command: Sequence[str] = (),
     show: Callable[[Comparison], None] = lambda comparison: None,
 ) -> Comparison:
-    """Measure runs, models and baselines on the same users, the first against the others.
+    """Measures runs, models and baselines on the same users, and tests the first against the others.
 
     Args:
         words: runs, checkpoints, models or baselines; `A1,A2` are seeds of one system.
-        markdown, html: files to write it into, too.
-        command: the command line that it was asked for with, which a page tells.
-        show: shows the result before the files are written, so that a full disk costs nobody what was measured.
+        markdown, html: files that get the result, too.
+        command: the user's command line, which the pages quote.
+        show: shows the result before the files are written, so that a full disk does not lose it.
 
     Raises:
-        Rl4RecError: as the parts say.
+        Rl4RecError: see the parts.
     """
     for name in (markdown, html):
         if name is not None:
@@ -112,7 +112,7 @@ def _write(file: Path, text: Callable[[Any], str], comparison: Comparison) -> No
 
 
 def _audit(systems: Sequence[System], data: Dataset) -> dict[str, str]:
-    """The leakage audit's line for each system that reads prompts; made once for settings that are the same."""
+    """Returns the leakage audit's line for each system that reads prompts. Equal settings are audited once."""
     lines: dict[str, str] = {}
     line_by_settings: dict[str, str] = {}
     for system in systems:
@@ -125,7 +125,7 @@ def _audit(systems: Sequence[System], data: Dataset) -> dict[str, str]:
 
 
 def _openings(systems: Sequence[System], *, opens: bool) -> dict[str, list[dict[str, Any]]]:
-    """How often the test split was opened in each run; with `opens`, this time is recorded before it counts."""
+    """Returns how often each run opened the test split. With `opens`, it first records this opening."""
     from rl4rec_cli.eval.openings import read_openings, record_opening
 
     openings: dict[str, list[dict[str, Any]]] = {}
@@ -143,7 +143,7 @@ def _openings(systems: Sequence[System], *, opens: bool) -> dict[str, list[dict[
 def _measure(
     systems: Sequence[System], base: RunConfig, task: Task, evaluation: Evaluation
 ) -> dict[str, list[Measured]]:
-    """Every system, policies first: one that cannot be loaded is told before a baseline is trained."""
+    """Measures every system. Policies come first: one that cannot be loaded fails before a baseline is trained."""
     measurements: dict[str, list[Measured]] = {}
     models: Models | None = None
     for system in sorted(systems, key=lambda c: c.kind == "baseline"):

@@ -1,10 +1,10 @@
-"""`rl4rec doctor`: is what rl4rec needs there, and in the versions it was tested with?
+"""`rl4rec doctor`: checks that everything rl4rec needs is installed, in the tested versions.
 
-Decides: what is looked at, what is broken (a run cannot work) and what is only worth knowing.
-Hides: package metadata, torch's account of CUDA, the Hub's address.
+Decides: what is checked, what is broken (a run cannot work) and what is only worth knowing.
+Hides: package metadata, what torch reports about CUDA, the Hub's address.
 
-The pins are those of the installed package's own metadata, or of `pyproject.toml` beside a source tree that was not
-installed: nothing is written down twice.
+The pins come from the installed package's metadata. A source tree that is not installed has them in the
+`pyproject.toml` beside it. No pin is repeated in code.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ class Check:
 
 
 def doctor(paths: Sequence[str] = ()) -> list[Check]:
-    """Looks at what is there, and returns what it saw; `complain` raises for what is broken.
+    """Checks the installation and returns the results. `complain` raises for broken ones.
 
     Args:
-        paths: dataset folders, models' folders and files to look at, too.
+        paths: dataset folders, model folders and files to check, too.
     """
     return [*_checks(), *(look_at(Path(path)) for path in paths)]
 
 
 def complain(checks: Sequence[Check]) -> None:
-    """Raises: Rl4RecError: something required is broken; all of it is named."""
+    """Raises an Rl4RecError that names everything that is broken, if anything is."""
     failures = [check for check in checks if check.state == "broken"]
     if failures:
         reasons = "; ".join(f"{check.name}: {check.found}" for check in failures)
@@ -84,7 +84,7 @@ def _python() -> Check:
 
 
 def _pins() -> Iterator[Check]:
-    """Every requirement of the package, and its extras by name."""
+    """Checks every requirement of the package, then each of its extras."""
     from packaging.requirements import Requirement
 
     facts = _facts()
@@ -119,7 +119,7 @@ def _pins() -> Iterator[Check]:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the package says of itself."""
+    """What the package's metadata says."""
 
     python: str
     requires: list[str]
@@ -150,7 +150,7 @@ def _facts_of_tree(path: Path) -> _Facts:
 
 
 def _is_near(requirement: Any) -> bool:
-    """Whether an installed package may differ from its exact pin, and is of the same major version."""
+    """Returns whether an installed package may differ from its exact pin and has the pin's major version."""
     from packaging.version import Version
 
     version = _version(requirement.name)
@@ -160,7 +160,7 @@ def _is_near(requirement: Any) -> bool:
 
 
 def _wrong(requirement: Any) -> str | None:
-    """What is wrong with an installed package, or None."""
+    """Returns what is wrong with an installed package, or None."""
     version = _version(requirement.name)
     if version is None:
         return "not installed"
@@ -170,7 +170,7 @@ def _wrong(requirement: Any) -> str | None:
 
 
 def _version(name: str) -> str | None:
-    """Of an installed package, or of the one that stands in its place where there is no GPU."""
+    """Returns the version of a package, or of the one that replaces it without a GPU; None if neither is installed."""
     for candidate in (name, *_STANDS_FOR.get(name, ())):
         try:
             return metadata.version(candidate)
@@ -180,7 +180,7 @@ def _version(name: str) -> str | None:
 
 
 def _plugins() -> Iterator[Check]:
-    """What other packages offer by name. Nothing of it is imported: whether it works shows where it is used."""
+    """Lists the plug-ins of other packages. It imports none of them: an error in one appears when it is used."""
     for registry in REGISTRIES:
         for plugin, problem in registry.offers():
             what = f"of {plugin.package}: {plugin.target}"
@@ -240,7 +240,7 @@ def _hardware() -> Iterator[Check]:
 
 
 def _unused(machine: Machine) -> Iterator[Check]:
-    """GPUs that the driver shows and torch cannot use."""
+    """Reports GPUs that the driver shows but torch cannot use."""
     import torch
 
     if machine.gpus and not torch.cuda.is_available():
@@ -268,7 +268,7 @@ def _hub() -> Check:
 
 
 def _reach(address: str) -> str:
-    """Empty where the Hub answers, else why it does not."""
+    """Returns an empty text if the Hub answers, else why it does not."""
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
@@ -282,7 +282,7 @@ def _reach(address: str) -> str:
 
 
 def look_at(path: Path) -> Check:
-    """A dataset, a model or a file: can it be read?"""
+    """Checks whether a dataset, a model or a file can be read."""
     name, folder = str(path), path.expanduser()
     try:
         if (folder / "items.jsonl").exists() or (folder / "sequential_data.txt").exists():
@@ -314,7 +314,7 @@ def look_at(path: Path) -> Check:
 
 
 def within(call: Callable[[], str], seconds: float) -> str | None:
-    """What a call returns, or None where it takes longer: a name server that is silent heeds no timeout."""
+    """Returns what a call returns, or None if it takes longer. Sockets' timeouts do not cover a silent name server."""
     answers: list[str] = []
     thread = threading.Thread(target=lambda: answers.append(call()), daemon=True)
     thread.start()

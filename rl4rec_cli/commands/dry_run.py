@@ -1,7 +1,7 @@
-"""What ``--dry-run`` prints: the configuration on standard output, where things would run on standard error.
+"""What ``--dry-run`` prints: the configuration on standard output, the placement on standard error.
 
-Decides: that the placement is that of ``rl4rec plan``, and that one which cannot be found out is no error here; that
-what training would refuse before it loads anything is refused here, in the same words.
+Decides: that the placement is that of ``rl4rec plan``; that an unknown placement is no error here; that a dry run
+refuses, in the same words, what training refuses before it loads anything.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from rl4rec_cli.errors import ConfigError, Rl4RecError
 
 
 def show(config: RunConfig, seeds: tuple[int, ...], *, is_new: bool) -> None:
-    """Print it.
+    """Prints the configuration and the placement.
 
     Args:
-        is_new: no run is gone on with.
+        is_new: the command makes a run, and resumes none.
 
     Raises:
-        DataError: a dataset is not valid. ConfigError, RunError: a device that is not there, a run that is; see
-            `session.check_settings`.
+        DataError: a dataset is not valid.
+        ConfigError: a device does not exist; see also `run_checks.check_settings`.
+        RunError: the run exists already.
     """
     from rl4rec_cli.policy.sources import with_own_adapter
 
@@ -54,10 +55,10 @@ def _check_data(config: RunConfig, seeds: tuple[int, ...], *, is_new: bool) -> N
 
 
 def check_devices(config: RunConfig) -> None:
-    """Whether the GPUs that are named are there, without importing torch.
+    """Checks that the configured GPUs exist, without importing torch.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: one does not.
     """
     from rl4rec_cli.plan.machine import find_machine
 

@@ -1,6 +1,6 @@
 """Measure a run, a checkpoint or a model next to its baselines: `rl4rec eval`.
 
-Decides: the order of things, so that whatever can be wrong is told before models are loaded; where a result is kept.
+Decides: the order of the steps, so that errors appear before models are loaded; where a result is kept.
 Hides: measuring (`eval/measuring.py`), loading and the cache (`eval/policies.py`).
 """
 
@@ -47,15 +47,15 @@ def evaluate(
     *,
     show: Callable[[Evaluation], None] = lambda evaluation: None,
 ) -> Evaluation:
-    """Measure a run, one of its checkpoints, a model, or (no target) the baselines alone.
+    """Measures a run, one of its checkpoints, a model, or (no target) the baselines alone.
 
-    The result of a run is kept in its folder, and every opening of its test split is recorded there.
+    It keeps the result of a run in the run's folder, and records every opening of its test split there.
 
     Args:
-        show: shows the result before it is written, so that a full disk costs nobody what was measured.
+        show: shows the result before it is written, so that a full disk does not lose it.
 
     Raises:
-        Rl4RecError: as the parts say.
+        Rl4RecError: see the parts.
     """
     run, model, config = resolve_target(target, overrides)
     open_baselines(config.eval.baselines)  # what cannot be opened is told before anything is measured
@@ -106,9 +106,9 @@ def evaluate(
 
 
 def _note_openings(evaluation: Evaluation, run: Run | None) -> None:
-    """Say how often the run's test split was opened.
+    """Logs how often the run's test split was opened.
 
-    Where it is opened now, that is recorded before anything is measured: an evaluation that fails half-way counts too.
+    An opening is recorded before anything is measured: an evaluation that fails half-way counts, too.
     """
     from rl4rec_cli.eval.openings import read_openings, record_opening
 
@@ -164,10 +164,10 @@ def _probe(
 
 
 def _result_folder(run: Run, checkpoint: str, config: RunConfig, dataset: Dataset) -> tuple[Path, bool]:
-    """Where a result is kept, and whether it is the run's own result.
+    """Returns the folder of a result, and whether it is the run's own result.
 
-    Another checkpoint, users, settings or data than the run's own never replace the run's. The result of a run is that
-    of its last step, once it is trained to its end.
+    A result of another checkpoint, other users, settings or data never replaces the run's own. A run's own result is
+    that of its last step, once training has ended.
     """
     name = Path(checkpoint).resolve().name
     name = "" if name == run.final.name else name

@@ -1,7 +1,7 @@
-"""A run's policy as others load it: the adapter or one merged model, with a model card, on disk and on the Hub.
+"""Export a run's policy for other programs: the adapter or one merged model, with a model card, on disk or the Hub.
 
 Decides: which files belong to an export; that nothing is merged into quantised weights; that an adapter goes to the Hub
-only where its base is there too; that a new repository is private unless it is said otherwise.
+only if its base is there, too; that a new repository is private unless the user asks for a public one.
 Hides: `huggingface_hub`.
 """
 
@@ -43,12 +43,12 @@ def export(
     public: bool,
     checkpoint: str | None = None,
 ) -> None:
-    """`rl4rec export`.
+    """Writes the export of a run, and uploads it if the user asks for it: `rl4rec export`.
 
     Raises:
-        ConfigError: no such form or type, or one that the run cannot take.
-        RunError: not a run, or there is something in the folder's place.
-        PolicyError: it cannot be loaded, merged, written or uploaded.
+        ConfigError: the form or the type does not exist, or does not fit the run.
+        RunError: the folder is not a run, or the output path holds something else.
+        PolicyError: the policy cannot be loaded, merged, written or uploaded.
     """
     _check_words(form, dtype, push_to, public=public)
     match = find_run(run, checkpoint)
@@ -144,7 +144,7 @@ def _write(run: Run, checkpoint: Path, folder: Path, *, form: str, dtype: str, b
 
 
 def _files_of_model(folder: Path) -> list[Path]:
-    """Everything of a model's folder that its loaders may read."""
+    """Returns the files of a model's folder that its loaders may read."""
     patterns = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "*.bin")
     no_part = {MANIFEST, "progress.json", "validation.json", "trainer_state.json", "critic.safetensors"}
     files = [file for file in sorted(folder.iterdir()) if file.is_file() and file.name not in no_part]
@@ -152,18 +152,18 @@ def _files_of_model(folder: Path) -> list[Path]:
 
 
 def _name_base(config: Path, base: Path) -> None:
-    """Write into an adapter's configuration where its base lies: PEFT loads it from there, until it is moved."""
+    """Writes the folder of an adapter's base into its configuration. PEFT loads the base from there, until it moves."""
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = str(base)
     config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 class _Trained:
-    """What a checkpoint computes, to which an export is held.
+    """The logits of a checkpoint. An export must compute the same.
 
     Args:
-        section: what it was trained with.
-        template: the run's prompt, of which the first tokens are read.
+        section: the policy settings of training.
+        template: the run's prompt. Its first tokens are the input.
     """
 
     def __init__(self, section: PolicySection, checkpoint: Path, template: str) -> None:
@@ -179,7 +179,7 @@ class _Trained:
         self._is_quantised = section.quantization != "none"
 
     def check_adapter(self, folder: Path) -> None:
-        """Refuse an adapter that is another policy, with the base that is found for it.
+        """Refuses an adapter that, loaded with its base, is another policy.
 
         Raises:
             PolicyError: its logits are not those of the checkpoint.
@@ -190,10 +190,10 @@ class _Trained:
         self._compare(policy.model, "the exported adapter is not what was trained")
 
     def check_merged(self, folder: Path, model: Any) -> None:
-        """Refuse a folder that plain transformers reads as another model.
+        """Refuses a folder that plain transformers reads as another model.
 
         Args:
-            model: what was written there.
+            model: the model that was written to the folder.
 
         Raises:
             PolicyError: its logits are not those of the checkpoint.

@@ -1,11 +1,10 @@
-"""What a step of the real trainer takes at most: measured, in a process of its own.
+"""Measure the peak memory of a step of the real trainer, in a process of its own.
 
-Decides: what is counted (growth of the resident set over that of the imported libraries on a CPU; on a GPU what torch
-reserved, and the context), and that two optimiser steps are made: the second meets the optimiser's state that the
-first one made.
+Decides: what counts (on a CPU the growth of the resident set after the imports; on a GPU the memory that torch
+reserved, and the context); that it makes two optimiser steps: the second one meets the optimiser's state of the first.
 Hides: the process, `/proc`, torch's counters.
 
-The examples with the longest prompts are taken, as many as two steps need: a step of the run takes no more.
+It uses the examples with the longest prompts, as many as two steps need: no step of the run takes more.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _ALL_EXAMPLES = {"screen_rank": None, "screen_solved": None, "screen_by": "last_
 
 @dataclass(frozen=True)
 class Peak:
-    """One phase's largest memory."""
+    """The peak memory of one phase."""
 
     phase: str
     """The algorithm."""
@@ -51,11 +50,10 @@ class Peak:
 
 
 def measure_peaks(config: RunConfig) -> list[Peak]:
-    """Make two optimiser steps of each phase of a run (warm start, then the algorithm) and see what they take.
+    """Makes two optimiser steps of each phase of a run (warm start, then the algorithm) and measures their memory.
 
     Raises:
-        Rl4RecError: as training does, with its message; or the process was killed, as the kernel does where memory
-            ran out.
+        Rl4RecError: training failed (with its message), or the kernel killed the process because memory ran out.
     """
     from rl4rec_cli.config.layering import dump_config
 
@@ -80,7 +78,7 @@ def measure_peaks(config: RunConfig) -> list[Peak]:
 
 @settings_win()
 def _measure(config: RunConfig, folder: Path) -> list[Peak]:
-    """In the process of its own."""
+    """Measures in the process that `measure_peaks` starts."""
     from rl4rec_cli import console
     from rl4rec_cli.data.dataset import joint_digest
     from rl4rec_cli.data.opening import open_datasets
@@ -143,7 +141,7 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
 
 
 def _phases(config: RunConfig) -> list[TrainerSection]:
-    """The phases, cut to two optimiser steps."""
+    """Returns the phases, cut to two optimiser steps."""
     short: dict[str, Any] = {"max_steps": STEPS, "num_train_epochs": 1000.0}
     return [
         phase.without_warm_start().model_copy(update={**short, **_ALL_EXAMPLES} if phase.is_rl else short)
@@ -156,7 +154,7 @@ def _examples_needed(phase: TrainerSection) -> int:
 
 
 def _import_all(config: RunConfig) -> None:
-    """Everything that a run imports, so that it is part of what growth is counted from."""
+    """Imports everything that a run imports, so that the growth counts none of it."""
     from importlib import import_module
 
     from rl4rec_cli.retrieval.embedder import find_embedder
@@ -170,14 +168,14 @@ def _import_all(config: RunConfig) -> None:
 
 
 class _ProcessMeter:
-    """Growth of the process's resident set since it was made."""
+    """Measures the growth of the process's resident set since the meter was made."""
 
     def __init__(self) -> None:
         self._before = _status("VmRSS")
         self._reset()
 
     def peak(self) -> int:
-        """Bytes at most since the last call."""
+        """Returns the most bytes since the last call."""
         most = _status("VmHWM") - self._before
         self._reset()
         return most
@@ -196,7 +194,7 @@ def _status(field: str) -> int:
 
 
 class _GpuMeter:
-    """What torch holds of the GPU, and what of it is held outside torch since this was made."""
+    """Measures the GPU memory that torch holds, and what is held outside torch since the meter was made."""
 
     def __init__(self) -> None:
         import torch

@@ -1,6 +1,6 @@
 """Where a run would go: what `rl4rec plan` and `train … --dry-run` print.
 
-Decides: how a `Placement` is worded and drawn.
+Decides: how a `Placement` is printed.
 Hides: where the facts about models, data and machine come from.
 """
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 
 def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
-    """The placement on this machine, or on one with these GPUs (`24`, in gigabytes).
+    """Returns the placement on this machine, or on one with other GPUs (`24`, in gigabytes).
 
     Raises:
-        PolicyError: the model's shape cannot be found out, or its tokenizer does not fit it. ConfigError: no such GPU.
+        PolicyError: the model's shape is unknown, or its tokenizer does not fit it.
+        ConfigError: the text names no GPU.
     """
     from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
     from rl4rec_cli.policy.sources import with_own_adapter
@@ -46,7 +47,7 @@ def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
 
 
 def _with(gpus: tuple[Any, ...]) -> Machine:
-    """This machine with other GPUs."""
+    """Returns this machine with other GPUs."""
     import os
 
     from rl4rec_cli.plan.machine import ram
@@ -55,7 +56,7 @@ def _with(gpus: tuple[Any, ...]) -> Machine:
 
 
 def show(config: RunConfig, placement: Placement) -> None:
-    """The whole answer, on standard output."""
+    """Prints the whole answer on standard output."""
     phase = placement.estimate.peak
     rows = [(name, human(size)) for name, size in sorted(phase.parts.items(), key=lambda part: -part[1]) if size]
     console.table("", [f"most memory: {phase.name}", "needs"], [*rows, ("all", human(phase.total))])
@@ -70,7 +71,7 @@ def show(config: RunConfig, placement: Placement) -> None:
 
 
 def brief(placement: Placement) -> list[str]:
-    """A few lines for `--dry-run`."""
+    """Returns a few lines for `--dry-run`."""
     choices = ", ".join(f"{c.what} {c.value}" for c in placement.choices)
     lines = [f"placement: policy on {placement.device}; {choices}", f"memory: {sentence(placement)}"]
     reason = next(c.reason for c in placement.choices if c.what == "retrieval")
@@ -87,7 +88,7 @@ def sentence(placement: Placement) -> str:
 
 
 def complain(config: RunConfig, placement: Placement) -> None:
-    """Raises: Rl4RecError: it does not fit, with the way out."""
+    """Raises an Rl4RecError with the way out, if the run does not fit."""
     if placement.fits:
         return
     verdict = f"{config.policy.model} {sentence(placement)}"
@@ -119,7 +120,7 @@ def as_json(placement: Placement) -> dict[str, Any]:
 
 
 def checked(config: RunConfig, *, as_json: bool) -> dict[str, Any]:
-    """Make a real step and set what it takes beside what was predicted, for the lengths that came up."""
+    """Makes real steps and compares their memory with the prediction for the same lengths."""
     from rl4rec_cli.commands.peak import measure_peaks
     from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
 
@@ -140,7 +141,7 @@ def checked(config: RunConfig, *, as_json: bool) -> dict[str, Any]:
 
 
 def _predicted(phases: Sequence[PhaseMemory], peak: Peak) -> PhaseMemory:
-    """The largest of what was measured: validation was not."""
+    """Returns the largest predicted phase among the measured ones. Validation is not measured."""
     own = [p for p in phases if p.name.startswith("warm start: ") == peak.is_warm_start]
     own = [p for p in own if not p.name.endswith("validation")]
     return max(own, key=lambda phase: phase.total)

@@ -1,7 +1,7 @@
-"""`rl4rec prompts`: prompts as the model reads them, and what other templates are worth.
+"""`rl4rec prompts`: prompts as the model reads them, and the results of other templates.
 
-Decides: what is told of prompts; that templates are compared on validation users only, each with the configured one.
-Hides: nothing of how prompts are made: that is `data/prompts.py`, here as in training.
+Decides: what is shown of prompts; that templates are compared on validation users only, each with the configured one.
+Hides: nothing of how prompts are built. `data/prompts.py` builds them, here as in training.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ ALL = "all"
 
 
 def show_prompts(config: RunConfig, *, split: Any, users: int | None, user: str | None, as_json: bool) -> None:
-    """Print some prompts whole, and figures of many.
+    """Prints some prompts whole, and figures of many.
 
     Raises:
-        DataError: no such user, or one without an example in this split.
+        DataError: the user does not exist, or has no example in this split.
     """
     dataset = open_dataset(config.data)
     examples = choose_examples(dataset, split, users or USERS) if user is None else _of_user(dataset, split, user)
@@ -86,14 +86,14 @@ def _of_user(dataset: Dataset, split: Any, user: str) -> list[Example]:
 
 
 def last_tokens(builder: PromptBuilder, prompt: Prompt) -> list[str]:
-    """The tokens that a prompt ends with, each with its number: what a text shows does not say where a token ends."""
+    """Returns the last tokens of a prompt, each with its number. The text alone does not show where a token ends."""
     ids = list(prompt.ids[-_LAST:])
     names = builder.tokenizer.convert_ids_to_tokens(ids)
     return [f"{name} ({number})" for name, number in zip(names, ids, strict=True)]
 
 
 def make_prompts(builder: PromptBuilder, examples: Sequence[Example]) -> list[Prompt]:
-    """The prompt of every example, with progress on the terminal."""
+    """Builds the prompt of every example, and shows progress on the terminal."""
     prompts = []
     with console.progress(len(examples), "Making prompts") as advance:
         for example in examples:
@@ -124,20 +124,20 @@ def _figures(
 
 
 def lost_items(builder: PromptBuilder, example: Example, prompt: Prompt) -> bool:
-    """Whether items were left out for length that `prompt.max_history` would show."""
+    """Returns whether the prompt leaves out items, for its length, that `prompt.max_history` would show."""
     return prompt.items < min(len(example.history), builder.section.max_history)
 
 
 def sweep_templates(
     config: RunConfig, *, split: str, users: int | None, templates: Sequence[str], as_json: bool
 ) -> None:
-    """Measure a model with several templates on the same validation users, each against the configured one.
+    """Measures a model with several templates on the same validation users, each against the configured one.
 
     Args:
-        templates: what to try; `all` stands for the built-in ones.
+        templates: the templates to try. `all` stands for the built-in ones.
 
     Raises:
-        ConfigError: a template without {history}; another split than validation; nothing fits; an untrained model.
+        ConfigError: a template has no {history} or does not fit; the split is not validation; the model is untrained.
     """
     if split != "validation":
         raise ConfigError(
@@ -228,10 +228,10 @@ def _show_sweep(
 
 
 def check_model(config: RunConfig, what: str) -> None:
-    """Refuse a model that has learned nothing.
+    """Refuses a model that has learned nothing.
 
     Raises:
-        ConfigError: it is `tiny`, which is built with random weights.
+        ConfigError: the model is `tiny`, which has random weights.
     """
     from rl4rec_cli.policy.backend import TINY
 

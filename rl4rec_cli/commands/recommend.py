@@ -1,7 +1,7 @@
-"""One history in, a text and the best items out.
+"""Recommend for one history: the policy's text and the best items.
 
-Decides: which items typed titles mean, and how an answer reads.
-Hides: loading of the run.
+Decides: which items typed titles mean, and how an answer is printed.
+Hides: how the run is loaded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recommender:
-    """A run's policy with its catalogue; `answer` may be called again and again."""
+    """A run's policy with its catalogue. It stays loaded between calls of `answer`."""
 
     policy: Policy
     builder: PromptBuilder
@@ -46,10 +46,10 @@ class Recommender:
     """What differs between the data that are there and those it was trained on."""
 
     def answer(self, history: Sequence[int], *, k: int, user: str | None = None) -> dict[str, Any]:
-        """The policy's text and its `k` best items, history left out.
+        """Returns the policy's text and its `k` best items, without the history.
 
         Raises:
-            DataError: the text says nothing the embedder knows.
+            DataError: the text is unscorable.
         """
         from rl4rec_cli.policy.generation import generate_texts
 
@@ -79,15 +79,15 @@ class Recommender:
         return TitleIndex([str(item["title"]) for item in self.dataset.items])
 
     def read_history(self, texts: Iterable[str]) -> list[int]:
-        """The items that typed texts mean, each one title or several with semicolons.
+        """Returns the items that typed texts mean. A text holds one title, or several with semicolons between them.
 
         Raises:
-            DataError: nothing in the catalogue is like one of them.
+            DataError: no item in the catalogue is similar to a title.
         """
         return [self._match(title) for text in texts for title in self._titles.split(text)]
 
     def _match(self, title: str) -> int:
-        """The item a typed title means: the same title, else the one most like it by embedding."""
+        """Returns the item with the typed title, else the one whose embedding is most similar."""
         exact = self._titles.find(title)
         if exact is not None:
             return exact
@@ -108,17 +108,18 @@ def open_recommender(
     sets: Sequence[str] = (),
     checkpoint: str | None = None,
 ) -> Recommender:
-    """The recommender of a run folder or one of its checkpoints.
+    """Opens the recommender of a run folder or of one of its checkpoints.
 
     Args:
-        dataset: which of a run's several datasets, by name or folder.
-        users: whom it is for; one who is unknown is found out before anything is loaded.
+        dataset: one of the run's datasets, by name or folder.
+        users: the users to recommend for. An unknown one is refused before anything is loaded.
         sets: settings other than the run's, as `KEY=VALUE`.
-        checkpoint: which one of a run's, see `find_checkpoint`.
+        checkpoint: one of the run's checkpoints, see `find_checkpoint`.
 
     Raises:
-        RunError: not a run. DataError: no such user. ConfigError: several datasets, and none is chosen; a setting that
-            is none.
+        RunError: the folder is not a run.
+        DataError: a user does not exist.
+        ConfigError: the run has several datasets and none is chosen, or a setting does not exist.
     """
     run_and_folder = find_run(target, checkpoint)
     if run_and_folder is None:
@@ -169,15 +170,15 @@ def recommend(
     interactive: bool,
     checkpoint: str | None = None,
 ) -> None:
-    """`rl4rec recommend`: answer for users of the dataset, for titles, or for whatever is typed.
+    """Answers for users of the dataset, for titles, or for what the user types: `rl4rec recommend`.
 
-    A user's history is the whole sequence: what is recommended comes after everything that is known.
+    A user's history is the whole sequence: recommendations come after everything that is known.
 
     Args:
-        is_list: answers are a list, whose JSON has one line for each user.
+        is_list: print a list of answers, as JSON with one line for each user.
 
     Raises:
-        DataError: no answer; of several users' answers, those that there are come out first.
+        DataError: there is no answer. With several users, the answers that exist are printed first.
     """
     recommender = open_recommender(run, users=users, dataset=dataset, sets=sets, checkpoint=checkpoint)
     console.log(checkpoint_line(recommender.checkpoint))
@@ -227,7 +228,7 @@ def _lines() -> Iterator[str]:
 
 
 def _prompt() -> str:
-    """The prompt for `input`, which writes to standard output: that is for answers where it is no terminal."""
+    """Returns the prompt for `input`, which prints on standard output: off a terminal only answers belong there."""
     if console.is_terminal(sys.stdout):
         return "> "
     print("> ", end="", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""A training run's configuration before anything is loaded: made complete, and refused where it cannot be.
+"""Complete and check the configuration of a training run before anything is loaded.
 
-Decides: which paths a run keeps whole, how the runs of several seeds are called, and what ends a run before it begins.
-Hides: who knows of each setting whether it can be.
+Decides: which paths a run keeps absolute, how the runs of several seeds are named, what ends a run before it begins.
+Hides: which module can check each setting.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def with_whole_paths(config: RunConfig) -> RunConfig:
-    """The run may be evaluated from another folder: paths that are there are written whole."""
+    """Makes existing paths absolute, so that the run can be evaluated from another folder."""
 
     def whole(path: str | None) -> str | None:
         return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
@@ -56,18 +56,18 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
 
 
 def of_seed(config: RunConfig, seed: int, count: int) -> RunConfig:
-    """The configuration of one of so many seeds, each with a run folder of its own."""
+    """Returns the configuration of one seed out of `count`. Each has a run folder of its own."""
     name = config.run.name
     own = {"seed": seed, "name": f"{name}-s{seed}" if name is not None and count > 1 else name}
     return config.model_copy(update={"run": config.run.model_copy(update=own)})
 
 
 def check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> None:
-    """What would end the run later, once models are loaded or a warm start is done.
+    """Raises the errors that would otherwise end the run later, after models are loaded or a warm start is done.
 
     Raises:
-        Rl4RecError: as `check_settings` says.
-        PolicyError: the policy's folder is no model, or a file of it not what its name says.
+        Rl4RecError: see `check_settings`.
+        PolicyError: the policy's folder is not a model, or one of its files is not what its name says.
     """
     from rl4rec_cli.policy.backend import check_policy
     from rl4rec_cli.policy.sources import find_source
@@ -80,11 +80,12 @@ def check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> No
 
 
 def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> None:
-    """What settings alone say of a run that cannot be; nothing heavy is imported.
+    """Raises the errors that the settings alone show. It imports nothing heavy.
 
     Raises:
-        RunError: the run is there already. ConfigError: too few examples, no such reward file, or a tracker that is
-            not installed or not logged in to.
+        RunError: the run exists already.
+        ConfigError: there are too few examples, a reward file does not exist, or a tracker is not installed or not
+            logged in to.
     """
     from rl4rec_cli.policy.backend import check_engine, check_one_gpu
 

@@ -1,7 +1,7 @@
-"""What a model makes of each user's history, as prompts for `prompts.json`.
+"""Let a model summarise each user's history, as prompts for `prompts.json`.
 
-Decides: what is read (by default only what comes before the training target, so that no target is among it), how the
-answer becomes a prompt, what is said before the texts are used, and that a job that was ended goes on where it stood.
+Decides: what the model reads (by default only what comes before the training target, so that it sees no target); how
+the answer becomes a prompt; what the user learns before using the texts; that a job resumes where it was interrupted.
 Hides: `FILE.part`, which holds the texts written so far.
 """
 
@@ -51,20 +51,20 @@ _ABOUT_PROMPTS = ("prompts.json", "shared prompts")
 def write_summaries(
     config: RunConfig, file: str, *, split: Any, users: int | None, templates: Sequence[str], as_json: bool
 ) -> None:
-    """Write `{user: prompt}`; a user of whom nothing was written is left out, and so gets the template.
+    """Writes `{user: prompt}`. It leaves out users with an empty summary: they get the template.
 
     Args:
-        file: to write. `FILE.part` holds what is done; the same command goes on from it.
-        split: each is written from what comes before this split's target.
-        users: those whom `eval.users` of this number measures, as far as they have an example in this split.
-        templates: what the model is asked, with `{history}` (else `REQUEST`), and the prompt that is made of the
-            answer, with `{summary}` (else `FRAME`).
+        file: the file to write. `FILE.part` holds the summaries so far; the same command goes on from it.
+        split: the model reads what comes before this split's target.
+        users: the number of users, chosen as `eval.users` chooses them. Those without an example in it drop out.
+        templates: the request to the model, with `{history}` (else `REQUEST`), and the prompt around its answer, with
+            `{summary}` (else `FRAME`).
 
     Raises:
-        ConfigError: FILE exists, or FILE.part is damaged or of other settings; a template that is neither, or does not
-            fit; an untrained model.
-        DataError: as in evaluation, or nobody has an example in this split.
-        PolicyError, EngineError: as in evaluation; what was written until then is kept.
+        ConfigError: FILE exists; FILE.part is damaged or has other settings; a template is neither of the two, or does
+            not fit; the model is untrained.
+        DataError: as in evaluation, or no user has an example in this split.
+        PolicyError, EngineError: as in evaluation. FILE.part keeps the summaries written before.
     """
     request, frame = _request_and_frame(templates)
     check_model(config, "--summaries")
@@ -155,7 +155,7 @@ def _refuse_existing(path: Path) -> None:
 
 
 def _examples(dataset: Dataset, split: Any, users: int | None) -> tuple[list[Example], int]:
-    """The split's examples, of the users that an evaluation of so many users measures; and how many have none."""
+    """Returns the split's examples of the users that an evaluation of this size measures, and how many have none."""
     eval_users = set(dataset.users)
     if users is not None:
         eval_users = {example.user for example in choose_examples(dataset, "validation", users)}
@@ -169,10 +169,10 @@ def _examples(dataset: Dataset, split: Any, users: int | None) -> tuple[list[Exa
 
 
 def _check_room(builder: PromptBuilder, frame: str) -> None:
-    """Refuse a prompt that would be cut before what was written of the user.
+    """Refuses a frame so long that the prompt would be cut before the summary.
 
     Raises:
-        ConfigError: it is so long.
+        ConfigError: the frame is too long.
     """
     if builder.build_written(frame.partition("{summary}")[0] + "{summary}").is_cut:
         raise ConfigError(
@@ -185,7 +185,7 @@ def _check_room(builder: PromptBuilder, frame: str) -> None:
 def _digest(
     config: RunConfig, dataset: Dataset, section: PromptSection, split: str, users: int | None, prompts: str
 ) -> str:
-    """Of all that the texts depend on."""
+    """Returns the digest of everything that the texts depend on."""
     from rl4rec_cli.policy.pretrained import policy_identity
 
     about = {
@@ -204,7 +204,7 @@ def _digest(
 
 
 def _findings(config: RunConfig, dataset: Dataset) -> list[Finding]:
-    """What the audit has to say of the prompts."""
+    """Returns the audit's findings about the prompts."""
     findings = audit_as_configured(dataset, config).findings
     return [finding for finding in findings if any(name in finding.check for name in _ABOUT_PROMPTS)]
 
@@ -225,12 +225,12 @@ def _request_and_frame(templates: Sequence[str]) -> tuple[str, str]:
 
 
 def _read_part(part: Path, digest: str, total: int) -> tuple[list[str], int]:
-    """The summaries written so far, in the order of the examples, and how many of them were cut at the limit.
+    """Returns the summaries so far, in the order of the examples, and how many of them were cut at the limit.
 
-    The file is made ready for the next.
+    It also makes the file ready for the next ones.
 
     Raises:
-        ConfigError: they were written with other settings, or the file is damaged, or none of ours.
+        ConfigError: the file has other settings, is damaged, or is not a file of summaries.
     """
     raw = read_bytes(part)
     lines = raw.split(b"\n")[:-1]
@@ -272,7 +272,7 @@ def _read_part(part: Path, digest: str, total: int) -> tuple[list[str], int]:
 def _write_rest(
     config: RunConfig, dataset: Dataset, prompts: Sequence[tuple[int, ...]], part: Path, done: list[str]
 ) -> int:
-    """Append the summaries that are missing to `done` and to the file, some at a time; how many did not end."""
+    """Appends the missing summaries to `done` and to the file, some at a time. Returns how many were cut."""
     if len(done) == len(prompts):
         return 0
     from transformers import set_seed

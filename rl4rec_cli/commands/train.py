@@ -1,6 +1,6 @@
 """A training run from configuration to table.
 
-Decides: the order of things: data, retrieval, policy, warm start, measurement, reinforcement learning, measurement.
+Decides: the order of the steps: data, retrieval, policy, warm start, measurement, reinforcement learning, measurement.
 Hides: where each of them comes from.
 """
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Data:
-    """What is there before any policy, the same for all seeds."""
+    """What runs need before any policy. All seeds share it."""
 
     datasets: list[Dataset]
     audits: dict[str, str]
@@ -59,7 +59,7 @@ class _Data:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run and what it reached on the validation users."""
+    """A finished run and its results on the validation users."""
 
     run: Run
     evaluations: dict[str, Evaluation]
@@ -81,17 +81,17 @@ def train(
     allow_partial: bool = False,
     show: Show = lambda trained: None,
 ) -> list[TrainedRun]:
-    """Train once per seed, and measure each run.
+    """Trains once per seed, and measures each run. Returns nothing if the run to resume is finished.
 
     Args:
-        seeds: a run for each; without any, one run with the configuration's own seed.
-        resume: a run folder; go on with it instead of making one, with its seed. Empty is returned where it is done.
-        allow_partial: go on with a changed recipe, or without the optimiser's or the random state.
+        seeds: one run for each. Without seeds, one run with the configuration's seed.
+        resume: a run folder to resume, with its seed, instead of making one.
+        allow_partial: resume with a changed recipe, or without the optimiser's or the random state.
         show: called for each run as soon as it is measured.
 
     Raises:
-        ConfigError: the environment says that several processes were started.
-        Rl4RecError: as the parts say. What was trained before an error stays in the run folder.
+        ConfigError: the environment shows that several processes were started.
+        Rl4RecError: see the parts. What was trained before an error stays in the run folder.
     """
     from rl4rec_cli.eval import measuring
     from rl4rec_cli.policy.backend import choose_backend
@@ -138,7 +138,7 @@ def _opened(config: RunConfig, datasets: list[Dataset], audits: dict[str, str]) 
 
 
 def next_commands(run: Run, datasets: Sequence[Dataset]) -> str:
-    """What to type next."""
+    """Returns the commands that the user may want next."""
     one = ("--dataset", datasets[0].name) if len(datasets) > 1 else ()
     measure = rl4rec("eval", run.folder, *one, "--split", "test")
     recommend = rl4rec("recommend", run.folder, *one, "--user", datasets[0].users[0])
@@ -184,7 +184,7 @@ def _train_one(
     *,
     allow_partial: bool = False,
 ) -> TrainedRun:
-    """Train, from `place` on where a run is resumed (and is locked already), and measure."""
+    """Trains and measures. A resumed run starts at `place`, and is locked already."""
     from rl4rec_cli.engine.vllm import make_engine
     from rl4rec_cli.eval import measuring
     from rl4rec_cli.eval.baseline import open_baselines
@@ -237,7 +237,7 @@ def _train_one(
 
 
 def _start_section(config: RunConfig, run: Run | None, place: Place | None) -> PolicySection:
-    """What to load: the policy that the last phase started from, once it is known, else the configured one."""
+    """Returns what to load: the one that the last phase started from, if it is known, else the configured one."""
     if run is not None and place is not None and place.phase >= len(config.trainer.phases) - 1 and run.start.is_dir():
         return config.policy.model_copy(update={"model": str(run.start)})
     if makes_base(config):
@@ -247,17 +247,17 @@ def _start_section(config: RunConfig, run: Run | None, place: Place | None) -> P
 
 
 def load_start(config: RunConfig, datasets: Sequence[Dataset]) -> Policy:
-    """The policy that a new run starts from."""
+    """Loads the policy that a new run starts from."""
     return _load(config, _start_section(config, None, None), datasets)
 
 
 def makes_base(config: RunConfig) -> bool:
-    """Whether the policy is built here and then gets an adapter: all its weights are warm-started first."""
+    """Returns whether the run builds the policy, warm-starts all its weights, and then puts an adapter on it."""
     return config.policy.model == "tiny" and config.policy.lora is not None
 
 
 def _load(config: RunConfig, section: PolicySection, datasets: Sequence[Dataset] | None = None) -> Policy:
-    """What a section names, for this run's training."""
+    """Loads the policy of a section, for this run's training."""
     from rl4rec_cli.plan.placement import engine_share
     from rl4rec_cli.policy.backend import choose_backend
     from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
@@ -277,7 +277,7 @@ def _load(config: RunConfig, section: PolicySection, datasets: Sequence[Dataset]
 
 
 def put_adapter(policy: Policy, run: Run) -> None:
-    """Store a policy that was built here, and put an adapter on what was stored, held as the configuration says."""
+    """Stores a policy that this run built, loads it back as the configuration says, and puts an adapter on it."""
     from rl4rec_cli.policy.loading import save_policy
 
     base = run.base.resolve()
@@ -287,16 +287,16 @@ def put_adapter(policy: Policy, run: Run) -> None:
 
 
 def _done(config: RunConfig, place: Place | None) -> int:
-    """Steps that are made of the last phase."""
+    """Returns the number of finished steps of the last phase."""
     return place.step if place is not None and place.phase == len(config.trainer.phases) - 1 else 0
 
 
 @contextmanager
 def _telling_how_to_go_on(run: Run, policy: Policy) -> Iterator[None]:
-    """The command that resumes the run is the last thing said before the error.
+    """Logs the command that resumes the run, directly before the error.
 
     Raises:
-        OutOfMemory: memory ran out where a policy is measured; the trainers' own comes from there.
+        OutOfMemory: memory ran out while a policy was measured. The trainers raise their own.
     """
     from rl4rec_cli.plan.phases import Phase, phase_of
     from rl4rec_cli.train.out_of_memory import OutOfMemory, advise, is_out_of_memory
@@ -327,7 +327,7 @@ def _learn(
     reports: Reports,
     measure_start: Callable[[], None],
 ) -> None:
-    """All phases, from `place` on, until `checkpoint_final` stands there."""
+    """Runs all phases, from `place` on, until `checkpoint_final` exists."""
     from rl4rec_cli.policy.loading import load_weights, save_policy
     from rl4rec_cli.train.algorithms.sft import train_sft
     from rl4rec_cli.train.prolonging import write_final
@@ -379,7 +379,7 @@ def _learn(
 
 
 def _writer(policy: Policy, config: RunConfig) -> Callable[[Dataset, Sequence[Example]], list[str]]:
-    """What writes a policy's most likely text for each example of a dataset."""
+    """Returns a function that writes a policy's most likely text for each example of a dataset."""
     from rl4rec_cli.eval.policies import write_texts
 
     likeliest = config.model_copy(update={"eval": config.eval.model_copy(update={"temperature": 0.0})})
