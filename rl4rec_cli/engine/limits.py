@@ -21,10 +21,10 @@ _CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def check_head(width: int, what: str) -> None:
-    """Refuse attention heads of a width that vLLM cannot compute without a GPU.
+    """Refuses attention heads of a width that vLLM cannot compute without a GPU.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: vLLM's CPU kernels do not have this width.
     """
     if width not in _CPU_HEADS:
         raise ConfigError(
@@ -34,11 +34,11 @@ def check_head(width: int, what: str) -> None:
 
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Those that vLLM makes room for."""
+"""Adapter ranks that vLLM reserves memory for."""
 
 
 def check_fits(model: Any, section: PolicySection, generation: GenerationSection) -> None:
-    """What of a loaded model vLLM cannot write with.
+    """Refuses a loaded model that vLLM cannot generate with.
 
     Raises:
         ConfigError: weights in 8 bits, or in 4 without a GPU; an adapter over more than linear layers; or a head that
@@ -70,7 +70,10 @@ def check_fits(model: Any, section: PolicySection, generation: GenerationSection
 
 
 def _of_another_kind(adapter: Any) -> str:
-    """What an adapter changes besides adding B·A to a layer's weights, which alone is handed over; empty if nothing."""
+    """Returns what an adapter does besides adding B·A to a layer's weights, or an empty string if nothing.
+
+    The hand-over to vLLM covers B·A alone.
+    """
     if adapter.peft_type != "LORA":
         return f"it is no LoRA adapter but {getattr(adapter.peft_type, 'value', adapter.peft_type)}"
     settings = ("modules_to_save", "trainable_token_indices", "use_dora", "lora_bias", "target_parameters")
@@ -91,35 +94,39 @@ def room_for(rank: int) -> int:
 
 
 def policy_quantization(model: Any) -> str:
-    """How a loaded model's weights are held: `none`, `4bit` or `8bit`."""
+    """Returns the quantisation of a loaded model's weights: `none`, `4bit` or `8bit`."""
     if getattr(model, "is_loaded_in_4bit", False):
         return "4bit"
     return "8bit" if getattr(model, "is_loaded_in_8bit", False) else "none"
 
 
 def cache_bytes(model: Any, tokens: int) -> int:
-    """Bytes of keys and values of one text of so many tokens."""
+    """Returns the bytes of keys and values of one sequence of `tokens` tokens."""
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return 2 * config.num_hidden_layers * heads * head_width(config) * model.dtype.itemsize * tokens
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of a model's weights, its adapter left out."""
+    """Returns the bytes of a model's weights without its adapter."""
     return sum(p.numel() * p.element_size() for n, p in model.named_parameters() if "lora_" not in n)
 
 
 def scale_bytes(model: Any) -> int:
-    """Bytes of the scales of 4-bit weights as vLLM holds them: float32, one for 64 weights, two of which are a byte."""
+    """Returns the bytes of the scales that vLLM holds for 4-bit weights: one float32 for 64 weights, two to a byte."""
     packed_bytes = sum(p.numel() for p in model.parameters() if type(p).__name__ == "Params4bit")
     return packed_bytes * 2 // 64 * 4
 
 
 def memory_share(model: Any, tokens: int, texts: int) -> float:
-    """The share of the GPU that vLLM gets: weights of its own, the cache of a batch, and room for its passes.
+    """Returns vLLM's share of the GPU: its own weights, the cache of a batch, and room for its passes.
+
+    Args:
+        tokens: the longest prompt and completion together.
+        texts: completions in a batch.
 
     Raises:
-        ConfigError: that is more than the whole GPU.
+        ConfigError: they need more than 95 % of the GPU.
     """
     import torch
 
@@ -144,7 +151,11 @@ def memory_share(model: Any, tokens: int, texts: int) -> float:
 
 
 def handed_bytes(model: Any, *, swaps: bool) -> int:
-    """Bytes of what is handed over at once, with the one before."""
+    """Returns the bytes of two hand-overs: the next one is written while the one before still exists.
+
+    Args:
+        swaps: vLLM gets the adapter alone.
+    """
     if is_frozen(model):
         return 0
     tensors = [p for name, p in model.named_parameters() if ("lora_" in name or not swaps)]
@@ -152,7 +163,7 @@ def handed_bytes(model: Any, *, swaps: bool) -> int:
 
 
 def make_room(model: Any) -> None:
-    """Give back what torch keeps of the GPU for later: vLLM takes its share of what is free."""
+    """Returns torch's unused GPU memory to the driver: vLLM takes its share of what is free."""
     if device_of(model).type == "cuda":
         import torch
 
@@ -160,11 +171,11 @@ def make_room(model: Any) -> None:
 
 
 def is_frozen(model: Any) -> bool:
-    """Whether a model is as it was loaded, and will stay so: vLLM can load it by itself."""
+    """Whether training leaves a model as it was loaded, so that vLLM can load it by itself."""
     name = str(getattr(model.config, "_name_or_path", ""))
     return bool(name) and not is_peft(model) and not any(p.requires_grad for p in model.parameters())
 
 
 def device_of(model: Any) -> torch.device:
-    """The device that a model's weights are on."""
+    """Returns the device of a model's weights."""
     return next(model.parameters()).device

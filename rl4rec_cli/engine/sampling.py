@@ -1,6 +1,6 @@
-"""How completions are sampled: by transformers, by vLLM and by the engine that Unsloth holds.
+"""How transformers, vLLM and Unsloth's engine sample completions.
 
-Decides: that every setting is given in full, so that nothing is inherited from a model's own generation config.
+Decides: that every setting is passed explicitly, so that a model's own generation config has no effect.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Sampling:
     top_k: int = 0
     repetition_penalty: float = 1.0
     batch_size: int | None = None
-    """Texts written at once, at most; None: all."""
+    """Most completions generated at once; None: all."""
 
     @classmethod
     def from_section(cls, section: GenerationSection, *, temperature: float | None = None) -> Sampling:

@@ -1,10 +1,10 @@
-"""A `vllm serve` that runs already, in the place of a vLLM of our own.
+"""A running `vllm serve`, used in place of a vLLM of our own.
 
-Decides: what is asked of its OpenAI-compatible interface: adapters by name, tokens and their log-probabilities.
-Hides: HTTP. It is asked as `VllmProcess` is.
+Decides: the requests to its OpenAI-compatible interface: adapters by name, tokens and their log-probabilities.
+Hides: HTTP. `VllmServer` has the interface of `VllmProcess`.
 
-The server reads adapters from files, so it runs on the same machine. It takes texts one by one, as they come: what it
-computes together differs from one time to the next, and with it the last bits.
+The server reads adapters from files, so it runs on the same machine. It takes requests one by one as they come: its
+batches differ from one time to the next, and with them the last bits.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class VllmServer:
     """A running server.
 
     Args:
-        url: as `http://127.0.0.1:8000`.
-        base: the model it must serve, as it was started with.
-        command: what starts a fitting one, for messages.
+        url: such as `http://127.0.0.1:8000`.
+        base: the model it must serve, as named at its start.
+        command: starts a suitable server, for messages.
         timeout: seconds an answer may take.
 
     Raises:
-        EngineError: nothing answers there, or something that serves another model.
+        EngineError: no server answers, or it serves another model.
     """
 
     def __init__(self, url: str, *, base: str, command: str, timeout: float) -> None:
@@ -49,10 +49,10 @@ class VllmServer:
         self._base = self._find_base(base)
 
     def _find_base(self, wanted: str) -> str:
-        """The name that the server gives the base.
+        """Returns the server's name for the base model.
 
         Raises:
-            EngineError: it serves another one.
+            EngineError: the server serves another model.
         """
         models = self._call("GET", "/v1/models", doing="asking for its model")["data"]
         own: dict[str, Any] = next((model for model in models if model.get("parent") is None), {})
@@ -64,7 +64,7 @@ class VllmServer:
         return str(own["id"])
 
     def ask(self, name: str, *arguments: Any, doing: str = "") -> Any:
-        """The answer to `adapter` or `write`, as `Worker`'s methods of these names give it.
+        """Answers `adapter` or `write` as `Worker`'s methods of these names do.
 
         Raises:
             EngineError: the server is gone or refuses.
@@ -73,7 +73,7 @@ class VllmServer:
         return methods[name](*arguments, doing)
 
     def close(self) -> None:
-        """Take our adapter from the server, which is done at the latest when the program ends."""
+        """Unloads our adapter from the server. The end of the program does so at the latest."""
         self.is_open = False
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._end()
@@ -83,7 +83,7 @@ class VllmServer:
             self._call("POST", "/v1/unload_lora_adapter", {"lora_name": self._adapter}, doing=doing)
             self._adapter = None
             self._taken.clear()
-        # A name that never was: the server keeps what it computed of prompts by the adapter's name, for good.
+        # A new name each time: the server caches prompts by the adapter's name, for good.
         name = f"rl4rec-{uuid.uuid4().hex}"
         self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder}, doing=doing)
         self._adapter, self._number = name, number

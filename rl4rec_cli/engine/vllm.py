@@ -1,11 +1,11 @@
-"""Texts written by vLLM, with the weights that the policy has at that moment.
+"""Completions by vLLM, with the weights that the policy has at that moment.
 
-Decides: what is handed over before texts are written: the adapter alone, or all weights (the adapter merged into them,
-where vLLM is slow with one, as on the CPU); only where they changed; through files in memory, which cost a copy and
-need no help from vLLM, whatever holds the base.
+Decides: what vLLM receives before it generates. It gets the adapter alone, or all weights with the adapter merged into
+them where vLLM is slow with adapters, as on the CPU. It gets them only when they changed, through files in memory,
+which cost a copy and need no help from vLLM, whatever holds the base.
 Hides: vLLM's names, its numbers for adapters, the process it runs in (`engine/process.py`).
 
-Every text says with which weights it was written, and one that has others than the policy's ends the run.
+Every completion carries the number of its weights. One with other weights than the policy's ends the run.
 """
 
 from __future__ import annotations
@@ -58,18 +58,18 @@ _TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True)
 class Handover:
-    """What the last change of weights took."""
+    """The cost of one change of weights."""
 
     seconds: float = 0.0
     bytes: int = 0
 
 
 class VllmEngine:
-    """Writes for one policy. vLLM starts at the first text.
+    """Generates for one policy. vLLM starts at the first completion.
 
     Args:
-        config: its `generation` and `prompt` say what room is needed.
-        log: file for what vLLM prints.
+        config: its `generation` and `prompt` sections determine how much memory vLLM needs.
+        log: file for vLLM's output.
     """
 
     def __init__(self, config: RunConfig, *, log: Path | None = None) -> None:
@@ -87,28 +87,28 @@ class VllmEngine:
         self._sleeps = False
         self._told_of_sleep = False
         self.handovers: list[Handover] = []
-        """Since they were last asked for."""
+        """Those since the last `take_handovers`."""
 
     # What callers see
 
     def write(
         self, model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, ends: Sequence[int]
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """Continue token sequences with the policy as it is now.
+        """Completes prompts with the policy's current weights.
 
-        Each text has a seed of its own, drawn from torch's generator: a run's seed decides its texts, and equal prompts
+        Torch's generator draws a seed for each completion. So a run's seed decides its completions, and equal prompts
         get different ones.
 
         Args:
             prompts: B token sequences.
-            ends: tokens that end a text.
+            ends: tokens that end a completion.
 
         Returns:
-            B token sequences, the ending token included where the text ended by itself, and the log-probability of each
-            token as it was sampled (at the temperature, among what top-p and top-k left).
+            B token sequences, with the ending token if the completion ended by itself, and the log-probability of each
+            token under the sampling distribution (at the temperature, among what top-p and top-k left).
 
         Raises:
-            EngineError: vLLM does not start, died or refused, or wrote with another adapter.
+            EngineError: vLLM does not start, died or refused, or used other weights.
             PolicyError: the policy's probabilities are not finite.
         """
         if not prompts:
@@ -134,7 +134,7 @@ class VllmEngine:
             "top_k": (sampling.top_k or -1) if is_drawn else -1,
             "repetition_penalty": sampling.repetition_penalty,
             "stop_token_ids": list(ends),
-            "ignore_eos": True,  # what ends a text is said here
+            "ignore_eos": True,  # `stop_token_ids` alone decide what ends a completion
         }
         token_ids = [list(prompt) for prompt in prompts]
         completions = process.ask("write", token_ids, settings, seeds, doing=f"writing {len(prompts):,} texts")
@@ -144,7 +144,7 @@ class VllmEngine:
         return self._checked(completions, len(prompts))
 
     def _tell_of_sleep(self, model: Any, before: int, after: int) -> None:
-        """Say once what vLLM gave back, and whether that is less than its weights."""
+        """Logs once how much memory vLLM freed, and warns if that is less than its weights."""
         freed_bytes, needed_bytes = after - before, weight_bytes(model)
         if self._told_of_sleep:
             return
@@ -157,7 +157,7 @@ class VllmEngine:
             )
 
     def close(self) -> None:
-        """End vLLM and remove its files. It starts again where another text is asked for."""
+        """Ends vLLM and removes its files. The next `write` starts it again."""
         if self._process is not None:
             self._process.close()
         if self._remove is not None:
@@ -166,7 +166,7 @@ class VllmEngine:
         self._held, self._sleeps, self._number = "", False, 0
 
     def take_handovers(self) -> list[Handover]:
-        """What changes of weights took since the last call."""
+        """Returns the hand-overs since the last call, and forgets them."""
         handovers, self.handovers = self.handovers, []
         return handovers
 
@@ -214,7 +214,7 @@ class VllmEngine:
         return VllmServer(url, base=base, command=command, timeout=self._section.vllm.timeout)
 
     def _options(self, model: Any) -> tuple[dict[str, Any], dict[str, str]]:
-        """What vLLM's `LLM` is made with, and the variables of its process."""
+        """Returns the arguments of vLLM's `LLM` and the variables of its process."""
         section, own = self._section, self._section.vllm
         on_gpu = device_of(model).type == "cuda"
         texts = section.batch_size or ENGINE_TEXTS
@@ -224,7 +224,7 @@ class VllmEngine:
             "max_num_seqs": texts,
             "seed": self._seed,
             "skip_tokenizer_init": True,
-            "generation_config": "vllm",  # none of the model's own temperature or penalties
+            "generation_config": "vllm",  # ignores the model's own temperature and penalties
             "logprobs_mode": "processed_logprobs",
             "enable_prefix_caching": True,
             "trust_remote_code": self._policy_section.trust_remote_code,
@@ -239,7 +239,7 @@ class VllmEngine:
             options["enable_sleep_mode"] = own.sleep
             environment["CUDA_VISIBLE_DEVICES"] = same_gpu(device_of(model))
         else:
-            # A prompt that is read in two pieces fails on the CPU where texts have seeds of their own (vLLM 0.30).
+            # On the CPU a prompt read in two pieces fails where completions have seeds of their own (vLLM 0.30).
             options["enable_chunked_prefill"] = False
             options["kv_cache_memory_bytes"] = max(256 << 20, cache_bytes(model, self._max_length) * texts)
         if self._swaps(model):
@@ -264,7 +264,7 @@ class VllmEngine:
     # Handing over
 
     def _hand_over(self, model: Any, process: VllmProcess | VllmServer) -> None:
-        """Bring vLLM to the policy's weights, where they are others than it has."""
+        """Gives vLLM the policy's weights if they differ from its own."""
         start = time.perf_counter()
         folder = self._folder
         assert folder is not None
@@ -289,7 +289,7 @@ class VllmEngine:
         self.handovers.append(Handover(time.perf_counter() - start, size))
 
     def _write_weights(self, model: Any) -> str:
-        """Make the engine's folder a model that can be loaded, and say which weights it has."""
+        """Writes a loadable model into the engine's folder and returns the digest of its trained weights."""
         folder = self._folder
         assert folder is not None
         config = json.loads(model.config.to_json_string())
@@ -300,7 +300,11 @@ class VllmEngine:
         return sha256_of_tensors(trained_tensors(model))
 
     def _swaps(self, model: Any) -> bool:
-        """Whether the adapter alone is handed over."""
+        """Whether vLLM gets the adapter alone.
+
+        Raises:
+            ConfigError: the settings ask for a hand-over that this adapter or type of weights does not allow.
+        """
         if not is_peft(model):
             return False
         how = self._section.vllm.handover
@@ -344,7 +348,7 @@ class VllmEngine:
             )
         logps = [logps for _, logps, _ in written]
         if not all(map(math.isfinite, map(sum, logps))):
-            self.close()  # its cache holds what is not finite, and other texts would meet it there
+            self.close()  # its prefix cache holds values that are not finite, which later completions would read
             raise PolicyError(
                 "the policy's probabilities are not finite: its training diverged",
                 hint="lower trainer.learning_rate, or go back to an earlier checkpoint",
@@ -353,5 +357,5 @@ class VllmEngine:
 
 
 def make_engine(config: RunConfig, *, log: Path | None = None) -> VllmEngine | None:
-    """The engine that a configuration names; None where the policy itself writes."""
+    """Returns the engine that a configuration names, or None if the policy itself generates."""
     return VllmEngine(config, log=log) if config.generation.engine == "vllm" else None

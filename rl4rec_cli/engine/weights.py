@@ -1,8 +1,8 @@
-"""The weights that are handed to vLLM: which tensors, by which names, and the files they lie in for that while.
+"""The weights that vLLM receives: which tensors, by which names, and in which files.
 
-Decides: files lie in memory where there is room, are this user's alone, and are removed with the one that made them, or
-by the next one where that was killed.
-Hides: PEFT's names for an adapter's tensors, and how it is merged.
+Decides: that files lie in memory where there is room and belong to this user alone. They disappear with the process
+that wrote them; if that was killed, the next one removes them.
+Hides: PEFT's names for an adapter's tensors, and the merge.
 """
 
 from __future__ import annotations
@@ -26,23 +26,25 @@ _FOLDER, _LOCK = "rl4rec-vllm-", ".lock"
 
 
 def make_folder(owner: Any, size: int) -> tuple[Path, Any]:
-    """A new folder for files of so many bytes, in memory where there is room; and what removes it, at the latest when
-    its owner is gone.
+    """Makes a folder for files of `size` bytes, in memory where there is room.
 
-    Those of processes that were killed are removed: what lies in memory-backed storage takes memory until then.
+    It also removes the folders of killed processes, which take up memory until then.
+
+    Returns:
+        The folder, and a function that removes it. It runs at the latest when `owner` is gone.
     """
     memory = Path("/dev/shm")
     has_room = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 1.1 * size
     place = memory if has_room else Path(tempfile.gettempdir())
     for leftover in place.glob(f"{_FOLDER}*"):
         with suppress(OSError, RunError):  # another user's, or another process removes it too
-            # One without a lock is being made at this moment.
+            # A folder without a lock is one that another process is making at this moment.
             if (leftover / _LOCK).stat().st_uid == os.getuid() and (lock := take_lock(leftover / _LOCK)) is not None:
                 shutil.rmtree(leftover, ignore_errors=True)
                 os.close(lock)
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=place))
     lock = take_lock(folder / "new", mode=0o600)
-    (folder / "new").rename(folder / _LOCK)  # seen by others only once it is held
+    (folder / "new").rename(folder / _LOCK)  # others see the lock only after this process holds it
     return folder, weakref.finalize(owner, _remove, folder, lock)
 
 
@@ -53,7 +55,7 @@ def _remove(folder: Path, lock: int | None) -> None:
 
 
 def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """The adapter's, or all where there is none."""
+    """Returns the adapter's tensors, or all tensors of a model without an adapter, on the CPU."""
     if not is_peft(model):
         return _on_cpu(model.state_dict())
     from peft import get_peft_model_state_dict
@@ -62,9 +64,9 @@ def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
 
 
 def adapts_tied_ends(model: Any) -> bool:
-    """Whether an adapter changes embedding or head of a base where both share their weights.
+    """Whether an adapter changes the embedding or the head of a base that shares weights between them.
 
-    vLLM has one matrix for both then, and an adapter on one end would change the other, or neither.
+    vLLM has one matrix for both then: an adapter on one end would change the other, or neither.
     """
     if not is_peft(model):
         return False
@@ -76,7 +78,7 @@ def adapts_tied_ends(model: Any) -> bool:
 
 @torch.no_grad()
 def whole_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """All weights by the names they have without an adapter, which is merged into them."""
+    """Returns all weights with the adapter merged in, by their names without an adapter, on the CPU."""
     if not is_peft(model):
         return _on_cpu(model.state_dict())
     plain = model.get_base_model()
@@ -92,10 +94,10 @@ def _on_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> int:
-    """Write tensors; returns the file's bytes.
+    """Writes tensors into a file and returns its size in bytes.
 
     Raises:
-        EngineError: no room.
+        EngineError: the file cannot be written, as for want of room.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -106,7 +108,7 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> int:
         for name, tensor in tensors.items():  # tied weights share memory, which `save_file` refuses
             apart[name] = tensor.clone() if tensor.data_ptr() in places else tensor
             places.add(tensor.data_ptr())
-        path.unlink(missing_ok=True)  # a new file: vLLM may still look at the one before
+        path.unlink(missing_ok=True)  # a new file: vLLM may still read the one before
         save_file(apart, path, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise EngineError(

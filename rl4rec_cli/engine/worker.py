@@ -1,8 +1,8 @@
-"""What runs in the process that holds vLLM: `python -m rl4rec_cli.engine.worker FD`.
+"""The program of the process that holds vLLM: `python -m rl4rec_cli.engine.worker FD`.
 
-Decides: that a whole batch is handed to vLLM before its first step, so that equal batches are computed in equal pieces,
-and that nothing is left running when the process that asked is gone.
-Hides: vLLM's classes. What is asked, and how, is in `engine/process.py`.
+Decides: that vLLM gets a whole batch before its first step, so that it computes equal batches in equal pieces, and that
+nothing goes on running when the parent process is gone.
+Hides: vLLM's classes. `engine/process.py` has the other side of the protocol.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ Answer = tuple[str, Any]
 
 
 class Worker:
-    """One vLLM, and what can be asked of it.
+    """One vLLM, and the requests that it answers.
 
     Args:
-        make: vLLM's `LLM`; tests put something else in its place.
+        make: vLLM's `LLM`, or a test's substitute.
+        options: its arguments.
     """
 
     def __init__(self, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -31,7 +32,11 @@ class Worker:
         self._number = 0
 
     def adapter(self, number: int, folder: str) -> None:
-        """Take the adapter of a folder in place of the one before; its number is none that was used before."""
+        """Loads a folder's adapter in place of the previous one.
+
+        Args:
+            number: one that no adapter had before.
+        """
         from vllm.lora.request import LoRARequest
 
         engine = self._llm.llm_engine
@@ -44,16 +49,16 @@ class Worker:
         self._adapter = request
 
     def weights(self, number: int) -> None:
-        """Read all weights anew, from the folder that the model was loaded from; `write` names them by this number."""
+        """Reads all weights again from the model's folder. `write` then returns this number with its completions."""
         self._llm.collective_rpc("reload_weights")
-        if not self._llm.reset_prefix_cache():  # it holds what the old weights made of prompts
+        if not self._llm.reset_prefix_cache():  # it holds the old weights' keys and values of prompts
             raise RuntimeError("vLLM did not empty its cache of prompts")
         self._number = number
 
     def write(
         self, prompts: Sequence[Sequence[int]], settings: Mapping[str, Any], seeds: Sequence[int | None]
     ) -> list[tuple[list[int], list[float], int]]:
-        """For each prompt: tokens, their log-probabilities, and the number of the weights or adapter they are of."""
+        """Returns for each prompt the tokens, their log-probabilities, and the number of their weights or adapter."""
         from vllm import SamplingParams
 
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
@@ -70,14 +75,14 @@ class Worker:
         ]
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> Any:
-        """`[len(prompts), dim]` float32, as the model's own pooling gives them, of unit length."""
+        """Returns float32 vectors `[len(prompts), dim]` of unit length, by the model's own pooling."""
         import numpy as np
 
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         return np.asarray([one.outputs.embedding for one in self._llm.embed(inputs, use_tqdm=False)], np.float32)
 
     def sleep(self) -> tuple[int, int]:
-        """Give the GPU's memory back: weights go to the CPU, the cache is dropped.
+        """Frees the GPU's memory: weights move to the CPU, and the cache is dropped.
 
         Returns:
             Free bytes of the GPU before and after.
@@ -91,7 +96,7 @@ class Worker:
 
 
 def _free() -> int:
-    """Bytes of the GPU that nobody holds; 0 where there is none."""
+    """Returns the free bytes of the GPU, or 0 without one."""
     import torch
 
     if not torch.cuda.is_available():
@@ -104,7 +109,7 @@ ASKED = ("adapter", "weights", "write", "embed", "sleep", "wake")
 
 
 def serve(connection: Connection, make: Callable[..., Any]) -> None:
-    """Answer until the other side is gone. The first message is what vLLM is made with."""
+    """Answers requests until the other side is gone. The first request has vLLM's options."""
     worker: Worker | None = None
     while True:
         try:
@@ -118,7 +123,7 @@ def serve(connection: Connection, make: Callable[..., Any]) -> None:
             else:
                 result = getattr(worker, name)(*arguments) if name in ASKED else None
             answer = ("done", result)
-        except Exception as error:  # told to whoever asked, who decides what becomes of the run
+        except Exception as error:  # the parent gets it and decides what becomes of the run
             import traceback
 
             traceback.print_exc()
@@ -130,7 +135,7 @@ def serve(connection: Connection, make: Callable[..., Any]) -> None:
 def main() -> None:
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
     end_with_parent(parent)
-    # Ctrl-C in a terminal goes to all of its processes; the one that asked decides what ends.
+    # Ctrl-C in a terminal reaches all of its processes; the parent decides what ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(Connection(descriptor), _make)
 
