@@ -1,6 +1,6 @@
-"""Whether two forms of one policy are one model, by the logits that they compute.
+"""Compares the logits of two forms of one policy, to see whether they are one model.
 
-Decides: which texts are compared, and how far rounding may move logits.
+Decides: which sequences are compared, and how far rounding may move logits.
 Hides: running models.
 """
 
@@ -22,10 +22,10 @@ _SEQUENCES, _TOKENS = 3, 24
 
 
 def probe_sequences(tokenizer: Any, text: str, *, vocabulary: int) -> list[list[int]]:
-    """A text, and a few sequences of tokens drawn by a fixed seed: these reach rows that no text would.
+    """Returns the tokens of a text, and a few random sequences from a fixed seed, which reach rows that no text would.
 
     Args:
-        vocabulary: tokens are drawn below this.
+        vocabulary: random token ids are below this.
     """
     random_ids = torch.randint(vocabulary, (_SEQUENCES, _TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
     ids = tokenizer(text)["input_ids"][:_TOKENS]
@@ -34,14 +34,17 @@ def probe_sequences(tokenizer: Any, text: str, *, vocabulary: int) -> list[list[
 
 @torch.no_grad()
 def logits_of(model: Any, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-    """The logits of each sequence, `[tokens, vocabulary]` float32 on the CPU."""
+    """Returns the logits of each sequence, `[tokens, vocabulary]` float32 on the CPU."""
     model.eval()
     device = next(model.parameters()).device
     return [model(input_ids=torch.tensor([ids], device=device)).logits[0].float().cpu() for ids in sequences]
 
 
 def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """The largest over sequences of ‖a − b‖ / ‖a − mean(a)‖; infinite where shapes differ or numbers are not finite."""
+    """Returns the largest ‖a − b‖ / ‖a − mean(a)‖ of all sequences.
+
+    It is infinite if shapes differ or a number is not finite.
+    """
     worst = 0.0
     for a, b in zip(ours, theirs, strict=True):
         if a.shape != b.shape:
@@ -52,11 +55,10 @@ def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> floa
 
 
 def limit_of(*dtypes: torch.dtype, is_quantised: bool) -> float:
-    """What rounding explains between models of these types.
+    """Returns the largest relative difference that rounding explains between models of these types.
 
     Args:
-        is_quantised: one of them computes with weights that it holds in 4 or 8 bits. Its products are rounded to 16
-            bits at least.
+        is_quantised: one of the models holds its weights in 4 or 8 bits. It rounds its products to 16 bits at least.
     """
     limit = max(LIMITS[dtype] for dtype in dtypes)
     return max(limit, LIMITS[torch.float16]) if is_quantised else limit

@@ -1,4 +1,4 @@
-"""Which library loads and trains a policy, and that Unsloth is imported before all others.
+"""Chooses the library that loads and trains a policy, and imports Unsloth before all others.
 
 Decides: Unsloth or transformers with PEFT, and which quantisation goes with which of them on which device.
 Hides: what Unsloth does at import: it patches trl, transformers and peft, prints, and writes compiled code.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
 
 PATCHED = ("trl", "transformers", "peft")
-"""What Unsloth patches, and must therefore find as it came."""
+"""Packages that Unsloth patches. It must be imported before they are."""
 INSTALL = "with a GPU: pip install 'rl4rec[gpu]'; without one: make unsloth-cpu, from the source folder"
 TINY = "tiny"
 
@@ -38,7 +38,7 @@ class Backend:
 
 
 def choose_backend(section: PolicySection) -> Backend:
-    """What `policy.backend` means here."""
+    """Returns the backend that `policy.backend` means on this machine, and why."""
     if section.backend != "auto":
         return Backend(section.backend, "policy.backend says so")
     if section.lora is None:
@@ -60,11 +60,14 @@ def on_gpu(device: str) -> bool:
 
 
 def check_policy(section: PolicySection, *, trainable: bool, gradient_checkpointing: bool | str = False) -> Backend:
-    """Find out before anything is loaded what cannot go together.
+    """Refuses settings that exclude each other, before anything is loaded.
 
     Args:
-        trainable: it will be trained.
+        trainable: the policy will be trained.
         gradient_checkpointing: the trainer's.
+
+    Returns:
+        The backend.
 
     Raises:
         ConfigError: settings that exclude each other, or a package that is not installed.
@@ -103,7 +106,7 @@ def check_policy(section: PolicySection, *, trainable: bool, gradient_checkpoint
             f"policy.fast_inference needs backend unsloth and a GPU; here it is {where}",
             hint="leave policy.fast_inference out",
         )
-    if section.fast_inference and find_spec("vllm") is None:  # Unsloth would write without it, and say so at best
+    if section.fast_inference and find_spec("vllm") is None:  # Unsloth would generate without it, and log it at best
         raise ConfigError("policy.fast_inference: vllm is not installed", hint="pip install 'rl4rec[gpu]'")
     if gradient_checkpointing == "unsloth" and not is_unsloth:
         raise ConfigError(
@@ -116,7 +119,11 @@ def check_policy(section: PolicySection, *, trainable: bool, gradient_checkpoint
 
 
 def _check_unsloth(section: PolicySection) -> None:
-    """What Unsloth would do otherwise than asked, with a line on standard output at best."""
+    """Refuses settings that Unsloth would override with no more than a line on standard output.
+
+    Raises:
+        ConfigError: such a setting.
+    """
     own = section.four_bit
     if section.quantization == "4bit" and (own.quant_type != "nf4" or not own.double_quantization):
         raise ConfigError(
@@ -139,7 +146,7 @@ def _check_unsloth(section: PolicySection) -> None:
 
 
 def check_engine(config: RunConfig) -> None:
-    """Find out before anything is loaded what cannot go together with `generation.engine=vllm`.
+    """Refuses settings that exclude `generation.engine=vllm`, before anything is loaded.
 
     Raises:
         ConfigError: vllm is not installed, or settings exclude each other.
@@ -201,10 +208,10 @@ def check_engine(config: RunConfig) -> None:
 
 
 def _check_vllm_form(policy: PolicySection) -> None:
-    """Refuse 4 bits in another form than vLLM's, which would write with another base than the one that is trained.
+    """Refuses 4 bits in another form than vLLM's: it would generate with another base than the trained one.
 
     Raises:
-        ConfigError: so it is.
+        ConfigError: another form.
     """
     own = policy.four_bit
     if own.quant_type != "nf4" or not own.double_quantization:
@@ -223,13 +230,13 @@ def _check_vllm_form(policy: PolicySection) -> None:
 
 
 def prepare_backend(*sections: PolicySection) -> None:
-    """Import Unsloth, where any of these policies is its: before trl, transformers and peft.
+    """Imports Unsloth before trl, transformers and peft, if any of these policies needs it.
 
-    Every command calls this before anything heavy; calling it again does nothing.
+    Every command calls this before it imports anything heavy. A second call does nothing.
 
     Raises:
-        PolicyError: one of those is imported already, or Unsloth cannot be.
-        ConfigError: it is not installed.
+        PolicyError: one of those is imported already, or the import of Unsloth fails.
+        ConfigError: Unsloth is not installed.
     """
     for section in sections:
         if choose_backend(section).name == "unsloth":
@@ -239,10 +246,10 @@ def prepare_backend(*sections: PolicySection) -> None:
 
 
 def import_unsloth() -> Any:
-    """The package `unsloth`.
+    """Imports and returns the package `unsloth`.
 
     Raises:
-        PolicyError: it would come too late, or it cannot be imported.
+        PolicyError: a package that it patches is imported already, or its import fails.
     """
     if "unsloth" not in sys.modules:
         early = [name for name in PATCHED if name in sys.modules]
@@ -252,7 +259,7 @@ def import_unsloth() -> Any:
                 hint="call rl4rec_cli.policy.backend.prepare_backend before importing them, or use policy.backend=hf",
             )
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rl4rec"
-        # Else it writes what it compiled into the folder the command was typed in.
+        # Otherwise it writes compiled code into the current folder.
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "unsloth_compiled_cache"))
         os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     keeps_trainers = "unsloth" not in sys.modules and _keep_trainers()
@@ -277,11 +284,14 @@ _KEEPS_TRAINERS = "UNSLOTH_ALLOW_CPU"
 
 
 def _keep_trainers() -> bool:
-    """Where there is a GPU, Unsloth would put trainers of its own in place of TRL's; its models are wanted, not those.
+    """Stops Unsloth from replacing TRL's trainers on a GPU: rl4rec uses its models alone.
 
-    They compute the loss without asking the subclass (PPO's critic and filtered groups would be left out, unnoticed),
-    and measure the KL term of a warm-started adapter from the bare base. This variable, which Unsloth's own tests
-    use, leaves TRL alone; on an NVIDIA GPU it has no other effect in the pinned version.
+    Unsloth's trainers compute the loss without the subclass: they would silently leave out PPO's critic and filtered
+    groups. They also measure the KL term of a warm-started adapter from the bare base. This variable, which Unsloth's
+    own tests use, leaves TRL alone. On an NVIDIA GPU it has no other effect in the pinned version.
+
+    Returns:
+        Whether this call set the variable.
     """
     import torch
 
@@ -294,10 +304,10 @@ def _keep_trainers() -> bool:
 
 
 def _keep_checkpointing() -> None:
-    """Leave Unsloth's gradient checkpointing on while texts are written.
+    """Keeps Unsloth's gradient checkpointing on while the policy generates.
 
-    TRL switches checkpointing off and on at every batch, which puts its own in the place of Unsloth's. Unsloth patches
-    that where it patches TRL's trainers, which are left alone here.
+    TRL switches checkpointing off and on at every batch, which replaces Unsloth's by its own. Unsloth prevents that
+    where it patches TRL's trainers, which rl4rec does not let it do.
 
     Raises:
         PolicyError: this version of Unsloth has no such patch.
@@ -313,17 +323,17 @@ def _keep_checkpointing() -> None:
 
 
 def half_of_gpu() -> str:
-    """The 16-bit type that this GPU computes in: `bf16`, or `fp16` where it would only emulate that (T4, V100)."""
+    """Returns the 16-bit type of this GPU: `bf16`, or `fp16` where the GPU would only emulate bf16 (T4, V100)."""
     import torch
 
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def check_one_gpu(device: str) -> None:
-    """Refuse to train on another GPU than the first that is seen: transformers' trainers take that one.
+    """Refuses to train on another GPU than the first visible one, which transformers' trainers use.
 
     Raises:
-        ConfigError: another one is named.
+        ConfigError: the device names another one.
     """
     index = device.removeprefix("cuda:")
     if device.startswith("cuda:") and index.isdigit() and int(index) > 0:
@@ -334,10 +344,10 @@ def check_one_gpu(device: str) -> None:
 
 
 def _check_trainers() -> None:
-    """Whether TRL's trainers are still TRL's.
+    """Refuses trainers that Unsloth put in place of TRL's.
 
     Raises:
-        PolicyError: they are not.
+        PolicyError: Unsloth replaced a trainer.
     """
     import trl
 

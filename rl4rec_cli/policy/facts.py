@@ -1,7 +1,7 @@
-"""What is known of a run's models before anything is loaded.
+"""Sizes of a run's models, before anything is loaded.
 
 Decides: where a policy's and an embedder's sizes come from (a preset, a folder's `config.json`, the Hub's local cache;
-never the network), and what is assumed of a catalogue or an embedder that cannot be looked at.
+never the network), and the sizes assumed of a catalogue or an embedder that is not there.
 Hides: the Hub's cache.
 """
 
@@ -31,7 +31,7 @@ _ITEMS = 100_000
 
 
 def policy_facts(section: PolicySection) -> ModelFacts:
-    """The policy's sizes.
+    """Returns the policy's sizes.
 
     Raises:
         PolicyError: no preset, no folder with a config.json, and not in the Hub's cache; or an unknown architecture.
@@ -88,7 +88,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def retrieval_facts(config: RunConfig) -> RetrievalFacts:
-    """The sizes of catalogue and embedder; what cannot be looked at is assumed, and said so."""
+    """Returns the sizes of catalogue and embedder. Its notes name those that are assumed."""
     notes: list[str] = []
     items = _count_items(config)
     if items is None:
@@ -100,7 +100,10 @@ def retrieval_facts(config: RunConfig) -> RetrievalFacts:
 
 
 def _count_items(config: RunConfig) -> int | None:
-    """Items of all datasets, by the lines of items.jsonl: training reads them with more care."""
+    """Counts the items of all datasets by the lines of items.jsonl, or returns None if one is not there.
+
+    Training checks these files; this only counts.
+    """
     if config.data.synthetic is not None:
         return config.data.synthetic.items
     files = [Path(path).expanduser() / "items.jsonl" for path in config.data.paths]

@@ -1,7 +1,7 @@
-"""Writing by the vLLM engine that Unsloth holds beside its model (`policy.fast_inference`, GPU only).
+"""Generation by the vLLM engine that Unsloth holds beside its model (`policy.fast_inference`, GPU only).
 
-Decides: every call writes with the adapter as it is at that moment, and every text has a seed of its own, drawn from
-torch's generator, so that a run's seed decides its texts and equal prompts get different ones.
+Decides: that every call uses the adapter's current weights. Torch's generator draws a seed for each completion, so that
+a run's seed decides its completions and equal prompts get different ones.
 Hides: vLLM's sampling settings and Unsloth's hand-over of the adapter, which shares memory and writes no file.
 """
 
@@ -24,7 +24,7 @@ def has_engine(model: Any) -> bool:
 def write_by_engine(
     model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, ends: Sequence[int]
 ) -> list[list[int]]:
-    """B token sequences for B prompts, the ending token included where the text ended by itself."""
+    """Returns B token sequences for B prompts, with the ending token if the completion ended by itself."""
     from vllm import SamplingParams
 
     seeds = torch.randint(2**31, (len(prompts),)).tolist() if sampling.temperature > 0 else [None] * len(prompts)

@@ -1,6 +1,6 @@
-"""Prompts to texts.
+"""Prompts to completions.
 
-Decides: the sampling settings, set in full here; where a text ends.
+Decides: all sampling settings, and where a completion ends.
 Hides: padding, transformers' `generate`.
 """
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from rl4rec_cli.policy.loading import Policy
 
 _ENGINE_BATCH = 1024
-"""Texts handed to an engine at once: it orders and batches them itself."""
+"""Prompts that an engine gets at once: it orders and batches them itself."""
 
 
 @contextmanager
 def writing(model: Any) -> Iterator[None]:
-    """Put a model into the state for writing, and back into the one it was in."""
+    """Puts a model into the state for generation, and afterwards back into the one it was in."""
     was_training = model.training
     if hasattr(model, "for_inference"):  # Unsloth's
         model.for_inference()
@@ -40,14 +40,14 @@ def writing(model: Any) -> Iterator[None]:
 
 
 def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
-    """Continue token sequences.
+    """Completes prompts with a model.
 
     Args:
-        model: a causal language model; its `generation_config` gives the ids that end a text.
+        model: a causal language model; its `generation_config` gives the ids that end a completion.
         prompts: B token sequences.
 
     Returns:
-        B token sequences, the ending token included where the text ended by itself.
+        B token sequences, with the ending token if the completion ended by itself.
 
     Raises:
         PolicyError: the policy's probabilities are not finite.
@@ -55,7 +55,7 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], s
     from transformers import GenerationConfig
 
     size = sampling.batch_size or len(prompts)
-    if len(prompts) > size:  # the cache of keys and values grows with the texts written at once
+    if len(prompts) > size:  # the cache of keys and values grows with the batch
         parts = (prompts[start : start + size] for start in range(0, len(prompts), size))
         return [ids for part in parts for ids in generate_ids(model, tokenizer, part, sampling)]
     own, ends = model.generation_config, ending_ids(model, tokenizer)
@@ -86,8 +86,8 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], s
     ids_BT = torch.empty(len(prompts), width, dtype=torch.long)
     mask_BT = torch.zeros(len(prompts), width, dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        # Padded with a token of its own, which the mask hides: the repetition penalty looks at hidden tokens too, and
-        # would punish the padding token, which in many models is the one that ends a text.
+        # Padded with the prompt's first token, which the mask hides: the repetition penalty looks at hidden tokens too,
+        # and would punish the padding token, which in many models is the one that ends a completion.
         ids_BT[row] = prompt[0]
         ids_BT[row, width - len(prompt) :] = torch.tensor(prompt)
         mask_BT[row, width - len(prompt) :] = 1
@@ -115,13 +115,14 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], s
 def write_ids(
     policy: Policy, model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling
 ) -> tuple[list[list[int]], list[list[float]] | None]:
-    """Continue token sequences, by the policy's engine where it has one, else by its model.
+    """Completes prompts with the policy's engine, or with its model if it has no engine.
 
     Args:
-        model: the policy's, as a trainer may have wrapped it, in the state for writing.
+        model: the policy's, perhaps wrapped by a trainer, in the state for generation (`writing`).
 
     Returns:
-        As `generate_ids`, and the log-probabilities that the tokens were sampled with where an engine wrote them.
+        Tokens as `generate_ids` returns them, and the engine's log-probability of each token under the sampling
+        distribution, or None without an engine.
 
     Raises:
         PolicyError: the policy's probabilities are not finite. EngineError: the engine failed.
@@ -132,14 +133,14 @@ def write_ids(
 
 
 def ending_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end a text."""
+    """Returns the ids of the tokens that end a completion: the model's, or else the tokenizer's."""
     own = model.generation_config.eos_token_id
     ids = tokenizer.eos_token_id if own is None else own
     return list(ids) if isinstance(ids, list) else [ids]
 
 
 def decode_texts(tokenizer: Any, completions: Sequence[Sequence[int]]) -> list[str]:
-    """Tokens to the texts that are embedded: special tokens and outer blanks removed."""
+    """Decodes tokens into the texts that are embedded, without special tokens and outer blanks."""
     if not completions:  # which transformers takes for one text without tokens
         return []
     return [text.strip() for text in tokenizer.batch_decode([list(c) for c in completions], skip_special_tokens=True)]
@@ -153,7 +154,7 @@ def generate_texts(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """A text for each prompt, special tokens removed; written by the policy's engine where it has one."""
+    """Returns the text of a completion for each prompt, without special tokens; by the engine if the policy has one."""
     completions = generate_completions(policy, prompts, sampling, batch_size=batch_size, progress=progress)
     return decode_texts(policy.tokenizer, completions)
 
@@ -166,7 +167,7 @@ def generate_completions(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
-    """The tokens of a text for each prompt, as `generate_ids` gives them; see `generate_texts`."""
+    """Returns the tokens of a completion for each prompt, as `generate_ids` does; see `generate_texts`."""
     if policy.engine is not None:
         batch_size = _ENGINE_BATCH
     # Prompts of like length share a batch, so that little is spent on padding.

@@ -1,8 +1,8 @@
-"""Policies: the language model that writes, loaded, built or saved.
+"""Loads, builds and saves policies: the language models that write.
 
-Decides: where a policy comes from (`tiny`, the Hub, a folder, a run's checkpoint), and what is written of it.
-Hides: where models are read (pretrained.py), and everything a model's files would otherwise smuggle in: a policy's
-`generation_config` holds token ids and nothing else, so that no temperature, top-k or penalty is inherited.
+Decides: where a policy comes from (`tiny`, the Hub, a folder, a run's checkpoint), and which files a checkpoint has.
+Hides: where models are read (pretrained.py), and the generation settings in a model's files. A policy's
+`generation_config` holds token ids and nothing else, so that it inherits no temperature, top-k or penalty.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Policy:
     tokenizer: Any
     name: str
     backend: str = "hf"
-    """What loaded it: `hf` or `unsloth`."""
+    """The library that loaded it: `hf` or `unsloth`."""
     engine: VllmEngine | None = None
-    """Writes in the model's place."""
+    """Generates in the model's place."""
 
     def close(self) -> None:
-        """End the engine, where there is one."""
+        """Ends the engine, if there is one."""
         if self.engine is not None:
             self.engine.close()
 
@@ -62,20 +62,20 @@ def load_policy(
     gradient_checkpointing: bool | str = False,
     engine_share: float | None = None,
 ) -> Policy:
-    """Load or build the policy a configuration names.
+    """Loads or builds the policy that a configuration names.
 
     Args:
         section: what to load.
-        dataset: catalogue, or catalogues, that the `tiny` policy's tokenizer is trained on.
-        seed: initialisation of `tiny` and of a new adapter.
-        trainable: add the configured LoRA adapter, or make an existing one trainable.
-        max_length: longest prompt and text together, in tokens; refused where the model has no room for them.
-        gradient_checkpointing: as the trainer's; Unsloth wants to know it when it loads.
-        engine_share: share of the GPU for the engine of `policy.fast_inference`; Unsloth's own where None.
+        dataset: catalogue, or catalogues, for training the `tiny` policy's tokenizer.
+        seed: initialises `tiny` and a new adapter.
+        trainable: adds the configured LoRA adapter, or makes an existing one trainable.
+        max_length: longest prompt and completion together, in tokens.
+        gradient_checkpointing: the trainer's; Unsloth needs it when it loads.
+        engine_share: share of the GPU for the engine of `policy.fast_inference`; Unsloth's default if None.
 
     Raises:
         PolicyError: not found, not a causal language model, damaged.
-        ConfigError: settings that do not go together.
+        ConfigError: settings that do not go together, or a model without room for `max_length` tokens.
     """
     choice = check_policy(section, trainable=trainable, gradient_checkpointing=gradient_checkpointing)
     prepare_backend(section)
@@ -114,10 +114,10 @@ def load_policy(
 
 
 def load_tokenizer_alone(section: PolicySection, dataset: Dataset) -> Any:
-    """The tokenizer of the policy that a configuration names, as `load_policy` has it, without the weights.
+    """Loads the tokenizer that `load_policy` would, without the weights.
 
     Args:
-        dataset: catalogue that the `tiny` policy's is trained on.
+        dataset: catalogue for training the `tiny` policy's tokenizer.
 
     Raises:
         PolicyError: not found, damaged.
@@ -129,7 +129,7 @@ def load_tokenizer_alone(section: PolicySection, dataset: Dataset) -> Any:
 
 
 def check_tokenizer(section: PolicySection) -> None:
-    """Read the tokenizer of a policy that is not built here, and let it go.
+    """Reads the tokenizer of a stored policy once, to find errors early.
 
     Raises:
         PolicyError: not found, damaged, or with tokens that the model has no rows for.
@@ -140,9 +140,12 @@ def check_tokenizer(section: PolicySection) -> None:
 
 
 def build_tiny(section: TinySection, datasets: Sequence[Dataset]) -> tuple[Any, Any]:
-    """A small Llama with random weights and a byte-level BPE trained on the catalogues.
+    """Builds a small Llama with random weights and a byte-level BPE trained on the catalogues.
 
-    Weights are drawn from torch's global generator; `load_policy` seeds it.
+    Torch's global generator draws the weights; `load_policy` seeds it.
+
+    Returns:
+        Model and tokenizer.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -189,7 +192,7 @@ def _tiny_tokenizer(section: TinySection, datasets: Sequence[Dataset]) -> Any:
 
 
 def _tokenizer_texts(dataset: Dataset) -> list[str]:
-    """Titles as they stand in prompts: at the start of a line, and after a space."""
+    """Returns titles as prompts have them: at the start of a line, and after a space."""
     return [text for item in dataset.items for text in (str(item["title"]), " " + str(item["title"]))]
 
 
@@ -206,12 +209,12 @@ def _own_generation_config(model: Any, tokenizer: Any) -> None:
 
 @during(Phase.SAVING)
 def save_policy(policy: Policy, folder: Path) -> None:
-    """Write model (or adapter) and tokenizer, readable by plain `from_pretrained`.
+    """Writes model (or adapter) and tokenizer, for plain `from_pretrained`.
 
-    Written beside and renamed, so that a folder of this name is whole. An existing one is replaced.
+    It fills a temporary folder and renames it, so that a folder of this name is whole. It replaces an existing one.
 
     Raises:
-        PolicyError: it cannot be written; what was there before is untouched.
+        PolicyError: the folder cannot be written; an existing one is untouched.
     """
     write_checkpoint(policy, folder)
 
@@ -220,14 +223,14 @@ def save_policy(policy: Policy, folder: Path) -> None:
 def write_checkpoint(
     policy: Policy, folder: Path, more: Callable[[Path], None] = lambda folder: None, *, size: int = 0
 ) -> None:
-    """As `save_policy`, with more files.
+    """Writes what `save_policy` does, and more files.
 
     Args:
-        more: writes them into the folder it is given.
-        size: bytes they take, about.
+        more: writes them into its argument, a folder.
+        size: their approximate bytes.
 
     Raises:
-        PolicyError: it cannot be written; what was there before is untouched.
+        PolicyError: the folder cannot be written; an existing one is untouched.
     """
     # TRL adds a frozen copy of the adapter named "ref" for the KL term: it is no part of the policy.
     save_options: dict[str, Sequence[str]] = {"selected_adapters": ["default"]} if is_peft(policy.model) else {}
@@ -253,10 +256,10 @@ def write_checkpoint(
 
 @during(Phase.LOADING)
 def load_weights(model: Any, folder: Path) -> None:
-    """Give a model (or its adapter) the weights of a checkpoint of the same model, in place.
+    """Loads the weights of a checkpoint into a model of the same kind (or its adapter), in place.
 
     Raises:
-        PolicyError: they are of another model, or damaged.
+        PolicyError: the weights belong to another model, or are damaged.
     """
     from safetensors.torch import load_file
 

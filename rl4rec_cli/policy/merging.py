@@ -1,8 +1,8 @@
-"""A trained policy as one model: its adapter worked into its base.
+"""Merges a trained policy's adapter into its base.
 
-Decides: a base that was held in 4 or 8 bits is written out as it was computed with, so that the merged model is the one
-that was trained and measured; the weights from before the quantisation are another model. Weights that the base shares
-between its two ends (embedding and head) are written apart where the adapter changed one of them.
+Decides: that a base in 4 or 8 bits is dequantised, so that the merged model is the one that was trained and measured;
+the weights from before the quantisation are another model. A base that shares weights between embedding and head loses
+that sharing if the adapter changed one of them.
 Hides: transformers and PEFT.
 """
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 
 def load_merged(section: PolicySection, folder: Path, *, dtype: str = "auto") -> Policy:
-    """A checkpoint as a model without an adapter and without quantisation.
+    """Loads a checkpoint as a model without adapter and quantisation.
 
     Args:
-        section: what it was trained with.
+        section: the policy settings of its training.
         folder: the checkpoint.
-        dtype: of its weights: `bf16`, `fp16`, `fp32`, or `auto`, the one it was trained in.
+        dtype: type of the merged weights: `bf16`, `fp16`, `fp32`, or `auto`, the one of the training.
 
     Raises:
         PolicyError: it cannot be loaded or merged.
-        ConfigError: bitsandbytes is not installed, which held the base.
+        ConfigError: a quantised base needs bitsandbytes, which is not installed.
     """
     plain = section.model_copy(update={"model": str(folder), "backend": "hf", "fast_inference": False})
     source = find_source(plain, "hf")
@@ -55,7 +55,7 @@ def _merge(base: Any, adapter: Path, *, is_quantised: bool) -> Any:
     from peft import PeftModel
 
     try:
-        # Into quantised weights PEFT would merge too, and round most of the adapter away.
+        # PEFT merges into quantised weights too, but rounds most of the adapter away.
         model = base.dequantize() if is_quantised else base
         was_tied = _untie(model)
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
@@ -69,9 +69,9 @@ def _merge(base: Any, adapter: Path, *, is_quantised: bool) -> Any:
 
 
 def _untie(model: Any) -> bool:
-    """Give the head weights of its own; whether it shared those of the embedding.
+    """Gives the head weights of its own. Returns whether it shared those of the embedding.
 
-    An adapter is trained on one end alone: merged into shared weights it would change the other end, too.
+    An adapter is trained on one of the two: merged into shared weights it would change the other, too.
     """
     head = model.get_output_embeddings()
     if head is None or head.weight is not model.get_input_embeddings().weight:
@@ -82,7 +82,7 @@ def _untie(model: Any) -> bool:
 
 
 def _tie_equals(model: Any) -> None:
-    """Share one matrix between embedding and head again, where the adapter changed neither."""
+    """Shares one matrix between embedding and head again, if the adapter changed neither."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if torch.equal(head.weight, embedding.weight):
         head.weight = embedding.weight
@@ -90,6 +90,6 @@ def _tie_equals(model: Any) -> None:
 
 
 def _set_tied(model: Any, *, is_tied: bool) -> None:
-    """Say in the model's configuration, which decides what loaders do, whether both ends share their weights."""
+    """Sets in the model's configuration, which loaders follow, whether embedding and head share their weights."""
     for config in {id(one): one for one in (model.config, model.config.get_text_config())}.values():
         config.tie_word_embeddings = is_tied

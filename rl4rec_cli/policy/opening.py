@@ -1,4 +1,4 @@
-"""The policy that a run configuration names, with the engine that writes for it."""
+"""Opens the policy that a run configuration names, with the engine that generates for it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rl4rec_cli.policy.loading import Policy, load_policy
 
 
 def open_policy(config: RunConfig, dataset: Dataset, *, model: str | None = None, trainable: bool = False) -> Policy:
-    """The policy that a run configuration names, ready to write by the engine that it names.
+    """Loads the policy that a run configuration names, and gives it the engine that the configuration names.
 
     Args:
-        model: another one instead, such as a checkpoint.
+        model: loads this one instead, such as a checkpoint.
 
     Raises:
-        PolicyError, ConfigError: as `load_policy` says.
+        PolicyError, ConfigError: see `load_policy`.
     """
     section = config.policy if model is None else config.policy.model_copy(update={"model": model})
     policy = load_policy(
