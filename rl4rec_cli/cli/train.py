@@ -13,6 +13,7 @@ from rl4rec_cli.config.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, EXAMPLES
 from rl4rec_cli.config.aliases import PLAIN_OPTIONS
 from rl4rec_cli.config.registries import REWARDS
 from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.shell import rl4rec
 
 if TYPE_CHECKING:
     from rl4rec_cli.commands.train import TrainedRun
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Train a policy.",
     epilog=epilog(
-        f"rl4rec train {DEFAULT_ALGORITHM} --quick-test",
-        f"rl4rec train {DEFAULT_ALGORITHM} --resume runs/beauty-{DEFAULT_ALGORITHM}",
+        rl4rec("train", DEFAULT_ALGORITHM, "--quick-test"),
+        rl4rec("train", DEFAULT_ALGORITHM, "--resume", f"runs/beauty-{DEFAULT_ALGORITHM}"),
     ),
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -164,7 +165,7 @@ def _add(name: str, algorithm: Algorithm) -> None:
     kind = algorithm.kind
     parameters = [p for option, p in signature.parameters.items() if kind in ONLY.get(option, {kind})]
     train.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    examples = epilog(*(f"rl4rec train {name} {options}" for options in EXAMPLES.get(name, PLAIN_EXAMPLES)))
+    examples = epilog(*(f"{rl4rec('train', name)} {options}" for options in EXAMPLES.get(name, PLAIN_EXAMPLES)))
     app.command(name, cls=Grouped, help=algorithm.help, short_help=algorithm.summary, epilog=examples)(train)
 
 
