@@ -1,7 +1,7 @@
-"""How item vectors are held: which copy of them ranking reads first, and whether the fp32 vectors stay in a file.
+"""How to hold item vectors: which copy of them ranking reads first, and whether the fp32 vectors stay in a file.
 
 Decides: `retrieval.storage` and `retrieval.memory_map` where they are `auto`, for `rl4rec plan` and for the process
-that opens the catalogue alike. Arithmetic on sizes; no rank depends on the answer (`ranking/item_matrix.py`).
+that opens the catalogue alike. This is arithmetic on sizes; no rank depends on it (`ranking/item_matrix.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Storage = Literal["fp32", "fp16", "int8"]
 
 SHARE = 0.5
-"""Of the free memory: what the catalogue may take. The policy, the embedder and the trainer want the rest."""
+"""Share of the free memory that the catalogue may take. The policy, the embedder and the trainer need the rest."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Holding:
     is_mapped: bool
     """The fp32 vectors stay in their file."""
     bytes: int
-    """Memory that they take where they are ranked. Pages of a mapped file are not in it: the kernel takes them back
-    when it needs them."""
+    """Memory that they take on the device that ranks. It does not count pages of a mapped file: the kernel takes them
+    back when it needs them."""
     reason: str
 
     @property
@@ -45,12 +45,12 @@ class Holding:
 
 
 def vector_bytes(items: int, dim: int, storage: Storage) -> int:
-    """Bytes of item vectors; int8 has a scale for each item."""
+    """Returns the bytes of item vectors; int8 has a scale for each item."""
     return items * (dim + 4) if storage == "int8" else items * dim * (4 if storage == "fp32" else 2)
 
 
 def why_not_mapped(section: RetrievalSection) -> str | None:
-    """Why there is no file that could be memory-mapped, as far as the settings say; None: there is one.
+    """Says why there is no file to memory-map, by the settings alone; None where there is one.
 
     Raises:
         ConfigError: `retrieval.memory_map` is `on`, and there is none.
@@ -71,14 +71,14 @@ def why_not_mapped(section: RetrievalSection) -> str | None:
 def plan_catalogue(
     section: RetrievalSection, facts: RetrievalFacts, where: str, rooms: Mapping[str, int]
 ) -> Holding | None:
-    """How a run, or the service that it starts, holds its item vectors; None: a service of somebody else's does.
+    """Plans how a run, or the service that it starts, holds its item vectors; None if somebody else's service does.
 
     Args:
         where: the device that ranks.
         rooms: free bytes by device.
 
     Raises:
-        ConfigError: what should be memory-mapped cannot be.
+        ConfigError: `retrieval.memory_map` is `on`, and there is no file to map.
     """
     if where not in rooms:
         return None
@@ -89,7 +89,7 @@ def plan_catalogue(
 def hold_catalogue(
     section: RetrievalSection, items: int, dim: int, free: int, *, on_gpu: bool, not_mapped: str | None, copies: int = 1
 ) -> Holding:
-    """How to hold item vectors.
+    """Decides how to hold item vectors.
 
     Args:
         free: bytes of the device that ranks.

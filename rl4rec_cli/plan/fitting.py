@@ -1,8 +1,8 @@
 """Settings of a run that take less memory, cheapest first.
 
-Decides: what may be changed, what each change costs, that a step learns from as many texts as before where that can
-be, and what a run that has begun may still change.
-Hides: the search: every combination is tried on paper.
+Decides: which settings may change, what each change costs, that a step learns from as many completions as before if
+possible, and which settings a started run may still change.
+Hides: the search, which estimates every combination.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _FEW = 8
 
 @dataclass(frozen=True)
 class WayOut:
-    """A way to take less memory."""
+    """A way to take less memory: settings, and what they cost."""
 
     config: RunConfig
-    """With the settings."""
+    """The configuration with the settings."""
     settings: Mapping[str, Any]
     costs: tuple[str, ...]
     kinds: frozenset[str]
@@ -62,13 +62,13 @@ class Room:
 
     most: float
     own: Mapping[str, float] = field(default_factory=dict)
-    """Of phases that have less, by name."""
+    """Bytes of the phases that may take less, by name."""
 
     def of(self, name: str) -> float:
         return min(self.most, self.own.get(name, self.most))
 
     def over(self, result: Estimate) -> list[PhaseMemory]:
-        """The phases that take more, the one that is furthest from fitting first."""
+        """Returns the phases that take more, the one furthest from fitting first."""
         phases = [phase for phase in result.phases if phase.total > self.of(phase.name)]
         return sorted(phases, key=lambda phase: self.of(phase.name) - phase.total)
 
@@ -82,11 +82,11 @@ def find_ways_out(
     keep_texts: bool = True,
     keep_weights: bool = False,
 ) -> list[WayOut]:
-    """The ways to fit into `room`, cheapest first; none contains another.
+    """Returns the ways to fit into `room`, cheapest first; none contains another.
 
     Args:
-        keep_texts: a step learns from as many texts as before; else fewer are tried too.
-        keep_weights: what is trained, and how the rest is held, stays as it is.
+        keep_texts: a step learns from as many completions as before; else fewer may do, too.
+        keep_weights: the trained weights, and the form of the others, stay as they are.
     """
     ways = list(_all(config, facts, surroundings, room, [{}], keep_weights=keep_weights))
     if not ways and not keep_texts:
@@ -100,9 +100,9 @@ def find_ways_out(
 
 
 def way_on(config: RunConfig, facts: ModelFacts, surroundings: Surroundings, room: Room) -> WayOut | None:
-    """The cheapest way to fit that a run which has begun can take: with the weights it has.
+    """Returns the cheapest way to fit for a started run, which keeps its weights, or None if nothing fits.
 
-    As many texts a step come first, then fewer, then shorter ones. None where nothing fits.
+    It tries as many completions per step first, then fewer, then shorter ones.
     """
     for shorter in ({}, *_shorter(config)):
         ways = find_ways_out(changed(config, shorter), facts, surroundings, room, keep_texts=False, keep_weights=True)
@@ -117,7 +117,7 @@ def way_on(config: RunConfig, facts: ModelFacts, surroundings: Surroundings, roo
 
 
 def least(config: RunConfig, facts: ModelFacts, surroundings: Surroundings) -> Estimate:
-    """What a run that has begun takes with everything cut that `way_on` may cut."""
+    """Estimates a started run with everything cut that `way_on` may cut."""
     trainer = config.trainer
     sets = {**(_shorter(config) or [{}])[-1], **(_fewer(trainer) or [{}])[-1], **_checkpointing(trainer)}
     smallest = changed(config, {**sets, "eval.batch_size": 1, "generation.batch_size": 1})
@@ -127,9 +127,9 @@ def least(config: RunConfig, facts: ModelFacts, surroundings: Surroundings) -> E
 
 
 def smaller_pieces(trainer: TrainerSection) -> dict[str, Any]:
-    """The same updates in micro-batches of half the size and with gradient checkpointing, as far as that goes.
+    """Returns settings for the same updates with half the micro-batch and gradient checkpointing, where possible.
 
-    For a model whose shape is not known, where nothing can be said of what these take.
+    This is for a model of unknown shape, whose memory no plan can estimate.
     """
     return {
         **(_split(trainer, trainer.divisors[1], "trainer") if len(trainer.divisors) > 1 else {}),
@@ -186,10 +186,10 @@ def _all(
 def _shrunk_to_fit(
     config: RunConfig, facts: ModelFacts, surroundings: Surroundings, room: Room
 ) -> tuple[dict[str, Any], int, Estimate] | None:
-    """The largest micro-batches, and batch of validation, that fit.
+    """Finds the largest micro-batches, and the largest batches of validation and generation, that fit.
 
     Returns:
-        Settings, the most that a micro-batch was cut by, what the run takes with them; None where nothing fits.
+        The settings, the largest divisor of a micro-batch, and the estimate with them; None if nothing fits.
     """
     sets: dict[str, Any] = {}
     most = 1
@@ -220,18 +220,18 @@ def _shrunk_to_fit(
 
 
 def _learning(result: Estimate, path: str) -> PhaseMemory:
-    """Learning in the warm start, or in the algorithm's own phase."""
+    """Returns the phase of learning in the warm start, or in the algorithm's own part."""
     name = f"warm start: {Phase.LEARNING}" if path == "trainer.warm_start" else Phase.LEARNING
     return next(phase for phase in result.phases if phase.name == name)
 
 
 def _split(trainer: TrainerSection, parts: int, path: str) -> dict[str, Any]:
-    """Micro-batches cut in `parts`, that many more of them."""
+    """Returns settings that cut micro-batches into `parts`, and accumulate that many more of them."""
     return {f"{path}.{key}": value for key, value in trainer.split(parts).items()} if parts > 1 else {}
 
 
 def _checkpointing(trainer: TrainerSection) -> dict[str, Any]:
-    """Gradient checkpointing, also in the warm start, where it is off."""
+    """Returns settings that turn on gradient checkpointing where it is off, in the warm start, too."""
     sets: dict[str, Any] = {}
     if not trainer.gradient_checkpointing and trainer.can_checkpoint:
         sets["trainer.gradient_checkpointing"] = True
@@ -241,7 +241,7 @@ def _checkpointing(trainer: TrainerSection) -> dict[str, Any]:
 
 
 def _fewer(trainer: TrainerSection) -> list[dict[str, Any]]:
-    """Fewer prompts a step, then fewer texts a prompt."""
+    """Returns settings with fewer prompts per step, then with fewer completions per prompt, too."""
     if not trainer.has_groups:
         return []
     ways: list[dict[str, Any]] = []
@@ -257,7 +257,7 @@ def _fewer(trainer: TrainerSection) -> list[dict[str, Any]]:
 
 
 def _shorter(config: RunConfig) -> list[dict[str, Any]]:
-    """Shorter texts, then prompts too: half, then a quarter."""
+    """Returns settings with shorter completions, then with shorter prompts, too: half, then a quarter."""
     text, prompt = config.generation.max_completion_length, config.prompt.max_prompt_length
     ways = [{"generation.max_completion_length": text // 2}] if text > 1 else []
     for parts in (2, 4):
@@ -268,7 +268,7 @@ def _shorter(config: RunConfig) -> list[dict[str, Any]]:
 
 
 def changed(config: RunConfig, sets: Mapping[str, Any]) -> RunConfig:
-    """The configuration with some settings changed; they are known to go together."""
+    """Returns the configuration with some settings changed. The caller knows that they go together."""
     for key, value in sets.items():
         config = _put(config, key.split("."), value)
     return config
@@ -287,5 +287,5 @@ def _put(section: Any, path: Sequence[str], value: Any) -> Any:
 
 
 def set_texts(sets: Mapping[str, Any]) -> tuple[str, ...]:
-    """Settings as `--set` takes them."""
+    """Returns settings as `--set` takes them."""
     return tuple(setting(key, value) for key, value in sets.items())

@@ -1,6 +1,6 @@
-"""What is there: GPUs, memory, cores.
+"""What a machine has: GPUs, memory, cores.
 
-Decides: how GPUs and free memory are found without torch, and how much of them may be used.
+Decides: how to find GPUs and free memory without torch, and how much of them a run may use.
 Hides: `nvidia-smi`, `/proc`, control groups.
 """
 
@@ -50,10 +50,10 @@ class Machine:
 
 
 def find_machine() -> Machine:
-    """This machine, without importing torch.
+    """Looks at this machine without importing torch.
 
     Raises:
-        ConfigError: the environment says that several processes were started.
+        ConfigError: by the environment, this process is one of several.
         Rl4RecError: there is an NVIDIA GPU and `nvidia-smi` fails.
     """
     check_one_process()
@@ -62,10 +62,10 @@ def find_machine() -> Machine:
 
 
 def parse_gpu(text: str, index: int = 0) -> Gpu:
-    """`24` or `24GB`: a GPU sold with so many gigabytes (of 10⁹ bytes: what such cards have at least).
+    """Parses `24` or `24GB`: a GPU sold with so many gigabytes (of 10⁹ bytes: such cards have at least that).
 
     Raises:
-        ConfigError: no number above 0.
+        ConfigError: `text` is no number above 0.
     """
     number = text.strip().upper().removesuffix("B").removesuffix("G").strip()
     try:
@@ -101,7 +101,7 @@ def _gpus() -> tuple[Gpu, ...]:
 
 
 def read_smi(text: str) -> list[tuple[str, Gpu]]:
-    """Identity and GPU of each line of nvidia-smi's answer."""
+    """Parses nvidia-smi's answer into the identity and the GPU of each line."""
     gpus = []
     for line in text.splitlines():
         index, uuid, name, total, free = (part.strip() for part in line.split(","))
@@ -110,20 +110,20 @@ def read_smi(text: str) -> list[tuple[str, Gpu]]:
 
 
 def visible(gpus: Sequence[tuple[str, Gpu]], setting: str | None) -> tuple[Gpu, ...]:
-    """What CUDA_VISIBLE_DEVICES leaves, in its order and numbered as torch numbers them."""
+    """Returns the GPUs that CUDA_VISIBLE_DEVICES names, in its order and numbered as torch numbers them."""
     if setting is None:
         return tuple(gpu for _, gpu in gpus)
     visible_gpus: list[Gpu] = []
     for name in filter(None, (part.strip() for part in setting.split(","))):
         match = [g for uuid, g in gpus if name == str(g.index) or (name.startswith("GPU") and uuid.startswith(name))]
-        if not match:  # as CUDA does: what follows an unknown one is not seen
+        if not match:  # CUDA, too, ignores everything after an unknown one
             break
         visible_gpus.append(replace(match[0], index=len(visible_gpus)))
     return tuple(visible_gpus)
 
 
 def ram() -> tuple[int, int]:
-    """Bytes of memory there, and free, within the limits of the control group and of this process (`ulimit -v`)."""
+    """Returns total and free bytes of memory, within the limits of control group and process (`ulimit -v`)."""
     fields = {}
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")

@@ -1,11 +1,11 @@
 """What a run's memory goes to, in bytes, from its configuration and the shape of its model: arithmetic, nothing loaded.
 
-Decides: which tensors live at once in each phase of a step (writing texts, learning from them, updating), and how many
-bytes each takes. What autograd keeps of a layer was counted tensor by tensor (`tests/plan/test_memory.py` counts
-again).
-Hides: nothing; `docs/results/memory.md` says how far it is from what was measured.
+Decides: which tensors live at once in each phase of a step (generating completions, learning from them, updating), and
+how many bytes each takes. The figures for what autograd keeps of a layer are a count of its tensors
+(`tests/plan/test_memory.py` counts again).
+Hides: nothing; `docs/results/memory.md` compares it with measurements.
 
-Upper bounds: every prompt and every text is taken to be as long as the configuration allows.
+These are upper bounds: they take every prompt and every completion to be as long as the configuration allows.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _ENGINE_4BIT = 4.5 / 8
 # held for tiny policies on the CPU, where passes are in it.
 ENGINE_GPU, ENGINE_CPU = 1536 * MIB, 900 * MIB
 ENGINE_PASS = 8192
-"""Most tokens that vLLM reads in one pass, where a text is no longer. It profiles a pass of so many when it starts; by
-itself it would take up to 16,384."""
+"""Most tokens that vLLM reads in one pass, unless one prompt with its completion is longer. vLLM profiles a pass of so
+many when it starts; by itself it would take up to 16,384."""
 ENGINE_TEXTS = 256
-"""Texts vLLM writes at once where `generation.batch_size` does not say."""
+"""Completions that vLLM generates at once where `generation.batch_size` is not set."""
 # Rows of logits that TRL computes entropies of at once, in three tensors.
 _ENTROPY_ROWS = 128
 _PASSING = frozenset({"activations", "logits", "KV cache", "gradients"})
@@ -59,7 +59,7 @@ class Surroundings:
     item_matrix: int | None = None
     """Bytes of the item vectors; None: as fp32 in memory."""
     prompt_tokens: int | None = None
-    """Longest prompt, where it is known better than by the limit."""
+    """Longest prompt, where a measurement is better than the limit."""
     text_tokens: int | None = None
 
 
@@ -77,12 +77,12 @@ class PhaseMemory:
 
     @property
     def passing(self) -> int:
-        """What is there in this phase only: less of it where less is done at once."""
+        """Bytes of this phase alone, which smaller batches make fewer."""
         return sum(size for name, size in self.parts.items() if name in _PASSING)
 
     @property
     def lasting(self) -> int:
-        """What is there all the time."""
+        """Bytes that are there all the time."""
         return self.total - self.passing
 
     def without_passing(self, name: str) -> PhaseMemory:
@@ -107,13 +107,13 @@ class _Types:
     """Bytes per number."""
 
     weights: int
-    """Of weights that are not quantised, and of the residual stream."""
+    """Of unquantised weights, and of the residual stream."""
     compute: int
-    """Of what layers compute in."""
+    """Of the type that layers compute in."""
     trained: int
-    """Of the weights that are trained, their gradients and optimiser states."""
+    """Of the trained weights, their gradients and optimiser states."""
     quantised: float | None
-    """Of a weight of a linear layer, where it is quantised."""
+    """Of a linear layer's quantised weights; None where they are not quantised."""
 
 
 def _types(policy: PolicySection, precision: str, *, on_gpu: bool) -> _Types:
@@ -137,7 +137,7 @@ def weight_bytes(facts: ModelFacts, types: _Types) -> int:
 
 
 def layer_bytes(facts: ModelFacts, tokens: int, types: _Types, lora: LoraSection | None) -> int:
-    """Bytes that autograd keeps of one layer for each token of sequences of `tokens` tokens."""
+    """Returns the bytes that autograd keeps of one layer for each token, in sequences of `tokens` tokens."""
     f, e = facts, types.compute
     adapter_names = set() if lora is None else {name for name, _, _ in f.adapted(lora.target_modules)}
     trains = lora is None
@@ -172,9 +172,9 @@ def layer_bytes(facts: ModelFacts, tokens: int, types: _Types, lora: LoraSection
 def activation_bytes(
     facts: ModelFacts, sequences: int, tokens: int, types: _Types, lora: LoraSection | None, *, checkpointing: bool
 ) -> tuple[int, int]:
-    """Bytes without the logits: what autograd keeps until the backward pass, and what that pass needs beside it.
+    """Returns bytes without the logits: what autograd keeps until the backward pass, and what that pass adds.
 
-    The second is there once the logits are gone: a layer made again (checkpointing), and the gradients within one.
+    The second part is there once the logits are gone: a recomputed layer (checkpointing), and the gradients within one.
     """
     layer = layer_bytes(facts, tokens, types, lora)
     own = 4 * facts.hidden + 2 * facts.hidden * types.compute  # embeddings and the last norm
@@ -189,7 +189,7 @@ def kv_cache_bytes(facts: ModelFacts, sequences: int, tokens: int, types: _Types
 
 
 def estimate(config: RunConfig, facts: ModelFacts, surroundings: Surroundings) -> Estimate:
-    """Every phase of a run: the warm start's, the algorithm's, and measuring in between."""
+    """Estimates every phase of a run: the warm start's, the algorithm's, and measuring in between."""
     trainer = config.trainer
     warm = [_phases(config, phase, facts, surroundings, prefix="warm start: ") for phase in trainer.phases[:-1]]
     return Estimate((*itertools.chain(*warm), *_phases(config, trainer, facts, surroundings)))
@@ -238,7 +238,7 @@ def _phases(
 def _resident(
     config: RunConfig, trainer: TrainerSection, facts: ModelFacts, surroundings: Surroundings, types: _Types
 ) -> dict[str, int]:
-    """What is there all the time, from the second step on."""
+    """Returns the bytes that are there all the time, from the second step on."""
     lora = config.policy.lora
     num_trained = trained_parameters(facts, lora)
     weights = weight_bytes(facts, types)
@@ -269,10 +269,11 @@ def _resident(
 
 
 def _logit_bytes(facts: ModelFacts, positions: int, types: _Types, *, is_rl: bool, trains_head: bool) -> int:
-    """Logits, what the loss and the entropies make of them in float32, and their gradients.
+    """Returns the bytes of logits, of what loss and entropies compute from them in float32, and of their gradients.
 
-    Cross-entropy: logits, their log-softmax and a shifted copy, beside which entropies are computed. Our rewards' loss:
-    logits, the gradients of gather and of logsumexp; or, in between, a copy for the entropies or the head's gradient.
+    Cross-entropy holds logits, their log-softmax and a shifted copy while it computes entropies. Our rewards' loss
+    holds logits and the gradients of gather and of logsumexp; or, in between, a copy for the entropies or the head's
+    gradient.
     """
     one = 4 * positions * facts.vocab
     entropies = 3 * 4 * min(_ENTROPY_ROWS, positions) * facts.vocab
@@ -286,7 +287,7 @@ def _logit_bytes(facts: ModelFacts, positions: int, types: _Types, *, is_rl: boo
 def _writing(
     resident: Mapping[str, int], facts: ModelFacts, texts: int, prompt: int, text: int, types: _Types
 ) -> dict[str, int]:
-    """The prompts are read in one pass, which keeps one layer's tensors; then the cache grows by a token at a time."""
+    """Returns the bytes of generation: one pass over the prompts, with one layer's tensors, then a growing cache."""
     width = 4 * facts.hidden + 3 * facts.heads * facts.head_dim + 3 * facts.ffn
     reading_bytes = texts * prompt * (width * types.weights + prompt * (1 + types.weights))
     return {
@@ -298,37 +299,37 @@ def _writing(
 
 
 def engine_cache(cache: float) -> int:
-    """Bytes that vLLM gets for the keys and values of the texts it writes at once: it rounds each up to blocks."""
+    """Returns the bytes that vLLM gets for keys and values of its batch. vLLM rounds each completion up to blocks."""
     return max(256 * MIB, int(1.2 * cache))
 
 
 def pass_tokens(longest: int) -> int:
-    """Most tokens of one of vLLM's passes.
+    """Returns the most tokens of one of vLLM's passes.
 
     Args:
-        longest: a prompt with its text, in tokens.
+        longest: tokens of the longest prompt with its completion.
     """
     return max(longest, ENGINE_PASS)
 
 
 def pass_bytes(*, hidden: int, ffn: int, vocab: int, tokens: int, texts: int, itemsize: int) -> int:
-    """Bytes of one of vLLM's passes on a GPU: the widest layer's activations, and the texts' logits thrice (fp32)."""
+    """Returns the bytes of one of vLLM's passes on a GPU: the widest layer's activations and thrice the fp32 logits."""
     return tokens * (2 * ffn + 6 * hidden) * itemsize + 3 * 4 * texts * vocab
 
 
 def engine_need(weights: float, cache: float, passes: float, *, on_gpu: bool) -> int:
-    """Bytes that vLLM takes.
+    """Returns the bytes that vLLM takes.
 
     Args:
-        weights: its own copy.
-        cache: keys and values of the texts it writes at once.
-        passes: see `pass_bytes`; without a GPU they are in what its process holds.
+        weights: bytes of its own copy.
+        cache: bytes of the keys and values of its batch.
+        passes: see `pass_bytes`; without a GPU they are part of what its process holds.
     """
     return int(weights + engine_cache(cache) + (passes + ENGINE_GPU if on_gpu else ENGINE_CPU))
 
 
 def engine_bytes(config: RunConfig, facts: ModelFacts, surroundings: Surroundings) -> int:
-    """Bytes that vLLM takes beside the run; 0 where the policy itself writes."""
+    """Returns the bytes that vLLM takes beside the run; 0 where the policy itself generates."""
     if config.generation.engine != "vllm" or config.generation.vllm.server is not None:
         return 0
     types = _types(config.policy, config.trainer.precision, on_gpu=surroundings.on_gpu)
@@ -349,13 +350,13 @@ def engine_bytes(config: RunConfig, facts: ModelFacts, surroundings: Surrounding
 
 
 def plain_weights(config: RunConfig, facts: ModelFacts, surroundings: Surroundings) -> int:
-    """Bytes of the weights without quantisation."""
+    """Returns the bytes of the weights without quantisation."""
     types = _types(config.policy, config.trainer.precision, on_gpu=surroundings.on_gpu)
     return facts.parameters * types.weights
 
 
 def activation_saving(config: RunConfig, facts: ModelFacts, surroundings: Surroundings) -> tuple[int, int]:
-    """Bytes of a micro-batch's activations without and with gradient checkpointing."""
+    """Returns the bytes of a micro-batch's activations without and with gradient checkpointing."""
     types = _types(config.policy, config.trainer.precision, on_gpu=surroundings.on_gpu)
     tokens = (surroundings.prompt_tokens or config.prompt.max_prompt_length) + (
         surroundings.text_tokens or config.generation.max_completion_length

@@ -1,10 +1,10 @@
 """What a process does at a moment, as far as memory is concerned.
 
-Decides: which phases there are. `plan/memory.py` says what most of them take, by the same names.
+Decides: which phases there are. `plan/memory.py` estimates most of them, by the same names.
 Hides: how an error remembers the phases it ended.
 
-The functions that do the work say so with `during`, as a decorator or around a block. Nothing is recorded until one
-fails: an exception carries the phases that it passed through.
+The functions that do the work declare their phase with `during`, as a decorator or around a block. Nothing is recorded
+until one fails: an exception carries the phases that it passed through.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _WORDS = {
 
 @contextmanager
 def during(phase: Phase) -> Iterator[None]:
-    """Mark what fails inside as having failed in this phase. Serves as a decorator, too."""
+    """Marks an error inside the block with this phase. It also works as a decorator."""
     try:
         yield
     except Exception as error:
@@ -53,18 +53,18 @@ def during(phase: Phase) -> Iterator[None]:
 
 
 def phases_of(error: BaseException) -> tuple[Phase, ...]:
-    """The phases that an error passed through, innermost first."""
+    """Returns the phases that an error passed through, innermost first."""
     phases: tuple[Phase, ...] = getattr(error, _ATTRIBUTE, ())
     return phases
 
 
 def phase_of(error: BaseException, otherwise: Phase) -> Phase:
-    """What was being done when an error was raised.
+    """Returns the phase in which an error was raised.
 
-    Ranking and measuring take memory of their own, whatever else goes on inside them; else the innermost phase counts.
+    Ranking and measuring take memory of their own, so they count before any phase inside them; else the innermost does.
 
     Args:
-        otherwise: the answer for an error that passed through none.
+        otherwise: the answer for an error that passed through no phase.
     """
     phases = phases_of(error)
     return next((phase for phase in (Phase.RANKING, Phase.MEASURING) if phase in phases), (*phases, otherwise)[0])

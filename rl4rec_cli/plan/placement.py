@@ -2,7 +2,7 @@
 
 Decides: whether a run fits, and which backend, precision of weights, micro-batch and retrieval it would have
 (`plan_placement`, pure).
-Hides: how free memory is shared out.
+Hides: how the parts of a run share the free memory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RetrievalPlace:
 
     backend: Literal["in-process", "ray"]
     where: str
-    """Device, `cpu` or `cuda:N`; of a service that somebody else runs, in words."""
+    """Device, `cpu` or `cuda:N`; for somebody else's service, a description."""
     reason: str
     own_gpu: int | None = None
     """GPU of a service that the run itself starts; None: it starts none."""
@@ -62,15 +62,15 @@ class Placement:
     device: str
     """`cpu`, or `cuda:N`."""
     memory: str
-    """What is there, in words."""
+    """Description of the memory that is there."""
     room: int
-    """Bytes that may be used."""
+    """Bytes that the run may use."""
     estimate: Estimate
     fits: bool
     choices: tuple[Choice, ...]
-    """As configured where that fits; else as the cheapest way out has it."""
+    """Of the run as configured if that fits, else with the cheapest way out."""
     ways_out: tuple[WayOut, ...]
-    """The two cheapest, where it does not fit."""
+    """The two cheapest, if the run does not fit."""
     notes: tuple[str, ...] = ()
 
 
@@ -82,13 +82,13 @@ def plan_placement(
     *,
     lengths: tuple[int, int] | None = None,
 ) -> Placement:
-    """Where a run goes, what it takes and whether that fits.
+    """Plans where a run goes, what it takes and whether it fits.
 
     Args:
-        machine: what is there, or what is asked about.
+        machine: this machine, or the one that the user plans for.
         facts: of the policy.
-        retrieval: of catalogue and embedder.
-        lengths: tokens of the longest prompt and text, where they are known better than by the limits.
+        retrieval: facts of catalogue and embedder.
+        lengths: tokens of the longest prompt and completion, where measurements are better than the limits.
 
     Raises:
         ConfigError: `policy.device` names a GPU that is not there.
@@ -120,7 +120,7 @@ def plan_placement(
 def find_surroundings(
     machine: Machine, config: RunConfig, retrieval: RetrievalFacts, *, lengths: tuple[int, int] | None = None
 ) -> Surroundings:
-    """What a run's memory depends on besides its configuration and its policy; arguments as of `plan_placement`.
+    """Returns what a run's memory depends on besides configuration and policy; for arguments see `plan_placement`.
 
     Raises:
         ConfigError: `policy.device` names a GPU that is not there.
@@ -151,9 +151,9 @@ def _policy_gpu(machine: Machine, device: str) -> Gpu | None:
 
 
 def place_retrieval(machine: Machine, config: RunConfig) -> RetrievalPlace:
-    """Where a run's embedder and item matrix go; `retrieval.backend: auto` is decided here, by the GPUs there are.
+    """Decides where a run's embedder and item matrix go, and `retrieval.backend: auto`, by the machine's GPUs.
 
-    A service that runs on this machine already, which `auto` takes before all this, is no part of it.
+    It does not look for a service that already runs on this machine, which `auto` would take first.
 
     Raises:
         ConfigError: `policy.device` names a GPU that is not there.
@@ -187,7 +187,7 @@ def _holding(machine: Machine, config: RunConfig, retrieval: RetrievalFacts) -> 
 
 
 def _against_a_service(machine: Machine, config: RunConfig) -> str | None:
-    """Why a run does not start a retrieval service of its own where there are GPUs enough; None: it does."""
+    """Says why a run starts no retrieval service of its own although there are enough GPUs; None if it starts one."""
     if config.retrieval.stays_in_process:
         return "retrieval.backend says so (--set retrieval.device=cuda:1 for another GPU)"
     if config.data.synthetic is not None:
@@ -206,7 +206,7 @@ def _where(chosen: RunConfig, found: RetrievalPlace) -> str:
 def _choices(
     chosen: RunConfig, config: RunConfig, facts: ModelFacts, surroundings: Surroundings, gpu: Gpu | None
 ) -> tuple[Choice, ...]:
-    """What the run has, each with its reason; `chosen` differs from `config` where that did not fit."""
+    """Returns the run's choices, each with its reason; `chosen` differs from `config` if that does not fit."""
     policy, trainer = chosen.policy, chosen.trainer
     does_not_fit = "as configured it does not fit"
     plain_bytes, quantised_bytes = (
@@ -250,16 +250,16 @@ def _choices(
 
 
 def _engine_size(config: RunConfig, facts: ModelFacts, surroundings: Surroundings, gpu: Gpu | None) -> int:
-    """Bytes of the device that vLLM gets, in a process of its own."""
+    """Returns the bytes of the device that vLLM gets, in a process of its own."""
     share = config.generation.vllm.memory_share
     need = engine_bytes(config, facts, surroundings)
     return int(share * gpu.total) if need and gpu is not None and share is not None else need
 
 
 def engine_share(config: RunConfig, facts: ModelFacts, retrieval: RetrievalFacts) -> float | None:
-    """The share of its GPU that the engine of `policy.fast_inference` gets, as a plan for this machine shows it.
+    """Returns the share of its GPU that the engine of `policy.fast_inference` gets, by a plan for this machine.
 
-    None without that engine.
+    It returns None without that engine.
 
     Raises:
         ConfigError: `policy.device` names a GPU that is not there.
@@ -272,7 +272,7 @@ def engine_share(config: RunConfig, facts: ModelFacts, retrieval: RetrievalFacts
 
 
 def _vllm(config: RunConfig, facts: ModelFacts, surroundings: Surroundings, gpu: Gpu | None) -> Choice:
-    """The share of the GPU that vLLM gets."""
+    """Chooses the share of the GPU that vLLM gets."""
     if beside := _engine_size(config, facts, surroundings, gpu):
         texts = config.generation.batch_size or ENGINE_TEXTS
         why = f"weights of its own and the cache of {texts} texts take {human(beside)} (generation.engine=vllm)"
@@ -284,7 +284,7 @@ def _vllm(config: RunConfig, facts: ModelFacts, surroundings: Surroundings, gpu:
         return Choice("vLLM share", "0", "no texts are written")
     if (share := config.generation.vllm.memory_share) is not None:
         return Choice("vLLM share", f"{share:.2f}", "generation.vllm.memory_share says so")
-    # The weights are shared with the engine, which wants room beside the cache for a batch of its own.
+    # The engine shares the weights, and needs room beside the cache for a batch of its own.
     need = writing_phase.parts["weights"] + 1.2 * writing_phase.parts["KV cache"] + GB
     return Choice(
         "vLLM share",

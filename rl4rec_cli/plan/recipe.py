@@ -1,7 +1,7 @@
 """The recipe of a training run that names none.
 
-Decides: which packaged recipe suits the machine and the model that is named, and the reason that is given.
-Hides: how it is found out, without torch, whether there is a GPU.
+Decides: which packaged recipe suits the machine and the named model, and the reason that the user reads.
+Hides: how to tell, without torch, whether there is a GPU.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class MachineRecipe:
 
 
 def choose_recipe(model: str | None, sets: Sequence[str], gpus: Sequence[str] = ()) -> MachineRecipe:
-    """The recipe for this machine, or for one with these GPUs.
+    """Returns the recipe for this machine, or for one with these GPUs.
 
     Args:
-        model: that of `--model`; None where none is named.
+        model: the value of `--model`; None without it.
         sets: `policy.model=…` and `policy.device=…` among them count.
         gpus: as `--gpu` has them.
 
     Raises:
-        Rl4RecError: there is a GPU, and it cannot be found out which.
+        Rl4RecError: there may be a GPU, but `find_machine` cannot look at it.
     """
     values = {key.strip(): value.strip() for key, _, value in (text.partition("=") for text in sets)}
     model = values.get("policy.model", model)
