@@ -1,6 +1,6 @@
-"""How a comparison reads: its tables and lines, as Markdown, as a page.
+"""A comparison in words: its tables and lines, as Markdown and as a page.
 
-Decides: order and wording, and that titles and generated texts, which come from outside, stay text in all three.
+Decides: order and wording; that titles and generated texts, which come from outside, stay text everywhere.
 Hides: the page's template (`compare_page.html.j2`, see `html.py`) and its plots (`plots.py`). Everything is made of
 `Comparison.as_json()`, so a page can be made again from a stored one.
 """
@@ -35,7 +35,7 @@ TITLES = 3
 
 
 def pair_table(report: Mapping[str, Any]) -> Table:
-    """Columns and rows of the tested differences."""
+    """Returns columns and rows of the tested differences."""
     rows = [
         [
             f"{pair['ours']} − {pair['theirs']}",
@@ -53,7 +53,7 @@ def pair_table(report: Mapping[str, Any]) -> Table:
 
 
 def seeds_table(report: Mapping[str, Any]) -> Table:
-    """Columns and rows of what several seeds tell of each tested difference that has some."""
+    """Returns columns and rows of the tested differences over several seeds, without pairs that have one seed."""
     rows = [
         [
             f"{pair['ours']} − {pair['theirs']}",
@@ -68,14 +68,14 @@ def seeds_table(report: Mapping[str, Any]) -> Table:
 
 
 def settings_table(report: Mapping[str, Any]) -> Table:
-    """Columns and rows of the settings that the runs do not share."""
+    """Returns columns and rows of the settings that differ between the runs."""
     labels = list(dict.fromkeys(label for cells in report["settings"].values() for label in cells))
     rows = [[key, *(cells[label] for label in labels)] for key, cells in report["settings"].items()]
     return ("setting", *labels), rows
 
 
 def system_table(report: Mapping[str, Any]) -> Table:
-    """Columns and rows of what each name means."""
+    """Returns columns and rows that explain each system's name."""
     rows = [
         [label, about["kind"], ", ".join(about["is"]), ", ".join(map(str, about["seeds"]))]
         for label, about in report["contestants"].items()
@@ -84,7 +84,7 @@ def system_table(report: Mapping[str, Any]) -> Table:
 
 
 def opening_lines(report: Mapping[str, Any]) -> list[str]:
-    """`runs/a: Test split opened 2 times (…).`, one for each run."""
+    """Returns a line for each run: `runs/a: Test split opened 2 times (…).`"""
     line_by_run = {one["run"]: one["line"] for each in report["test_openings"].values() for one in each}
     lines = [f"{run}: {line}" for run, line in line_by_run.items()]
     if report["split"] == "test" and not lines:
@@ -93,7 +93,7 @@ def opening_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def openings_line(report: Mapping[str, Any]) -> str:
-    """`Test split opened: a 2 times, b 1 time`; nothing for the validation split."""
+    """Returns `Test split opened: a 2 times, b 1 time`, or an empty text for the validation split."""
     if report["split"] != "test":
         return ""
     counts = {one["run"]: one["count"] for each in report["test_openings"].values() for one in each}
@@ -102,38 +102,38 @@ def openings_line(report: Mapping[str, Any]) -> str:
 
 
 def page_title(report: Mapping[str, Any]) -> str:
-    """`A against B, C`"""
+    """Returns `A against B, C`."""
     first, *others = report["methods"]
     return f"{first} against {', '.join(others)}"
 
 
 def heading(report: Mapping[str, Any]) -> str:
-    """`beauty, test split, 22,363 users`"""
+    """Returns `beauty, test split, 22,363 users`."""
     return f"{report['dataset']}, {report['split']} split, {report['users']:,} users"
 
 
 def tested_line(report: Mapping[str, Any]) -> str:
-    """Which pairs stand in the table, and in what."""
+    """Returns the metric, the tested pairs and the number of users in one line."""
     count = len(report["pairs"])
     holm = f", p adjusted over {count} (Holm)" if count > 1 else ""
     return f"{report['metric']}, {report['tested']}{holm}, {report['users']:,} users"
 
 
 def completion_or_best(side: Mapping[str, Any]) -> str:
-    """What a system wrote for a user, or the item that it puts first where it writes nothing."""
+    """Returns what a system wrote for a user, or its first item if it writes nothing."""
     if side["text"] is not None:
         return str(side["text"]) or "(empty)"
     return f"[{side['best'][0]}]" if side["best"] else "-"
 
 
 def clip(text: str) -> str:
-    """A title as a line has room for it, safe for a terminal."""
+    """Returns a title, cut to fit a line and safe for a terminal."""
     text = " ".join(console.clean(text).split())
     return text if len(text) <= _TITLE else f"{text[: _TITLE - 1]}…"
 
 
 def means_table(report: Mapping[str, Any]) -> Table:
-    """Columns and rows of every system's metrics."""
+    """Returns columns and rows of every system's metrics."""
     return metric_table(report["methods"], _shown(report), "system")
 
 
@@ -142,12 +142,12 @@ def _shown(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    """With one user or one seed there is none."""
+    """Returns an interval as text, or `-` for a single user or seed, which has none."""
     return "-" if low is None or high is None else f"[{low:+.4f}, {high:+.4f}]"
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """The same as a Markdown file, GitHub's tables, no HTML in it."""
+    """Returns the comparison as Markdown with GitHub's tables and without HTML."""
     extremes = report["most_different"]
     parts = [f"# {_md(page_title(report))}", _md(heading(report))]
     parts.append("\n".join(f"- **{_md(verdict)}**" for verdict in report["verdicts"]))
@@ -179,7 +179,7 @@ def _more_tables(report: Mapping[str, Any]) -> list[tuple[str, Table]]:
 
 
 def background(report: Mapping[str, Any]) -> list[str]:
-    """What a reader needs to trust the result."""
+    """Returns the lines that a reader needs to trust the result."""
     audits = dict.fromkeys(report["audit"].values())
     line = ": ".join(filter(None, (f"rl4rec {report['version']}, {report['time']}", command_line(*report["command"]))))
     digest = f"Dataset {report['dataset']}, digest {report['dataset_digest']}, {report['items']:,} items."
@@ -198,14 +198,14 @@ def _md_table(table: Table) -> str:
 
 
 def _md(text: str) -> str:
-    """Text that Markdown takes for nothing else: no tag, link, table border, formula, or address made a link."""
+    """Escapes text for Markdown: nothing in it becomes a tag, a link, a table border or a formula."""
     text = " ".join(console.clean(text).split())
     text = re.sub(r"[\\`*<>|~$&#]|\[(?![+-]\d)|\](?=[(\[:])|(?<!\w)_|_(?!\w)|@(?=[A-Za-z])|:(?=//)", r"\\\g<0>", text)
     return re.sub(r"(?i)\bwww\.", "www\\.", text)
 
 
 def as_html(report: Mapping[str, Any]) -> str:
-    """The page: one file without a script and without an address to fetch from."""
+    """Returns the page: one file without a script and without an address to fetch from."""
     from rl4rec_cli.report.html import figures, render
 
     return render(
@@ -225,7 +225,7 @@ def as_html(report: Mapping[str, Any]) -> str:
 
 
 def _plots(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Title, what is seen in words, and the drawing."""
+    """Returns title, caption and drawing of each plot."""
     import numpy as np
 
     from rl4rec_cli.eval.metrics import METRICS

@@ -1,7 +1,7 @@
 """Pages: one HTML file each, without a script and without an address to fetch from.
 
-Decides: the look of every page (`base.html.j2`), how tables and figures stand in it (`parts.html.j2`), and that titles,
-texts and names, which are whatever somebody wrote, stay text.
+Decides: the look of every page (`base.html.j2`) and of its tables and figures (`parts.html.j2`); that titles, texts and
+names, which can hold anything, stay text.
 Hides: jinja2, which is imported when a page is made.
 """
 
@@ -18,7 +18,7 @@ Figure = tuple[str, str, str]
 
 
 def render(template: Path, **values: Any) -> str:
-    """The page a template gives; a value it asks for and does not get is an error."""
+    """Renders a template to a page. A missing value is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -33,7 +33,7 @@ def render(template: Path, **values: Any) -> str:
 
 
 def figures(plots: Iterable[Figure]) -> list[Figure]:
-    """The same for a page, in which a drawing alone is HTML."""
+    """Returns the figures for a page, which treats only the drawings as HTML."""
     from markupsafe import Markup
 
     return [(title, words, Markup(drawing)) for title, words, drawing in plots]

@@ -1,6 +1,6 @@
-"""The model card of an export: what it was trained on, how, and what was measured, from the run's folder.
+"""The model card of an export, from the run's folder: the training data, the recipe and the results.
 
-Decides: what others need to judge and use the policy; no path of this machine is in it.
+Decides: what others need to judge and use the policy; that the card holds no path of this machine.
 Hides: the forms of the run's files.
 """
 
@@ -26,11 +26,11 @@ _SHOWN = ("prompt", "generation", "reward", "trainer")
 
 
 def model_card(run: Run, checkpoint: Path, *, form: str, base: str, weights: str) -> str:
-    """The text of `README.md`.
+    """Returns the text of `README.md`.
 
     Args:
         form: `merged` or `adapter`.
-        base: what was trained: a Hub name, or a folder of this machine.
+        base: the model that was trained: a Hub name, or a folder of this machine.
         weights: type of a merged model's weights.
     """
     config = run.config
@@ -83,7 +83,7 @@ def _checkpoint(run: Run, checkpoint: Path) -> str:
 
 
 def _rewards(config: Any) -> dict[str, float]:
-    """Names of the rewards; of one's own code only the name in it."""
+    """Returns the rewards by name. Of the user's own code it keeps only the function's name."""
     return {re.sub(r"^.*[:/]", "", name): weight for name, weight in config.reward.functions.items()}
 
 
@@ -100,13 +100,13 @@ def _data(run: Run) -> str:
 
 
 def _digest(digests: Mapping[str, str], name: str) -> str:
-    """Of the dataset a run was trained on; of only one, whatever it is called."""
+    """Returns the digest of a run's dataset in words. A single dataset needs no matching name."""
     digest = next(iter(digests.values())) if len(digests) == 1 else digests.get(name)
     return f" (digest `{digest[:16]}`)" if digest else ""
 
 
 def _datasets(run: Run) -> list[str]:
-    """Names of the run's datasets; of only one, whose results need no name, that of its folder."""
+    """Returns the names of the run's datasets. A single one has the name of its folder."""
     paths = run.config.data.paths
     return [dataset_name(path) for path in paths] if len(paths) > 1 else [Path(p).name for p in paths] or ["synthetic"]
 
@@ -116,7 +116,7 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
 
 
 def _results(run: Run, checkpoint: Path) -> str:
-    """What was measured of this very checkpoint."""
+    """Returns the results of exactly this checkpoint."""
     name = checkpoint.resolve().name
     own = "" if name == run.final.name else name
     parts = []
@@ -176,7 +176,7 @@ def _use(run: Run, *, form: str, weights: str, is_local: bool) -> str:
 
 
 def _recipe(config: Any) -> str:
-    """The settings that what the policy writes depends on, without the paths."""
+    """Returns the settings that the policy's texts depend on, without the paths."""
     whole = config.model_dump(mode="json")
     settings = {name: whole[name] for name in _SHOWN}
     settings["reward"]["functions"] = _rewards(config)

@@ -1,8 +1,8 @@
 """What the plots of a training log show.
 
-Decides: which numbers of `training_log.jsonl` and `validation_log.jsonl` stand in one plot, their names and units, and
-which steps are marked in it. What was not logged is not drawn.
-Hides: how it is drawn (`report/plots.py`).
+Decides: which numbers of `training_log.jsonl` and `validation_log.jsonl` share a plot, their names and units, and which
+steps a plot marks. Values that were not logged are not drawn.
+Hides: how a plot is drawn (`report/plots.py`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Panel:
     """One plot.
 
     Attributes:
-        title: what is above it.
-        lines: key of the log and its name in the legend; a key that ends with `/` stands for all that begin with it.
-        unit: of the axis.
-        words: what to know for reading it.
-        form: of the axis: `ranks` (logarithmic, 1 at the top) or `share` (0 to 100 %).
+        title: the text above it.
+        lines: keys of the log, with their names in the legend. A key that ends with `/` stands for all that begin so.
+        unit: the unit of the axis.
+        words: what a reader must know to read the plot.
+        form: the form of the axis: `ranks` (logarithmic, 1 at the top) or `share` (0 to 100 %).
     """
 
     title: str
@@ -106,11 +106,11 @@ PANELS = (
 def figures_of(
     records: Sequence[Record], phase: str, *, k: int, limit: int, marks: Sequence[tuple[int, str]]
 ) -> list[Figure]:
-    """A figure for every panel that has something to show.
+    """Returns a figure for every panel that has something to show.
 
     Args:
-        records: of one phase, in order.
-        phase: its name.
+        records: the records of one phase, in order.
+        phase: the phase's name.
         k: cut-off of the rewards.
         limit: most tokens of a text.
         marks: see `plots.curves`.
@@ -134,7 +134,7 @@ def figures_of(
 
 
 def validation_figure(records: Sequence[Record], metric: str) -> list[Figure]:
-    """The validation users' metrics at the cut-off of `metric`, `ndcg@10`; nothing where they were not measured."""
+    """Returns the validation metrics at the cut-off of `metric` (`ndcg@10`), or no figure if none were measured."""
     k = int(metric.partition("@")[2])
     points = [r for r in records if _number(r.get(metric)) is not None]
     if not points:
@@ -163,7 +163,7 @@ def validation_figure(records: Sequence[Record], metric: str) -> list[Figure]:
 
 
 def step_marks(records: Sequence[Record], warned: Sequence[int]) -> list[tuple[int, str]]:
-    """Steps at which an epoch begins (""), the run was gone on with ("r") or a rule warned ("!")."""
+    """Returns the steps at which an epoch began (""), the run was resumed ("r") or a health rule warned ("!")."""
     epochs = [
         (now["step"], "")
         for before, now in itertools.pairwise(records)
@@ -174,7 +174,7 @@ def step_marks(records: Sequence[Record], warned: Sequence[int]) -> list[tuple[i
 
 
 def seconds_of(records: Sequence[Record]) -> float:
-    """Time of a phase: its clock begins again whenever the run is gone on with."""
+    """Returns the duration of a phase. Its clock starts again whenever the run is resumed."""
     ends = [0.0]
     for record in records:
         now = _number(record.get("seconds")) or 0.0
@@ -186,7 +186,7 @@ def seconds_of(records: Sequence[Record]) -> float:
 
 
 def _segments(records: Sequence[Record]) -> list[Record]:
-    """The first record of every stretch that one process logged."""
+    """Returns the first record of every stretch that one process logged."""
     first_records: list[Record] = list(records[:1])
     for before, now in itertools.pairwise(records):
         if (_number(now.get("seconds")) or 0.0) < (_number(before.get("seconds")) or 0.0):
@@ -195,7 +195,7 @@ def _segments(records: Sequence[Record]) -> list[Record]:
 
 
 def _curves(records: Sequence[Record], panel: Panel, k: int) -> tuple[list[plots.Curve], str]:
-    """The lines of a plot, and what to say of those that would cover another."""
+    """Returns the lines of a plot, and the remarks on lines that would cover another."""
     names = dict.fromkeys(name for record in records for name in record)
     keys = {
         name: label or _reward_name(name.removeprefix(key), k)

@@ -1,7 +1,7 @@
 """Names of methods as a plot has room for them.
 
-Decides: names that are too long lose what they share, at both ends, and then their middle; two names never become one.
-Hides: where a name may be cut. The tables beside the plots have the names whole.
+Decides: long names lose what they share, at both ends, and then their middle; two names never become equal.
+Hides: where a name may be cut. The tables beside the plots hold the whole names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BREAKS = re.compile(r"(?<=[-_/., ])")
 
 
 def short_names(labels: Iterable[str]) -> dict[str, str]:
-    """A name of at most `LONGEST` characters for each label."""
+    """Returns a name of at most `LONGEST` characters for each label."""
     clean = {label: console.clean(label).strip() for label in dict.fromkeys(labels)}
     long = [label for label, text in clean.items() if len(text) > LONGEST]
     parts = {label: _BREAKS.split(clean[label]) for label in long}
@@ -32,7 +32,7 @@ def short_names(labels: Iterable[str]) -> dict[str, str]:
 
 
 def _shared(names: list[list[str]]) -> tuple[int, int]:
-    """How many parts all names begin with, and how many they end with; every name keeps one part at least."""
+    """Returns how many first and how many last parts all names share. Every name keeps at least one part."""
     if len(names) < 2:
         return 0, 0
     least = min(map(len, names)) - 1
@@ -42,7 +42,7 @@ def _shared(names: list[list[str]]) -> tuple[int, int]:
 
 
 def _same(columns: Iterable[tuple[str, ...]]) -> int:
-    """How many columns, from the first on, hold one part alone."""
+    """Returns how many leading columns hold the same part in every row."""
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
@@ -54,7 +54,7 @@ def _without_middle(text: str) -> str:
 
 
 def _apart(text: str, taken: set[str]) -> str:
-    """The name, with a number at its end where another one has become the same."""
+    """Returns the name, with a number at its end if another name has become equal."""
     number, name = 2, text
     while name in taken:
         end = f" ({number})"

@@ -1,8 +1,8 @@
 """Plots of results as inline SVG.
 
-Decides: what each plot shows, and that it fits a page of its own: no script, nothing fetched, text as text, colours
-that are the page's (`var(--ink)`, `var(--line)`, `var(--s0)` …) so that they follow light and dark.
-Hides: matplotlib, which is imported when something is drawn.
+Decides: what each plot shows; that a plot needs no script and fetches nothing, keeps text as text, and uses the page's
+colours (`var(--ink)`, `var(--line)`, `var(--s0)` …), which follow light and dark.
+Hides: matplotlib. The first plot imports it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TICKS = (1, 2, 5)
 
 
 def metric_bars(report: Mapping[str, Any], family: str) -> str:
-    """Means with 95 % intervals of a metric, `ndcg`, at every cut-off."""
+    """Draws means with 95 % intervals of a metric (`ndcg`) at every cut-off."""
     labels, ks = list(report["methods"]), report["ks"]
     names = _names(labels)
 
@@ -57,7 +57,7 @@ def metric_bars(report: Mapping[str, Any], family: str) -> str:
 
 
 def differences(report: Mapping[str, Any]) -> str:
-    """Every tested difference with its 95 % interval, and a line at 0."""
+    """Draws every tested difference with its 95 % interval, and a line at 0."""
     pairs, names = report["pairs"], _names(report["methods"])
 
     def draw(axis: Axes) -> None:
@@ -77,7 +77,7 @@ def differences(report: Mapping[str, Any]) -> str:
 
 
 def won_and_lost(report: Mapping[str, Any]) -> str:
-    """Share of users won, tied and lost in every tested pair."""
+    """Draws the share of users won, tied and lost in every tested pair."""
     pairs, names = report["pairs"], _names(report["methods"])
 
     def draw(axis: Axes) -> None:
@@ -102,7 +102,7 @@ _WON = {"wins": "first higher", "ties": "the same", "losses": "second higher"}
 
 
 def user_differences(report: Mapping[str, Any], differences_B: NDArray[np.float64]) -> str:
-    """Histogram of the first pair's differences, users without one left out: they would hide the rest."""
+    """Draws a histogram of the first pair's differences, without users who have none: they would hide the rest."""
     nonzero_B = differences_B[differences_B != 0]
 
     def draw(axis: Axes) -> None:
@@ -119,7 +119,7 @@ def user_differences(report: Mapping[str, Any], differences_B: NDArray[np.float6
 
 
 def rank_curves(report: Mapping[str, Any]) -> str:
-    """Share of users whose target stands within rank k, over k on a logarithmic axis; seeds are averaged."""
+    """Draws the share of users whose target stands within rank k, over a logarithmic k, averaged over seeds."""
     labels, items = list(report["methods"]), report["items"]
     names = _names(labels)
 
@@ -144,7 +144,7 @@ def rank_curves(report: Mapping[str, Any]) -> str:
 
 
 def reward_curves(report: Mapping[str, Any]) -> str:
-    """Mean reward of the texts in training by step; every seed is a line."""
+    """Draws the mean reward of the texts in training by step. Every seed is a line."""
     lines = [
         Curve(label if number == 0 else None, run["steps"], run["values"], list(report["methods"]).index(label))
         for label, runs in report["rewards"].items()
@@ -155,12 +155,12 @@ def reward_curves(report: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """Values by step; one that is None or not finite is a gap.
+    """Values by step. A value that is None or not finite is a gap.
 
     Attributes:
-        label: its name in the legend; None: it has none.
+        label: the name in the legend, or None to leave it out.
         place: number of its colour.
-        is_measured: each value stands for itself and gets a point: nothing is averaged.
+        is_measured: each value was measured by itself: it gets a point, and no averages are drawn.
     """
 
     label: str | None
@@ -180,15 +180,15 @@ def curves(
     share: bool = False,
     marks: Sequence[tuple[int, str]] = (),
 ) -> str:
-    """Values by step, and where there are more than `SMOOTHED` of them the mean of the last ones in bold.
+    """Draws values by step and, for more than `SMOOTHED` values, a trailing mean in bold.
 
-    Of many values as many are drawn as the width can show, the highest and lowest of each stretch among them.
+    Of many values it draws as many as the width can show, with the highest and lowest of each stretch.
 
     Args:
-        name: begins every id in it.
-        ranks: a logarithmic axis with 1 at the top.
+        name: the prefix of every id in the plot.
+        ranks: use a logarithmic axis with 1 at the top.
         share: values are shares of 1, drawn as % from 0 to 100.
-        marks: steps to mark by a line, each with the letter or number that stands at it ("" for none).
+        marks: steps to mark by a line, each with a letter or number to print at it ("" for none).
     """
     names = _names(line.label for line in lines if line.label is not None)
     label_count = sum(line.label is not None for line in lines)
@@ -228,7 +228,7 @@ def _draw_curve(axis: Axes, line: Curve, factor: float, label: str | None) -> No
 
 
 def _thinned(steps: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """First, lowest, highest and last value of each of `STRETCHES` stretches; a gap in one stays."""
+    """Keeps the first, lowest, highest and last value of each of `STRETCHES` stretches, and a gap if there is one."""
     if len(values) <= 4 * STRETCHES:
         return steps, values
     indices: set[int] = set()
@@ -253,7 +253,7 @@ def _whole_steps(axis: Axes) -> None:
 
 
 def _plain_log_ticks(axis: Axes) -> None:
-    """Whole numbers; 1, 2, 5, 10 … where they span more than a power of ten."""
+    """Labels a logarithmic axis with whole numbers: 1, 2, 5, 10 … if they span more than a power of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = sorted(axis.get_ylim())
@@ -265,7 +265,7 @@ def _plain_log_ticks(axis: Axes) -> None:
 
 
 def _trailing_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Mean of those of the last `window` values that there are, so that a curve says nothing of what is yet to come."""
+    """Returns the means of the last `window` values without gaps. No mean depends on a later value."""
     there = ~np.isnan(values)
     sums = np.cumsum(np.insert(np.nan_to_num(values), 0, 0.0))
     counts = np.cumsum(np.insert(there, 0, 0))
@@ -276,12 +276,12 @@ def _trailing_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float
 
 
 def _svg(draw: Callable[[Axes], None], name: str, *, height: float = 2.9, legend: int = 0) -> str:
-    """One plot as an `<svg>` element.
+    """Draws one plot as an `<svg>` element.
 
     Args:
-        name: begins every id in it, so that several fit one page.
+        name: the prefix of every id in it, so that a page can hold several plots.
         height: inches, without the legend.
-        legend: entries; 0 draws none.
+        legend: number of entries; 0 draws no legend.
     """
     with _look():
         from matplotlib.figure import Figure
@@ -324,7 +324,7 @@ def _look() -> Iterator[None]:
 
 
 def _for_page(text: str, name: str) -> str:
-    """The `<svg>` element alone, its ids its own, its colours the page's; HTML needs no namespaces."""
+    """Returns the `<svg>` element alone, with unique ids and the page's colours. HTML needs no namespaces."""
     text = text[text.index("<svg") :]
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", text)

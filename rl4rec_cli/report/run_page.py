@@ -1,7 +1,7 @@
-"""`rl4rec report`: everything a run has left in its folder, as one page.
+"""`rl4rec report`: everything in a run's folder, as one page.
 
-Decides: what of a run is shown, in which order and words, and that a run that is unfinished, was killed, gone on with
-or copied without its data has a page as well, which says what is missing.
+Decides: what the page shows of a run, in which order and words; that an unfinished, killed or resumed run, or one
+copied without its data, has a page, too, which says what is missing.
 Hides: the page's template (`run_page.html.j2`), what is drawn (`panels.py`), and how tables of results read
 (`eval/tables.py`). Nothing in the run is changed.
 """
@@ -45,11 +45,11 @@ WARNINGS = 50
 
 
 def write_report(run: str, out: str | None = None) -> Path:
-    """Write the page of a run and return where it is.
+    """Writes the page of a run and returns its path.
 
     Raises:
-        RunError: no run folder, nothing logged in it, or the page cannot be written.
-        ConfigError: no file can be written there, or the run's configuration is damaged.
+        RunError: the folder is not a run or holds no log, or the page cannot be written.
+        ConfigError: the path cannot be a file, or the run's configuration is damaged.
     """
     source_run = open_run(run)
     file = Path(out).expanduser() if out is not None else source_run.folder / FILE
@@ -63,10 +63,10 @@ def write_report(run: str, out: str | None = None) -> Path:
 
 @dataclass
 class Logged:
-    """What a run says of itself.
+    """The logs of a run.
 
     Attributes:
-        phases: records of each phase, in order; the last is what the run is for.
+        phases: records of each phase, in order. The last phase is the run's own algorithm.
         validation: records of the measurements in between.
         rollouts: some texts of the steps.
         warnings: records of health rules.
@@ -86,7 +86,7 @@ class Logged:
 
     @cached_property
     def datasets(self) -> list[str]:
-        """Names of the datasets where there are several; else one, which needs no name."""
+        """The names of the datasets. A single dataset needs no name."""
         from rl4rec_cli.data.opening import dataset_name
 
         paths = self.run.config.data.paths
@@ -94,7 +94,7 @@ class Logged:
 
     @cached_property
     def results(self) -> dict[str, dict[str, Any]]:
-        """The evaluations by split, `validation`; of several datasets by dataset and split, `toys, validation`."""
+        """Evaluations by split (`validation`), or for several datasets by dataset and split (`toys, validation`)."""
         results = {}
         for name, split in itertools.product(self.datasets, ("validation", "test")):
             path = self.run.results(name) / f"{split}.json"
@@ -114,12 +114,12 @@ class Logged:
 
     @property
     def is_measured(self) -> bool:
-        """Whether there is a result of every dataset's validation split."""
+        """Whether every dataset's validation split has a result."""
         return all(_of(name, "validation") in self.results for name in self.datasets)
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        """What `env.json` says; nothing of one that cannot be read, which is said."""
+        """The content of `env.json`. An unreadable file gives nothing and adds a remark."""
         try:
             return read_object(self.run.folder / "env.json")
         except RunError as error:
@@ -136,10 +136,10 @@ def _of(dataset: str, split: str) -> str:
 
 
 def read_logged(run: Run) -> Logged:
-    """The logs of a run.
+    """Reads the logs of a run.
 
     Raises:
-        RunError: nothing is logged.
+        RunError: the run has logged nothing.
     """
     remarks = []
 
@@ -169,7 +169,7 @@ def read_logged(run: Run) -> Logged:
 
 
 def as_html(logged: Logged) -> str:
-    """The page."""
+    """Returns the page."""
     from rl4rec_cli.eval.openings import read_openings
     from rl4rec_cli.report.html import figures, render
 
@@ -195,7 +195,7 @@ def as_html(logged: Logged) -> str:
 
 
 def verdicts(logged: Logged) -> list[str]:
-    """The verdict of every evaluation; of several datasets with the name before it."""
+    """Returns the verdict of every evaluation. With several datasets the name stands before it."""
     several = len(logged.datasets) > 1
     return [
         f"{name}: {one['verdict']}{_measured_with(one)}" if several else f"{one['verdict']}{_measured_with(one)}"
@@ -209,7 +209,7 @@ def _measured_with(result: Mapping[str, Any]) -> str:
 
 
 def heading(logged: Logged) -> str:
-    """`grpo on beauty, model tiny, reward ndcg@10, seed 0`"""
+    """Returns `grpo on beauty, model tiny, reward ndcg@10, seed 0`."""
     config = logged.run.config
     data = config.data
     fallback = f"synthetic data of {data.synthetic.users:,} users" if data.synthetic is not None else "no dataset"
@@ -223,7 +223,7 @@ def heading(logged: Logged) -> str:
 
 
 def status(logged: Logged) -> str:
-    """Whether the run is finished, and how far it came."""
+    """Returns in words whether the run is finished, and how far it came."""
     from rl4rec_cli.report.panels import seconds_of
 
     run = logged.run
@@ -244,7 +244,7 @@ def status(logged: Logged) -> str:
 
 
 def warning_lines(logged: Logged) -> list[str]:
-    """What health rules said, at most `WARNINGS` of it."""
+    """Returns the warnings of health rules, at most `WARNINGS` of them."""
     lines = [f"Step {r['step']:,} of {r.get('phase', logged.algorithm)}: {_said(r)}" for r in logged.warnings]
     more = len(lines) - WARNINGS
     return lines if more <= 0 else [*lines[:WARNINGS], f"… and {more:,} more"]
@@ -258,7 +258,7 @@ def _said(record: Mapping[str, Any]) -> str:
 
 
 def plots_of(logged: Logged) -> list[tuple[str, str, list[Figure]]]:
-    """Name, words and figures of each phase, the last phase first."""
+    """Returns name, words and figures of each phase, the last phase first."""
     from rl4rec_cli.eval.metrics import headline
     from rl4rec_cli.report import panels, plots
 
@@ -286,7 +286,7 @@ def plots_of(logged: Logged) -> list[tuple[str, str, list[Figure]]]:
 
 
 def samples(logged: Logged) -> list[dict[str, Any]]:
-    """Texts of some steps, evenly over the run, those for the same user and target together."""
+    """Returns texts of some steps, evenly over the run. Texts for the same user and target stand together."""
     by_step: dict[int, list[dict[str, Any]]] = {}
     for record in logged.rollouts:
         by_step.setdefault(record["step"], []).append(record)
@@ -316,9 +316,9 @@ def _asked(records: Sequence[Mapping[str, Any]], titles: Mapping[str, Sequence[s
 
 
 def _titles(logged: Logged) -> dict[str, list[str]]:
-    """The titles of each dataset the run was trained on, by its name as `rollouts.jsonl` has it.
+    """Returns the titles of each dataset of the run, by the name that `rollouts.jsonl` uses.
 
-    None where one of them is not there any more.
+    Returns nothing if a dataset no longer exists or has changed (a remark says so).
     """
     from rl4rec_cli.data.dataset import joint_digest
     from rl4rec_cli.data.opening import open_datasets
@@ -339,7 +339,7 @@ def _titles(logged: Logged) -> dict[str, list[str]]:
 
 
 def checkpoint_table(logged: Logged) -> Table:
-    """Columns and rows of what could be loaded or gone on from."""
+    """Returns columns and rows of the checkpoints: which of them load, and from which a run can resume."""
     rows = []
     for checkpoint in logged.checkpoints:
         state = "whole"

@@ -1,4 +1,4 @@
-"""Tables of a run's page: its settings, and the environment that it was begun in."""
+"""Tables of a run's page: its settings, and the environment in which it began."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def settings_table(config: Section) -> Table:
-    """Columns and rows of the settings that are not the defaults."""
+    """Returns columns and rows of the settings that are not the defaults."""
     return ("setting", "value", "default"), _changed(config, "")
 
 
@@ -38,7 +38,7 @@ def _setting(value: Any) -> str:
 
 
 def environment_table(recorded: Mapping[str, Any]) -> Table:
-    """Columns and rows of what a result depends on besides the configuration."""
+    """Returns columns and rows of what a result depends on besides the configuration."""
     versions = recorded.get("versions")
     flat = (
         {**{k: v for k, v in recorded.items() if k != "versions"}, **versions}
