@@ -1,7 +1,7 @@
-"""Models and adapters from a folder or the Hub.
+"""Loads models and adapters from a folder or the Hub.
 
-Decides: type and device of the weights, how they are quantised, the adapter on them, and what is refused: a model that
-reads ahead, lacks weights, is not held as asked, or has no room for the texts.
+Decides: type and device of the weights, their quantisation, the adapter on them, and what is refused: a model that
+reads ahead, lacks weights, has another quantisation than the settings, or has no room for prompts and completions.
 Hides: transformers, PEFT and bitsandbytes; unsloth_loading.py hides Unsloth.
 """
 
@@ -37,7 +37,7 @@ def load_pretrained(
     gradient_checkpointing: bool | str,
     engine_share: float | None = None,
 ) -> tuple[Any, Any]:
-    """Model (with its adapter) and tokenizer; see `load_policy`."""
+    """Loads model (with its adapter) and tokenizer; see `load_policy`."""
     trains_all = trainable and section.lora is None and not (Path(section.model) / ADAPTER).is_file()
     dtype = find_dtype(section.dtype, device, trains_all=trains_all)
     name = section.model
@@ -85,7 +85,7 @@ def load_pretrained(
 
 
 def read_tokenizer(section: PolicySection, backend: str) -> Any:
-    """The tokenizer of what a section names.
+    """Loads the tokenizer of the policy that a section names.
 
     Raises:
         PolicyError: not found, damaged, or with tokens that the model has no rows for.
@@ -100,25 +100,25 @@ def read_tokenizer(section: PolicySection, backend: str) -> Any:
 
 
 def policy_identity(model: str) -> str:
-    """By whom texts were written: as `model_identity`, with an adapter's base.
+    """Identifies the weights of a policy: `model_identity`, with that of an adapter's base.
 
-    An adapter's own files name its base, but stay the same where that is trained anew in its place.
+    An adapter's own files name its base, but do not change when another training replaces the base.
     """
     folder = Path(model).expanduser()
     if not (folder / ADAPTER).is_file():
         return model_identity(model)
     try:
         base, _ = read_base(folder)
-    except PolicyError:  # it cannot be loaded, which says why
+    except PolicyError:  # loading the policy raises the same, with the reason
         return model_identity(model)
     return f"{model_identity(model)} on {model_identity(base)}"
 
 
 def load_tokenizer(source: Source) -> tuple[Any, Any]:
-    """The tokenizer, with a token to pad with, and the model's configuration.
+    """Loads the tokenizer, with a padding token, and the model's configuration.
 
     Raises:
-        PolicyError: it has tokens that the model has no rows for.
+        PolicyError: the tokenizer has tokens that the model has no rows for.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -133,7 +133,7 @@ def load_tokenizer(source: Source) -> tuple[Any, Any]:
 
 
 def _check_room(config: Any, name: str, max_length: int | None) -> None:
-    """Refuse texts longer than the model's positions, which fail in ways that do not say so."""
+    """Refuses sequences longer than the model's positions, which would fail with unclear errors."""
     room = getattr(config, "max_position_embeddings", None)
     if isinstance(room, int) and max_length is not None and max_length > room:
         raise ConfigError(
@@ -143,7 +143,7 @@ def _check_room(config: Any, name: str, max_length: int | None) -> None:
 
 
 def _stored_quantization(config: Any) -> str:
-    """How the weights lie in their files: `none`, `4bit`, `8bit`, or the name of another method."""
+    """Returns the quantisation of the stored weights: `none`, `4bit`, `8bit`, or the name of another method."""
     settings = getattr(config, "quantization_config", None)
     if settings is None:
         return "none"
@@ -188,7 +188,7 @@ def _load_by_transformers(
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
             model = PeftModel.from_pretrained(model, str(source.adapter), is_trainable=trainable)
-        # Where it was found: of a run that was moved it recorded another place.
+        # Its actual place: the adapter of a moved run records another.
         model.peft_config["default"].base_model_name_or_path = source.model
     return model if section.quantization != "none" else model.to(device)
 
@@ -208,7 +208,7 @@ def _quantization(section: PolicySection, device: str) -> Any:
 
 
 def _check_held(model: Any, section: PolicySection) -> None:
-    """Whether the weights are held as asked: libraries fall back to 16 bits with a line of text."""
+    """Refuses weights with another quantisation than the settings: libraries fall back to 16 bits with a warning."""
     quantization = next(
         (k for k in ("4bit", "8bit") if any(type(m).__name__ == _LINEAR[k] for m in model.modules())), "none"
     )
@@ -223,11 +223,10 @@ _LINEAR = {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}
 
 
 def keep_trainable_layout(model: Any) -> None:
-    """Keep 4-bit layers as they are where there is no GPU.
+    """Stops bitsandbytes from repacking 4-bit layers without a GPU.
 
-    On a processor with AVX512-BF16 bitsandbytes packs a layer anew at its first pass without gradient, for good, and
-    from then on no gradient passes back through it: after the first text that is written, adapters before it learn
-    nothing, and nothing says so.
+    On a processor with AVX512-BF16 it repacks a layer for good at its first pass without gradient. From then on no
+    gradient passes back through the layer: after the first completion, adapters before it silently learn nothing.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -236,7 +235,7 @@ def keep_trainable_layout(model: Any) -> None:
 
 @torch.no_grad()
 def _check_causal(model: Any, name: str) -> None:
-    """Refuse a model whose numbers are not finite, or that reads ahead (transformers loads BERT as a causal model)."""
+    """Refuses a model whose logits are not finite, or that reads ahead (transformers loads BERT as a causal model)."""
     model.eval()
     ids_BT = torch.tensor([[0, 0], [0, 1]], device=next(model.parameters()).device)
     logits_BV = model(input_ids=ids_BT).logits[:, 0].float()
@@ -248,7 +247,7 @@ def _check_causal(model: Any, name: str) -> None:
 
 
 def lora_targets(section: LoraSection, model: str) -> str | list[str]:
-    """The modules that get an adapter: what the section names, or what `auto` means for this model."""
+    """Returns the modules that get an adapter: those that the section names, or those of `auto` for this model."""
     if section.target_modules == "auto":
         preset = find_preset(model)
         return list(preset.targets) if preset is not None else "all-linear"
@@ -274,14 +273,14 @@ def _add_lora(model: Any, section: LoraSection, targets: str | list[str], revisi
 
 
 def find_dtype(precision: str, device: str, *, trains_all: bool = False) -> torch.dtype:
-    """`auto`: the 16-bit type that the GPU has, and fp32 without one.
+    """Returns the type that a precision names; `auto` is the GPU's 16-bit type, and fp32 without a GPU.
 
     Args:
-        trains_all: the weights themselves are trained. In fp16 they would lose small updates, and PyTorch's gradient
-            scaler refuses them: where the GPU has no bf16, `auto` is fp32 then.
+        trains_all: training changes the weights themselves. In fp16 they would lose small updates, and PyTorch's
+            gradient scaler refuses them: on a GPU without bf16, `auto` is fp32 then.
 
     Raises:
-        ConfigError: fp16 is asked for weights that are trained themselves on a GPU.
+        ConfigError: fp16 for weights that training itself changes on a GPU.
     """
     if trains_all and precision == "fp16" and device.startswith("cuda"):
         raise ConfigError(

@@ -1,9 +1,9 @@
-"""Where a policy's parts are read: a folder or a name of the Hub, and for an adapter its base.
+"""Finds a policy's parts: a folder or a name of the Hub, and for an adapter its base.
 
-Decides: which folders are models, where an adapter's base is looked for, and how what cannot be found is told.
+Decides: which folders are models, where an adapter's base may be, and the messages when it is not there.
 Hides: `adapter_config.json`.
 
-Nothing here imports torch: what is wrong with a folder is said before anything is loaded.
+Nothing here imports torch: errors in a folder show before anything is loaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter_config.json"
 CARRIED = "base"
-"""The folder in an exported adapter that holds a base which is nowhere else to be had."""
+"""The folder in an exported adapter that holds a base available nowhere else."""
 _BASE = "base_model_name_or_path"
 MODEL_TRIES = (
     "give a Hugging Face causal language model by name or folder, a run's checkpoint, `tiny`, or one of "
@@ -36,7 +36,7 @@ MODEL_TRIES = (
 
 @dataclass(frozen=True)
 class Source:
-    """Where a policy's parts are read."""
+    """The places of a policy's parts."""
 
     model: str
     """The base's weights: a folder or a Hub name."""
@@ -48,16 +48,16 @@ class Source:
 
     @property
     def remote(self) -> str:
-        """What is looked for on the Hub where something is not found."""
+        """The name whose absence on the Hub an error would be about."""
         return self.model if Path(self.tokenizer).is_dir() else self.tokenizer
 
 
 def find_source(section: PolicySection, backend: str) -> Source:
-    """Where to read what a section names.
+    """Returns the places of the parts of the policy that a section names.
 
     Raises:
-        PolicyError: a folder that is no model, is not there, is damaged, holds something else than its names say, or an
-            adapter without its base.
+        PolicyError: a folder that is no model, does not exist, is damaged, has files of other kinds than their names
+            say, or an adapter without its base.
     """
     name = repository_of(section.model, backend=backend, quantization=section.quantization)
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
@@ -79,7 +79,7 @@ def find_source(section: PolicySection, backend: str) -> Source:
 
 
 def _check_folder(folder: Path) -> None:
-    check_files(folder)  # first: that a pointer is no whole file says less than that it is a pointer
+    check_files(folder)  # first: "is a pointer" says more than "is not whole"
     check_whole(folder)
 
 
@@ -91,19 +91,19 @@ _EDITED = (
     "chat_template.jinja",
     "generation_config.json",
 )
-"""What people change by hand, for instance where the base of an adapter was moved."""
+"""Files that people edit, for instance after they moved the base of an adapter."""
 _compared: set[tuple[Any, ...]] = set()
-"""Folders that were whole, by their files' sizes and times: each is read once in a process."""
+"""Folders that were whole, by their files' sizes and times: a process checks each once."""
 
 
 def check_whole(folder: Path) -> None:
-    """Compare a checkpoint, or an export, with the manifest that it was written with: damaged weights load, too.
+    """Compares a checkpoint or an export with its manifest: damaged weights would load without an error.
 
-    Files that are not read for a policy (the state of a training, a README) are left out. A folder without a manifest
-    is nobody's to judge.
+    It leaves out files that a policy does not need (a training's state, a README). It accepts a folder without a
+    manifest (logged for a checkpoint).
 
     Raises:
-        PolicyError: it lacks something, or a file is not what was written.
+        PolicyError: a file is missing, or differs from the manifest.
     """
     if not (folder / MANIFEST).is_file():
         if folder.is_dir() and folder.parent.name == "checkpoints":
@@ -122,14 +122,14 @@ def check_whole(folder: Path) -> None:
 
 
 def _differences(folder: Path) -> tuple[list[str], list[str]]:
-    """What of a folder is damaged, and what somebody may have changed by hand."""
+    """Returns a folder's damages, and its changes that may be somebody's edits."""
     differences = problems(folder, only=lambda name: not name.endswith((".pt", ".pth", ".md")))
     changes = [d for d in differences if d.startswith(_EDITED) and not d.endswith(" is missing")]
     return [d for d in differences if d not in changes], changes
 
 
 def _whole_ones(damaged: Path) -> str:
-    """What can be taken in a damaged checkpoint's place."""
+    """Returns a hint: which checkpoints can replace a damaged one."""
     others = damaged.parent.glob("checkpoint_*") if damaged.parent.name == "checkpoints" else ()
     names = [path.name for path in sorted(others) if path != damaged and not _differences(path)[0]]
     short = [name.removeprefix("checkpoint_") for name in names if name != BASE]
@@ -139,10 +139,10 @@ def _whole_ones(damaged: Path) -> str:
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a model's folder in which a file is not what its name says.
+    """Refuses a model's folder in which a file is of another kind than its name says.
 
     Raises:
-        PolicyError: so it is.
+        PolicyError: such a file, or a folder that cannot be read.
     """
     try:
         odd = odd_file(folder)
@@ -154,10 +154,10 @@ def check_files(folder: Path) -> None:
 
 
 def read_base(adapter: Path) -> tuple[str, str | None]:
-    """The base of an adapter, as a folder that is there or a Hub name, and its revision there.
+    """Returns an adapter's base, an existing folder or a Hub name, and its revision.
 
     Raises:
-        PolicyError: it names none, or one of another machine.
+        PolicyError: the adapter names no base, or a folder that is not on this machine.
     """
     file = adapter / ADAPTER
     try:
@@ -189,10 +189,10 @@ def read_base(adapter: Path) -> tuple[str, str | None]:
 
 
 def find_base(adapter: Path, recorded: str) -> str:
-    """The base of an adapter: its own in it (an export) or beside it (a run), else what it recorded.
+    """Returns an adapter's base: inside it (an export) or beside it (a run), or else the recorded one.
 
-    Its own is found again after the export or the run was moved, and is taken before what lies at the recorded place
-    now: that may be the base of another run, which was given the name that was free again.
+    So an export or a run can be moved. Its own base comes before the recorded place: another run may have taken that
+    name since.
     """
     if not _is_path(recorded):
         return recorded
@@ -205,7 +205,7 @@ def find_base(adapter: Path, recorded: str) -> str:
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name can only be a folder's, of this or another system: the Hub's have one `/` at most."""
+    """Whether a name can only be a folder's, on any system: the Hub's names have one `/` at most."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or name[1:2] == ":"
 
 
@@ -214,11 +214,11 @@ def _last(name: str) -> str:
 
 
 def cannot_load(what: str, error: Exception, *, names: str) -> PolicyError:
-    """The error of a library that reads models, in one line.
+    """Returns the error of a library that reads models as a PolicyError of one line.
 
     Args:
-        what: could not be loaded.
-        names: what was read, as the Hub would know it.
+        what: the part that could not be loaded.
+        names: its name on the Hub.
     """
     if (explanation := hub.explain(error, names)) is not None:
         message, hint = explanation
@@ -228,14 +228,14 @@ def cannot_load(what: str, error: Exception, *, names: str) -> PolicyError:
 
 
 def with_own_adapter(section: PolicySection) -> PolicySection:
-    """The section with the settings of the adapter that it names, where it names one: that one goes on being trained.
+    """Returns the section with the settings of the adapter that it names, if it names one: its training goes on.
 
     Args:
-        section: of a run that is to be trained anew.
+        section: of a new run.
 
     Raises:
-        ConfigError: settings of another adapter were given. PolicyError: the adapter cannot be read, or is of a kind
-            that is not trained here.
+        ConfigError: the section has settings of another adapter. PolicyError: the adapter cannot be read, or is no
+            LoRA adapter.
     """
     from rl4rec_cli.config.policy import LoraSection
 
@@ -270,12 +270,12 @@ def with_own_adapter(section: PolicySection) -> PolicySection:
 
 
 def _read_adapter(folder: Path) -> dict[str, Any]:
-    """An adapter's configuration, with the numbers that are needed of it.
+    """Reads an adapter's configuration and checks its `r` and `lora_alpha`.
 
     Raises:
-        PolicyError: it cannot be read, or lacks them.
+        PolicyError: the file cannot be read, or lacks one of them.
     """
-    read_base(folder)  # says what is wrong with the file
+    read_base(folder)  # raises if the file cannot be read
     settings: dict[str, Any] = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     is_lora = settings.get("peft_type") == "LORA"
     if is_lora and not all(type(settings.get(name)) is int and settings[name] > 0 for name in ("r", "lora_alpha")):
@@ -287,7 +287,7 @@ def _read_adapter(folder: Path) -> dict[str, Any]:
 
 
 def _same_modules(asked: Any, own: Any) -> bool:
-    """Whether both name the same modules; what `auto` and `all-linear` stand for is not looked up."""
+    """Whether both name the same modules; `auto` and `all-linear` agree with any."""
     if isinstance(asked, str):
         return asked in ("auto", "all-linear")
     return not isinstance(own, str) and set(asked) == set(own)

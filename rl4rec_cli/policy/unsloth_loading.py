@@ -1,6 +1,6 @@
-"""Models and adapters by Unsloth.
+"""Loads models and adapters with Unsloth.
 
-Decides: what Unsloth is asked for. Prompts are padded and cut as everywhere else, so its tokenizer is not used.
+Decides: Unsloth's options. Its tokenizer is not used: prompts are padded and cut as everywhere else.
 Hides: `FastLanguageModel`, which is another class with a GPU than without.
 """
 
@@ -35,10 +35,10 @@ def load_by_unsloth(
     gradient_checkpointing: bool | str,
     engine_share: float | None = None,
 ) -> Any:
-    """The model, with its adapter where the source has one; whatever Unsloth raises where it fails.
+    """Loads the model, with its adapter if the source has one. Raises whatever Unsloth raises.
 
     Args:
-        engine_share: share of the GPU for the engine of `policy.fast_inference`; Unsloth's own where None.
+        engine_share: share of the GPU for the engine of `policy.fast_inference`; Unsloth's default if None.
     """
     fast = import_unsloth().FastLanguageModel
     options: dict[str, Any] = {
@@ -49,7 +49,7 @@ def load_by_unsloth(
         "load_in_16bit": section.quantization == "none",
         "full_finetuning": trainable and section.lora is None and source.adapter is None,
         "use_gradient_checkpointing": gradient_checkpointing,
-        "use_exact_model_name": True,  # what is recorded is what was loaded
+        "use_exact_model_name": True,  # so that a run records the model that it loaded
         "random_state": seed,
         "trust_remote_code": section.trust_remote_code,
         "revision": source.options["revision"] if source.adapter is None else None,
@@ -69,7 +69,10 @@ def load_by_unsloth(
 
 @contextmanager
 def _stored_with(source: Source) -> Iterator[str]:
-    """What to give Unsloth, which looks for an adapter's base itself, and only where the adapter says it is."""
+    """Yields the name for Unsloth, which looks for an adapter's base itself, and only at the recorded place.
+
+    If the base is elsewhere, the name is a temporary folder with a corrected copy of the adapter's configuration.
+    """
     if source.adapter is None:
         yield source.model
         return
@@ -94,7 +97,7 @@ def add_lora_by_unsloth(
     seed: int,
     gradient_checkpointing: bool | str,
 ) -> Any:
-    """The model with a new adapter.
+    """Returns the model with a new adapter.
 
     Raises:
         ValueError: the targets match nothing.
@@ -115,6 +118,6 @@ def add_lora_by_unsloth(
             )
     except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
         raise ValueError(str(error) or type(error).__name__) from error
-    # Of the base, which whoever loads the adapter must load too.
+    # The base's revision: every later load of the adapter needs it.
     model.peft_config["default"].revision = section.revision
     return model

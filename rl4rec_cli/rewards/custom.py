@@ -1,6 +1,6 @@
-"""Reward code that is not rl4rec's: a user's own, `module:attr`, and plug-ins of installed packages.
+"""Loads reward code that is not rl4rec's: a user's own, `module:attr`, and plug-ins of installed packages.
 
-Decides: how such code is found and imported, what may stand there, and how its errors name its file and line.
+Decides: how such code is imported, which kinds of objects are rewards, and how errors name its file and line.
 Hides: modules that are files.
 """
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def load_reward(name: str) -> RankReward | TextReward:
-    """A reward by name: rl4rec's own, a plug-in's, or a user's by `module:attr`.
+    """Loads a reward by name: rl4rec's own, a plug-in's, or a user's by `module:attr`.
 
     `module` may be a dotted name or a path to a `.py` file.
 
     Raises:
         ConfigError: there is no reward of this name, or several packages offer one. PluginError: a plug-in cannot be
-            imported. RewardError: a user's module cannot be imported, or what is named is no reward.
+            imported. RewardError: a user's module cannot be imported, or the name is of something that is no reward.
     """
     if is_custom(name):
         return _load_custom(name)
@@ -46,7 +46,7 @@ def is_custom(name: str) -> bool:
 
 
 def code_line(name: str) -> str | None:
-    """Says whose code a reward runs, where it is not rl4rec's."""
+    """Returns a line that says whose code a reward runs, or None if it is rl4rec's."""
     file, _, attribute = name.rpartition(":")
     if is_custom(name):
         return f"Reward {attribute}: running your code in {file}, as --reward asks"
@@ -55,7 +55,10 @@ def code_line(name: str) -> str | None:
 
 
 def log_names(names: Iterable[str]) -> dict[str, str]:
-    """Each reward's name in logs: one's own without the folder of its file, `my.py:words`, unless two would be one."""
+    """Returns each reward's name in logs.
+
+    A user's file loses its folder (`my.py:words`), unless two names would become one.
+    """
     short = {}
     for name in names:
         file, colon, attribute = name.rpartition(":")
@@ -65,7 +68,7 @@ def log_names(names: Iterable[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class TextReward:
-    """A reward that reads texts, as it stands in its module.
+    """A reward that reads texts, as its module defines it.
 
     `code` is a function `f(generated_texts, target_items, history_items, **kwargs)`, an `RLRewardFunction` subclass,
     or an instance of one.
@@ -74,10 +77,10 @@ class TextReward:
     name: str
     code: Any
     file: str
-    """Where it comes from."""
+    """The file that defines it, or its module's name."""
 
     def bind(self, retriever: Retriever, k: int) -> Callable[..., Sequence[float]]:
-        """Returns what is called: `code`, or an instance of it, made with the retriever and k.
+        """Returns the callable: `code`, or if that is a class, an instance made with the retriever and k.
 
         Raises:
             RewardError: the class cannot be instantiated.
@@ -95,7 +98,7 @@ class TextReward:
 
 
 def _text_reward(name: str, code: Any, file: str) -> RankReward | TextReward:
-    """Checks what a name stands for.
+    """Returns the object of a name as a reward.
 
     Raises:
         RewardError: it is no reward.
@@ -132,7 +135,7 @@ def _load_custom(name: str) -> RankReward | TextReward:
 
 
 def where_raised(error: BaseException, file: str) -> str:
-    """` (file:line)`: the last line of the user's file that the error passed, else where it was raised."""
+    """Returns ` (file:line)`: the last line of the user's file in the traceback, or else where the error was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if Path(f.filename).resolve() == Path(file).resolve()] or frames
     return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
@@ -147,7 +150,7 @@ def _import_module(name: str) -> Any:
     path = Path(name)
     if not path.is_file():
         raise RewardError(f"reward file {path}: no such file")
-    # Registered as imported modules are, for dataclasses and pickle; by a name that no module has.
+    # Dataclasses and pickle need the module in `sys.modules`; no other module has this name.
     spec = importlib.util.spec_from_file_location(f"rl4rec-reward {path.resolve()}", path)
     if spec is None or spec.loader is None:
         raise RewardError(f"reward file {path}: not a Python file")

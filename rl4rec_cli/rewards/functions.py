@@ -1,7 +1,7 @@
-"""Reward functions, and what library users make of them.
+"""Reward functions, and the interface for library users.
 
-Decides: what each reward is worth at a rank.
-Hides: nothing. `eval/metrics.py` reports the same formulas, so what is optimised is what is measured.
+Decides: the value of each reward at a rank.
+Hides: nothing. `eval/metrics.py` reports the same formulas: training optimises what evaluation measures.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 
 def ndcg(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
-    """NDCG@k with one relevant item: 1 / log2(1 + rank) within the first k, else 0 (Järvelin & Kekäläinen 2002)."""
+    """Returns NDCG@k with one relevant item: 1 / log2(1 + rank) if rank ≤ k, else 0 (Järvelin & Kekäläinen 2002)."""
     return np.where(ranks <= k, 1.0 / np.log2(1.0 + ranks), 0.0)
 
 
 def hit(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
-    """Hit@k: 1 within the first k, else 0. With one relevant item it equals Recall@k."""
+    """Returns Hit@k: 1 if rank ≤ k, else 0. With one relevant item it equals Recall@k."""
     return (ranks <= k).astype(np.float64)
 
 
 def mrr(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
-    """MRR@k: 1 / rank within the first k, else 0."""
+    """Returns MRR@k: 1 / rank if rank ≤ k, else 0."""
     return np.where(ranks <= k, 1.0 / ranks, 0.0)
 
 
 @dataclass(frozen=True)
 class RankReward:
-    """A reward that looks at the target's rank alone. An unscorable text earns 0, whatever `worth` gives it."""
+    """A reward that depends on the target's rank alone. An unscorable text earns 0, whatever `worth` returns."""
 
     worth: Callable[[NDArray[np.int64], RewardSection], NDArray[np.float64]]
     """Ranks `[B]` and the settings of rewards to values `[B]`."""
@@ -55,9 +55,9 @@ MIXED = RankReward(
 
 
 def rank_shaping(ranks: NDArray[np.int64], num_items: int, epsilon: float) -> NDArray[np.float64]:
-    """ε·(1 − ln rank / ln N): ε at rank 1, 0 at rank N, strictly decreasing in between; 0 for a one-item catalogue.
+    """Returns ε·(1 − ln rank / ln N): ε at rank 1, strictly decreasing, 0 at rank N; 0 for a one-item catalogue.
 
-    Added to a metric that never rises with the rank it keeps the metric's order and breaks its ties by rank.
+    Added to a metric that never rises with the rank, it keeps the metric's order and breaks its ties by rank.
     """
     if num_items < 2:
         return np.zeros(ranks.shape, np.float64)
@@ -91,14 +91,14 @@ class RLRewardFunction:
         history_items: Sequence[Sequence[int]],
         **kwargs: Any,
     ) -> Sequence[float]:
-        """Rewards `[len(generated_texts)]`.
+        """Returns rewards `[len(generated_texts)]`.
 
         Args:
-            generated_texts: what the policy wrote.
-            target_items: what the user really chose next.
-            history_items: what the user chose before, oldest first.
-            kwargs: in training also `ranks` and `scorable` (numpy `[B]`, ranked once for all rewards), `k`, and
-                `dataset`, the name of the one that all these examples are of.
+            generated_texts: the policy's completions.
+            target_items: the item that each user really chose next.
+            history_items: the items that each user chose before, oldest first.
+            kwargs: in training also `ranks` and `scorable` (numpy `[B]`, computed once for all rewards), `k`, and
+                `dataset`, the name of the dataset of all these examples.
         """
         ranks, scorable = kwargs.get("ranks"), kwargs.get("scorable")
         if ranks is None or scorable is None:
@@ -108,7 +108,7 @@ class RLRewardFunction:
         return np.where(scorable, values, 0.0).tolist()
 
     def get_scores(self, texts: Sequence[str]) -> Tensor:
-        """Scores of every item, a float32 tensor `[len(texts), num_items]` on the CPU: the retriever's, in torch."""
+        """Returns the retriever's score of every item, a float32 tensor `[len(texts), num_items]` on the CPU."""
         import torch
 
         return torch.from_numpy(self.retriever.calculate_reward(texts))
@@ -121,15 +121,15 @@ def calculate_ndcg(
     *,
     k: int = 10,
 ) -> Tensor:
-    """NDCG@k of each target by a whole row of scores, as the ranking kernel and its rules have it.
+    """Returns each target's NDCG@k by a whole row of scores, with the rules of the ranking kernel.
 
-    For rewards that change `get_scores` before they rank. Where nothing is changed `RLRewardFunction.__call__` gives
+    This is for rewards that change `get_scores` before they rank. Without a change `RLRewardFunction.__call__` returns
     the same without a matrix, and decides near-ties that float32 scores cannot tell apart.
 
     Args:
         scores: `[B, N]` of every item; higher is better. −inf leaves an item out. A row of zeros earns 0.
         target_items: `[B]` item ids.
-        history_items: `[B]` item ids that are left out, but for the target; None: nothing is.
+        history_items: `[B]` lists of item ids to leave out, except the target; None leaves out nothing.
         k: cut-off.
 
     Returns:
@@ -172,10 +172,10 @@ def calculate_ndcg(
 
 
 def rank_reward(name: str) -> RankReward:
-    """A reward by name that looks at the rank alone.
+    """Loads a reward that depends on the rank alone.
 
     Raises:
-        ConfigError: there is no such reward, or it reads texts. PluginError: it is a plug-in's, and cannot be loaded.
+        ConfigError: there is no such reward, or it reads texts. PluginError: a plug-in's reward cannot be loaded.
     """
     reward = REWARDS.load(name)
     if not isinstance(reward, RankReward):
@@ -195,20 +195,20 @@ def create_reward_function(
     retrieval_service_name: str | None = None,
     namespace: str | None = None,
 ) -> RLRewardFunction:
-    """A reward function over a dataset, for library users.
+    """Makes a reward function over a dataset, for library users.
 
     Args:
-        dataset_name: dataset folder; with a retrieval service the name the dataset has there.
+        dataset_name: dataset folder; with a retrieval service, the dataset's name there.
         reward_type: `ndcg`, `hit`, `mrr` or `mixed`.
         k: cut-off.
-        retrieval: how to embed; the default is sentence-transformers with the default model. With a service: where it
-            is found, and how long is waited for it (`service`).
-        retriever: use this one; the dataset is then not read.
-        retrieval_service_name: ask the retrieval service of this name (`rl4rec serve-retrieval`) instead.
+        retrieval: how to embed; the default is sentence-transformers with the default model. With a service: its
+            address and timeouts (`service`).
+        retriever: ranks instead; the dataset is then not read.
+        retrieval_service_name: the retrieval service of this name (`rl4rec serve-retrieval`) ranks instead.
         namespace: Ray namespace of the service, `rl4rec` by default.
 
     Raises:
-        ConfigError: unknown reward. DataError, EmbeddingError: as their loaders say. ServiceError: no such service.
+        ConfigError: unknown reward. DataError, EmbeddingError: see their loaders. ServiceError: no such service.
     """
     rank_reward(reward_type)
     if k < 1:

@@ -1,7 +1,7 @@
-"""Texts to rewards, once: the one ranking that training and evaluation share.
+"""Turns texts into rewards, by the one ranking that training and evaluation share.
 
-Decides: that a batch is ranked once however many rewards there are, and each of its texts in the catalogue of its own
-dataset; how rewards are weighted and shaped, and what makes a reward invalid.
+Decides: that a batch is ranked once, however many rewards there are, and each text in its own dataset's catalogue; how
+rewards are weighted and shaped, and which rewards are invalid.
 Hides: the retriever and the reward functions.
 """
 
@@ -36,9 +36,9 @@ class Scores:
     ranks: NDArray[np.int64]
     """`[B]` rank of the target."""
     rewards: NDArray[np.float64]
-    """`[B]` weighted sum plus shaping: what training raises."""
+    """`[B]` weighted sum plus shaping, which training maximises."""
     parts: dict[str, NDArray[np.float64]]
-    """`[B]` of every reward function by name, weight 0 included, without shaping."""
+    """`[B]` values of every reward function by name, those of weight 0 too, without shaping."""
 
 
 class Scorer:
@@ -46,9 +46,9 @@ class Scorer:
 
     Args:
         retriever: ranks texts.
-        section: which rewards, with which weights.
+        section: names and weights of rewards.
         dataset: name of the catalogue's dataset, for rewards that read texts.
-        rewards: the section's, if they are loaded already.
+        rewards: the section's rewards, if they are loaded already.
 
     Raises: as `load_reward`, and
         RewardError: a reward's class cannot be instantiated.
@@ -75,7 +75,7 @@ class Scorer:
                 self._by_text[name], self.files[name] = reward.bind(retriever, section.k), reward.file
 
     def score(self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]) -> Scores:
-        """Rewards of a batch.
+        """Returns the rewards of a batch.
 
         Raises:
             RewardError: a reward that reads texts raised, or returned something other than one finite number per text.
@@ -85,7 +85,9 @@ class Scorer:
     def start(
         self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]
     ) -> Callable[[], Scores]:
-        """`score` in two halves: a retrieval service ranks between them. Start several and their requests go together.
+        """Starts `score` and returns a function that finishes it. A retrieval service ranks in between.
+
+        So the requests of several batches overlap.
 
         Raises (the second half): as `score`.
         """
@@ -132,7 +134,7 @@ class Scorer:
         file = self.files[name]
 
         try:
-            # Copies: what a user's function writes into its arguments changes no other reward.
+            # Copies: a user's function may change its arguments, and other rewards read them.
             values: Any = self._by_text[name](
                 list(texts),
                 list(targets),
@@ -173,7 +175,7 @@ class Scorer:
 
 
 def open_scorers(retrievers: Mapping[str, Retriever], section: RewardSection) -> dict[str, Scorer]:
-    """Returns a scorer for each dataset. A reward's module runs once for all of them.
+    """Returns a scorer for each dataset. Imports a reward's module once for all of them.
 
     Raises: as `Scorer`.
     """
@@ -182,7 +184,7 @@ def open_scorers(retrievers: Mapping[str, Retriever], section: RewardSection) ->
 
 
 def load_rewards(section: RewardSection) -> dict[str, RankReward | TextReward]:
-    """The rewards of a configuration by name.
+    """Loads the rewards of a configuration, by name.
 
     Raises: as `load_reward`.
     """
@@ -196,9 +198,9 @@ def start_scores(
     histories: Sequence[Sequence[int]],
     datasets: Sequence[str],
 ) -> Callable[[], Scores]:
-    """`Scorer.start` for a batch of several datasets: each text is ranked in the catalogue of its own, once.
+    """Does what `Scorer.start` does for a batch of several datasets: ranks each text once, in its own catalogue.
 
-    With a retrieval service all datasets' requests are sent before the first answer is waited for.
+    With a retrieval service it sends all datasets' requests before it waits for the first answer.
 
     Args:
         datasets: `[B]` names.
@@ -224,7 +226,7 @@ def start_scores(
 
 
 def _definition(function: Any, file: str) -> str:
-    """`file:line` of a reward's code."""
+    """Returns `file:line` of a reward's code."""
     function = function if inspect.isroutine(function) else type(function).__call__
     code = getattr(inspect.unwrap(function), "__code__", None)
     return file if code is None else f"{code.co_filename}:{code.co_firstlineno}"
@@ -235,7 +237,7 @@ def _example(texts: Sequence[str], targets: Sequence[int], row: int) -> str:
 
 
 def as_number(value: Any) -> float | None:
-    """What a reward function returned for a text, as a number; None where it is none."""
+    """Returns a reward function's value for a text as a float, or None if it is no number."""
     if isinstance(value, (str, bytes)):
         return None
     try:
