@@ -54,7 +54,7 @@ class Dataset:
         return len(self.items)
 
     def texts(self, field: str = "text") -> list[str]:
-        """`field` of every item in id order.
+        """Returns `field` of every item in id order.
 
         Raises:
             DataError: the field is missing, empty or no text in some item.
@@ -91,7 +91,7 @@ class Dataset:
         return {user: i for i, user in enumerate(self.users)}
 
     def user_index(self, user: str) -> int:
-        """Position of `user` in `users` and `sequences`.
+        """Returns the position of `user` in `users` and `sequences`.
 
         Raises:
             DataError: there is no such user.
@@ -105,23 +105,23 @@ class Dataset:
 
 
 def count_train_examples(dataset: Dataset, train_targets: Literal["last", "all"]) -> list[int]:
-    """How many training examples each user gives, in the order of `users`, without making them."""
+    """Counts each user's training examples, in the order of `users`, without making them."""
     lengths = (len(sequence) - 2 for sequence in dataset.sequences)
     return [min(length - 1, 1) if train_targets == "last" else length - 1 for length in lengths]
 
 
 def joint_digest(datasets: Sequence[Dataset]) -> str:
-    """What identifies a run's data: the digest of its dataset, or SHA-256 (hex) over names and digests of several."""
+    """Identifies a run's data: by its dataset's digest, or SHA-256 (hex) over names and digests of several."""
     if len(datasets) == 1:
         return datasets[0].digest
     return sha256_of_parts([part for dataset in datasets for part in (dataset.name, dataset.digest)])
 
 
 def build_examples(dataset: Dataset, split: Split, *, train_targets: Literal["last", "all"] = "last") -> list[Example]:
-    """Leave-one-out examples of one split, in user order.
+    """Builds the leave-one-out examples of one split, in user order.
 
     The last item of a sequence is the test target and the second last the validation target, each with everything
-    before it as history. What comes before both is the training part: its last item is the target (`last`), or each
+    before it as history. The items before both are the training part: its last item is the target (`last`), or each
     of its items is (`all`). Examples without history are left out.
     """
     if split not in ("train", "validation", "test"):

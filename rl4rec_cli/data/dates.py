@@ -1,7 +1,7 @@
 """The day that a chat template writes into prompts.
 
-Decides: it is one day for a run, kept in its configuration, so that a run that is resumed or measured later reads the
-prompts that it was trained on.
+Decides: a run has one day, in its configuration, so that a run that is resumed or measured later reads the prompts that
+it was trained on.
 Hides: how templates ask for the day.
 
 Several model families write "Today Date: 26 Nov 2026" into each system turn.
@@ -20,7 +20,7 @@ _PROBE = [{"role": "user", "content": "?"}]
 
 
 def day_variables(day: str | None) -> dict[str, Any]:
-    """What a chat template is rendered with, so that it writes this day; today where None.
+    """Returns variables with which a chat template writes this day, or today if `day` is None.
 
     Args:
         day: as `2026-11-26`.
@@ -30,7 +30,7 @@ def day_variables(day: str | None) -> dict[str, Any]:
 
 
 def writes_day(tokenizer: Any, *, chat: str) -> bool:
-    """Whether prompts for this tokenizer depend on the day.
+    """Returns whether prompts for this tokenizer depend on the day.
 
     Args:
         chat: `prompt.chat`.
@@ -41,16 +41,16 @@ def writes_day(tokenizer: Any, *, chat: str) -> bool:
     for day in _OTHER_DAYS:
         try:
             texts.append(tokenizer.apply_chat_template(_PROBE, tokenize=False, **day_variables(day)))
-        except Exception:  # a template raises what it likes; the prompt builder says so
+        except Exception:  # a template can raise anything; the prompt builder reports it
             return False
     return texts[0] != texts[1]
 
 
 def with_day(config: RunConfig, tokenizer: Any, *, started: str | None = None) -> RunConfig:
-    """The configuration with the day that its prompts write, where they write one and none is set.
+    """Returns the configuration with a day, if its prompts write one and none is set.
 
     Args:
-        started: the day a run was begun on that kept none; today where None.
+        started: the day that an older run, which kept none, started on; None means today.
     """
     if config.prompt.date is not None or not writes_day(tokenizer, chat=config.prompt.chat):
         return config
@@ -59,5 +59,5 @@ def with_day(config: RunConfig, tokenizer: Any, *, started: str | None = None) -
 
 
 def day_line(day: str) -> str:
-    """What is said of the day that prompts write."""
+    """Returns the message about the day that prompts write."""
     return f"The model's chat template writes the date into every prompt: {day} (prompt.date)"

@@ -1,9 +1,9 @@
 """Texts to the tokens that a policy reads.
 
-Decides: a prompt ends open: what a tokenizer appends to a text, such as its end token, is no part of what is to be
-continued. The text of an item is text, whatever stands in it: the name of a control token in a title is read letter by
-letter, while those of a chat template and of `prompt.template` are control tokens.
-Hides: special tokens, and how tokenizers are told not to look for them.
+Decides: a prompt ends open: it leaves out what a tokenizer appends to a text, such as the end token. The text of an
+item is plain text, whatever it contains: the policy reads the name of a control token in a title letter by letter. The
+names in a chat template and in `prompt.template` are control tokens.
+Hides: special tokens, and how to keep tokenizers from looking for them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 from rl4rec_cli.errors import PolicyError
 
 MARK = "\U000f0000"
-"""Of Unicode's private use. It and the letter after it stand for the name of a control token in the text of an item;
-two of it stand for itself."""
+"""A character of Unicode's private use. With the letter after it, it stands for the name of a control token in the text
+of an item; doubled, it stands for itself."""
 _FIRST = 0xF0001
 # Not all that steers a model is flagged as special: DeepSeek's turns and Qwen's tool calls are plain additions. Others
 # are ordinary text (runs of blanks, Gemma's HTML tags), and stay as they are.
@@ -24,7 +24,7 @@ _STEERS = re.compile(r"<[^<>\s]*[|｜_▁][^<>\s]*>|</?think>")
 
 
 class TextEncoder:
-    """Encodes for one tokenizer.
+    """Encodes texts for one tokenizer.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -43,7 +43,7 @@ class TextEncoder:
         self._guarded = re.compile(f"{MARK}|{names}" if names else MARK)
 
     def guard(self, text: str) -> str:
-        """The text with marks in place of the names of control tokens."""
+        """Replaces the names of control tokens in a text by marks."""
         return self._guarded.sub(self._mark, text)
 
     def _mark(self, match: re.Match[str]) -> str:
@@ -51,20 +51,20 @@ class TextEncoder:
         return MARK + (MARK if name == MARK else chr(_FIRST + self._names.index(name)))
 
     def show(self, text: str) -> str:
-        """A guarded text as it is read."""
+        """Returns a guarded text as the policy reads it."""
         return _MARKED.sub(self._unmark, text) if MARK in text else text
 
     def _unmark(self, match: re.Match[str]) -> str:
         return MARK if match[1] == MARK else self._names[ord(match[1]) - _FIRST]
 
     def prompt_ids(self, text: str, *, is_framed: bool) -> list[int]:
-        """Tokens of a guarded text that is to be continued.
+        """Returns the tokens of a guarded prompt text, which ends open.
 
         Args:
-            is_framed: a chat template has written the control tokens; else the tokenizer's opening ones are put before.
+            is_framed: a chat template wrote the control tokens; otherwise the tokenizer's opening ones come first.
 
         Raises:
-            PolicyError: the tokenizer makes a control token of an item's text all the same.
+            PolicyError: the tokenizer still makes a control token of an item's text.
         """
         if MARK not in text:
             ids = list(self._tokenizer(text, add_special_tokens=not is_framed)["input_ids"])
@@ -78,10 +78,10 @@ class TextEncoder:
         return [*ids, *self.text_ids(self.show(text[place:]))]
 
     def text_ids(self, text: str) -> list[int]:
-        """Tokens of a text, none of them a control token.
+        """Returns the tokens of a text, none of them a control token.
 
         Raises:
-            PolicyError: the tokenizer makes one of it all the same.
+            PolicyError: the tokenizer still makes a control token of it.
         """
         if not text:
             return []
@@ -102,7 +102,7 @@ class TextEncoder:
         return ids
 
     def lengths(self, guarded: list[str]) -> list[int]:
-        """About how many tokens each of these guarded texts has."""
+        """Returns about how many tokens each of these guarded texts has."""
         if not guarded:
             return []
         texts = [self.show(text) for text in guarded]
@@ -113,7 +113,7 @@ _MARKED = re.compile(f"{MARK}(.)")
 
 
 def _added(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before a text and after it."""
+    """Returns the tokens that the tokenizer puts before and after a text."""
     plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     whole = list(tokenizer("a")["input_ids"])
     for start in range(len(whole) - len(plain) + 1):

@@ -1,6 +1,6 @@
-"""Datasets opened: from a folder, or made up, as a run's `data` section says.
+"""Opens datasets: from a folder or synthetic, by a run's `data` section.
 
-Decides: which dataset a section or a word names, and what it is called.
+Decides: which dataset a section or a word names, and the dataset's name.
 Hides: reading (`reading.py`) and making data up (`synthetic.py`).
 """
 
@@ -23,17 +23,17 @@ from rl4rec_cli.shell import command_line
 def load_dataset(
     path: str | Path, *, sequential_file: str | Path | None = None, prompt_file: str | Path | None = None
 ) -> Dataset:
-    """Read and check the dataset folder `path`.
+    """Reads and checks the dataset folder `path`.
 
-    The name is `meta.json`'s, else the folder's.
+    The dataset's name is that of `meta.json`, else the folder's.
 
     Args:
-        path: a folder; a plain name that is none here means that in `data/`.
-        sequential_file: read instead of the folder's `sequential_data.txt`.
-        prompt_file: read instead of its `prompts.json`.
+        path: a folder; a plain name without a folder here means the folder in `data/`.
+        sequential_file: replaces the folder's `sequential_data.txt`.
+        prompt_file: replaces its `prompts.json`.
 
     Raises:
-        DataError: the folder is missing or its files are wrong; every problem is in `problems`.
+        DataError: the folder is missing or its files are wrong; `problems` lists every problem.
     """
     if not str(path).strip():
         raise DataError("the dataset's path is empty", hint="name a dataset folder")
@@ -60,7 +60,7 @@ def _name(folder: Path, meta: Mapping[str, Any]) -> str:
 
 
 def dataset_name(path: str | Path) -> str:
-    """The name that the dataset in a folder has or would have, without reading more of it."""
+    """Returns the name that the dataset in a folder has or would have, without reading more of it."""
     folder = Path(find_folder(str(path))).expanduser()
     try:
         meta = parse_json(read_bytes(folder / META).decode("utf-8-sig"))
@@ -71,10 +71,10 @@ def dataset_name(path: str | Path) -> str:
 
 
 def find_path(section: DataSection, name: str) -> str:
-    """The folder that is asked for: by its path, or by the name of one of the section's datasets.
+    """Returns the folder that `name` means: a path, or the name of one of the section's datasets.
 
     Raises:
-        ConfigError: the section has several, and none of this name.
+        ConfigError: the section has several datasets, and none of this name.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir() and name in (names := {dataset_name(path): path for path in section.paths}):
@@ -92,10 +92,10 @@ def find_path(section: DataSection, name: str) -> str:
 
 
 def open_datasets(section: DataSection) -> list[Dataset]:
-    """The datasets that a run's `data` section names: one, or several with different names.
+    """Opens the datasets that a run's `data` section names: one, or several with different names.
 
     Raises:
-        ConfigError: the section names none, or two have one name.
+        ConfigError: the section names none, or two have the same name.
         DataError: see `load_dataset`.
     """
     if section.paths:
@@ -121,7 +121,7 @@ def open_datasets(section: DataSection) -> list[Dataset]:
 
 
 def open_dataset(section: DataSection) -> Dataset:
-    """The one dataset of a `data` section.
+    """Opens the one dataset of a `data` section.
 
     Raises:
         ConfigError: the section names none, or several.

@@ -1,4 +1,4 @@
-"""Bytes, encodings and JSON of dataset files, and how their faults are worded.
+"""Bytes, encodings and JSON of dataset files, and the wording of their faults.
 
 Decides: UTF-8 only (a byte-order mark and CRLF are accepted), JSON without duplicate keys, NaN, broken characters or
 bottomless nesting, and how long a text may be. Hides: where Python's own readers are laxer than that.
@@ -26,7 +26,7 @@ _UTF8_HINT = "save the file as UTF-8, e.g. iconv -f LATIN1 -t UTF-8 OLD > NEW"
 
 
 class Problems:
-    """Collects what is wrong, with at most a few distinct hints."""
+    """Collects problems, with at most a few distinct hints."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,7 +39,7 @@ class Problems:
             self._hints.setdefault(hint)
 
     def name(self, path: Path) -> str:
-        """How a file is called: by its name in the dataset's folder, else by its path."""
+        """Returns a file's name in the dataset's folder, else its path."""
         return path.name if path.parent == self.folder else str(path)
 
     def raise_any(self) -> None:
@@ -55,7 +55,7 @@ def without_mark(raw: bytes) -> bytes:
 
 
 def read_bytes(path: Path, problems: Problems, hint: str) -> bytes | None:
-    """The file's bytes, or None with the problem noted."""
+    """Returns the file's bytes, or notes the problem and returns None."""
     try:
         raw = reading.read_bytes(path)
     except FileNotFoundError:
@@ -74,9 +74,9 @@ def read_bytes(path: Path, problems: Problems, hint: str) -> bytes | None:
 
 
 def json_document(raw: bytes) -> str | None:
-    """What a file is that holds one JSON array or one object over several lines, instead of lines of JSON; else None.
+    """Describes a file of one JSON array, or one object over several lines, instead of lines of JSON; else None.
 
-    The whole file is read only where its first line is no JSON: files have gigabytes.
+    It parses the whole file only if the first line is no JSON: files have gigabytes.
     """
     text = without_mark(raw).lstrip()
     first = text.partition(b"\n")[0]
@@ -96,7 +96,7 @@ def json_document(raw: bytes) -> str | None:
 
 
 def read_lines(name: str, raw: bytes, problems: Problems) -> Iterator[tuple[int, str | None]]:
-    """(line number, text) of every line that is not blank; None for the text where it is no UTF-8."""
+    """Yields (line number, text) of every line that is not blank; the text is None where it is no UTF-8."""
     offset = 0
     # Not str.splitlines: that also splits at U+2028 and others, which are ordinary characters inside a title.
     for number, line in enumerate(raw.split(b"\n"), start=1):
@@ -114,7 +114,7 @@ def read_lines(name: str, raw: bytes, problems: Problems) -> Iterator[tuple[int,
 
 
 class StrictJson:
-    """A strict JSON reader: notes duplicate keys and numbers that are not finite, which Python's lets through."""
+    """Reads JSON strictly: it notes duplicate keys and numbers that are not finite, which Python's reader accepts."""
 
     def __init__(self) -> None:
         self._duplicates: dict[str, None] = {}
@@ -139,7 +139,7 @@ class StrictJson:
         return value
 
     def parse(self, text: str) -> tuple[Any, list[tuple[str | None, str]]]:
-        """The value and the flaws found in it as (field, reason). ValueError where it is no JSON at all."""
+        """Returns the value and its flaws as (field, reason). Raises ValueError if the text is no JSON at all."""
         self._duplicates.clear()
         self._nonfinite = False
         try:
@@ -159,7 +159,7 @@ class StrictJson:
 
 
 def _fields_failing(value: Any, *, allow_nan: bool = True) -> Iterator[str | None]:
-    """Top-level fields that cannot be written as strict JSON in UTF-8."""
+    """Yields the top-level fields that strict JSON in UTF-8 cannot hold."""
     for field, part in value.items() if isinstance(value, dict) else [(None, value)]:
         try:
             json.dumps([field, part], ensure_ascii=False, allow_nan=allow_nan).encode("utf-8")
@@ -168,7 +168,7 @@ def _fields_failing(value: Any, *, allow_nan: bool = True) -> Iterator[str | Non
 
 
 def _depth(value: Any) -> int:
-    """How deep containers are nested; a loop, because recursion is what the limit is there to prevent."""
+    """Returns how deep containers are nested. This is a loop, because the limit is there to prevent recursion."""
     depth, layer = 0, [value]
     while layer := [part for part in layer if isinstance(part, (dict, list))]:
         depth += 1
@@ -177,7 +177,7 @@ def _depth(value: Any) -> int:
 
 
 def json_flaw(error: ValueError) -> str:
-    """What is wrong with a text that `StrictJson.parse` refused."""
+    """Describes what is wrong with a text that `StrictJson.parse` refused."""
     if isinstance(error, json.JSONDecodeError):
         return f"not valid JSON: {error.msg} at column {error.colno}"
     if "nested" in str(error):
@@ -186,7 +186,7 @@ def json_flaw(error: ValueError) -> str:
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is called in a message."""
+    """Describes a JSON value for a message."""
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     if isinstance(value, str):
@@ -197,21 +197,21 @@ def kind(value: Any) -> str:
 
 
 def short(text: str, *, quote: bool = True) -> str:
-    """`text` cut for a message, with control and broken characters escaped (they would reach the terminal)."""
+    """Cuts `text` for a message, and escapes control and broken characters (they would reach the terminal)."""
     text = text if len(text) <= 40 else text[:40] + "…"
     quotation = json.dumps(text, ensure_ascii=not text.isprintable())
     return quotation if quote else quotation[1:-1] if not text.isprintable() else text
 
 
 def some(values: Sequence[object], total: int | None = None, most: int = 5) -> str:
-    """The first few of `values`, and how many there are in all."""
+    """Lists the first few of `values`, and how many there are in all."""
     total = len(values) if total is None else total
     text = ", ".join(map(str, values[:most]))
     return text if total <= most else f"{text}, … ({total:,} in all)"
 
 
 def text_flaw(value: Any) -> str | None:
-    """Why `value` is no usable text, or None."""
+    """Says why `value` is no usable text, or returns None."""
     if not isinstance(value, str):
         return f"must be text, is {kind(value)}"
     if not value.strip():

@@ -1,6 +1,6 @@
 """Histories to prompts: the one prompt builder that training, evaluation and `recommend` share.
 
-Decides: what the policy reads, and what is dropped when it is too long (the oldest items first).
+Decides: what the policy reads, and what a prompt that is too long drops (the oldest items first).
 Hides: the template, the tokenizer's chat template, and truncation.
 """
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 LONGEST_TOKEN = 32
-"""Characters; a text is cut as if no token stood for more."""
+"""Most characters of a token, as the cutting of texts assumes."""
 
 
 _DIGESTED = 256
-"""Prompts that stand for all: what moves them besides the data and the settings moves every one."""
+"""Prompts that stand for all: anything besides data and settings that changes them changes every prompt."""
 
 
 class TemplateTooLongError(ConfigError):
@@ -37,24 +37,24 @@ class TemplateTooLongError(ConfigError):
 @dataclass(frozen=True)
 class Prompt:
     text: str
-    """What the model reads, chat template applied."""
+    """What the model reads, with the chat template applied."""
     ids: tuple[int, ...]
     """Its tokens, at most `max_prompt_length`."""
     items: int = 0
-    """History items it shows; none where `prompts.json` wrote it."""
+    """History items that it shows; 0 for a text of `prompts.json`."""
     is_cut: bool = False
     """Whether an item, or the text of `prompts.json`, was cut to fit."""
 
 
 def item_renderer(template: str, dataset: Dataset, *, setting: str) -> list[str]:
-    """Every item written by a template such as `{title} by {brand}`; a missing field is written as nothing.
+    """Renders every item by a template such as `{title} by {brand}`; a missing field becomes nothing.
 
     Args:
         setting: dotted name of the setting, for messages.
 
     Raises:
-        ConfigError: a field no item has, or one that must not be shown (`item_id` follows the sequences in many
-            sources and gives the target away).
+        ConfigError: no item has a field, or a field must not be shown (`item_id` follows the sequences in many sources
+            and gives the target away).
     """
     try:
         parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
@@ -92,7 +92,8 @@ class PromptBuilder:
         tokenizer: a transformers tokenizer.
 
     Raises:
-        ConfigError: the template names unknown fields, does not fit, or a chat template is asked for and missing.
+        ConfigError: the template names unknown fields or does not fit, or `prompt.chat` needs a chat template and the
+            tokenizer has none.
     """
 
     def __init__(self, section: PromptSection, dataset: Dataset, tokenizer: Any) -> None:
@@ -122,7 +123,7 @@ class PromptBuilder:
             )
 
     def build(self, user: str | None, history: Sequence[int]) -> Prompt:
-        """The prompt for a user's history (item ids, oldest first).
+        """Builds the prompt for a user's history (item ids, oldest first).
 
         A user with an entry in `prompts.json` gets that text instead of the template's.
         """
@@ -155,14 +156,14 @@ class PromptBuilder:
         return replace(self._cut_to_fit(last, self._framed), items=len(recent[-1:]))
 
     def digest(self, examples: Sequence[Example]) -> str:
-        """Identity (hex) of the prompts of these examples: of some of them, evenly over all, where they are many."""
+        """Returns the identity (hex) of these examples' prompts. Of many examples it samples some, evenly over all."""
         count = min(len(examples), _DIGESTED)
         sample = (examples[place * len(examples) // count] for place in range(count))
         prompts = (self.build(example.user, example.history).ids for example in sample)
         return sha256(*(f"{' '.join(map(str, ids))}\n".encode() for ids in prompts))
 
     def build_written(self, text: str) -> Prompt:
-        """The prompt that a text of `prompts.json` is."""
+        """Builds the prompt of a text from `prompts.json`."""
         return self._cut_to_fit(text, lambda text: text)
 
     def _fill(self, items: Sequence[int]) -> str:
@@ -173,7 +174,7 @@ class PromptBuilder:
         return self.section.template.replace("{history}", history)
 
     def _prompt(self, text: str) -> Prompt:
-        """The prompt of a text in which what came from items is guarded."""
+        """Builds the prompt of a text in which the items' texts are guarded."""
         if not self.chat:
             return self._encoded(text)
         messages = [{"role": "system", "content": self.section.system}] if self.section.system is not None else []
@@ -184,7 +185,7 @@ class PromptBuilder:
                 add_generation_prompt=True,
                 **self._day,
             )
-        except Exception as error:  # a template raises what it likes, for instance on a system message
+        except Exception as error:  # a template can raise anything, for instance on a system message
             raise ConfigError(
                 f"the tokenizer's chat template refused the prompt: {error}",
                 hint="put prompt.system into prompt.template" if messages else "set prompt.chat to never",
@@ -195,7 +196,7 @@ class PromptBuilder:
         return Prompt(self.encoder.show(text), tuple(self.encoder.prompt_ids(text, is_framed=self.chat)))
 
     def _cut_to_fit(self, text: str, frame: Callable[[str], str]) -> Prompt:
-        """As many words from the start of `text` as fit, found by halving; of a word too long, its first letters."""
+        """Fits as many words from the start of `text` as it can, by halving; of a word too long, its first letters."""
 
         def fill(part: str) -> Prompt:
             return self._prompt(frame(self.encoder.guard(part)))

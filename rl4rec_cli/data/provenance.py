@@ -1,7 +1,7 @@
 """Which data a run was trained on, and whether they are still the same.
 
-Decides: that the digest of each dataset is kept with the run (`datasets.json`) before anything is trained, and what is
-said of data that were changed since. Whoever trains on with them is refused, whoever measures keeps the results apart.
+Decides: that a run keeps the digest of each dataset (`datasets.json`) before it trains, and the message about data that
+changed since. Training refuses to go on with changed data; evaluation keeps its results apart.
 Hides: the file, and where runs of earlier versions have the digest.
 """
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 def keep_datasets(folder: Path, digests: Mapping[str, str]) -> None:
-    """Write down what a run is trained on from now on; what it was trained on until now is kept below `before`.
+    """Records the data that a run trains on from now on, and moves the data until now below `before`.
 
     Args:
         digests: by the datasets' names.
 
     Raises:
-        RunError: it cannot be written, or what was there is damaged.
+        RunError: the record cannot be written, or the one from before is damaged.
     """
     before = _read(folder)
     if before is not None and before["datasets"] == dict(digests):
@@ -39,7 +39,7 @@ def keep_datasets(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def trained_on(run: Run) -> dict[str, str]:
-    """The digest of each dataset a run is trained on, by its name; empty where an earlier version kept none.
+    """Returns the digest of each dataset that a run trains on, by name; empty where an earlier version kept none.
 
     Raises:
         RunError: the record is damaged.
@@ -53,7 +53,7 @@ def trained_on(run: Run) -> dict[str, str]:
         is_own = name == "eval" if len(run.config.data.paths) < 2 else run.results(name) == result.parent
         try:
             result_content = parse_json(read_bytes(result)) if is_own and result.is_file() else {}
-        except (OSError, ValueError):  # a damaged result says nothing of the data
+        except (OSError, ValueError):  # a damaged result does not tell the data
             result_content = {}
         if isinstance(result_content, dict) and {"dataset", "dataset_digest"} <= result_content.keys():
             digests[str(result_content["dataset"])] = str(result_content["dataset_digest"])
@@ -61,10 +61,10 @@ def trained_on(run: Run) -> dict[str, str]:
 
 
 def changed_datasets(run: Run, digests: Mapping[str, str]) -> list[str]:
-    """What differs between the data a run was trained on and those that are there, as sentences.
+    """Describes, a sentence each, which current datasets differ from those that a run was trained on.
 
     Args:
-        digests: of what is there, by the datasets' names.
+        digests: of the current data, by the datasets' names.
     """
     before = trained_on(run)
     if len(before) == len(digests) == 1:  # a name is no part of the data
@@ -78,7 +78,7 @@ def changed_datasets(run: Run, digests: Mapping[str, str]) -> list[str]:
 
 
 def is_own_data(run: Run, section: DataSection) -> bool:
-    """Whether a run was trained on these items, however their folders are spelled."""
+    """Returns whether a run was trained on these datasets, however their folders are spelled."""
     run_section = run.config.data
     if not section.paths:
         return not run_section.paths and section.synthetic == run_section.synthetic
@@ -87,12 +87,12 @@ def is_own_data(run: Run, section: DataSection) -> bool:
 
 
 def changed_data(run: Run, section: DataSection, dataset: Dataset) -> str | None:
-    """What to say where one of a run's own datasets was changed after training; None where it was not.
+    """Returns a message if one of a run's own datasets changed after training, else None.
 
     Args:
-        section: what the dataset was opened by.
+        section: the `data` section that opened the dataset.
     """
-    if not is_own_data(run, section):  # another dataset, and asked for as such
+    if not is_own_data(run, section):  # the user asks for another dataset
         return None
     return next(iter(changed_datasets(run, {dataset.name: dataset.digest})), None)
 

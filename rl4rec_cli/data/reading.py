@@ -1,11 +1,11 @@
-"""Reading a dataset folder and finding everything that is wrong with it.
+"""Reads a dataset folder and finds everything that is wrong with it.
 
-Decides: what a valid `items.jsonl`, `sequential_data.txt`, `prompts.json` and `meta.json` is, and how each fault is
-worded. Hides: the files; `dataset.py` gets checked plain Python values. `parsing.py` reads bytes and JSON.
+Decides: what a valid `items.jsonl`, `sequential_data.txt`, `prompts.json` and `meta.json` is, and the wording of each
+fault. Hides: the files; `dataset.py` gets checked plain Python values. `parsing.py` reads bytes and JSON.
 
-Every problem in every file is collected before anything is raised. A problem that another one may explain is held
-back, so that one broken row is one problem: an item row whose id cannot be read may be the very item a sequence asks
-for, so ids that the unreadable rows could have had count as known.
+It collects every problem in every file before it raises an error. It holds back a problem that another one may explain,
+so that one broken row is one problem: an item row without a readable id may be the very item that a sequence names, so
+ids that the unreadable rows could have had count as known.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ class FolderContents(NamedTuple):
 
 
 def read_folder(folder: Path, *, sequences: Path | None = None, prompts: Path | None = None) -> FolderContents:
-    """Read and check the files of `folder`.
+    """Reads and checks the files of `folder`.
 
     Args:
-        sequences, prompts: files that are read instead of the folder's own.
+        sequences, prompts: files that replace the folder's own.
 
     Raises:
-        DataError: the folder is missing, or anything in it is wrong; `problems` has all of it.
+        DataError: the folder is missing, or anything in it is wrong; `problems` lists all of it.
     """
     hint = "name a folder with items.jsonl and sequential_data.txt; `rl4rec data synth DEST` makes one"
     if names := known_names():
@@ -92,7 +92,7 @@ def read_folder(folder: Path, *, sequences: Path | None = None, prompts: Path | 
 
 
 def _read_items(path: Path, problems: Problems) -> tuple[tuple[dict[str, Any], ...], set[int] | None]:
-    """Items by id, and the ids that sequences may name (None: unknown, because the file cannot be read)."""
+    """Returns the items by id, and the ids that sequences may name (None: unknown, the file cannot be read)."""
     raw = read_bytes(path, problems, _ITEMS_HINT)
     if raw is None:
         return (), None
@@ -177,7 +177,7 @@ def _read_item(
 def _read_sequences(
     path: Path, item_ids: set[int] | None, problems: Problems
 ) -> tuple[list[str], list[tuple[int, ...]], bool]:
-    """Users, their sequences, and whether every line's user could be read."""
+    """Returns users, their sequences, and whether every line has a readable user."""
     raw = read_bytes(path, problems, _SEQUENCES_HINT)
     complete = True
     line_of: dict[str, int] = {}
@@ -222,7 +222,7 @@ def _read_sequences(
 
 
 def _read_object(path: Path, problems: Problems, hint: str) -> tuple[dict[str, Any], str] | None:
-    """The JSON object in an optional file and its text; None where absent or broken."""
+    """Returns the JSON object in an optional file and its text, or None if the file is absent or broken."""
     if not os.path.lexists(path):
         return None
     raw = read_bytes(path, problems, hint)
@@ -249,7 +249,7 @@ def _read_object(path: Path, problems: Problems, hint: str) -> tuple[dict[str, A
 
 
 def _where(name: str, text: str, key: str | None) -> str:
-    """`file:line` of the last place where `key` stands as a key; `file` where it is written with escapes."""
+    """Returns `file:line` of the last place where `key` is a key, or `file` if the key is there with escapes."""
     if key is None:
         return name
     matches = list(re.finditer(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:", text))

@@ -1,6 +1,6 @@
-"""Datasets written as folders.
+"""Writes datasets as folders.
 
-Decides: that a folder is written whole, read back and compared before it gets its name.
+Decides: that it writes a whole folder, reads it back and compares it before the folder gets its name.
 Hides: the form of the files.
 """
 
@@ -18,9 +18,9 @@ from rl4rec_cli.files.folders import new_folder
 
 
 def save_dataset(dataset: Dataset, folder: Path) -> None:
-    """Write `dataset` as a folder that `load_dataset` reads back to the same digest.
+    """Writes `dataset` as a folder that `load_dataset` reads back to the same digest.
 
-    It is written beside `folder`, read back and checked, then renamed, so that no half-written folder is left.
+    It writes beside `folder`, reads back and checks, then renames, so that no half-written folder remains.
 
     Raises:
         DataError: `folder` exists and is not empty, cannot be written, or the dataset is not valid.

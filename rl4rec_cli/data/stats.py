@@ -14,7 +14,7 @@ from rl4rec_cli.data.dataset import Dataset, build_examples, count_train_example
 
 
 def dataset_stats(dataset: Dataset) -> dict[str, Any]:
-    """Counts of users, items, interactions, lengths, repeats, targets and texts.
+    """Counts users, items, interactions, lengths, repeats, targets and texts.
 
     Per-split figures are `{"validation": …, "test": …}`. A target is unseen if it is in nobody's training part.
     """

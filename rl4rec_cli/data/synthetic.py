@@ -1,4 +1,4 @@
-"""Made-up catalogues and users, for trials and tests without real data.
+"""Synthetic catalogues and users, for trials and tests without real data.
 
 Decides: what the catalogue is made of and how users choose, so that words pay: a user likes a brand and a category,
 and a little a colour and a material, and chooses items by how many of them they have. Writing any of those words
@@ -37,7 +37,7 @@ LINES = (
     "Lagoon",
 )
 SIZES = ("mini", "compact", "slim", "classic", "large", "oversized", "travel", "family")
-"""Lines and sizes are drawn without regard to taste: they tell nothing."""
+"""Lines and sizes do not depend on taste: they tell nothing of the next choice."""
 
 MIN_ITEMS = 20
 LENGTHS = (5, 15)
@@ -54,7 +54,7 @@ POPULARITY_SPREAD = 0.8
 
 
 def synthesize(users: int, items: int, seed: int) -> Dataset:
-    """A synthetic dataset; the same arguments give the same dataset on every machine with the same numpy.
+    """Makes a synthetic dataset. The same arguments give the same dataset on every machine with the same numpy.
 
     Items have the extra fields `brand`, `category`, `colour`, `material`, `line` and `size`. Titles read "Veltra
     crimson wool scarf Aurora slim" and are distinct up to 98,304 items; texts are the titles with a full stop.
@@ -87,7 +87,7 @@ def synthesize(users: int, items: int, seed: int) -> Dataset:
 
 
 def _draw_traits(rng: np.random.Generator, items: int) -> np.ndarray:
-    """[items, 4] brand, colour, material and category of each item, in random order: the row is the item's id."""
+    """Draws `[items, 4]` brand, colour, material and category of each item, in random order: the row is the id."""
     sizes = (len(BRANDS), len(COLOURS), len(MATERIALS), len(CATEGORIES))
     combinations = int(np.prod(sizes))
     rounds = -(-items // combinations)
@@ -96,7 +96,7 @@ def _draw_traits(rng: np.random.Generator, items: int) -> np.ndarray:
 
 
 def _draw_sequences(rng: np.random.Generator, traits: np.ndarray, users: int) -> tuple[tuple[int, ...], ...]:
-    """What each user chooses: items without repeats, drawn by taste and popularity, in random order."""
+    """Draws what each user chooses: items without repeats, by taste and popularity, in random order."""
     items = len(traits)
     brand, colour, material, category = traits.T
     popularity = rng.normal(0.0, POPULARITY_SPREAD, size=items)
@@ -119,7 +119,7 @@ def _draw_sequences(rng: np.random.Generator, traits: np.ndarray, users: int) ->
 
 
 def _write_items(rng: np.random.Generator, traits: np.ndarray) -> tuple[dict[str, Any], ...]:
-    """The catalogue's rows, `item_id` = position."""
+    """Returns the catalogue's rows, `item_id` = position."""
     endings = len(LINES) * len(SIZES)
     first = rng.integers(endings, size=(len(BRANDS), len(COLOURS), len(MATERIALS), len(CATEGORIES)))
     rows = []

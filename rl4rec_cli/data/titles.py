@@ -1,7 +1,7 @@
 """What people type as titles.
 
-Decides: what is one title and what is a list of them: a text that is a title of the catalogue is that title, whatever
-stands in it; else it is split at semicolons, and neighbouring parts that are one title together stay together.
+Decides: what is one title and what is a list of them. A text that is a title of the catalogue is that title, whatever
+it contains. Any other text splits at semicolons, and neighbouring parts that are one title together stay together.
 Hides: entities of HTML (`&#39;`), case and white space.
 """
 
@@ -12,15 +12,15 @@ from collections.abc import Sequence
 
 
 def title_key(title: str) -> str:
-    """The title as titles are compared: entities decoded, case and white space folded."""
+    """Returns the form in which titles are compared: entities decoded, case and white space folded."""
     return " ".join(html.unescape(title).casefold().split())
 
 
 class TitleIndex:
-    """The titles of a catalogue, to be found by what is typed.
+    """Finds the titles of a catalogue by what people type.
 
     Args:
-        titles: of the items, in their order; where two are the same the first is found.
+        titles: of the items, in their order; of two equal ones it finds the first.
     """
 
     def __init__(self, titles: Sequence[str]) -> None:
@@ -29,11 +29,11 @@ class TitleIndex:
             self._items.setdefault(title_key(title), item)
 
     def find(self, title: str) -> int | None:
-        """The item of this very title, None where there is none."""
+        """Returns the item of exactly this title, or None if there is none."""
         return self._items.get(title_key(title))
 
     def split(self, text: str) -> list[str]:
-        """The titles in a text, those that the catalogue has as long as they can be."""
+        """Splits a text into titles, and prefers the longest that the catalogue has."""
         if self.find(text) is not None:
             return [text.strip()]
         parts = html.unescape(text).split(";")

@@ -1,7 +1,7 @@
 """Texts to words, for every script: the one splitter of retrieval by words, of figures about texts and of the audit.
 
-Decides: what a word is where blanks part words, and where they do not (Chinese, Japanese, Thai, Lao, Burmese, Khmer):
-there each sign is one, and retrieval reads pairs of neighbouring signs, too, as they are nearly words.
+Decides: what a word is where blanks part words, and where they do not (Chinese, Japanese, Thai, Lao, Burmese, Khmer).
+In the latter scripts each sign is one, and retrieval reads pairs of neighbouring signs, too, as they are nearly words.
 Hides: Unicode.
 """
 
@@ -28,19 +28,19 @@ _SIGN = re.compile(f"[{UNPARTED}]")
 
 
 def folded(text: str) -> str:
-    """Case and forms of signs folded: full-width letters and ligatures are plain ones."""
+    """Folds case and forms of signs: full-width letters and ligatures become plain ones."""
     return text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
 
 
 def split(text: str) -> list[str]:
-    """The words of a text as it is; each sign of a script without blanks is one."""
+    """Returns the words of a text, unfolded; each sign of a script without blanks is one."""
     if text.isascii():
         return _ASCII.findall(text)
     return [part for run in _runs().findall(text) for part in _SIGN_OR_WORD.findall(run)]
 
 
 def words(text: str) -> list[str]:
-    """What retrieval by words reads of a text: its folded words, one-letter words too, and pairs of signs."""
+    """Returns what retrieval by words reads of a text: its folded words, one-letter words too, and pairs of signs."""
     text = folded(text)
     if text.isascii():
         return _ASCII.findall(text)
@@ -53,7 +53,7 @@ def words(text: str) -> list[str]:
 
 
 def share_with_common_words(texts: Sequence[Iterable[str]]) -> float:
-    """Share of texts that have a word in common with another text, of those that have words; 1 without any.
+    """Returns the share of texts with a word in common with another text, among texts with words; 1 without any.
 
     Args:
         texts: the words of each; equal texts count as one.
@@ -66,6 +66,6 @@ def share_with_common_words(texts: Sequence[Iterable[str]]) -> float:
 
 @cache
 def _runs() -> re.Pattern[str]:
-    """Letters, digits and the marks on them: to Python the vowels of Hindi and Thai are no part of a word."""
+    """Matches letters, digits and the marks on them: to Python the vowels of Hindi and Thai are no part of a word."""
     marks = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "M"]
     return re.compile(rf"[\w{''.join(marks)}]+")
