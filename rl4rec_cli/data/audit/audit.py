@@ -22,7 +22,7 @@ __all__ = ["Audit", "Check", "Example", "Finding", "audit_as_configured", "audit
 
 
 def audit_as_configured(dataset: Dataset, config: RunConfig) -> Audit:
-    """The audit of a dataset that is used as a run's configuration says; see `audit_dataset`."""
+    """Audits a dataset for the use that a run's configuration makes of it; see `audit_dataset`."""
     return audit_dataset(
         dataset,
         prompt=config.prompt,
@@ -38,14 +38,14 @@ def audit_dataset(
     train_targets: Literal["last", "all"] = "last",
     emb_type: str = "text",
 ) -> Audit:
-    """Look for everything in `dataset` that gives targets away or bends the measurement.
+    """Looks for everything in `dataset` that gives targets away or bends the measurement.
 
-    Takes a second or two for 200,000 interactions. The same dataset gives the same audit.
+    It takes a second or two for 200,000 interactions. The same dataset gives the same audit.
 
     Args:
-        prompt: how prompts are written; None: the default section.
-        train_targets: which training examples are made (`data.train_targets`).
-        emb_type: field of the items that is embedded (`retrieval.emb_type`).
+        prompt: template and limits of prompts; None: the default section.
+        train_targets: which training examples a run makes (`data.train_targets`).
+        emb_type: field of the items that the embedder reads (`retrieval.emb_type`).
 
     Raises:
         ConfigError: `prompt.item_template` does not fit the items.

@@ -1,4 +1,4 @@
-"""What an audit says, and when a share is too large to be chance.
+"""What an audit reports, and when a share is too large to be chance.
 
 Decides: the thresholds that every check shares, and how an audit reads as a line, as JSON and as rows of a table.
 Hides: the statistics and the wording of shares.
@@ -26,14 +26,14 @@ LEAST_RATIO = 2.0
 """A finding is at least this many times what chance gives. Users keep to their tastes, so a true share above the one
 of a random other user's target is natural; twice as many of what the history does not explain is not."""
 CHANCE = 1e-4
-"""Largest probability of a finding under chance. An audit asks some thirty such questions, so that a false alarm comes
-up in fewer than one audit of 300; the bound used is cautious, which makes it rarer."""
+"""Largest probability of a finding under chance. An audit asks some thirty such questions, so that fewer than one audit
+of 300 has a false alarm; the bound is cautious, which makes false alarms rarer."""
 EXAMPLES = 3
 """Examples kept of each finding."""
 
 
 class Example(NamedTuple):
-    """One place where it was seen. `text` is readable by itself; user and item are there to look them up."""
+    """One place that shows a finding. `text` is readable by itself; user and item are there to look them up."""
 
     user: str | None
     item: int | None
@@ -61,7 +61,7 @@ class Finding:
     remedy: str
 
     def __str__(self) -> str:
-        """A paragraph: what was found, what it means, what to do, and examples."""
+        """Returns a paragraph: the finding, what it means, what to do, and examples."""
         lines = [f"{self.severity}: {self.headline}"]
         lines += textwrap.wrap(self.meaning, 96, initial_indent="  ", subsequent_indent="  ")
         lines += textwrap.wrap(f"To mend it: {self.remedy}.", 96, initial_indent="  ", subsequent_indent="  ")
@@ -73,7 +73,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """One question that was asked, and the answer in a few words."""
+    """One question of the audit, and the answer in a few words."""
 
     name: str
     result: Result
@@ -83,7 +83,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Audit:
-    """Every check made of a dataset, in order, and the findings among them, leaks first."""
+    """Every check of a dataset, in order, and the findings among them, leaks first."""
 
     dataset: str
     checks: tuple[Check, ...]
@@ -95,16 +95,16 @@ class Audit:
 
     @property
     def is_clean(self) -> bool:
-        """Nothing was found, neither leak nor warning. What could not be checked is in `checks`."""
+        """Whether there is neither leak nor warning. `checks` also lists what the audit could not check."""
         return not self.findings
 
     @property
     def leaks(self) -> int:
-        """How many of the findings are leaks; the others are warnings."""
+        """Number of leaks among the findings; the others are warnings."""
         return sum(finding.severity == "leak" for finding in self.findings)
 
     def summary(self) -> str:
-        """How many checks, leaks and warnings there are."""
+        """Returns how many checks, leaks and warnings there are."""
         count = sum(check.result != "not checked" for check in self.checks)
         unmade = [check.name for check in self.checks if check.result == "not checked"]
         rest = f"; not checked: {', '.join(unmade)}" if unmade else ""
@@ -115,7 +115,7 @@ class Audit:
         return f"Audit: {outcome} ({count_of(count, 'check')}{rest})"
 
     def one_line(self, path: str = "PATH") -> str:
-        """The audit in one line, with the command that shows the rest; `path` is the dataset's folder."""
+        """Returns the audit in one line, with the command that shows the rest; `path` is the dataset's folder."""
         findings = self.findings
         if not findings:
             return self.summary()
@@ -142,7 +142,7 @@ class Audit:
 
 @dataclass(frozen=True)
 class Tally:
-    """How often something was seen, beside what chance would give."""
+    """How often something occurs, beside what chance would give."""
 
     count: int
     of: int
@@ -158,7 +158,7 @@ class Tally:
         return f"{percent(self.share)} ({self.count:,} of {self.of:,} {self.unit}{by_chance})"
 
     def above_chance(self, *, ratio: float = LEAST_RATIO, least: float = LEAST_SHARE, chance: float = CHANCE) -> bool:
-        """Whether the share is worth a finding: large enough, and clearly more than expected."""
+        """Returns whether the share is worth a finding: large enough, and clearly more than expected."""
         if not self.count or self.share < least:
             return False
         if self.expected is None:
@@ -179,10 +179,9 @@ def judge(
     examples: Iterable[Example] = (),
     note: str = "",
 ) -> Check:
-    """The check's result: a finding where `flagged` (by default where `tally` is above chance), else that all is well.
+    """Returns a check with a finding if `flagged` (by default: if `tally` is above chance), else a check that is ok.
 
-    `{share}` in the headline stands for the share; `note` is put behind what was seen;
-    of `examples` the first few are taken.
+    `{share}` in the headline stands for the share. `note` follows the tally. Only the first few of `examples` are kept.
     """
     if not tally.of:
         return Check(name, "not checked", f"no {tally.unit} in which it could be told")
@@ -206,14 +205,14 @@ def judge(
 
 
 def log_tail(count: float, mean: float) -> float:
-    """Upper bound of ln P(X ≥ count) for X ~ Poisson(mean) (Chernoff). Counts of rare, nearly independent events."""
+    """Bounds ln P(X ≥ count) from above, X ~ Poisson(mean) (Chernoff): counts of rare, nearly independent events."""
     if count <= mean:
         return 0.0
     return count - mean - count * math.log(count / mean) if mean > 0 else -math.inf
 
 
 def percent(share: float) -> str:
-    """`0.0123` as `1.2 %`; two digits, as no more are known of a share."""
+    """Writes `0.0123` as `1.2 %`, with two digits, because a share is no more precise."""
     value = 100 * share
     if value == 0:
         return "0 %"

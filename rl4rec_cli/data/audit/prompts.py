@@ -1,12 +1,12 @@
 """What prompts give away of the targets.
 
 Decides: when a prompt tells more of its target than the history before it explains. The measure is the targets of other
-users, dealt out at random among the same prompts: they are as popular and their titles as long as those of the true
-ones, so what they have in common with a prompt they have by chance.
+users, dealt out at random among the same prompts. They are as popular as the true ones, and their titles as long, so
+they have in common with a prompt what chance gives.
 Hides: the dealing, and what counts as explained.
 
-A text of `prompts.json` is shown in training, validation and test alike, so it should be written from what comes before
-every target in question.
+Training, validation and test show the same text of `prompts.json`, so its writer should know only what comes before
+all of their targets.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ SPLITS = {"validation": 2, "test": 1}
 DEALS = 100_000
 """Targets of other users tried in all: at least 2 and at most 10 for each prompt."""
 WORDS = 5_000
-"""Most prompts whose words are compared: enough to tell a share to one per cent."""
+"""Most prompts whose words the audit compares: enough to tell a share to one per cent."""
 LEAST_SHARED = 0.01
 """Share of prompts that stand word for word under another user too from which on it is no coincidence."""
 GUESSED = 0.2
-"""Share of targets whose brand, new to the user, is in the prompt, below which it may have been guessed."""
+"""Share of targets whose brand, new to the user, is in the prompt, below which the writer may have guessed it."""
 WRITTEN_WITH = (0.25, 0.5)
-"""From which part of the way on, between an other user's target and an item the prompt was written from, the target's
-own words are a warning and a leak. A prompt that was written without the target stays near 0 (a good guesser comes to
-.1 or so), one that was written with it near 1, and a half of each in the middle."""
+"""From which part of the way on, between another user's target and an item that the writer of the prompt knew, the
+target's own words are a warning and a leak. Prompts whose writer did not know the target stay near 0 (a good guesser
+comes to .1 or so), those whose writer knew it near 1, and a half of each in the middle."""
 
 _REWRITE = "write prompts.json anew from all but the last two items of each sequence"
 # For a user and the number of items that may be known: whether a target shows in the prompt; None where it cannot tell.
@@ -40,7 +40,7 @@ Look = Callable[[int, int], Callable[[int], bool | None]]
 
 
 def prompt_checks(prompts_json: WrittenPrompts, train_targets: str) -> Iterator[Check]:
-    """Checks of prompts, in the order to show them.
+    """Yields the checks of prompts, in the order to show them.
 
     Args:
         train_targets: `last` or `all`, as in `data.train_targets`.
@@ -62,7 +62,7 @@ def prompt_checks(prompts_json: WrittenPrompts, train_targets: str) -> Iterator[
 
 
 def ids_shown(prompts_json: WrittenPrompts) -> bool:
-    """Whether a policy can read ids: in the texts of half of the items, or of three in ten history items in prompts.
+    """Returns whether a policy can read ids: in half of the items' texts, or of three in ten history items in prompts.
 
     Numbers that happen to equal an id are far fewer.
     """
@@ -97,7 +97,7 @@ class WrittenPrompts:
         texts, history, prompt = self.texts, self.sequences[user][:end], self.prompts[user]
 
         def explained(target: int) -> bool:
-            """Whether the history has these words: in one item, or a short title's anywhere."""
+            """Returns whether the history has these words: in one item, or a short title's anywhere."""
             words = texts.title_words[target]
             return any(words <= texts.words([i]) for i in history) or (
                 len(words) <= 3 and words <= texts.words(history)
@@ -140,7 +140,7 @@ class WrittenPrompts:
     def compare(
         self, look: Look, back: int, known: int | None = None, *, most: int | None = None
     ) -> tuple[Tally, list[tuple[int, int]]]:
-        """How often targets show in their prompts, beside other users' targets; the (user, target) of those that do.
+        """Returns how often targets show in their prompts, beside other users' targets, and their (user, target).
 
         Args:
             back: how far from a sequence's end the target stands; 0 for the middle of the training part. Users whose
@@ -183,7 +183,7 @@ class WrittenPrompts:
 
 
 def _targets(prompts_json: WrittenPrompts, look: Look, what: str, headline: str) -> Check:
-    """Validation and test targets that show in their prompts."""
+    """Checks for validation and test targets that show in their prompts."""
     by_split = {split: prompts_json.compare(look, back, 2) for split, back in SPLITS.items()}
     guilty = [split for split, (tally, _) in by_split.items() if tally.above_chance()]
     tally = _pooled([tally for tally, _ in by_split.values()])
@@ -223,12 +223,12 @@ def _pooled(parts: Sequence[Tally]) -> Tally:
 
 
 def _words(prompts_json: WrittenPrompts) -> Check:
-    """Words that only the target would bring, beside those that only one item of the training part would bring.
+    """Compares words that only the target would bring with those that only one item of the training part would bring.
 
-    Finds prompts that were written from the target too but do not quote it.
+    It finds prompts whose writer knew the target but did not quote it.
     """
     name, texts = "target's words in prompts.json", prompts_json.texts
-    # The fourth last item: known whatever prompts were written from, and outside of what training predicts.
+    # The fourth last item: every writer knows it, and it is no target of training.
     control, _ = prompts_json.compare(prompts_json.own_words, 4, 2, most=WORDS)
     by_split = {
         split: prompts_json.compare(prompts_json.own_words, back, 2, most=WORDS) for split, back in SPLITS.items()
@@ -313,7 +313,7 @@ def _shared(texts: Texts) -> Check:
 
 
 def _templated(texts: Texts) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-    """(user, target, history items shown) of validation and test where the template makes the prompt."""
+    """Yields (user, target, history items shown) of validation and test where the template makes the prompt."""
     most = texts.section.max_history
     for u, (user, sequence) in enumerate(zip(texts.dataset.users, texts.dataset.sequences, strict=True)):
         if user not in texts.prompts:
@@ -323,7 +323,7 @@ def _templated(texts: Texts) -> Iterator[tuple[int, int, tuple[int, ...]]]:
 
 
 def _title_in_template(texts: Texts) -> Check:
-    """Other history items that bear the target's title, or whose text names it. The target itself is another check."""
+    """Checks for other history items with the target's title, or in their text. Another check covers the target."""
     titles = [squeeze(title) for title in texts.raw_titles]
     same = {title: i for i, title in enumerate(titles)}
     key = [same[title] for title in titles]

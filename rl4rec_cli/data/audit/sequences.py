@@ -38,7 +38,7 @@ CONSTANT = 0.05
 
 
 def sequence_checks(texts: Texts, *, ids_shown: bool) -> Iterator[Check]:
-    """Checks of ids and sequences, in the order to show them.
+    """Yields the checks of ids and sequences, in the order to show them.
 
     Args:
         ids_shown: whether a model can read ids, which makes their order a leak.
@@ -76,7 +76,7 @@ def _target_in_history(dataset: Dataset) -> Check:
 
 
 def _id_checks(dataset: Dataset, *, shown: bool) -> Iterator[Check]:
-    """Whether ids tell the order in which items were chosen."""
+    """Checks whether ids tell the order in which users chose items."""
     items = dataset.num_items
     flat, starts = _flat(dataset.sequences)
     inside = np.ones(len(flat), dtype=bool)
@@ -126,7 +126,7 @@ def _id_checks(dataset: Dataset, *, shown: bool) -> Iterator[Check]:
     )
 
     rises = Tally(int((next_N > before_N).sum()), len(after), "neighbours rise", 0.5)
-    # Neighbours share items, so the items are what was drawn: five standard errors of as many tosses of a coin.
+    # Neighbours share items, so the items are the draws: five standard errors of as many tosses of a coin.
     far = max(RISING - 0.5, 2.5 / np.sqrt(max(min(len(after), items), 1)))
     yield judge(
         "sequences in order of ids",
@@ -156,7 +156,7 @@ def _id_checks(dataset: Dataset, *, shown: bool) -> Iterator[Check]:
 
 
 def _time_ties(dataset: Dataset) -> Check:
-    """`meta["time_ties"]`: how many validation and test targets have the time of the item before."""
+    """Checks `meta["time_ties"]`: how many validation and test targets have the time of the item before."""
     name, ties = "same-time ties", dataset.meta.get("time_ties")
     if ties is None:
         return Check(name, "not checked", "the dataset has no times, and meta.json no time_ties")
@@ -179,7 +179,7 @@ def _time_ties(dataset: Dataset) -> Check:
 
 
 def _twins(texts: Texts, name: str, keys: Sequence[object]) -> Check:
-    """Items that are the same but for their ids."""
+    """Checks for items that are the same but for their ids."""
     groups: dict[object, list[int]] = defaultdict(list)
     for i, key in enumerate(keys):
         groups[key].append(i)
@@ -206,7 +206,7 @@ def _twins(texts: Texts, name: str, keys: Sequence[object]) -> Check:
 
 
 def _copied_users(dataset: Dataset) -> Iterator[Check]:
-    """Sequences under several users, and users whose whole sequence begins another's training part."""
+    """Checks for sequences under several users, and for users whose whole sequence begins another's training part."""
     users, sequences = dataset.users, dataset.sequences
     twin_pairs, inside_pairs = _matches(sequences)
     copied_chance, inside_chance = (len(pairs) for pairs in _matches(_shuffled(sequences)))
@@ -238,7 +238,7 @@ def _copied_users(dataset: Dataset) -> Iterator[Check]:
 
 
 def _matches(sequences: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """(user, other) with the same sequence, and (user, other) where user's begins the other's training part."""
+    """Returns (user, other) with one sequence, and (user, other) where user's begins the other's training part."""
     first: dict[tuple[int, ...], int] = {}
     pairs = []
     for u, sequence in enumerate(sequences):
@@ -262,7 +262,7 @@ def _matches(sequences: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, int]
 
 
 def _one_answer(dataset: Dataset) -> Check:
-    """The item that is most often the target, beside its share of everything else that was chosen."""
+    """Checks the item that is most often the target, beside its share of everything else that users chose."""
     items, users = dataset.num_items, len(dataset.users)
     flat, _ = _flat(dataset.sequences)
     everything = np.bincount(flat, minlength=items)
@@ -288,7 +288,7 @@ def _one_answer(dataset: Dataset) -> Check:
 
 
 def _cold_targets(dataset: Dataset) -> Check:
-    """For information: nothing can be learnt of these but by their texts."""
+    """Counts, for information, the targets of which a policy learns nothing but by their texts."""
     trained_items = {item for sequence in dataset.sequences for item in sequence[:-2]}
     count = sum(sequence[-1] not in trained_items for sequence in dataset.sequences)
     tally = Tally(count, len(dataset.users), "test targets")
@@ -296,7 +296,7 @@ def _cold_targets(dataset: Dataset) -> Check:
 
 
 def _shuffled(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Every sequence in random order."""
+    """Returns every sequence in random order."""
     flat, starts = _flat(sequences)
     owner = np.repeat(np.arange(len(sequences)), np.diff(starts, append=len(flat)))
     items = flat[np.lexsort((np.random.default_rng(0).random(len(flat)), owner))].tolist()
@@ -304,14 +304,14 @@ def _shuffled(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 
 def _flat(sequences: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
-    """All item ids one after another, and where each sequence starts."""
+    """Returns all item ids one after another, and where each sequence starts."""
     lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
     flat = np.fromiter(chain.from_iterable(sequences), dtype=np.int64, count=int(lengths.sum()))
     return flat, np.concatenate([[0], lengths.cumsum()[:-1]])
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation; equal values get their mean rank. 0 where one of them is constant."""
+    """Returns Spearman's rank correlation. Equal values get their mean rank. It is 0 where `a` or `b` is constant."""
     ranks = []
     for values in (a, b):
         _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)

@@ -1,7 +1,7 @@
 """The texts of a dataset as an audit compares them, and what item texts give away.
 
 Decides: what counts as the same text, and which titles are telling (nobody writes them by accident).
-Hides: folding (case, white space, punctuation); what a word is says `words.py`.
+Hides: folding (case, white space, punctuation); `words.py` defines what a word is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rl4rec_cli.data.prompts import item_renderer
 from rl4rec_cli.data.words import UNPARTED, folded, split
 
 PAIRS = 200_000
-"""Most (item, next item) pairs whose texts are compared."""
+"""Most (item, next item) pairs whose texts the audit compares."""
 LEAST_ITEMS = 0.005
 """Share of items whose text speaks of other customers from which on it is no figure of speech of a seller."""
 
@@ -67,22 +67,22 @@ _FIELDS = {
 
 
 def fold(text: str) -> str:
-    """Words in lower case between single spaces, with one at each end, so that `in` finds whole words only."""
+    """Returns lower-case words between single spaces, with one at each end, so that `in` finds whole words only."""
     return f" {' '.join(split(folded(text)))} "
 
 
 def squeeze(text: str) -> str:
-    """Case and white space folded, and nothing else: "C++" is not "C"."""
+    """Folds case and white space, and nothing else: "C++" is not "C"."""
     return " ".join(text.casefold().split())
 
 
 def numbers(text: str) -> set[int]:
-    """Whole numbers that stand by themselves: not the 5 of 0.5 or of E55."""
+    """Returns the whole numbers that stand by themselves: not the 5 of 0.5 or of E55."""
     return {int(number) for number in _NUMBER.findall(text)}
 
 
 def excerpt(text: str, part: str, around: int = 30) -> str:
-    """`part` where it stands in `text`, as «part», with what stands around it; else the start of `text`."""
+    """Returns `part` as «part» with its surroundings in `text`, or the start of `text` if `part` is not in it."""
     match = re.search(r"\W*".join(map(re.escape, split(part))), text, re.IGNORECASE) if part else None
     if not match:
         return " ".join(f"{text[:80]}{'…' * (len(text) > 80)}".split())
@@ -90,7 +90,7 @@ def excerpt(text: str, part: str, around: int = 30) -> str:
 
 
 def _marked(text: str, start: int, end: int, around: int = 30) -> str:
-    """A stretch of a text as «stretch», with what stands around it."""
+    """Returns a stretch of a text as «stretch», with its surroundings."""
     before, after = text[max(0, start - around) : start], text[end : end + around]
     excerpt_text = f"{'…' * (start > around)}{before}«{text[start:end]}»{after}{'…' * (end + around < len(text))}"
     return " ".join(excerpt_text.split())
@@ -100,8 +100,8 @@ class Texts:
     """The texts of a dataset, folded once. Lists are in the order of items.
 
     Args:
-        section: how history items are written.
-        emb_type: field of the items that is embedded.
+        section: template of history items.
+        emb_type: field of the items that the embedder reads.
 
     Raises:
         ConfigError: `section.item_template` does not fit the items.
@@ -124,7 +124,7 @@ class Texts:
         self._words: dict[int, frozenset[str]] = {}
 
     def words(self, items: Iterable[int]) -> set[str]:
-        """The words that are shown of these items."""
+        """Returns the words that prompts and the embedder see of these items."""
         words_of_items: set[str] = set()
         for i in items:
             if i not in self._words:
@@ -134,10 +134,10 @@ class Texts:
 
 
 def _is_telling(title: str) -> bool:
-    """Whether nobody writes this folded title by accident: three words and 12 letters, or two with a number.
+    """Returns whether nobody writes this folded title by accident: three words and 12 letters, or two with a number.
 
-    "Hat" and "hand cream" stand in many a prompt; "Heat (1995)" does not. Of Chinese and Japanese signs, each of which
-    is folded to a word, six are asked for.
+    "Hat" and "hand cream" occur in many prompts; "Heat (1995)" does not. A title of Chinese or Japanese signs, each of
+    which folds to a word, needs six.
     """
     count, length = title.count(" ") - 1, len(title) - 2
     if not title.isascii() and _SIGN.search(title):
@@ -154,7 +154,7 @@ def _brand(item: Mapping[str, Any], text: str) -> str:
 
 
 def text_checks(texts: Texts) -> Iterator[Check]:
-    """Checks of what items show, in the order to show them."""
+    """Yields the checks of item texts, in the order to show them."""
     yield _names_others(texts)
     yield _next_title(texts)
     yield _fields(texts)
@@ -182,7 +182,7 @@ def _names_others(texts: Texts) -> Check:
 
 
 def _next_title(texts: Texts) -> Check:
-    """Items whose text holds the title of the item chosen next, beside the same for items dealt out at random."""
+    """Checks for items whose text holds the title of the item chosen next, beside items dealt out at random."""
     rng = np.random.default_rng(0)
     # The stroke: the end of one field and the start of the next are no title.
     texts_of_items = [f"{a}|{b}" for a, b in zip(texts.rendered, texts.embedded, strict=True)]
@@ -212,7 +212,7 @@ def _next_title(texts: Texts) -> Check:
 
 
 def _fields(texts: Texts) -> Check:
-    """Fields that are known by name to hold what nobody knew at the time."""
+    """Checks for fields whose names tell that they hold what nobody knew at the time."""
     items = texts.dataset.items
     fields = {key for item in items for key, value in item.items() if value not in (None, "", [], {})}
     late = {
@@ -242,7 +242,7 @@ def _fields(texts: Texts) -> Check:
 
 
 def _control_tokens(texts: Texts) -> Check:
-    """Words in item texts that are control tokens of usual model families."""
+    """Checks for words in item texts that are control tokens of usual model families."""
     lines = [f"{title} | {text}" for title, text in zip(texts.raw_titles, texts.raw_rendered, strict=True)]
     hits = [(i, name) for i, text in enumerate(lines) if (name := CONTROL_TOKENS.search(text))]
     names = ", ".join(sorted({name[0] for _, name in hits})[:5])
