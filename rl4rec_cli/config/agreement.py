@@ -1,8 +1,8 @@
-"""What the parts of a configuration ask of each other, and whether the names in it mean something.
+"""Check that the parts of a configuration go together, and that the names in it exist.
 
-Decides: which sections do not go together, and where custom reward code may be named: plug-ins anywhere, `module:attr`
+Decides: which sections do not go together; where custom reward code may be named: plug-ins anywhere, `module:attr`
 by ``--reward`` alone.
-Hides: the wording of it.
+Hides: the wording of the problems.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REWARD_FUNCTIONS = ("reward", "functions")
 
 
 def check_sections_agree(config: RunConfig, tree: Tree) -> None:
-    """Adds what one section asks of another to the tree's problems."""
+    """Adds to the tree's problems the sections that do not go together."""
     trainer, normalize = config.trainer, config.reward.normalize_rewards
     if trainer.has_adapter_critic and config.policy.lora is None:
         source = tree.source(("trainer", "critic"))
@@ -52,7 +52,7 @@ def check_sections_agree(config: RunConfig, tree: Tree) -> None:
 
 
 def check_rewards(tree: Tree, flagged: Mapping[str, Any] | None, trusted: str | None) -> None:
-    """`module:attr` may name any file: such code runs only if the user names it by ``--reward`` in this very command.
+    """Checks the names of rewards. `module:attr` can name any file, so this command's ``--reward`` itself must name it.
 
     Args:
         trusted: the layer whose names are not looked up.
@@ -69,7 +69,7 @@ def check_rewards(tree: Tree, flagged: Mapping[str, Any] | None, trusted: str | 
 
 
 def check_baselines(tree: Tree, trusted: str | None) -> None:
-    """Every baseline must be one of rl4rec's own or of a plug-in; `trusted` as in `check_rewards`."""
+    """Checks that every baseline is rl4rec's own or a plug-in. `trusted` is as in `check_rewards`."""
     names, source = value_at(tree.values, ("eval", "baselines")), tree.source(("eval", "baselines"))
     for name in names if isinstance(names, list | tuple) and source != trusted else ():
         if isinstance(name, str):  # else it is told as a wrong type
@@ -77,7 +77,7 @@ def check_baselines(tree: Tree, trusted: str | None) -> None:
 
 
 def _check_name(registry: Registry, key: str, name: str, source: str, tree: Tree) -> None:
-    """A name means something of rl4rec's own, or one package's plug-in, of which nothing is imported."""
+    """Checks that a name is rl4rec's own or the plug-in of exactly one package. It imports nothing of the plug-in."""
     try:
         if name in registry.built_in or registry.plugin(name) is not None:
             return

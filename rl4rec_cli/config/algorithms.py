@@ -1,8 +1,8 @@
-"""The algorithms there are, one line for each.
+"""The table of algorithms, one line for each.
 
-Decides: their names, where the section and the trainer of each stand, and what `rl4rec train` shows of it.
-Hides: nothing; it imports nothing heavy, because the command line reads it for its help. Everything else that
-somebody may ask of an algorithm its section answers (`trainer.py`).
+Decides: their names, where the section and the trainer of each are, and what `rl4rec train` shows of it.
+Hides: nothing. It imports nothing heavy, because the command line reads it for its help. The sections answer every
+other question about an algorithm (`trainer.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Algorithm:
 
     @property
     def help(self) -> str:
-        """The summary as the command's own help has it, in whole words."""
+        """The summary for the command's own help, in whole words."""
         if self.kind == "supervised":
             return f"Supervised fine-tuning: {self.summary[:1].lower()}{self.summary[1:]}"
         return self.summary.replace("RL", "Reinforcement learning", 1)

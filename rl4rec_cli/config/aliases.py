@@ -174,16 +174,16 @@ _BY_NAME = {alias.name: alias for alias in (*LIBRARIES, *GUIDES)}
 
 
 def find_alias(name: str) -> Alias | None:
-    """What another project's name means here; `--max_new_tokens`, `max-new-tokens` and `max_new_tokens` are one."""
+    """Finds what a foreign name means. `--max_new_tokens`, `max-new-tokens` and `max_new_tokens` are equal."""
     return _BY_NAME.get(name.lstrip("-").replace("-", "_").lower())
 
 
 def names_of(key: str) -> tuple[str, ...]:
-    """The other names of a setting."""
+    """Returns the other names of a setting."""
     names = (alias.name for alias in (*GUIDES, *LIBRARIES) if key in alias.key.split(","))
     return tuple(dict.fromkeys(name for name in names if name != key.rpartition(".")[2]))
 
 
 def flag_of(key: str) -> str:
-    """The option of `rl4rec train` that sets a key; empty where there is none."""
+    """Returns the option of `rl4rec train` that sets a key, or an empty text if none does."""
     return " or ".join(option for option, option_key in OPTIONS.items() if option_key == key)

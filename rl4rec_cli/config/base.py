@@ -24,10 +24,10 @@ class Section(BaseModel):
     )
 
     def _fill_in(self, **values: Any) -> None:
-        """Set fields that follow from others and that nobody gave: for validators, while the section is being made.
+        """Sets unset fields that follow from others. For validators, while the section is being made.
 
-        What is dumped then says them, and reads back as it is. Validators of strict JSON cannot change what they are
-        handed before it is read, and what they return instead of the section is lost where it is made by its class.
+        A dump then holds these fields, and reads back equal. Two other ways fail: validators of strict JSON cannot
+        change their input before it is read, and a returned replacement is lost if the class itself makes the section.
         """
         for name, value in values.items():
             object.__setattr__(self, name, value)

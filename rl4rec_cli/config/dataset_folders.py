@@ -1,7 +1,7 @@
-"""Where the dataset lies that a word names.
+"""Find the folder of a dataset by a path or a name.
 
 Decides: that a plain name which is no folder here means the folder of that name in `data/`.
-Hides: nothing; this module reads no file.
+Hides: nothing. This module reads no file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ HOME = Path("data")
 
 
 def find_folder(named: str) -> str:
-    """The folder that a path or a plain name means: itself where it is there, else that in `data/` if there is one."""
+    """Returns the folder of a path or plain name: itself if it exists, else the folder in `data/` if that exists."""
     is_plain = bool(named.strip()) and "/" not in named and not named.startswith((".", "~"))
     if is_plain and not Path(named).exists() and (HOME / named).is_dir():
         return str(HOME / named)
@@ -22,7 +22,7 @@ def find_folder(named: str) -> str:
 
 
 def is_same_folder(one: Any, other: Any) -> bool:
-    """Whether two values of `data.path`, which may be lists, name one folder and the same."""
+    """Returns whether two values of `data.path`, which may be lists, name the same folder."""
     plain = [value[0] if isinstance(value, list | tuple) and len(value) == 1 else value for value in (one, other)]
     if not all(isinstance(value, str) and "\0" not in value for value in plain):  # no path has a NUL
         return False
@@ -30,5 +30,5 @@ def is_same_folder(one: Any, other: Any) -> bool:
 
 
 def known_names() -> list[str]:
-    """The names of the folders in `data/` that hold items."""
+    """Returns the names of the folders in `data/` that hold items."""
     return sorted(folder.parent.name for folder in HOME.glob("*/items.jsonl")) if HOME.is_dir() else []

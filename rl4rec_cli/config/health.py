@@ -1,7 +1,7 @@
-"""The `health` section: what is taken as a sign that training goes wrong, and what is then done.
+"""The `health` section: the signs that training goes wrong, and what happens then.
 
-Decides: which rules there are, their thresholds and what each does by default.
-Hides: nothing; `train/health.py` applies them to the logged steps.
+Decides: the rules, their thresholds and what each does by default.
+Hides: nothing. `train/health.py` applies the rules to the logged steps.
 """
 
 from __future__ import annotations

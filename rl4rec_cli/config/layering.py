@@ -1,15 +1,15 @@
-"""From defaults, recipes, flags and ``--set`` to one `RunConfig`.
+"""Build one `RunConfig` from defaults, recipes, flags and ``--set``.
 
 Decides: the order of the layers (defaults < the command's algorithm < recipes, left to right < flags < ``--set``), and
-what of a recipe an algorithm reads.
-Hides: how they merge (`layers.py`), and what is asked of the result (`agreement.py`).
+which parts of a recipe an algorithm reads.
+Hides: how the layers merge (`layers.py`), and which checks the result must pass (`agreement.py`).
 
 Sections merge; lists and plain values replace, and so does `reward.functions`. `null` resets an optional section.
 In a recipe, `trainer.grpo: {…}` and `trainer.sft: {…}` hold values that only that algorithm reads, so that one
-recipe serves several commands; an algorithm without a block there reads that of the one that it is `like`.
-`data.path` and `data.synthetic` are alternatives: a layer that gives one drops the other from the layers below, and
-one that gives another folder drops the files that went with the folder below (`data.sequential_file`,
-`data.prompt_file`). The command line (flags and ``--set``) is one layer there.
+recipe serves several commands. An algorithm without a block reads the block of the algorithm that it is `like`.
+`data.path` and `data.synthetic` are alternatives: a layer that sets one drops the other from the layers below. A layer
+that sets another folder drops the files that belong to the folder below (`data.sequential_file`, `data.prompt_file`).
+For these rules the command line (flags and ``--set``) is one layer.
 """
 
 from __future__ import annotations
@@ -61,20 +61,20 @@ def load_config(
     allow_custom_rewards: bool = False,
     is_run: bool = False,
 ) -> RunConfig:
-    """Lay recipes, flags and ``--set`` on top of the defaults.
+    """Merges recipes, flags and ``--set`` over the defaults.
 
     Args:
         algorithm: the command's algorithm; None takes it from the recipes.
         recipes: names of packaged recipes, or paths (with a `/`, or ending in `.yaml` or `.json`).
-        flags: what flags gave, as dotted keys or nested: `{"data.path": "beauty"}`, `{"data": {"path": "beauty"}}`.
+        flags: the flags' values, as dotted keys or nested: `{"data.path": "beauty"}`, `{"data": {"path": "beauty"}}`.
         sets: `section.key=value` texts.
         allow_custom_rewards: accept `module:attr` rewards from any layer. Only for commands that run no reward
             code; elsewhere such code must be named by the flag ``--reward`` itself.
-        is_run: the first recipe is a run's own configuration. What it names was there when the run was made; a
-            plug-in that is no longer installed is told where it is used, so that the run can be opened without it.
+        is_run: the first recipe is a run's own configuration. Its names existed when the run was made. A plug-in that
+            is no longer installed raises its error when it is used, so that the run can be opened without it.
 
     Raises:
-        ConfigError: with every problem found, each with its key and the layer it came from.
+        ConfigError: lists every problem, each with its key and the layer it came from.
     """
     tree = Tree()
     files = list(_read_recipes(recipes, tree))
@@ -108,12 +108,12 @@ def load_config(
 
 
 def dump_config(config: RunConfig) -> str:
-    """The whole configuration as YAML; read as a recipe, it gives an equal configuration."""
+    """Returns the whole configuration as YAML. Read as a recipe, it gives an equal configuration."""
     return dump_yaml(config.model_dump(mode="json"))
 
 
 def _with_folders(config: RunConfig) -> RunConfig:
-    """Plain names of datasets in `data/` become their folders."""
+    """Replaces plain names of datasets in `data/` by their folders."""
     folders = tuple(find_folder(path) for path in config.data.paths)
     if folders == config.data.paths:
         return config
@@ -192,7 +192,7 @@ def _choose_algorithm(
 
 
 def _select_trainer(layer: Layer, tree: Tree) -> None:
-    """Keep of a layer's trainer section what the algorithm reads; check the rest where it lies."""
+    """Keeps the part of a layer's trainer section that the algorithm reads, and checks the rest in place."""
     trainer = layer.values.get("trainer")
     if not isinstance(trainer, dict):
         return
@@ -233,7 +233,7 @@ def _validate(tree: Tree) -> RunConfig | None:
 
 
 def _not_unicode(value: Any, path: schema.Path = ()) -> Iterator[schema.Path]:
-    """Bytes of the command line that are not UTF-8 arrive as surrogates, which no file can hold."""
+    """Finds bytes of the command line that are not UTF-8. They arrive as surrogates, which no file can hold."""
     if isinstance(value, str):
         if not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
             yield path

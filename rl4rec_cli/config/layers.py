@@ -1,7 +1,7 @@
 """The layers of a configuration, and the tree of values that they merge into.
 
-Decides: how a layer's values replace those of the layers below, and which of them exclude each other.
-Hides: which layer a value came from, until something is wrong with it.
+Decides: how a layer's values replace those of the layers below, and which values exclude each other.
+Hides: which layer a value came from. Only messages about problems show it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Layer:
 
 @dataclass
 class Tree:
-    """The merged values, where each came from, and everything that is wrong so far."""
+    """The merged values, the source of each, and all problems so far."""
 
     algorithm: str = DEFAULT_ALGORITHM
     values: dict[str, Any] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Tree:
     hints: list[str] = field(default_factory=list)
 
     def merge(self, layer: Layer) -> None:
-        """Lay it on top."""
+        """Merges a layer over the tree."""
         if layer.adds_to:
             lower = value_at(self.values, layer.adds_to)
             if lower is None:
@@ -72,7 +72,7 @@ class Tree:
             del self.origins[place]
 
     def drop_alternatives(self, layers: Sequence[Layer]) -> None:
-        """Forget what lower layers gave where these layers give exactly one of the alternatives."""
+        """Drops the alternatives of lower layers if these layers set exactly one of them."""
         alternatives = {
             path: value
             for layer in layers
@@ -92,7 +92,7 @@ class Tree:
                 self._forget((section, key))
 
     def source(self, path: schema.Path) -> str:
-        """The layers that gave the values below `path`, or the one that gave the value at or above it."""
+        """Returns the layers that set values below `path`, or the layer that set the value at or above it."""
         below = dict.fromkeys(s for p, s in self.origins.items() if len(p) > len(path) and p[: len(path)] == path)
         below.pop(COMMAND, None)  # it gives trainer.algorithm only, which is never what is wrong
         if below:
@@ -101,14 +101,14 @@ class Tree:
 
 
 def nested(path: schema.Path, value: Any) -> dict[str, Any]:
-    """A tree with nothing but this value."""
+    """Returns a tree with this value alone."""
     for key in reversed(path):
         value = {key: value}
     return value
 
 
 def value_at(values: Any, path: schema.Path) -> Any:
-    """The value at `path`; None if there is none."""
+    """Returns the value at `path`, or None if there is none."""
     for key in path:
         values = values.get(key) if isinstance(values, dict) else None
     return values

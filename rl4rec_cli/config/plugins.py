@@ -1,4 +1,4 @@
-"""What is chosen by name: rl4rec's own, and plug-ins of installed packages.
+"""Registries of everything that is chosen by name: rl4rec's own, and plug-ins of installed packages.
 
 A package offers a plug-in by an entry point, here a reward `diverse`:
 
@@ -6,8 +6,8 @@ A package offers a plug-in by an entry point, here a reward `diverse`:
     diverse = "my_package.rewards:diverse"
 
 Decides: that a name of rl4rec's own always means rl4rec's; that a name which two packages offer means neither of them;
-and that a plug-in is imported where its name is used, never to list it. Who installed a package trusts its code, so
-that any recipe may name it: a recipe can bring no code along. (`module:attr` rewards can name any file: see
+that a plug-in is imported when its name is used, never to list it. Users who install a package trust its code. So any
+recipe may name its plug-ins: a recipe cannot bring code along. (`module:attr` rewards can name any file: see
 `agreement.py`.)
 Hides: the metadata of installed packages.
 """
@@ -44,7 +44,7 @@ class Plugin:
         return f"{self.name} of {self.package}"
 
     def load(self) -> Any:
-        """What the entry point names.
+        """Imports and returns the object that the entry point names.
 
         Raises:
             PluginError: it cannot be imported.
@@ -64,7 +64,7 @@ class Plugin:
 
 
 def plugins(group: str) -> list[Plugin]:
-    """What installed packages offer to a group, by name; nothing of it is imported."""
+    """Returns the plug-ins that installed packages offer to a group, sorted by name. It imports none of them."""
     from importlib import metadata  # not for `rl4rec --help`
 
     all_plugins = [
@@ -84,7 +84,7 @@ def _package(entry: EntryPoint) -> str:
 
 @dataclass(frozen=True)
 class Registry:
-    """Everything of one kind that a configuration can name."""
+    """All objects of one kind that a configuration can name."""
 
     kind: str
     """In messages: `reward`."""
@@ -96,11 +96,11 @@ class Registry:
     """What else can be named, in messages."""
 
     def names(self) -> list[str]:
-        """Every name that means something: rl4rec's own first."""
+        """Returns every usable name, rl4rec's own first."""
         return [*self.built_in, *(plugin.name for plugin, problem in self.offers() if not problem)]
 
     def offers(self) -> list[tuple[Plugin, str]]:
-        """Every plug-in, and why its name does not mean it; empty where it does."""
+        """Returns every plug-in, with the reason why its name does not mean it. It is empty if the name does."""
         all_plugins = plugins(self.group)
         names = [plugin.name for plugin in all_plugins]
         return [(plugin, self._problem(plugin, names.count(plugin.name))) for plugin in all_plugins]
@@ -113,10 +113,10 @@ class Registry:
         return f"{count} packages offer a {self.kind} of this name: it cannot be used" if count > 1 else ""
 
     def plugin(self, name: str) -> Plugin | None:
-        """The plug-in that a name means; None where it is rl4rec's own, or nobody's.
+        """Returns the plug-in of a name, or None if the name is rl4rec's own or unknown.
 
         Raises:
-            ConfigError: several packages offer one.
+            ConfigError: several packages offer a plug-in of this name.
         """
         matches = [] if name in self.built_in else [plugin for plugin in plugins(self.group) if plugin.name == name]
         if len(matches) > 1:
@@ -125,10 +125,10 @@ class Registry:
         return matches[0] if matches else None
 
     def target(self, name: str) -> str:
-        """Where the code of a name is: `module:attr`.
+        """Returns where the code of a name is: `module:attr`.
 
         Raises:
-            ConfigError: nowhere, or several packages offer it.
+            ConfigError: the name is unknown, or several packages offer it.
         """
         plugin = self.plugin(name)
         if name not in self.built_in and plugin is None:
@@ -136,10 +136,11 @@ class Registry:
         return plugin.target if plugin is not None else self.built_in[name]
 
     def load(self, name: str) -> Any:
-        """What a name stands for.
+        """Imports and returns the object of a name.
 
         Raises:
-            ConfigError: as `target`. PluginError: a plug-in cannot be imported.
+            ConfigError: see `target`.
+            PluginError: the plug-in cannot be imported.
         """
         plugin = self.plugin(name)
         if plugin is not None:
@@ -148,10 +149,10 @@ class Registry:
         return getattr(import_module(module), attribute)
 
     def listed(self, names: Iterable[str] | None = None) -> str:
-        """`ndcg, hit, mrr, mixed or module:attr`: rl4rec's own, or these."""
+        """Returns `ndcg, hit, mrr, mixed or module:attr`: rl4rec's own names, or the given ones."""
         text = ", ".join(self.built_in if names is None else names)
         return f"{text} or {self.also}" if self.also else text
 
     def quoted(self) -> str:
-        """rl4rec's own names for a setting's description: `` `ndcg`, `hit` ``."""
+        """Returns rl4rec's own names for a setting's description: `` `ndcg`, `hit` ``."""
         return ", ".join(f"`{name}`" for name in self.built_in)
