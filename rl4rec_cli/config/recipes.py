@@ -1,7 +1,7 @@
 """Recipe files: the packaged ones by name, the user's own by path.
 
-Decides: what counts as a path, how a recipe's comment header is read, how a file that is no recipe is reported.
-Hides: where the packaged files lie.
+Decides: what counts as a path, how a recipe's comment header is read, how a file that is not a recipe is reported.
+Hides: where the packaged files are.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Recipe:
 
 
 def packaged_recipes() -> dict[str, Recipe]:
-    """The recipes that come with the package, by name."""
+    """Returns the recipes of the package, by name."""
     recipes = {}
     for entry in sorted(_folder().iterdir(), key=lambda entry: entry.name.removesuffix(".yaml")):
         if entry.name.endswith(".yaml"):
@@ -44,14 +44,14 @@ def packaged_recipes() -> dict[str, Recipe]:
 
 
 def _folder() -> Traversable:
-    """Where the packaged recipes lie: in the package, or in a source tree that was not installed beside it."""
+    """Returns the folder of the packaged recipes: in the package, or beside it in an uninstalled source tree."""
     if find_spec("rl4rec_cli.recipes") is not None:
         return resources.files("rl4rec_cli.recipes")
     return Path(__file__).parents[2] / "recipes"
 
 
 def _header(text: str) -> dict[str, str]:
-    """`# Key: value` lines at the top of a recipe; a comment line indented further continues the value."""
+    """Reads the `# Key: value` lines at the top of a recipe. A comment line indented further continues the value."""
     header: dict[str, str] = {}
     key = ""
     for line in text.splitlines():
@@ -66,10 +66,10 @@ def _header(text: str) -> dict[str, str]:
 
 
 def find_recipe(name: str) -> Recipe:
-    """A packaged recipe by its name.
+    """Returns a packaged recipe by its name.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no packaged recipe has that name.
     """
     recipes = packaged_recipes()
     if name not in recipes:
@@ -83,10 +83,10 @@ def find_recipe(name: str) -> Recipe:
 
 
 def copy_recipe(name: str, dest: str | None, *, force: bool = False) -> Path:
-    """Write a packaged recipe to `dest` (a file, or a folder to write `NAME.yaml` in) and return the file.
+    """Writes a packaged recipe to `dest` (a file, or a folder to write `NAME.yaml` in) and returns the file.
 
     Raises:
-        ConfigError: there is no such recipe, the file is there and `force` is off, or it cannot be written.
+        ConfigError: the recipe does not exist, the file exists and `force` is off, or it cannot be written.
     """
     recipe = find_recipe(name)
     path = Path(dest or f"{name}.yaml").expanduser()
@@ -103,10 +103,10 @@ def copy_recipe(name: str, dest: str | None, *, force: bool = False) -> Path:
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The values of a recipe, by packaged name or by path (with a `/`, or ending in `.yaml`, `.yml` or `.json`).
+    """Reads a recipe by packaged name or by path (with a `/`, or ending in `.yaml`, `.yml` or `.json`).
 
     Raises:
-        ConfigError: there is no such recipe, or it is no YAML mapping.
+        ConfigError: the recipe does not exist, or is not a YAML mapping.
     """
     try:
         is_path = "/" in name or name.endswith(RECIPE_FILES)

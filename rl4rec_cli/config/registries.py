@@ -1,6 +1,6 @@
 """What rl4rec itself offers by name, one line each; plug-ins of installed packages join them (`plugins.py`).
 
-A line says where the code is; it is imported when its name is used, so that a configuration is checked without it.
+A line says where the code is. The code is imported when its name is used, so that checking a configuration needs none.
 """
 
 from __future__ import annotations

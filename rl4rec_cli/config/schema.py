@@ -1,9 +1,9 @@
-"""Questions about the shape of the configuration tree: which keys there are, and which one was meant.
+"""The shape of the configuration tree: which keys exist, and which one the user probably meant.
 
-Decides: the wording of what is wrong with a key or a value.
+Decides: the wording of problems with a key or a value.
 Hides: walking pydantic models and their unions, and pydantic's error format.
 
-A path is a tuple of keys, `("trainer", "beta")`; what is found under `trainer` depends on the algorithm.
+A path is a tuple of keys, `("trainer", "beta")`. The keys under `trainer` depend on the algorithm.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PLAIN = {
 
 
 def _options(annotation: Any) -> Iterator[Any]:
-    """The alternatives of a union, or the type itself."""
+    """Returns the alternatives of a union, or the type itself."""
     if get_origin(annotation) in (Union, types.UnionType):
         for option in get_args(annotation):
             yield from _options(option)
@@ -45,12 +45,12 @@ def _options(annotation: Any) -> Iterator[Any]:
 
 
 def models_of(annotation: Any) -> list[type[Section]]:
-    """The sections among the types that a key takes."""
+    """Returns the sections among the types that a key takes."""
     return [option for option in _options(annotation) if isinstance(option, type) and issubclass(option, Section)]
 
 
 def section_at(path: Path, algorithm: str) -> type[Section] | None:
-    """The model at `path`, or None where a plain value or nothing is expected."""
+    """Returns the model at `path`, or None if `path` takes a plain value or does not exist."""
     model: type[Section] | None = RunConfig
     for depth, key in enumerate(path):
         if model is None or key not in model.model_fields:
@@ -69,13 +69,13 @@ def _field_at(path: Path, algorithm: str) -> FieldInfo | None:
 
 
 def default_at(path: Path, algorithm: str) -> Any:
-    """The default of the key at `path`."""
+    """Returns the default of the key at `path`."""
     field = _field_at(path, algorithm)
     return field.get_default(call_default_factory=True) if field else None
 
 
 def takes_text(path: Path, algorithm: str) -> bool:
-    """Whether any text is a valid value at `path`, which may be a key of the user's own in a mapping to texts."""
+    """Returns whether `path` takes any text. `path` may end with the user's own key in a mapping to texts."""
     field, above = _field_at(path, algorithm), _field_at(path[:-1], algorithm) if path else None
     if field is None and above is not None:
         return any(get_origin(one) is dict and get_args(one)[1] is str for one in _options(above.annotation))
@@ -83,19 +83,19 @@ def takes_text(path: Path, algorithm: str) -> bool:
 
 
 def takes_null(path: Path, algorithm: str) -> bool:
-    """Whether the value at `path` may be absent."""
+    """Returns whether the value at `path` may be absent."""
     field = _field_at(path, algorithm)
     return field is not None and types.NoneType in _options(field.annotation)
 
 
 def takes_mapping(path: Path, algorithm: str) -> bool:
-    """Whether the value at `path` is a mapping of the user's own keys, such as `reward.functions`."""
+    """Returns whether the value at `path` is a mapping of the user's own keys, such as `reward.functions`."""
     field = _field_at(path, algorithm)
     return field is not None and any(get_origin(option) is dict for option in _options(field.annotation))
 
 
 def _keys_below(model: type[Section], prefix: Path = ()) -> Iterator[Path]:
-    """Every key of a section and of the sections in it."""
+    """Returns every key of a section and of the sections in it."""
     for name, field in model.model_fields.items():
         yield (*prefix, name)
         models = models_of(field.annotation)
@@ -104,13 +104,13 @@ def _keys_below(model: type[Section], prefix: Path = ()) -> Iterator[Path]:
 
 
 def keys_named(name: str) -> list[str]:
-    """The keys of the tree, dotted, whose last part is `name`."""
+    """Returns the dotted keys of the tree whose last part is `name`."""
     trainers = [path for section in trainer_sections().values() for path in _keys_below(section, ("trainer",))]
     return list(dict.fromkeys(".".join(path) for path in (*_keys_below(RunConfig), *trainers) if path[-1] == name))
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that was most likely meant."""
+    """Returns the known word that the user most likely meant, or None."""
     known = list(known)
     by_lower = {k.lower(): k for k in known}
     match = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
@@ -118,7 +118,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def _explain_unknown(path: Path, algorithm: str) -> str:
-    """Say what is wrong with a key that the tree does not have, and what may have been meant."""
+    """Explains a key that the tree does not have, and what the user may have meant."""
     name = path[-1]
     if path[0] == "trainer" and len(path) == 2:  # deeper keys belong to a section that several have
         owners = [a for a, s in trainer_sections().items() if a != algorithm and path[1] in s.model_fields]
@@ -143,7 +143,7 @@ def _explain_unknown(path: Path, algorithm: str) -> str:
 
 
 def explain(errors: Iterable[Any], algorithm: str) -> Iterator[tuple[Path, str]]:
-    """Pydantic's errors as (key, what is wrong), one for each key."""
+    """Turns pydantic's errors into pairs of a key and its problem, one for each key."""
     by_path: dict[Path, dict[str, str]] = {}
     for error in errors:
         path = _real_path(error["loc"], algorithm)
@@ -156,7 +156,7 @@ def explain(errors: Iterable[Any], algorithm: str) -> Iterator[tuple[Path, str]]
 
 
 def _real_path(loc: Sequence[str | int], algorithm: str) -> Path:
-    """Pydantic's location without the tags of its unions and the indices of its lists."""
+    """Returns pydantic's location without the tags of its unions and the indices of its lists."""
     path: Path = ()
     for part in loc:
         if section_at(path, algorithm) is None and not takes_mapping(path, algorithm):
@@ -167,7 +167,7 @@ def _real_path(loc: Sequence[str | int], algorithm: str) -> Path:
 
 
 def _wording(error: Any, path: Path, algorithm: str) -> tuple[str, str]:
-    """What is wrong, and what was given."""
+    """Returns the problem, and a note on the rejected value."""
     kind, value = error["type"], error["input"]
     if kind == "extra_forbidden":
         return _explain_unknown(path, algorithm), ""
@@ -187,6 +187,6 @@ def _wording(error: Any, path: Path, algorithm: str) -> tuple[str, str]:
 
 
 def short(value: Any) -> str:
-    """A value as a message shows it."""
+    """Returns a value as a message shows it."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "…"

@@ -90,7 +90,7 @@ class DataSection(Section):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The dataset folders; none where the data is synthetic."""
+        """The dataset folders, or none if the data is synthetic."""
         return () if self.path is None else (self.path,) if isinstance(self.path, str) else self.path
 
 
@@ -141,7 +141,7 @@ class PromptSection(Section):
         return self
 
     def of(self, dataset: str) -> PromptSection:
-        """As it is for one dataset, by its name: with the templates that are its own."""
+        """Returns the section for one dataset, with the dataset's own templates."""
         own = {
             "template": self.templates.get(dataset, self.template),
             "item_template": self.item_templates.get(dataset, self.item_template),
@@ -226,7 +226,7 @@ class RetrievalSection(Section):
 
     @property
     def has_fitted_embedder(self) -> bool:
-        """Whether the embedder is fitted on a catalogue, and keeps no vectors."""
+        """Whether the embedder is fitted on a catalogue. Such an embedder stores no vectors."""
         is_fitted: bool = EMBEDDERS.load(self.embedder).is_fitted
         return is_fitted
 
@@ -356,7 +356,7 @@ class RunConfig(Section):
 
     @property
     def max_length(self) -> int:
-        """Longest prompt and text together, in tokens."""
+        """The length of the longest prompt and the longest text together, in tokens."""
         return self.prompt.max_prompt_length + self.generation.max_completion_length
 
     @model_validator(mode="after")

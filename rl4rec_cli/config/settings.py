@@ -44,7 +44,7 @@ class Setting:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What other projects call it."""
+        """The setting's names in other projects."""
         return names_of(self.key)
 
     @property
@@ -56,7 +56,7 @@ class Setting:
 
 
 def all_settings() -> list[Setting]:
-    """Every key of the tree in its order; a trainer's once, with the algorithms that have it."""
+    """Returns every key of the tree in its order. A trainer's key occurs once, with the algorithms that have it."""
     by_key: dict[str, dict[str, Setting]] = {}
     for algorithm, trainer in trainer_sections().items():
         for setting in _below(RunConfig, (), algorithm, trainer):
@@ -67,10 +67,10 @@ def all_settings() -> list[Setting]:
 
 
 def find_settings(word: str) -> list[Setting]:
-    """The settings whose key, other names or meaning have the word; a name that is exactly theirs comes first.
+    """Returns the settings with the word in their key, other names or meaning. Exact names come first.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no setting has the word.
     """
     settings, query = all_settings(), word.strip().lstrip("-").lower()
     plain = query.replace("-", "_")
@@ -136,7 +136,7 @@ def _default(field: FieldInfo) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A default as it is written in a recipe, on one line."""
+    """Returns a default as a recipe has it, on one line."""
     if isinstance(value, tuple):
         return "[" + ", ".join(shown(item) for item in value) + "]"
     if isinstance(value, float):
@@ -145,7 +145,7 @@ def shown(value: Any) -> str:
 
 
 def _describe(annotation: Any, metadata: Sequence[Any] = ()) -> tuple[str, str]:
-    """Type and range in words."""
+    """Returns type and range in words."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         inner = [part for extra in args[1:] for part in (extra.metadata if isinstance(extra, FieldInfo) else [extra])]

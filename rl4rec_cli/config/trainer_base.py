@@ -1,7 +1,7 @@
-"""What the `trainer` section of every algorithm has, and what it answers.
+"""The base of every algorithm's `trainer` section: shared settings, and questions about the algorithm.
 
-Decides: the settings that all trainers share; what the rest of the program may ask of an algorithm. It asks the section
-and never compares names.
+Decides: the settings that all trainers share; what other modules may ask about an algorithm. They ask the section and
+never compare names.
 Hides: which algorithms there are.
 """
 
@@ -67,12 +67,12 @@ class TrainerSection(Section):
         return (self,)
 
     def without_warm_start(self) -> TrainerSection:
-        """The same training from the policy as it is."""
+        """Returns the same training without the warm start."""
         return self
 
     @property
     def updates_per_batch(self) -> int:
-        """Optimiser steps made of one batch of examples."""
+        """Optimiser steps per batch of examples."""
         return 1
 
     @property
@@ -87,17 +87,17 @@ class TrainerSection(Section):
 
     @property
     def micro_batch(self) -> int:
-        """Sequences learnt from at once."""
+        """Sequences in one forward and backward pass."""
         return self.batch_size
 
     @property
     def texts_at_once(self) -> int:
-        """Texts written at once; 0: none."""
+        """Texts that the policy writes at once; 0 if it writes none."""
         return self.batch_size * self.texts_per_prompt * self.gradient_accumulation_steps
 
     @property
     def holds_reference(self) -> bool:
-        """Whether a frozen reference policy is held."""
+        """Whether training holds a frozen reference policy."""
         return False
 
     @property
@@ -107,21 +107,21 @@ class TrainerSection(Section):
 
     @property
     def can_checkpoint(self) -> bool:
-        """Whether it can be used with gradient checkpointing."""
+        """Whether the algorithm works with gradient checkpointing."""
         return not self.has_adapter_critic
 
     @property
     def batch_words(self) -> str:
-        """What one optimiser step learns from, for a table."""
+        """The data of one optimiser step in words, for a table."""
         return f"{self.micro_batch} sequences × {self.gradient_accumulation_steps}"
 
     @property
     def divisors(self) -> list[int]:
-        """Numbers of parts that a micro-batch can be cut into, 1 first."""
+        """The numbers of equal parts into which a micro-batch can be cut, 1 first."""
         return [n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0]
 
     def split(self, parts: int) -> dict[str, int]:
-        """The settings of micro-batches cut into `parts` and that many more of them: a step learns from as much.
+        """Returns the settings for `parts` times as many micro-batches, each smaller by `parts`: a step sees as much.
 
         Args:
             parts: one of `divisors`.
