@@ -1,9 +1,9 @@
-"""What a policy is compared with, and what others ask of it.
+"""The interface of baselines, which a policy is compared with.
 
 A baseline is a function that scores the catalogue, marked by `scores`; one that is itself a policy, or is joined to
-one, subclasses `Baseline`. Both are found by their names in `config/registries.py` or as plug-ins.
+one, subclasses `Baseline`. `config/registries.py` and plug-ins name them.
 
-Decides: what is asked of a baseline, and that a measurement is kept under what it depends on.
+Decides: the interface, and that the cache keeps a measurement under everything it depends on.
 Hides: where baselines come from. Nothing heavy is imported here.
 """
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """The policy that is compared with the baselines, for those that need it.
+    """The policy to compare with the baselines, for those that need it.
 
     Attributes:
-        name: in tables.
+        name: its name in tables.
         checkpoint: folder or Hub name of its model.
         start: the model that its training started from; None for a model that is no run's.
-        start_name: in tables.
+        start_name: that model's name in tables.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Subject:
 
 
 class Baseline:
-    """What others ask of a baseline.
+    """The interface of a baseline.
 
     Attributes:
-        name: by which it was named.
-        package: of a plug-in, with its version; empty for rl4rec's own.
+        name: its name in settings and on the command line.
+        package: a plug-in's package with its version; empty for rl4rec's own.
         is_start: it is the policy that training starts from, which training measures at its start.
-        in_brief: it is shown where there is room for few.
+        in_brief: brief overviews show it.
     """
 
     name = ""
@@ -64,7 +64,7 @@ class Baseline:
 
     @property
     def needs_policy(self) -> bool:
-        """Whether it cannot be measured alone."""
+        """Whether it can be measured only with a policy."""
         return type(self).measure is Baseline.measure
 
     def measure(self, task: Task, split: Split) -> Measured | None:
@@ -72,26 +72,26 @@ class Baseline:
         return None
 
     def measure_before(self, subject: Subject) -> Measured | None:
-        """Measures it with the subject's models, before the subject; None if nothing of it comes there."""
+        """Measures it with the subject's models, before the subject; None if it is measured otherwise."""
         return None
 
     def measure_joined(self, subject: Subject) -> Measured | None:
-        """Measures it joined to the subject, which was measured already; None if it is not joined."""
+        """Measures it joined to the subject, after the subject; None if it is not joined."""
         return None
 
 
 class ScoreBaseline(Baseline):
-    """A baseline that scores the catalogue for every example. Made by `scores`.
+    """A baseline that scores the catalogue for every example. `scores` makes it.
 
     Attributes:
-        score: makes the scores.
-        label: in tables; the name without underscores when absent.
+        score: returns the scores of a task.
+        label: its name in tables; its `name` without underscores when absent.
         kind: `ceiling` if it knows the target.
         reads_vectors: its scores depend on the items' vectors.
-        is_seeded: it is trained here, from the task's seed.
-        is_kept: its measurement is kept between evaluations.
-        score_texts: the same for any texts as queries (items' texts, queries to scores), by which probes rank what a
-            policy wrote a second time; None if it cannot.
+        is_seeded: rl4rec trains it, from the task's seed.
+        is_kept: the cache keeps its measurement between evaluations.
+        score_texts: scores any texts as queries (items' texts, queries to scores), so that probes can rank a policy's
+            completions a second time; None if it cannot.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class ScoreBaseline(Baseline):
         self.in_brief = in_brief
 
     def measure(self, task: Task, split: Split) -> Measured:
-        """Measures it, or reads what was measured on the same data, users and vectors."""
+        """Measures it, or reads the cached measurement of the same data, users and vectors."""
         from rl4rec_cli.eval.cache import cached
         from rl4rec_cli.eval.scoring import measure
 
@@ -138,15 +138,15 @@ class ScoreBaseline(Baseline):
 
 
 def scores(**facts: Any) -> Callable[[Callable[[Task], Scored]], ScoreBaseline]:
-    """Marks a function from a `Task` to `Scored` as a baseline, with what `ScoreBaseline` asks of it."""
+    """Marks a function from a `Task` to `Scored` as a baseline, with the arguments of `ScoreBaseline`."""
     return lambda function: ScoreBaseline(function, **facts)
 
 
 def open_baseline(name: str) -> Baseline:
-    """A baseline by name. A plug-in's plain function is measured anew each time: who wrote it may still change it.
+    """Loads a baseline by name. The cache keeps nothing of a plug-in's plain function: its code may still change.
 
     Raises:
-        ConfigError: there is none, or several packages offer one. PluginError: a plug-in cannot be imported, or is no
+        ConfigError: no package or several packages offer it. PluginError: a plug-in cannot be imported, or is no
             baseline.
     """
     code, plugin = BASELINES.load(name), BASELINES.plugin(name)
@@ -165,18 +165,18 @@ def open_baseline(name: str) -> Baseline:
 
 
 def open_baselines(names: Iterable[str]) -> list[Baseline]:
-    """Baselines by name, see `open_baseline`."""
+    """Loads baselines by name, see `open_baseline`."""
     return [open_baseline(name) for name in names]
 
 
 @during(Phase.MEASURING)
 def measure_baselines(names: Iterable[str], task: Task, split: Split) -> list[Measured]:
-    """Measures baselines alone; those that need a policy are left out."""
+    """Measures baselines alone, and leaves out those that need a policy."""
     alone = (baseline.measure(task, split) for baseline in open_baselines(names))
     return [measurement for measurement in alone if measurement is not None]
 
 
 def lone_names() -> list[str]:
-    """Names that can be compared alone: of baselines that need no policy. Plug-ins are not opened to ask them."""
+    """Returns the names of baselines that need no policy, and of all plug-ins, which it does not import."""
     own = set(BASELINES.built_in)
     return [name for name in BASELINES.names() if name not in own or not open_baseline(name).needs_policy]

@@ -1,8 +1,8 @@
 """rl4rec's baselines, measured on the same examples, masks and tie rule as the policy.
 
 Decides: what each baseline knows (the training part and the example's history, nothing later; a ceiling knows the
-target and says so).
-Hides: how each becomes scores. torch is imported when something is measured.
+target and is labelled as one).
+Hides: how each computes its scores. torch is imported only when a baseline is measured.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 DECAY = 0.5
 """Weight of a history item relative to the one after it, in `decayed_mean` and `transitions_2`."""
 FUSION_USERS = 5_000
-"""Validation users that the weight of a fusion is chosen on, for a result on the test split."""
+"""Validation users who choose the weight of a fusion for a result on the test split."""
 BM25_ITEMS = 1
 """Most recent history items whose texts are BM25's query."""
 
 
 def training_counts(dataset: Dataset) -> NDArray[np.int64]:
-    """`[num_items]` how often each item stands in the training part of all users."""
+    """Counts how often each item is in the training part of all users, `[num_items]`."""
     items = [item for sequence in dataset.sequences for item in sequence[:-2]]
     return np.bincount(np.asarray(items, np.int64), minlength=dataset.num_items)
 
 
 @scores(reads_vectors=False, in_brief=True)
 def popularity(task: Task) -> Scored:
-    """Items by how often they stand in the training part of all users."""
+    """Items by how often they are in the training part of all users."""
     nothing: tuple[NDArray[np.int64], NDArray[np.float64]] = (np.zeros(0, np.int64), np.zeros(0))
     counts_N = training_counts(task.dataset).astype(np.float64)
     return SparseScores(len(task.examples), counts_N, lambda _: nothing)
@@ -65,9 +65,9 @@ def decayed_mean(task: Task) -> Scored:
 
 
 def bm25_scores(items: Sequence[str], queries: Sequence[str]) -> Scored:
-    """BM25 scores of item texts for query texts. A query without a known word is unscorable.
+    """Returns BM25 scores of item texts for query texts. A query without a known word is unscorable.
 
-    Where hardly any items share words, BM25 can hardly tell them apart (logged).
+    If hardly any items share words, BM25 can hardly tell them apart (logged).
     """
     import bm25s
 
@@ -103,7 +103,7 @@ def transitions(task: Task) -> Scored:
 
 @scores(label="transitions (2 items)", reads_vectors=False)
 def transitions_2(task: Task) -> Scored:
-    """As `transitions`, plus half of how often they stood two places after the item before the last."""
+    """As `transitions`, plus half of how often items were two places after the last item but one."""
     return _followers(task, steps=2)
 
 
@@ -137,7 +137,7 @@ def _followers(task: Task, *, steps: int) -> Scored:
 
 @scores(label="SASRec", reads_vectors=False, is_seeded=True)
 def sasrec(task: Task) -> Scored:
-    """SASRec with full softmax cross-entropy, trained here on the training part; see `sasrec.py`."""
+    """SASRec with full softmax cross-entropy, which rl4rec trains on the training part; see `sasrec.py`."""
     from rl4rec_cli.eval.sasrec import open_sasrec
     from rl4rec_cli.ranking.ranks import ItemMatrix
 
@@ -185,7 +185,7 @@ class Untrained(Baseline):
 
 
 class Fusion(Baseline):
-    """SASRec's scores joined to text retrieval: to the last item's text, and to what the policy writes."""
+    """SASRec's scores joined to text retrieval: to the last item's text, and to the policy's completions."""
 
     def measure(self, task: Task, split: Split) -> Measured:
         def last_items(examples: Sequence[Example]) -> Tensor:
@@ -210,12 +210,12 @@ def measure_fusion(
     *,
     kind: Kind = "baseline",
 ) -> Measured:
-    """Text retrieval joined with SASRec, see `fusion.py`.
+    """Measures text retrieval joined with SASRec, see `fusion.py`.
 
-    The weight is chosen on validation users; where those are the users measured, on the other half of them.
+    Validation users choose the weight. On the validation split each half of the users chooses it for the other.
 
     Args:
-        queries: text vectors `[len(examples), D]` of any examples.
+        queries: returns text vectors `[len(examples), D]` for any examples.
     """
     from rl4rec_cli.eval.fusion import Fused, choose_weight, cross_fitted, fuse
     from rl4rec_cli.eval.sasrec import open_sasrec

@@ -1,16 +1,16 @@
-"""What methods recommend and write, beyond whether the target was near the top.
+"""Figures of what methods recommend and write, besides the target's rank.
 
 Decides: which figures, and their names.
 Hides: counting.
 
-- `coverage`: share of the catalogue that stands in somebody's ten best items.
+- `coverage`: share of the catalogue that is among somebody's ten best items.
 - `novelty`: mean of -log2 p(item) over the ten best, p the item's share of the training part (one more for every item,
   so that an unseen item has one). Zhou et al. 2010, "Solving the apparent diversity-accuracy dilemma of recommender
   systems", with add-one smoothing.
-- `popularity_bias`: mean training count of the ten best ÷ mean training count of what users chose (1 = as popular as
-  what is chosen). Abdollahpouri et al. 2019 compare the same two means by user group.
-- `text_words`: words of a text, mean. `distinct_texts`: share of texts that differ.
-- `copy_rate`: share of a text's words that stand in the titles of the user's history, mean over texts.
+- `popularity_bias`: mean training count of the ten best ÷ mean training count of the targets (1 = as popular as the
+  users' choices). Abdollahpouri et al. 2019 compare the same two means by user group.
+- `text_words`: mean words of a text. `distinct_texts`: share of texts that differ.
+- `copy_rate`: share of a text's words that are in the titles of the user's history, mean over texts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def behaviour(
     method: Measured, dataset: Dataset, examples: Sequence[Example], counts: NDArray[np.int64]
 ) -> dict[str, float]:
-    """Figures of one method by name; those of texts only where it writes some.
+    """Returns the figures of one method by name, those of texts only if it writes texts.
 
     Args:
         counts: `[num_items]` occurrences in the training part.
@@ -65,7 +65,7 @@ def _words(text: str) -> list[str]:
 
 
 def user_slices(examples: Sequence[Example]) -> Mapping[str, NDArray[np.bool_]]:
-    """Users in three parts by the length of their history, as even as whole lengths allow: `history 3-4`, …"""
+    """Divides users into three parts by the length of their history, as evenly as possible: `history 3-4`, …"""
     lengths = np.asarray([len(e.history) for e in examples])
     borders = np.unique(np.quantile(lengths, [1 / 3, 2 / 3], method="inverted_cdf"))
     parts = {}

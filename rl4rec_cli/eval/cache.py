@@ -1,7 +1,7 @@
-"""Measurements kept between evaluations.
+"""Keeps measurements between evaluations.
 
-Decides: when a measurement may be read back: only for the same dataset, users, and everything else it was made from,
-and only as it was written: a file ends with the SHA-256 of all before, and one that does not match is measured anew.
+Decides: when an evaluation may reuse a measurement: only for the same dataset, users, and everything else it depends
+on, and only from a whole file. A file ends with the SHA-256 of all before; if that does not match, it is measured anew.
 Hides: the files.
 """
 
@@ -21,14 +21,17 @@ from rl4rec_cli.files.names import file_name
 from rl4rec_cli.files.writing import replacing
 from rl4rec_cli.retrieval.retriever import Ranking
 
-_VERSION = 4  # raise it when a method's scores change: what is kept then is not read again
+_VERSION = 4  # raise it when a method's scores change: older files are then not read again
 _SEAL = 32  # bytes of a SHA-256
 
 
 def cached(task: Task, key: dict[str, object], compute: Callable[[], Measured]) -> Measured:
-    """A measurement kept under what it depends on: the dataset, its examples, and `key`.
+    """Returns the cached measurement of the dataset, its examples and `key`, or computes and caches it.
 
-    A file that cannot be read, or is damaged, is measured again, which is said.
+    It measures again if the file is damaged or cannot be read (logged).
+
+    Args:
+        key: everything else that the measurement depends on.
     """
     if task.cache is None:
         return compute()
@@ -61,7 +64,7 @@ def _read(path: Path, key: str, count: int) -> Measured:
 
 
 def _write(path: Path, key: str, measured: Measured) -> None:
-    """Beside and renamed; a cache that cannot be written costs time, not the result."""
+    """Writes a temporary file and renames it. A failure costs time next time, not the result (logged)."""
     about = {
         "key": key,
         "name": measured.name,

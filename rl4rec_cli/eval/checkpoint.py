@@ -1,8 +1,8 @@
-"""Which of a run's checkpoints is measured, recommended with or exported, and what is said of it.
+"""Chooses the checkpoint of a run to measure, recommend with or export, and describes it.
 
-Decides: the last step, unless another checkpoint is named. How long a run trains is part of its recipe; the best step
-is the largest of several noisy figures on a few validation users, and reads too high on these.
-Hides: where checkpoints lie, and what they say of themselves.
+Decides: that it is the last step, unless the command names another. How long a run trains is part of its recipe. The
+best step is the largest of several noisy figures on a few validation users, and its figures on these are too high.
+Hides: the files of checkpoints and their metadata.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ NAMES = "best, final, start or step_N"
 
 
 def find_checkpoint(run: Run, name: str | None) -> Path:
-    """The checkpoint that a word names, as `best`, `step_40` or `checkpoint_step_40`; without one the last step.
+    """Returns the checkpoint that a word names (`best`, `step_40`, `checkpoint_step_40`), or the last step for None.
 
     Raises:
-        ConfigError: the word can be no checkpoint's. RunError: the run has none of this name, or none at all.
+        ConfigError: no checkpoint can have this name. RunError: the run has none of this name, or none at all.
     """
     if name is None:
         return run.newest_checkpoint()
@@ -39,17 +39,17 @@ def find_checkpoint(run: Run, name: str | None) -> Path:
 
 
 def listed(run: Run) -> str:
-    """The checkpoints of a run, as `--checkpoint` takes them."""
+    """Returns the names of a run's checkpoints, as `--checkpoint` takes them."""
     there = [folder for folder in (run.start, *run.steps(), run.best, run.final) if folder.is_dir()]
     return ", ".join(folder.name.removeprefix("checkpoint_") for folder in there) or "none"
 
 
 def describe_checkpoint(run: Run, folder: Path) -> dict[str, Any]:
-    """What is known of a checkpoint, as it stands in every result.
+    """Describes a checkpoint for results.
 
     Returns:
-        `name`; `weights`, a digest of what was written of them; of the best one what it was chosen by: `step`,
-        `metric`, `value`, `users`; of the last one the step of the best one, where there is one, as `best_step`.
+        `name`; `weights`, the digest of its weights as the manifest has it; for the best one also `step`, `metric`,
+        `value` and `users` of its choice; for the last one `best_step`, the step of the best one, if there is one.
     """
     name = folder.resolve().name
     about: dict[str, Any] = {"name": name}
@@ -64,9 +64,9 @@ def describe_checkpoint(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def is_of(result: Mapping[str, Any], folder: Path) -> bool:
-    """Whether a stored result is of the weights that a checkpoint has now.
+    """Whether a stored result belongs to the weights that a checkpoint has now.
 
-    A run that went on has others under the same names. A result that says nothing of its weights is taken for it.
+    A run that went on has other weights under the same names. A result without a digest counts as the checkpoint's.
     """
     result_weights, now = (result.get("checkpoint") or {}).get("weights"), _weights(folder)
     return result_weights is None or now is None or result_weights == now
@@ -80,7 +80,7 @@ def _weights(folder: Path) -> str | None:
 def _chosen(best: Path) -> dict[str, Any]:
     try:
         values = read_object(best / "validation.json", {"step": int})
-    except RunError:  # there is no best one, or it is damaged, which whoever loads it says
+    except RunError:  # there is no best one, or it is damaged, and loading it raises the reason
         return {}
     metric = next((key for key in values if "@" in key and "/" not in key), None)
     if metric is None or object_flaw(values, {metric: (int, float)}):
@@ -89,10 +89,10 @@ def _chosen(best: Path) -> dict[str, Any]:
 
 
 def checkpoint_line(about: Mapping[str, Any], *, split: str | None = None) -> str:
-    """One line of what `describe_checkpoint` knows.
+    """Returns what `describe_checkpoint` found as one line.
 
     Args:
-        split: what is measured with it.
+        split: the split to measure with it.
     """
     name = about["name"]
     if "metric" in about:

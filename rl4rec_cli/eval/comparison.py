@@ -1,8 +1,8 @@
-"""The result of a comparison: several systems over the same users, and what may be said of them.
+"""The result of a comparison: several systems over the same users, and the verdict on them.
 
-Decides: what is tested (every pair of up to three, else the first against every other; Holm over all that is shown),
-which users are shown, and what a seed counts for.
-Hides: nothing of the ranks: the records give every number again.
+Decides: which differences are tested (every pair of up to three systems, else the first against every other; Holm over
+all of them), which users are shown, and the role of seeds.
+Hides: nothing of the ranks: every number can be computed again from the records.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ EVERY_PAIR = 3
 SHOWN_USERS = 10
 """Users shown each way."""
 MEAN_RESAMPLES = 2_000
-"""Samples of the interval of a single mean, which is drawn and not tested."""
+"""Bootstrap samples for the interval of a single mean, which charts show and no test uses."""
 SHOWN_HISTORY = 5
 SHOWN_ITEMS = 3
 
@@ -67,7 +67,7 @@ class Comparison:
         return [c.label for c in self.systems]
 
     def values(self, label: str) -> dict[str, Values]:
-        """Every metric by name, `[seeds, users]`."""
+        """Returns every metric by name, `[seeds, users]`."""
         each = [per_user(m.ranking, self.evaluation.ks) for m in self.measured[label]]
         return {name: np.stack([values[name] for values in each]) for name in each[0]}
 
@@ -78,7 +78,7 @@ class Comparison:
 
     @cached_property
     def pairs(self) -> list[dict[str, Any]]:
-        """The tested differences, `ours` minus `theirs`, p values adjusted over all of them."""
+        """The tested differences, `ours` minus `theirs`, with p values adjusted over all of them."""
         names = list(itertools.combinations(self.labels, 2))
         if len(self.labels) > EVERY_PAIR:
             names = [(self.labels[0], other) for other in self.labels[1:]]
@@ -90,7 +90,7 @@ class Comparison:
         ]
 
     def _aligned(self, ours: str, theirs: str) -> tuple[Values, Values]:
-        """Both `[seeds, users]`, seeds that both have in the same rows."""
+        """Returns both systems' values `[seeds, users]`, with the seeds that both have in the same rows."""
         seeds = {c.label: c.seeds for c in self.systems}
         both = set(seeds[ours]) & set(seeds[theirs])
 
@@ -112,7 +112,10 @@ class Comparison:
         return pair
 
     def most_different(self, ours: str, theirs: str, count: int = SHOWN_USERS) -> dict[str, list[dict[str, Any]]]:
-        """Users whom one serves best compared with the other, each way, by the compared metric, then by rank."""
+        """Returns the users whom one system serves best compared with the other, each way.
+
+        The compared metric orders them, then the rank.
+        """
         gain_B = self._gains(ours, theirs)
         nearer_B = self._log_ranks(theirs) - self._log_ranks(ours)
         order = np.lexsort((-nearer_B, -gain_B))
@@ -178,7 +181,7 @@ class Comparison:
         return report
 
     def as_json(self) -> dict[str, Any]:
-        """Everything; the page and the Markdown file are made of nothing else."""
+        """Returns the whole result, from which the page and the Markdown file are made."""
         from rl4rec_cli.eval.baselines import training_counts
         from rl4rec_cli.eval.behaviour import behaviour
 
@@ -235,11 +238,11 @@ class Comparison:
 
 
 def paired(ours_SB: Values, theirs_SB: Values, *, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """`ours - theirs` as a `Difference`'s fields, and `seeds`, what only several seeds tell.
+    """Returns `ours - theirs` as a `Difference`'s fields, and `seeds` with the results that need several seeds.
 
-    With several seeds on one side or both, mean, interval and p are those for other seeds and users
-    (`statistics.seeds_difference`); wins, losses and effect size are of each user's average over the seeds, and there
-    is no number of users that would make up for too few seeds.
+    With several seeds on one side or both, mean, interval and p hold for other seeds and users
+    (`statistics.seeds_difference`). Wins, losses and effect size are those of each user's average over the seeds.
+    `users_needed` is None: no number of users makes up for too few seeds.
 
     Args:
         ours_SB, theirs_SB: `[seeds, users]`, equally many seeds or 1 on one side.
@@ -271,13 +274,13 @@ def paired(ours_SB: Values, theirs_SB: Values, *, resamples: int = RESAMPLES) ->
 
 
 def averaged(values_SB: Values) -> Values:
-    """Each user's mean over the seeds. Rounded: the same values in another order are to tie, not to win by 1e-17."""
+    """Returns each user's mean over the seeds, rounded so that equal values in another order tie exactly."""
     means_B: Values = values_SB.mean(axis=0)
     return means_B if len(values_SB) == 1 else np.round(means_B, 12)
 
 
 def interval(values_SB: Values) -> list[float]:
-    """95 % interval of a metric's mean, over seeds too where there are several; a metric lies between 0 and 1."""
+    """Returns the 95 % interval of a metric's mean, over seeds too if there are several, cut to 0 … 1."""
     difference = paired(values_SB, np.zeros((1, values_SB.shape[1])), resamples=MEAN_RESAMPLES)
     return [max(0.0, difference["low"]), min(1.0, difference["high"])]
 
@@ -291,7 +294,7 @@ def _average(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def reward_curves(system: System) -> list[dict[str, Any]]:
-    """Mean reward by step of every run that has logged some; a line that was cut off is left out."""
+    """Returns the mean reward by step of every run that logged some, without incomplete lines of the log."""
     curves = []
     for member in system.members:
         records = read_log(member.run.folder / TRAINING_LOG)[0] if member.run is not None else []

@@ -1,9 +1,9 @@
-"""The result of an evaluation: methods over the same users, what may be said of them, and its files.
+"""The result of an evaluation: methods over the same users, the verdict on them, and its files.
 
 Decides: which differences are tested (the subject against every other method that knows as little, Holm over all of
-them), what is reported beside the means, and what may be claimed: a method is better only where its interval excludes
+them), what is reported beside the means, and which claims are made: a method is better only if its interval excludes
 0 and its p value, adjusted over all comparisons, is below .05; otherwise "no difference shown".
-Hides: nothing of the ranks: every number here can be made again from the per-user records.
+Hides: nothing of the ranks: every number here can be computed again from the per-user records.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
     from rl4rec_cli.eval.scoring import Measured
 
 CACHED = "cached"
-"""The note of a measurement that was read back: nothing of the result itself."""
+"""The note of a measurement from the cache, which is no part of the result."""
 
 
 @dataclass
 class Evaluation:
-    """All methods over the same examples; filled as they are measured, read when all are."""
+    """All methods over the same examples. It is filled method by method and read when all are measured."""
 
     split: Split
     examples: list[Example]
     ks: tuple[int, ...]
     slices: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
-    """Parts of the examples by name, `[B]` each, whose means are reported too."""
+    """Parts of the examples by name, `[B]` each, with means of their own."""
     methods: list[Measured] = field(default_factory=list)
     subject: str | None = None
-    """The method that is compared with all others; None where only baselines were measured."""
+    """The method to compare with all others; None if there are only baselines."""
     behaviour: dict[str, dict[str, float]] = field(default_factory=dict)
     """What each method recommends and writes, see `behaviour.py`."""
     probes: list[Probe] = field(default_factory=list)
     kept_in: Path | None = None
-    """The folder of its files; None where it belongs to no run."""
+    """The folder of its files; None if it belongs to no run."""
     about: dict[str, Any] = field(default_factory=dict)
     """Dataset digest, audit, openings of the test split: whatever a reader needs to trust the rest."""
 
@@ -57,7 +57,7 @@ class Evaluation:
         return next((m for m in self.methods if m.name == name), None)
 
     def metric(self, name: str) -> NDArray[np.float64]:
-        """`[B]` the headline metric of a method.
+        """Returns the headline metric of a method, `[B]`.
 
         Raises:
             DataError: no such method.
@@ -73,7 +73,7 @@ class Evaluation:
         return headline(self.ks)
 
     def difference(self, ours: str, theirs: str) -> Difference:
-        """Paired difference of two methods in the headline metric."""
+        """Returns the paired difference of two methods in the headline metric."""
         return paired_difference(self.metric(ours), self.metric(theirs))
 
     @property
@@ -86,9 +86,9 @@ class Evaluation:
 
     @property
     def verdict(self) -> str:
-        """By how much the subject beats the best baseline and the policy it started from, or that it does not.
+        """A sentence on whether the subject beats the best baseline and the policy it started from, and by how much.
 
-        Without a subject: which baseline is best. Failed probes are named.
+        It names failed probes. Without a subject it names the best baseline.
         """
         means = {m.name: float(self.metric(m.name).mean()) for m in self.methods}
         where = f"on {len(self.examples):,} {self.split} users"
@@ -117,7 +117,7 @@ class Evaluation:
         return next((m.name for m in self.methods if m.name in names and m.name != self.subject), None)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the per-user records."""
+        """Returns the result without the per-user records."""
         return {
             "split": self.split,
             "users": len(self.examples),
@@ -141,7 +141,7 @@ class Evaluation:
         }
 
     def records(self) -> list[dict[str, Any]]:
-        """One record per user: target, and every method's rank and text."""
+        """Returns one record per user: target, and every method's rank and text."""
         return [
             {
                 "user": example.user,
@@ -154,7 +154,7 @@ class Evaluation:
 
 
 def compare_all(differences: Mapping[str, Difference]) -> dict[str, dict[str, Any]]:
-    """Differences as JSON, each with its p value adjusted over all of them and what it reads as."""
+    """Returns differences as JSON, each with its p value adjusted over all of them and its reading."""
     p_values = holm([d.p_value for d in differences.values()])
     return {
         name: {**d._asdict(), "p_holm": float(p), "reads": reads(d, float(p))}
@@ -163,7 +163,7 @@ def compare_all(differences: Mapping[str, Difference]) -> dict[str, dict[str, An
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """`SPLIT.json` and `SPLIT_users.jsonl`, both of this evaluation, whoever else saves one there."""
+    """Writes `SPLIT.json` and `SPLIT_users.jsonl` under a lock, so that both are of one evaluation."""
     result, records = evaluation.as_json(), evaluation.records()
     with exclusive(folder / evaluation.split):
         write_json(folder / f"{evaluation.split}.json", result)

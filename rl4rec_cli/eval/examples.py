@@ -1,6 +1,6 @@
-"""Which users are measured.
+"""Chooses the users to measure.
 
-Decides: the draw where not all are: the same users for every run, model and baseline.
+Decides: which users, where not all are measured: the same for every run, model and baseline.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from rl4rec_cli.data.dataset import Dataset, Example, Split, build_examples
 from rl4rec_cli.errors import DataError
 
 EVAL_SEED = 20_010
-"""Draws the measured users where there are more than asked for."""
+"""Draws the users to measure where the split has more than `eval.users`."""
 
 
 def choose_examples(dataset: Dataset, split: Split, users: int | None) -> list[Example]:
-    """The split's examples, or a fixed draw of them, in file order.
+    """Returns the split's examples, or a fixed draw of `users` of them, in file order.
 
     Raises:
         DataError: the split is empty.

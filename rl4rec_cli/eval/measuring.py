@@ -1,6 +1,6 @@
-"""Measure policies and baselines on the same users, ranks and masks.
+"""Measures policies and baselines on the same users, ranks and masks.
 
-Decides: which users are measured and by what they are grouped, and how a policy's texts become ranks.
+Decides: which users are measured, their groups, and how a policy's completions become ranks.
 Hides: the prompt builder, sampling, and the order of imports.
 """
 
@@ -17,7 +17,7 @@ from rl4rec_cli.eval.evaluation import Evaluation
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.runs.folder import Run
 
-# torch is imported in the functions that need it, so that an error in the dataset is told before.
+# torch is imported in the functions that need it, so that errors in the dataset show first.
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
@@ -28,12 +28,12 @@ TUNED = "tuned policy"
 
 
 def start_name(config: RunConfig) -> str:
-    """What the policy is called that training started from (after the warm start, where there was one)."""
+    """Returns the name of the policy that training started from (after a warm start, if there was one)."""
     return config.trainer.start_name
 
 
 def start_evaluation(config: RunConfig, dataset: Dataset, split: Split) -> Evaluation:
-    """The users to measure and their slices; methods are added as they are measured.
+    """Starts an evaluation with the users to measure and their slices. Callers add methods as they measure them.
 
     Raises:
         DataError: the split is empty.
@@ -49,7 +49,7 @@ def start_evaluation(config: RunConfig, dataset: Dataset, split: Split) -> Evalu
 
 
 def open_task(config: RunConfig, dataset: Dataset, retriever: VectorRetriever, examples: Sequence[Example]) -> Task:
-    """What the baselines of a configuration are measured on."""
+    """Returns the task of a configuration's baselines."""
     from rl4rec_cli.eval.scoring import Task
 
     cache = Path(config.eval.cache_dir).expanduser() if config.eval.cache_dir is not None else None
@@ -57,7 +57,7 @@ def open_task(config: RunConfig, dataset: Dataset, retriever: VectorRetriever, e
 
 
 def finish(evaluation: Evaluation, dataset: Dataset) -> None:
-    """Add what is reported beside the ranks once all methods are measured."""
+    """Adds the figures of behaviour, once all methods are measured."""
     from rl4rec_cli.eval.baselines import training_counts
     from rl4rec_cli.eval.behaviour import behaviour
 
@@ -67,16 +67,16 @@ def finish(evaluation: Evaluation, dataset: Dataset) -> None:
 
 
 def note_checkpoint(evaluation: Evaluation, run: Run, folder: Path) -> None:
-    """Say in a result which of a run's checkpoints it is of."""
+    """Adds to a result which of a run's checkpoints it measures."""
     evaluation.about["checkpoint"] = about = describe_checkpoint(run, folder)
     evaluation.about["checkpoint_line"] = checkpoint_line(about, split=evaluation.split)
 
 
 def audit_line(config: RunConfig, dataset: Dataset, path: str | None) -> str:
-    """The leakage audit's one line; also logged, for whoever only sees the log.
+    """Returns the leakage audit as one line, and logs it.
 
     Args:
-        path: the dataset's folder, where there is one.
+        path: the dataset's folder, if there is one.
     """
     from rl4rec_cli.data.audit.audit import audit_as_configured
 

@@ -1,8 +1,8 @@
-"""Ranks to metrics, whole splits at once.
+"""Turns the ranks of whole splits into metrics.
 
-Decides: which metrics are reported and how they are named (`ndcg@10`).
-Hides: nothing; the formulas are those of the rewards (`rewards/functions.py`). A reward is not reported for being one,
-nor need a metric be a reward.
+Decides: the reported metrics and their names (`ndcg@10`).
+Hides: nothing; the formulas are those of the rewards (`rewards/functions.py`). A reward need not be a metric, nor a
+metric a reward.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ class Metric(NamedTuple):
 
 
 METRICS = {"ndcg": Metric("NDCG", ndcg), "hit": Metric("Hit", hit), "mrr": Metric("MRR", mrr)}
-"""What is reported, in its order."""
+"""The reported metrics, in the order of reports."""
 COMPARED = "ndcg"
-"""The one that systems are compared by."""
+"""The metric that comparisons use."""
 
 
 def metric_names(ks: Sequence[int]) -> list[str]:
-    """`ndcg@5`, …, `hit@5`, …, `mrr@5`, …"""
+    """Returns `ndcg@5`, …, `hit@5`, …, `mrr@5`, …"""
     return [f"{name}@{k}" for name in METRICS for k in ks]
 
 
 def headline(ks: Sequence[int]) -> str:
-    """The metric that is compared: `ndcg@10`, or the cut-off nearest to 10."""
+    """Returns the metric that comparisons use: `ndcg@10`, or NDCG at the cut-off nearest to 10."""
     return f"{COMPARED}@{min(ks, key=lambda k: abs(k - 10))}"
 
 
 def per_user(ranking: Ranking, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-    """Every metric of every user, `[B]` each; 0 where the text is unscorable."""
+    """Returns every metric of every user, `[B]` each; 0 for unscorable texts."""
     return {
         f"{name}@{k}": np.where(ranking.scorable, metric.at(ranking.ranks, k), 0.0)
         for name, metric in METRICS.items()
@@ -53,7 +53,7 @@ def per_user(ranking: Ranking, ks: Sequence[int]) -> dict[str, NDArray[np.float6
 
 
 def means(ranking: Ranking, ks: Sequence[int], chosen: NDArray[np.bool_] | None = None) -> dict[str, float]:
-    """Every metric averaged over users, or over those chosen (`[B]`); NaN where none is."""
+    """Returns every metric averaged over all users, or over those of the mask `chosen` (`[B]`); NaN over no user."""
     if chosen is not None:
         ranking = ranking._replace(ranks=ranking.ranks[chosen], scorable=ranking.scorable[chosen])
     if not len(ranking.ranks):
@@ -62,10 +62,10 @@ def means(ranking: Ranking, ks: Sequence[int], chosen: NDArray[np.bool_] | None 
 
 
 def target_slices(counts: NDArray[np.int64], targets: Sequence[int]) -> dict[str, NDArray[np.bool_]]:
-    """Users by how often their target stands in the training part, `[B]` each.
+    """Divides users by how often their target is in the training part, `[B]` each.
 
-    `hot`: among the fifth of the catalogue chosen most; `cold`: the rest. An item that ties with the last hot one is
-    hot too.
+    `hot`: the target is in the most frequent fifth of the catalogue; `cold`: the rest. An item that ties with the last
+    hot one is hot too.
 
     Args:
         counts: `[num_items]` occurrences in the training part.

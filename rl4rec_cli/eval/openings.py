@@ -1,6 +1,6 @@
-"""The test split opens on request, and every opening is written down.
+"""Records every opening of the test split.
 
-Decides: what an opening's record holds and what makes the record untrustworthy.
+Decides: the contents of a record, and what makes it untrustworthy.
 Hides: the file and its chain of digests.
 
 `runs/NAME/test_openings.jsonl` has one line per opening, each with the digest of the line before; the first one has
@@ -35,7 +35,7 @@ FILE = "test_openings.jsonl"
 
 @dataclass(frozen=True)
 class Openings:
-    """How often a run's test split was opened.
+    """The openings of a run's test split.
 
     Attributes:
         records: one per opening, oldest first.
@@ -62,12 +62,15 @@ class Openings:
 
 
 def record_opening(run: Run) -> Openings:
-    """Write down that the test split is about to be opened, before anything of it is read.
+    """Records an opening of the test split, before anything of the split is read.
 
-    A record that is damaged already is kept as it is and continued; `problem` says so.
+    It appends to a damaged record without mending it; `problem` tells of the damage.
+
+    Returns:
+        All openings, this one included.
 
     Raises:
-        RunError: it cannot be written, and the split stays closed.
+        RunError: the record cannot be written; the split stays closed.
     """
     path = run.folder / FILE
     try:
@@ -97,12 +100,12 @@ def _append(run: Run, path: Path) -> None:
 
 
 def read_openings(run: Run) -> Openings:
-    """The openings so far.
+    """Reads the openings so far.
 
     Raises:
-        RunError: the record is there and cannot be read.
+        RunError: the record exists and cannot be read.
     """
-    # Results first: whatever came of an opening is there only after its record.
+    # Results first: a result is written after the record of its opening, so that none can lack its record here.
     results = _results(run)
     previous, records, problem = _genesis(run), [], None
     for number, line in enumerate(_text(run.folder / FILE).splitlines(), start=1):
@@ -128,12 +131,12 @@ def read_openings(run: Run) -> Openings:
 
 
 def _results(run: Run) -> list[tuple[Path, dict[str, Any]]]:
-    """Every result on the test split, with what it says of its opening."""
+    """Returns the file of every result on the test split, with the opening that it records; empty if it has none."""
     results = []
     for path in sorted((run.folder / "eval").rglob("test.json")):
         try:
             opening = parse_json(read_bytes(path)).get("test_openings")
-        except (OSError, ValueError, AttributeError):  # a damaged result says nothing of openings
+        except (OSError, ValueError, AttributeError):  # a damaged result has no opening
             opening = None
         is_opening = isinstance(opening, dict) and isinstance(opening.get("digest"), str | None)
         results.append((path, opening if is_opening else {}))
@@ -148,13 +151,13 @@ def _text(path: Path) -> str:
 
 
 def _genesis(run: Run) -> str:
-    """What ties a record to its run: a record copied from another one does not fit."""
+    """Returns the digest that ties a record to its run: one copied from another run does not match."""
     environment = run.folder / "env.json"
     return sha256(environment.read_bytes()) if environment.is_file() else "0" * 64
 
 
 def _commit() -> str | None:
-    """Commit of rl4rec's own source where it runs from a clone; None elsewhere."""
+    """Returns the commit of rl4rec's own source, or None if it does not run from a clone."""
     here = Path(__file__)
     try:
         # Installed into an environment inside somebody's repository, the commit would be of that one.

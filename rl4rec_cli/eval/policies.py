@@ -1,7 +1,7 @@
-"""Policies that are measured: they write a text for every example, and the texts are ranked.
+"""Measures policies: they complete a prompt for every example, and the completions are ranked.
 
-Decides: what a policy's measurement depends on, and so what it is kept under.
-Hides: when a policy is loaded, and that one is at a time.
+Decides: what a policy's measurement depends on, which is its key in the cache.
+Hides: when a policy is loaded, and that only one is at a time.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def measure_policy(
     *,
     reads: Sequence[Example] | None = None,
 ) -> Measured:
-    """Write a text for every example and rank its target.
+    """Generates a completion for every example and ranks its target.
 
-    The texts are drawn with the run's seed when `eval.temperature` is above 0.
+    The run's seed decides the completions if `eval.temperature` is above 0.
 
     Args:
-        reads: whose histories the policy reads, one for each example, where they are not the examples' own (probes).
+        reads: the policy reads these examples' histories instead, one for each example (probes).
     """
     from rl4rec_cli.eval.scoring import VectorScores, measure
 
@@ -55,7 +55,7 @@ def measure_policy(
 def write_texts(
     name: str, policy: Policy, config: RunConfig, dataset: Dataset, examples: Sequence[Example]
 ) -> list[str]:
-    """What the policy writes for each example."""
+    """Returns the text of the policy's completion for each example."""
     from transformers import set_seed
 
     from rl4rec_cli.engine.sampling import Sampling
@@ -70,12 +70,12 @@ def write_texts(
 
 
 class Models:
-    """The policies of one evaluation: loaded when a text is wanted that is not in the cache.
+    """The policies of one evaluation. It loads one when the cache lacks its completions.
 
     Args:
         task: dataset, examples and cache.
-        share: other models, whose loaded policy is used.
-        started: the day that a run was begun on, which its prompts write where they write one.
+        share: other models, whose loaded policy it uses too.
+        started: the day of the run's start, for prompts that contain a date.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Models:
         self._identities: dict[str, str] = {} if share is None else share._identities  # gigabytes are read for one
 
     def policy(self, model: str) -> Policy:
-        """The policy of a folder or Hub name; the last one is kept."""
+        """Returns the policy of a folder or Hub name. It keeps the last one loaded."""
         from rl4rec_cli.policy.opening import open_policy
 
         if model not in self._loaded:
@@ -97,7 +97,7 @@ class Models:
         return self._loaded[model]
 
     def close(self) -> None:
-        """Let go of the policy that is loaded, and of its engine."""
+        """Releases the loaded policy and ends its engine."""
         for policy in self._loaded.values():
             policy.close()
         self._loaded.clear()
@@ -115,8 +115,9 @@ class Models:
     def measure(
         self, name: str, model: str, *, reads: Sequence[Example] | None = None, what: str = "", config: Any = None
     ) -> Measured:
-        """As `measure_policy`, kept in the cache under the model's files, the prompts, and all settings its texts
-        depend on.
+        """Does what `measure_policy` does, through the cache.
+
+        The key has the model's files, the prompts, and all settings that the completions depend on.
         """
         from rl4rec_cli.eval.cache import cached
         from rl4rec_cli.policy.pretrained import policy_identity
@@ -150,7 +151,7 @@ class Models:
         return cached(task, key, compute)
 
     def queries(self, name: str, model: str) -> Callable[[Sequence[Example]], Tensor]:
-        """Vectors of what a policy writes for any examples."""
+        """Returns a function from any examples to the vectors of the policy's completions."""
 
         def vectors(examples: Sequence[Example]) -> Tensor:
             same = tuple(examples) == tuple(self._task.examples)

@@ -1,6 +1,6 @@
-"""What a word of a command line names: a run, a checkpoint or a model, and with which settings it is measured.
+"""Resolves a word of a command line to a run, a checkpoint or a model, with the settings to measure it with.
 
-Decides: that a run brings its configuration, over which recipes, flags and settings are laid, but no other model.
+Decides: that a run brings its configuration; recipes, flags and settings override it, but cannot change the model.
 Hides: where runs keep their configuration and checkpoints.
 """
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 
 def find_run(target: str, checkpoint: str | None = None) -> tuple[Run, str] | None:
-    """The run that a path names, and the checkpoint meant: a run folder, or one of its checkpoints; else None.
+    """Returns the run and the checkpoint of a path to a run folder or to one of its checkpoints; None for others.
 
     Args:
-        checkpoint: which one of a run folder's, see `find_checkpoint`.
+        checkpoint: name of a run folder's checkpoint, see `find_checkpoint`.
 
     Raises:
         RunError: a run without a checkpoint, or without this one.
-        ConfigError: two checkpoints are named, or something that is none.
+        ConfigError: path and `checkpoint` both name a checkpoint, or `checkpoint` can be none's name.
     """
     path = Path(target)
     if (path / "config.yaml").is_file():
         run = open_run(path)
         return run, str(find_checkpoint(run, checkpoint))
-    whole = path.resolve()  # also from inside `checkpoints`, where the path says nothing of the run
+    whole = path.resolve()  # from inside `checkpoints` too, where the path does not name the run
     if whole.parent.name != "checkpoints" or not (whole.parent.parent / "config.yaml").is_file():
         return None
     if checkpoint is not None:
@@ -52,7 +52,7 @@ def find_run(target: str, checkpoint: str | None = None) -> tuple[Run, str] | No
 
 
 def baseline_names(text: str) -> list[str]:
-    """`--baselines`: `default`, `all` (of rl4rec's own), `none`, or names with commas."""
+    """Returns the names that `--baselines` means: `default`, `all` (of rl4rec's own), `none`, or names with commas."""
     from rl4rec_cli.config.sections import EvalSection
 
     groups = {"none": [], "default": list(EvalSection().baselines), "all": list(BASELINES.built_in)}
@@ -61,17 +61,17 @@ def baseline_names(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Overrides:
-    """What is laid over the settings of a run or a model that is measured; None leaves a setting as it is.
+    """Overrides of the settings of a run or a model; None keeps a setting.
 
     Attributes:
         split: `validation` or `test`.
-        users: how many are measured.
+        users: number of users to measure.
         baselines: `default`, `all`, `none`, or names with commas.
         recipes: names or files; later ones win.
         sets: settings as `KEY=VALUE`; they win over all else.
-        dataset: a folder, or the name of one of the run's or of one in `data/`.
-        checkpoint: which one of a run's, see `find_checkpoint`.
-        sequential_file, prompt_file: read instead of the folder's.
+        dataset: a folder, or the name of one of the run's datasets or of one in `data/`.
+        checkpoint: name of a run's checkpoint, see `find_checkpoint`.
+        sequential_file, prompt_file: replace the dataset folder's files.
     """
 
     split: str | None = None
@@ -85,10 +85,10 @@ class Overrides:
     prompt_file: str | None = None
 
     def flags(self, data: DataSection | None) -> dict[str, Any]:
-        """Its values as a layer of settings.
+        """Returns its values as a layer of settings.
 
         Args:
-            data: the run's, among whose datasets a name is looked up first.
+            data: the run's section, whose datasets come first in the search for a name.
         """
         names = baseline_names(self.baselines) if self.baselines is not None else None
         eval_settings = {"split": self.split, "users": self.users, "baselines": names}
@@ -103,13 +103,13 @@ class Overrides:
 
 
 def resolve_target(target: str | None, overrides: Overrides | None = None) -> tuple[Run | None, str | None, RunConfig]:
-    """Run (None for a model), checkpoint or model, and configuration.
+    """Returns the run (None for a model), the checkpoint or model, and the configuration of a target.
 
     Args:
-        target: None where nothing but the configuration is asked for.
+        target: None for the configuration alone.
 
     Raises:
-        RunError: neither a run nor a model with a dataset. ConfigError: settings that are none.
+        RunError: neither a run nor a model with a dataset. ConfigError: invalid settings.
     """
     overrides = overrides or Overrides()
     checkpoint = overrides.checkpoint
@@ -122,7 +122,7 @@ def resolve_target(target: str | None, overrides: Overrides | None = None) -> tu
         run, folder = at
         recipes = [str(run.folder / "config.yaml"), *overrides.recipes]
         config = load_config(algorithm=None, recipes=recipes, is_run=True, **layers)
-        if config.policy.model != run.config.policy.model:  # what it was trained from is measured too, by that name
+        if config.policy.model != run.config.policy.model:  # the starting policy is measured too, by the run's setting
             console.log(f"policy.model={config.policy.model} is left out: a run is measured with the model it trained")
             own = config.policy.model_copy(update={"model": run.config.policy.model})
             config = config.model_copy(update={"policy": own})
@@ -139,7 +139,7 @@ def resolve_target(target: str | None, overrides: Overrides | None = None) -> tu
 
 
 def untrained(run: Run | None, config: RunConfig) -> str | None:
-    """The policy before reinforcement learning; None for a plain model, which is its own."""
+    """Returns a run's policy before reinforcement learning, or None for a plain model."""
     if run is None:
         return None
     return str(run.start) if run.start.is_dir() else config.policy.model

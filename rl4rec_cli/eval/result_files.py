@@ -1,7 +1,7 @@
-"""Results of evaluations, read back.
+"""Reads results of evaluations.
 
-Decides: that a file of a run is only taken for a result where everything that is shown of one can be made of it.
-Hides: the kinds of damage, which are as many as there are editors.
+Decides: that a file is a result only if every table can be made from it.
+Hides: the many kinds of damage that editing by hand can do.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _MAY: dict[str, type | tuple[type, ...]] = {"dataset": str, "dataset_digest": st
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """`eval/SPLIT.json` of a run.
+    """Reads `eval/SPLIT.json` of a run.
 
     Raises:
-        RunError: it cannot be read, or is no result.
+        RunError: the file cannot be read, or is no result.
     """
     result = read_object(path, _WANTS)
     hint = "`rl4rec eval` with the run measures anew and writes it"
@@ -44,7 +44,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def result_tables(found: Mapping[str, Any]) -> list[tuple[str, tables.Table]]:
-    """Every table of a result that has rows."""
+    """Returns every table of a result that has rows, with its title."""
     labels = tables.shown_names(found["kinds"])
     where = f"{found['users']:,} users"
     titled_tables = [
