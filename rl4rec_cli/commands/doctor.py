@@ -88,10 +88,10 @@ def _pins() -> Iterator[Check]:
     from packaging.requirements import Requirement
 
     facts = _facts()
-    required = [Requirement(text) for text in facts.requires]
+    pins = [Requirement(text) for text in facts.requires]
     extras = [name for name in facts.extras if name not in _NOT_FOR_USERS]
     right = 0
-    for one in required:
+    for one in pins:
         if one.marker is not None and not one.marker.evaluate({"extra": ""}):
             continue
         flaw = _wrong(one)
@@ -105,7 +105,7 @@ def _pins() -> Iterator[Check]:
             yield Check(one.name, "broken", flaw, f"pip install '{one.name}{one.specifier}'")
     yield Check("required packages", "ok", f"{right} installed in the versions wanted")
     for extra in extras:
-        requirements = [r for r in required if r.marker is not None and r.marker.evaluate({"extra": extra})]
+        requirements = [r for r in pins if r.marker is not None and r.marker.evaluate({"extra": extra})]
         requirements = [r for r in requirements if not r.marker or not r.marker.evaluate({"extra": ""})]
         problems = {r.name: flaw for r in requirements if (flaw := _wrong(r)) is not None}
         install = f"pip install '{PACKAGE}[{extra}]'"

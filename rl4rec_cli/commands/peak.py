@@ -118,8 +118,8 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     phases = _phases(config)
     for phase in phases:
         own = config.model_copy(update={"trainer": phase})
-        used = longest[: _examples_needed(phase)]
-        some = [replace(d, examples=[e for _, name, e in used if name == d.name]) for d in environments]
+        longest_examples = longest[: _examples_needed(phase)]
+        some = [replace(d, examples=[e for _, name, e in longest_examples if name == d.name]) for d in environments]
         if not phase.is_rl:
             limit = config.generation.max_completion_length
             section = cast("SftSection", phase)
@@ -134,7 +134,9 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
                 policy.model.config._name_or_path = str(run.start)
             train_rl(own, run, policy, some, log, rollouts)
             texts = config.generation.max_completion_length
-        peaks.append(Peak(phase.algorithm, meter.peak(), used[0][0], texts, is_warm_start=phase is not phases[-1]))
+        peaks.append(
+            Peak(phase.algorithm, meter.peak(), longest_examples[0][0], texts, is_warm_start=phase is not phases[-1])
+        )
     log.close()
     rollouts.close()
     return peaks
