@@ -89,7 +89,7 @@ class TextEncoder:
             return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         ids = list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
         controls = set(self._ids.values()) - {self._tokenizer.unk_token_id}
-        if controls.intersection(ids):  # of a name that the tokenizer does not flag, or cannot be told of
+        if controls.intersection(ids):  # of a name that the tokenizer does not flag, or cannot split
             cuts = [0, *(name.start() + 1 for name in self._name.finditer(text)), len(text)]
             parts = [text[start:end] for start, end in pairwise(cuts) if start < end]
             ids = [token for part in parts for token in self._tokenizer(part, add_special_tokens=False)["input_ids"]]

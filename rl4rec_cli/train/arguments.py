@@ -63,7 +63,7 @@ def shared_arguments(section: TrainerSection, config: RunConfig, *, output_dir: 
         # A loss that is not finite is what it is; transformers would log the mean of those before.
         "logging_nan_inf_filter": False,
         "logging_first_step": True,
-        # Our checkpoints are written whole and renamed (callbacks.py); transformers' own are not.
+        # We write checkpoints whole and rename them (resumable.py); transformers does not.
         "save_strategy": "no",
         "eval_strategy": "no",
         "report_to": "none",

@@ -36,7 +36,7 @@ def whiten(values_BT: Tensor, mask_BT: Tensor, *, scale: bool = True, epsilon: f
 
 def token_rewards(rewards_B: Tensor, mask_BT: Tensor, penalties_BT: Tensor | None = None) -> Tensor:
     """A completion's reward on its last token, less a penalty on every token (the KL term of Ziegler et al. 2019)."""
-    last_B = mask_BT.cumsum(1).argmax(1)  # the first of the greatest: the last written token
+    last_B = mask_BT.cumsum(1).argmax(1)  # the first of the greatest: the completion's last token
     rewards_BT = torch.zeros_like(mask_BT, dtype=rewards_B.dtype).scatter_(1, last_B[:, None], rewards_B[:, None])
     if penalties_BT is not None:
         rewards_BT = rewards_BT - penalties_BT
