@@ -1,13 +1,12 @@
-"""Score fusion: what a text asks for and what a sequence model expects, in one ranking.
+"""Score fusion: one ranking by a text's and a sequence model's scores together.
 
-Decides: how the two scores are brought to one scale, and how much each counts. The fused score of a user's query and an
-item is
+Decides: the common scale of the two scores, and the weight of each. The fused score of a user's query and an item is
 
     w · s_text / sd(s_text) + (1 - w) · s_seq / sd(s_seq),
 
-a weighted sum (Fox & Shaw 1994) of scores brought to zero mean and unit variance (Montague & Aslam 2001, "Relevance
-score normalization for metasearch"): each sd is that of the user's own scores over the whole catalogue, and the means
-are left out, since a constant for each user changes no rank. w is never chosen on the users it is measured on.
+a weighted sum (Fox & Shaw 1994) of scores with zero mean and unit variance (Montague & Aslam 2001, "Relevance score
+normalization for metasearch"). Each sd is that of the user's own scores over the whole catalogue. The means are left
+out, since a constant for each user changes no rank. The users who choose w are never those measured with it.
 Hides: that scores are dot products, so sd = √(qᵀ C q) with C the covariance of the item vectors, and the fused score is
 one dot product of vectors put side by side: ranks come from the same kernel, masks and tie rule as everyone's.
 """
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WEIGHTS = tuple(step / 20 for step in range(21))
-"""What weights of the text are tried: 0, .05, … 1."""
+"""Weights of the text to try: 0, .05, … 1."""
 FOLD_SEED = 20_040
 _ROWS = 1 << 14
 
@@ -46,26 +45,26 @@ class Choice(NamedTuple):
 class CrossFit(NamedTuple):
     ranking: Ranking
     weights: NDArray[np.float64]
-    """`[B]`, the weight each user was measured with, chosen on the other half of the users."""
+    """`[B]`, each user's weight, which the other half of the users chose."""
     folds: NDArray[np.int64]
     """`[B]`, the half each user is in, 0 or 1."""
 
 
 @dataclass(frozen=True)
 class Fused:
-    """Two sets of queries over one catalogue; made by `fuse`."""
+    """Two sets of queries over one catalogue. `fuse` makes it."""
 
     text_BD: Tensor
     sequence_BE: Tensor
     text_sd_B: Tensor
-    """float64 `[B]`, the sd of each user's text scores over the catalogue; 0 where the text tells no item from
-    another (a blank text), and then it is left out of the sum."""
+    """float64 `[B]`, the sd of each user's text scores over the catalogue; 0 if all are equal (a blank text), and then
+    the sum leaves the text out."""
     sequence_sd_B: Tensor
     matrix: ranking.ItemMatrix
     """`[N, D + E]`."""
 
     def queries(self, weight: float | NDArray[np.float64]) -> Tensor:
-        """float32 `[B, D + E]`: their dot product with `matrix` is the fused score.
+        """Returns float32 queries `[B, D + E]`, whose dot product with `matrix` is the fused score.
 
         Args:
             weight: of the text, from 0 to 1; one for all users or `[B]`, one for each.
@@ -82,7 +81,7 @@ class Fused:
             (self.sequence_BE, self.sequence_sd_B, 1 - weight_B),
         ):
             scale_B = torch.where(sd_B > 0, share_B / sd_B, 0.0)
-            # A part that stands alone is left as it was given: scaling would round it and could break its near-ties.
+            # A part alone is not scaled: rounding could break its near-ties.
             scale_B = torch.where(share_B == 1, 1.0, scale_B)
             parts.append((vectors.double() * scale_B[:, None]).float())
         return torch.cat(parts, dim=1)
@@ -93,9 +92,9 @@ class Fused:
         targets: Sequence[int],
         masks: Sequence[Sequence[int]] | None,
     ) -> Ranking:
-        """Ranks of the targets by the fused score; `weight` as for `queries`, the rest as for `target_ranks`.
+        """Ranks the targets by the fused score; `weight` as for `queries`, the rest as for `target_ranks`.
 
-        With weight 0 or 1 they are those of the one part alone.
+        With weight 0 or 1 the ranks are those of one part alone.
 
         Raises:
             DataError: a weight is not between 0 and 1, or the targets or masks are not one for each user.
@@ -106,7 +105,7 @@ class Fused:
 
 
 def fuse(text_BD: Tensor, text_items_ND: Tensor, sequence_BE: Tensor, sequence_items_NE: Tensor) -> Fused:
-    """Put a text's and a sequence model's scores for the same users and items side by side.
+    """Joins a text's and a sequence model's vectors for the same users and items.
 
     Args:
         text_BD, text_items_ND: vectors whose dot product is the text's score (a cosine, where they have unit length).
@@ -133,7 +132,7 @@ def fuse(text_BD: Tensor, text_items_ND: Tensor, sequence_BE: Tensor, sequence_i
 
 
 def _deviations(queries_BD: Tensor, items_ND: Tensor) -> Tensor:
-    """Standard deviation of each query's scores over all items, float64 `[B]`: √(qᵀ C q)."""
+    """Returns the standard deviation of each query's scores over all items, float64 `[B]`: √(qᵀ C q)."""
     dim, device = items_ND.shape[1], items_ND.device
     mean_D = torch.zeros(dim, dtype=torch.float64, device=device)
     covariance_DD = torch.zeros(dim, dim, dtype=torch.float64, device=device)
@@ -142,7 +141,7 @@ def _deviations(queries_BD: Tensor, items_ND: Tensor) -> Tensor:
     for block_ND in torch.split(items_ND, _ROWS):
         centred_ND = block_ND.double() - mean_D
         covariance_DD += centred_ND.T @ centred_ND / len(items_ND)
-    # What rounding leaves of a variance that is zero: items all alike, or alike in the query's direction.
+    # Rounding leaves about this much of a zero variance: items all alike, or alike in the query's direction.
     nothing = 1e-13 * (covariance_DD.trace() + mean_D.square().sum())
     variances = []
     for some_BD in torch.split(queries_BD, _ROWS):
@@ -159,8 +158,9 @@ def choose_weight(
     *,
     weights: Sequence[float] = WEIGHTS,
 ) -> Choice:
-    """The weight of the text with the highest mean NDCG@10; to be called with other users or another split than the
-    one it is measured on.
+    """Returns the weight of the text with the highest mean NDCG@10.
+
+    Call it with other users or another split than those measured with the weight.
 
     Raises:
         DataError: as `Fused.ranks`.
@@ -177,7 +177,7 @@ def cross_fitted(
     weights: Sequence[float] = WEIGHTS,
     seed: int = FOLD_SEED,
 ) -> CrossFit:
-    """Ranks where the measured split is the one weights are chosen on: each half of the users gets the other's weight.
+    """Ranks users of the split that also chooses the weights: each half of the users gets the other half's weight.
 
     Args:
         seed: draws the halves.
@@ -200,7 +200,7 @@ def cross_fitted(
 def _gains(
     fused: Fused, targets: Sequence[int], masks: Sequence[Sequence[int]] | None, weights: Sequence[float]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Ranks and NDCG@10 for every weight and user, `[W, B]` each."""
+    """Returns ranks and NDCG@10 for every weight and user, `[W, B]` each."""
     rankings = [fused.ranks(weight, targets, masks) for weight in weights]
     gains = [np.where(scorable, ndcg(ranks, 10), 0.0) for ranks, scorable in rankings]
     return np.stack([ranks for ranks, _ in rankings]), np.stack(gains)

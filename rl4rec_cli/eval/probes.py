@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SEED = 40_010
 SAME = 0.95
-"""Share of ranks that stay the same from which on a policy is said to ignore the order of its history."""
+"""From this share of unchanged ranks on, a policy ignores the order of its history."""
 AUTO, WORDS, FITTED = "auto", "bm25", "lsa"
 """Values of `eval.second_embedder`: choose; a baseline that ranks by words; and the embedder that is chosen where it is
 another one: it needs no download."""
@@ -47,9 +47,9 @@ class Probe:
     """One probe's answer.
 
     Attributes:
-        measures: which difference is shown, in words.
-        passed: None where there is nothing to fail at.
-        finding: what to say in the verdict where it failed.
+        measures: the measured difference, in words.
+        passed: None if there is nothing to fail at.
+        finding: the part of the verdict that reports a failure.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Probe:
 def second_embedder(
     config: RunConfig, dataset: Dataset, examples: Sequence[Example], ours: Measured, start: Measured, metric: str
 ) -> Probe:
-    """Is the gain of `ours` over `start` there as well when another embedder ranks the same texts?
+    """Tests whether `ours` also gains over `start` if another embedder ranks the same texts.
 
     Raises:
         EmbeddingError: the second embedder is the first, or cannot be opened.
@@ -115,7 +115,7 @@ def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Sequenc
 
 
 def _embedded_by(name: str, section: RetrievalSection) -> RetrievalSection:
-    """The same retrieval in this process, by an embedder of this name or else by a sentence-transformers model."""
+    """Returns the same retrieval in this process, by an embedder of this name or a sentence-transformers model."""
     from rl4rec_cli.retrieval.embedder import find_embedder
 
     fields = type(section).model_fields
@@ -129,11 +129,11 @@ def _embedded_by(name: str, section: RetrievalSection) -> RetrievalSection:
 def history_probe(
     name: str, ours: Measured, again: Measured, metric: str, examples: Sequence[Example], *, is_order: bool
 ) -> Probe:
-    """What it costs the policy to read another history than the user's.
+    """Measures what it costs the policy to read another history than the user's.
 
     Args:
-        again: the same policy, having read `shuffled` or `exchanged` histories of the examples.
-        is_order: the histories were shuffled, not exchanged; where all have one item there is nothing to shuffle.
+        again: the same policy with `shuffled` or `exchanged` histories of the examples.
+        is_order: the histories are shuffled, not exchanged. If all have one item there is nothing to shuffle.
     """
     has_order = any(len(e.history) > 1 for e in examples)
     k = int(metric.partition("@")[2])
@@ -153,7 +153,7 @@ def history_probe(
 
 
 def shuffled(examples: Sequence[Example]) -> list[Example]:
-    """The same examples, each with its history in another order, where it has more than one item."""
+    """Returns the same examples, each with its history in a random order."""
     generator = np.random.default_rng(SEED)
     shuffled_examples = []
     for example in examples:
@@ -163,7 +163,7 @@ def shuffled(examples: Sequence[Example]) -> list[Example]:
 
 
 def exchanged(examples: Sequence[Example]) -> list[Example]:
-    """The same users and targets, each with the history of another user whose history is about as long."""
+    """Returns the same targets, each with the history of another user whose history is about as long."""
     generator = np.random.default_rng(SEED)
     order = sorted(range(len(examples)), key=lambda i: (len(examples[i].history), generator.random()))
     exchanged_examples = list(examples)

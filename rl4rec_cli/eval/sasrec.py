@@ -1,8 +1,8 @@
-"""SASRec: the sequential baseline that a text-writing policy has to beat, trained here rather than quoted.
+"""SASRec: the sequential baseline that a text-writing policy has to beat, trained by rl4rec rather than quoted.
 
 Kang & McAuley 2018, "Self-Attentive Sequential Recommendation": `sasrec_model.py`, trained by `sasrec_training.py`.
 
-Decides: when a trained model is read back: for the same dataset, settings and seed, and if its file is whole.
+Decides: when a cached model is used: for the same dataset, settings and seed, and if its file is whole.
 Hides: the files of trained models.
 """
 
@@ -31,8 +31,7 @@ __all__ = ["SasRec", "SasRecSettings", "open_sasrec"]
 
 DEFAULTS = SasRecSettings()
 FORMAT = "rl4rec-sasrec-1"
-"""Of the cached files and of the code that trains: raise it when a change of the model or its training changes what
-is trained."""
+"""Version of the cached files and of the training code: raise it when a change would train another model."""
 
 
 def open_sasrec(
@@ -43,10 +42,10 @@ def open_sasrec(
     settings: SasRecSettings = DEFAULTS,
     device: str = "cpu",
 ) -> SasRec:
-    """The dataset's SASRec: from `cache_dir` if it was trained before with this seed and these settings, else trained.
+    """Returns the dataset's SASRec for this seed and these settings: the one in `cache_dir`, or else a new one.
 
-    It is trained on the training part of every sequence and selected on the validation targets; test targets are never
-    looked at. A cached file that is damaged or not what its name says is reported and made again.
+    It trains on the training part of every sequence and selects weights on the validation targets. It never reads test
+    targets. It replaces a cached file that is damaged or does not match its name (logged).
 
     Args:
         cache_dir: folder of trained models; None keeps nothing.
@@ -74,7 +73,7 @@ def _cache_path(folder: Path, name: str, identity: dict[str, Any]) -> Path:
 
 
 def _save(path: Path, model: Any, identity: dict[str, Any], summary: dict[str, Any]) -> None:
-    """One file, weights and JSON together, written beside and renamed."""
+    """Writes weights and JSON into one temporary file and renames it. A failure is logged."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -89,14 +88,14 @@ def _save(path: Path, model: Any, identity: dict[str, Any], summary: dict[str, A
         with replacing(path) as temporary:
             save_file(weights, temporary, metadata={"format": FORMAT, "rl4rec": json.dumps(note)})
     except (OSError, SafetensorError) as error:
-        # The model is there and good: losing it would cost more than training it again next time.
+        # The model in memory is good: raising would lose it, while not caching costs one more training at most.
         console.log(f"warning: {path}: cannot keep the trained SASRec: {error}")
 
 
 def _load(
     path: Path, dataset: Dataset, identity: dict[str, Any], settings: SasRecSettings, device: str
 ) -> SasRec | None:
-    """The cached model, or None where there is none that can be used, which is said."""
+    """Returns the cached model, or None if no usable file exists (logged)."""
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():

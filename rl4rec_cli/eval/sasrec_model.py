@@ -1,11 +1,11 @@
-"""SASRec's model: a small causal transformer over item ids, read as query vectors and item vectors.
+"""SASRec's model: a small causal transformer over item ids, used as query vectors and item vectors.
 
 Decides: that the input's and the output's item embeddings are one, and that a logit is a cosine divided by a
 temperature rather than a dot product (on Amazon Beauty, validation NDCG@10 .032 against .023 after three epochs).
 Hides: padding and batching of histories.
 
-The model is read as vectors, so that its ranks come from the same kernel, masks and tie rule as everyone's. Histories
-are padded on the right and attention is causal: padding is never attended to.
+Since its scores are dot products of vectors, its ranks come from the same kernel, masks and tie rule as everyone's.
+Histories are padded on the right and attention is causal: no position attends to padding.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 QUERY_POSITIONS = 1 << 14
-"""Positions of histories that are read at once, padding included."""
+"""Positions of histories in one forward pass, padding included."""
 
 
 @dataclass(frozen=True)
 class SasRecSettings:
-    """How SASRec is built and trained. The defaults were chosen on Amazon Beauty's validation split."""
+    """SASRec's architecture and training. The defaults were chosen on Amazon Beauty's validation split."""
 
     hidden_size: int = 64
     layers: int = 2
     heads: int = 2
     max_length: int = 50
-    """Items of a history that are read, its last ones."""
+    """Most items of a history that the model reads, the last ones."""
     dropout: float = 0.5
     learning_rate: float = 1e-3
     temperature: float = 0.07
-    """What the cosine of a state and an item is divided by."""
+    """Divides the cosine of a state and an item."""
     batch_positions: int = 512
     """Positions of a batch, padding included."""
     rounds: int = 20
@@ -64,8 +64,8 @@ class SasRec:
 
     Attributes:
         items_ND: item vectors, float32 `[num_items, hidden_size]`, on the CPU.
-        summary: what training came to: `rounds`, `epochs`, `best_round`, `validation_ndcg@10`, `validation_users`,
-            `seconds`, and what ended it: `stopped` is `rounds`, `no better` or `time`.
+        summary: the outcome of training: `rounds`, `epochs`, `best_round`, `validation_ndcg@10`, `validation_users`,
+            `seconds`, and `stopped`, the reason for its end: `rounds`, `no better` or `time`.
     """
 
     def __init__(self, model: Any, settings: SasRecSettings, summary: dict[str, Any], device: str) -> None:
@@ -75,10 +75,10 @@ class SasRec:
 
     @torch.no_grad()
     def queries(self, histories: Sequence[Sequence[int]]) -> Tensor:
-        """What each history asks for: float32 `[len(histories), hidden_size]` on the CPU.
+        """Returns the query of each history: float32 `[len(histories), hidden_size]` on the CPU.
 
-        A query's dot product with `items_ND` is the logit of that item coming next. Of a history, the last
-        `max_length` items are read; how histories are batched moves a query by rounding only.
+        A query's dot product with `items_ND` is the logit of that item coming next. The model reads the last
+        `max_length` items of a history. Batching moves a query by rounding only.
 
         Raises:
             DataError: a history is empty or has an item outside the catalogue.
@@ -96,7 +96,7 @@ class SasRec:
 
 
 def build_model(num_items: int, settings: SasRecSettings) -> Any:
-    """GPT-2's blocks are SASRec's with the normalisation first; its token embeddings are the items."""
+    """Builds a GPT-2 over items: its blocks are SASRec's with the normalisation first, its tokens are the items."""
     console.quiet_libraries()
     from transformers import GPT2Config, GPT2Model
 
@@ -119,12 +119,12 @@ def build_model(num_items: int, settings: SasRecSettings) -> Any:
 
 
 def item_vectors(model: Any) -> Tensor:
-    """Item vectors `[N, D]`, of unit length."""
+    """Returns item vectors `[N, D]` of unit length."""
     return torch.nn.functional.normalize(model.wte.weight, dim=1)
 
 
 def next_states(model: Any, ids_BT: Tensor, settings: SasRecSettings) -> Tensor:
-    """What comes next after every position, `[B, T, D]`."""
+    """Returns the query for the next item after every position, `[B, T, D]`."""
     states_BTD = model(input_ids=ids_BT, use_cache=False).last_hidden_state
     return torch.nn.functional.normalize(states_BTD, dim=-1) / settings.temperature
 
@@ -139,7 +139,7 @@ def check_histories(histories: Sequence[Sequence[int]], num_items: int) -> NDArr
 
 
 def pad(rows: Sequence[Sequence[int]], device: str) -> tuple[Tensor, Tensor]:
-    """Ids `[B, T]`, padded on the right, and which of them are used."""
+    """Returns ids `[B, T]`, padded on the right, and which of them are no padding."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     used_BT = np.arange(lengths.max())[None, :] < lengths[:, None]
     ids_BT = np.zeros(used_BT.shape, np.int64)
@@ -148,7 +148,7 @@ def pad(rows: Sequence[Sequence[int]], device: str) -> tuple[Tensor, Tensor]:
 
 
 def cut(order: NDArray[np.int64], lengths: NDArray[np.int64], positions: int) -> Iterator[NDArray[np.int64]]:
-    """`order` in pieces of at most `positions` positions once padded, at least one row each."""
+    """Cuts `order` into pieces of at most `positions` positions with padding, but at least one row each."""
     start = widest = 0
     for stop, row in enumerate(order):
         widest = max(widest, int(lengths[row]))

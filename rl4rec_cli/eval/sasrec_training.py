@@ -1,7 +1,7 @@
-"""How SASRec is trained: softmax cross-entropy over the whole catalogue at every position of the training part.
+"""Trains SASRec: softmax cross-entropy over the whole catalogue at every position of the training part.
 
-Decides: the loss, which Klenitskiy & Vasilev 2023, "Turning Dross Into Gold Loss", and Petrov & Macdonald 2023,
-"gSASRec", show to be what makes SASRec strong; and that the weights are selected on validation alone.
+Decides: the loss, which makes SASRec strong according to Klenitskiy & Vasilev 2023, "Turning Dross Into Gold Loss", and
+Petrov & Macdonald 2023, "gSASRec"; and that validation alone selects the weights.
 Hides: batches of like length, and the loss's memory.
 """
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from rl4rec_cli.data.dataset import Dataset, Example
 
 VALIDATION_SEED = 20_030
-"""Draws the users that early stopping looks at, where there are more than `validation_users`."""
+"""Draws the users for early stopping if there are more than `validation_users`."""
 _CPU_LOGITS, _GPU_LOGITS = 1 << 21, 1 << 26
 """Logits held at once: 8 MB, which a CPU's cache holds, and 256 MB."""
 
 
 def train_model(dataset: Dataset, settings: SasRecSettings, seed: int, device: str) -> tuple[Any, dict[str, Any]]:
-    """The model with its best weights on validation, and the summary."""
+    """Returns the model with its best weights on validation, and the summary."""
     windows = training_windows(dataset, settings.max_length)
     examples = _validation_examples(dataset, settings)
     lengths = np.fromiter((len(window) - 1 for window in windows), np.int64, len(windows))
@@ -89,9 +89,13 @@ def train_model(dataset: Dataset, settings: SasRecSettings, seed: int, device: s
 
 
 def training_windows(dataset: Dataset, max_length: int) -> list[tuple[int, ...]]:
-    """The training parts, in windows of at most `max_length` + 1 items (the first ones are read, the last predicted).
+    """Cuts the training parts into windows of at most `max_length` + 1 items.
 
-    Windows overlap by one item, so that everything but a sequence's first item is predicted exactly once.
+    The model reads all but a window's last item and predicts all but its first. Windows overlap by one item, so that
+    it predicts everything but a sequence's first item exactly once.
+
+    Raises:
+        DataError: no training part has two items.
     """
     windows = []
     for sequence in dataset.sequences:
@@ -109,7 +113,7 @@ def training_windows(dataset: Dataset, max_length: int) -> list[tuple[int, ...]]
 def epoch_batches(
     lengths: NDArray[np.int64], positions: int, generator: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Every row once, in random batches of like length: rows are sorted within random pools of about fifty batches."""
+    """Returns every row once, in random batches of like length: it sorts rows in random pools of about 50 batches."""
     order = generator.permutation(len(lengths))
     pool = max(1, int(50 * positions / lengths.mean()))
     batches: list[NDArray[np.int64]] = []
@@ -121,10 +125,10 @@ def epoch_batches(
 
 
 class _SoftmaxLoss(torch.autograd.Function):
-    """Mean cross-entropy of a softmax over the candidates, never holding `[positions, candidates]`.
+    """Mean cross-entropy of a softmax over the candidates, without ever holding `[positions, candidates]`.
 
-    The gradient of both inputs is made in the forward pass, a few positions at a time: softmax minus one-hot, times
-    the other input.
+    The forward pass computes the gradients of both inputs, a few positions at a time: softmax minus one-hot, times the
+    other input.
     """
 
     @staticmethod
@@ -154,10 +158,10 @@ class _SoftmaxLoss(torch.autograd.Function):
 
 
 def softmax_loss(states_PD: Tensor, items_ND: Tensor, targets_P: Tensor, settings: SasRecSettings) -> Tensor:
-    """Cross-entropy of the full softmax, or of a sampled one for catalogues above `full_softmax_items`.
+    """Returns the cross-entropy of the full softmax, or of a sampled one for more than `full_softmax_items` items.
 
-    Sampled: the batch's targets and `sampled_items` uniform draws stand for the catalogue, each draw that is no target
-    weighing as many items as it stands for, so that the estimate of every softmax's sum is unbiased given the batch.
+    Sampled: the batch's targets and `sampled_items` uniform draws represent the catalogue. Each draw that is no target
+    weighs as much as the items it represents, so that the estimate of every softmax's sum is unbiased given the batch.
     """
     if len(items_ND) <= settings.full_softmax_items:
         return _SoftmaxLoss.apply(states_PD, items_ND, targets_P, None)
@@ -171,7 +175,7 @@ def softmax_loss(states_PD: Tensor, items_ND: Tensor, targets_P: Tensor, setting
 
 
 def _schedule(share: float) -> float:
-    """The learning rate's part of its peak after `share` of training: a linear warm-up, then a half cosine to zero."""
+    """Returns the learning rate over its peak after `share` of training: a linear warm-up times a half cosine."""
     return min(share + 0.002, 0.05) / 0.05 * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
 
 
@@ -196,7 +200,7 @@ def _validation_examples(dataset: Dataset, settings: SasRecSettings) -> list[Exa
 
 
 def _validation_ndcg(sasrec: SasRec, dataset: Dataset, examples: Sequence[Example]) -> float:
-    """NDCG@10 over the whole catalogue, as it is measured everywhere."""
+    """Returns NDCG@10 over the whole catalogue, by the kernel that ranks everywhere."""
     histories = [example.history for example in examples]
     ranks_B = ranks.target_ranks(
         sasrec.queries(histories),

@@ -1,8 +1,8 @@
-"""What is measured: a method scores the catalogue for every example, and is ranked by the rules that all share.
+"""Measures methods: each scores the catalogue for every example, and the same rules rank them all.
 
 Decides: what a measurement keeps (ranks, the best items, texts), and that baselines without vectors follow the
 kernel's rules too: rank = 1 + unmasked others that score at least as much, history masked, the target never.
-Hides: how scores that are no dot product are ranked without a row of the whole catalogue.
+Hides: how it ranks scores that are no dot product without a row of the whole catalogue.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-# torch is imported where something is ranked: baselines are named, and told wrong, before.
+# torch is imported where something is ranked, so that errors in baselines' names show first.
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -32,10 +32,10 @@ _QUERIES = 1 << 14
 
 @dataclass(frozen=True)
 class Task:
-    """What all baselines are measured on.
+    """The task that all baselines share.
 
     Attributes:
-        seed: of what is trained.
+        seed: for baselines that are trained.
         cache: folder of measurements and trained baselines; None keeps nothing.
     """
 
@@ -53,15 +53,15 @@ class Measured:
     name: str
     ranking: Ranking
     texts: list[str] | None
-    """`[B]` what a policy wrote; None for what writes no text."""
+    """`[B]` a policy's completions; None for methods that write none."""
     kind: Kind
-    """`ceiling`: knows the target; `policy`: writes texts, or is joined to what does."""
+    """`ceiling`: knows the target; `policy`: writes texts, or is joined to a method that does."""
     top_BK: NDArray[np.int64]
     """`[B, 10]` best items, best first; -1 where fewer are left."""
     notes: dict[str, object] = field(default_factory=dict)
-    """What was chosen or trained on the way, for the result file."""
+    """Choices and training on the way, for the result file."""
     in_brief: bool = False
-    """It is shown where there is room for few."""
+    """Brief overviews show it."""
 
 
 class Scored(Protocol):
@@ -106,7 +106,7 @@ class VectorScores:
         return np.concatenate(parts) if parts else np.zeros((0, min(k, self.items.num_items)), np.int64)
 
     def _parts(self) -> list[slice]:
-        """What one call holds grows with its queries: so many at once read the catalogue seldom and hold little."""
+        """Divides the queries: large parts read the catalogue seldom, small ones hold little memory."""
         return [slice(i, i + _QUERIES) for i in range(0, len(self.queries_BD), _QUERIES)]
 
 
@@ -117,8 +117,8 @@ class SparseScores:
 
     Args:
         count: examples, B.
-        base_N: `[N]`, the score of an item nothing more is known of.
-        extra: `extra(row)` gives distinct item ids and what each scores above its base.
+        base_N: `[N]`, the scores without any extra.
+        extra: `extra(row)` returns distinct item ids and what each scores above its base.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class SparseScores:
             place = np.flatnonzero(ids == target)
             target_score = scores[place[0]] if len(place) else base_N[target]
             out = {target, *(masks[row] if masks is not None else ())}
-            # By the base alone, then corrected for the items that score more and for those left out.
+            # Counted by the base alone, then corrected for items with an extra and for masked ones.
             ahead = num_items - np.searchsorted(self._ascending_N, target_score, side="left")
             ahead -= np.count_nonzero(base_N[ids] >= target_score)
             extra_ids = set(ids.tolist())
@@ -183,11 +183,11 @@ def measure(
     texts: list[str] | None = None,
     notes: dict[str, object] | None = None,
 ) -> Measured:
-    """Rank the examples' targets and keep the best items, with the dataset's rule for histories."""
+    """Ranks the examples' targets and keeps the best items, with the dataset's rule for histories."""
     histories = [e.history for e in examples]
     masks = histories if dataset.mask_history else None
     ranking = scored.ranks([e.target for e in examples], masks)
     top_BK = scored.top(TOP, masks)
-    # An unscorable text ties with everything: what would be listed for it is no recommendation.
+    # An unscorable text ties with everything: its best items would be no recommendation.
     top_BK = np.where(ranking.scorable[:, None], top_BK, -1)
     return Measured(name, ranking, texts, kind, top_BK, notes or {})

@@ -1,6 +1,6 @@
-"""The best of several prompts for the policy before any training: what a careful user would get for nothing.
+"""The best of several prompts for the policy before any training: the result that careful prompting gets for nothing.
 
-Decides: which prompts are tried, and on whom one is chosen: validation users only, also for the test split.
+Decides: the prompts to try, and that validation users alone choose one, for the test split too.
 Hides: trying them.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.eval.scoring import Measured, Task
 
 USERS = 500
-"""Validation users a prompt is chosen on."""
+"""Validation users who choose a prompt."""
 TEMPLATES = (
     "A customer chose these products, oldest first:\n{history}\n"
     "Describe in a few words the product this customer will choose next.",
@@ -48,7 +48,9 @@ zero_shot = ZeroShot()
 
 
 def best_zero_shot(models: Models, model: str, config: RunConfig, task: Task) -> Measured:
-    """The starting policy with the prompt that scores best on some validation users; the run's own is among them.
+    """Measures the starting policy with the prompt that scores best on some validation users.
+
+    The run's own prompt is among those tried.
 
     Raises:
         ConfigError: no prompt fits `prompt.max_prompt_length`.
@@ -68,14 +70,14 @@ def best_zero_shot(models: Models, model: str, config: RunConfig, task: Task) ->
 def try_templates(
     models: Models, model: str, config: RunConfig, task: Task, templates: Sequence[str]
 ) -> dict[str, Measured]:
-    """What a model's texts are worth with each of some prompt templates; those too long are said and left out.
+    """Measures a model with each of some prompt templates, without those that are too long (logged).
 
     Args:
         config: its prompt section is one dataset's own (`PromptSection.of`).
-        task: on whom.
+        task: the examples to measure on.
 
     Raises:
-        ConfigError: none fits `prompt.max_prompt_length`.
+        ConfigError: no template fits `prompt.max_prompt_length`.
     """
     from rl4rec_cli.eval.policies import Models
 
@@ -98,5 +100,5 @@ def try_templates(
 
 
 def with_template(config: RunConfig, template: str) -> RunConfig:
-    """The configuration with another prompt template."""
+    """Returns the configuration with another prompt template."""
     return config.model_copy(update={"prompt": config.prompt.model_copy(update={"template": template})})

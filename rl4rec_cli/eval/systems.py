@@ -1,8 +1,8 @@
-"""Who is compared: words of the command line become runs, models and baselines that can be measured side by side.
+"""Turns words of the command line into systems to compare: runs, models and baselines.
 
-Decides: what a word names, with whose settings it is measured, and what must be the same for all: the dataset, and
-everything in `retrieval` that ranks depend on. A run keeps its own prompt, generation and policy settings; a model has
-none and takes those of the first run.
+Decides: the meaning of a word, its settings, and what all systems must share: the dataset, and everything in
+`retrieval` that ranks depend on. A run keeps its own prompt, generation and policy settings; a model has none and takes
+those of the first run.
 Hides: layering of each run's configuration.
 """
 
@@ -37,13 +37,13 @@ _MISSING = "–"
 
 @dataclass(frozen=True)
 class Member:
-    """One thing that is measured.
+    """One run, model or baseline to measure.
 
     Attributes:
-        word: as it was named.
-        name: the same, short.
-        model: what is loaded; None for a baseline.
-        config: what it is measured with.
+        word: its name on the command line.
+        name: a short form of it.
+        model: folder or Hub name of its model; None for a baseline.
+        config: the settings to measure it with.
     """
 
     word: str
@@ -78,7 +78,7 @@ class System:
 
 
 def open_systems(words: Sequence[str], overrides: Overrides | None = None) -> tuple[list[System], RunConfig]:
-    """The systems, and the configuration of what they share: dataset, users, cut-offs, retrieval, cache.
+    """Opens the systems, and the configuration that they share: dataset, users, cut-offs, retrieval, cache.
 
     Raises:
         ConfigError: fewer than two, a word that names nothing, the same one twice, seeds that do not fit.
@@ -118,7 +118,7 @@ def open_systems(words: Sequence[str], overrides: Overrides | None = None) -> tu
 
 
 def _run_name(word: str, run: Run | None, checkpoint: str | None, *, is_named: bool) -> str:
-    """The run's, and the checkpoint's where one was named."""
+    """Returns the run's name, with the checkpoint's if the command names one."""
     if run is None or checkpoint is None:  # gone since it was looked at
         raise RunError(f"{word}: not a run any more")
     name = run.folder.resolve().name
@@ -139,7 +139,7 @@ def _members(word: str) -> list[str]:
 
 
 def _classify(word: str) -> Literal["run", "model", "baseline"]:
-    """What a word names. A baseline's name always means the baseline; `./popularity` is the folder."""
+    """Returns the kind of a word. A baseline's name always means the baseline; `./popularity` is the folder."""
     if word in BASELINES.built_in or BASELINES.plugin(word) is not None:
         if open_baseline(word).needs_policy:
             raise ConfigError(
@@ -167,14 +167,14 @@ def _classify(word: str) -> Literal["run", "model", "baseline"]:
 
 
 def _runs_like(path: Path, *, is_local: bool) -> list[str]:
-    """Runs beside a path that is not there; for a bare name, which may be the Hub's, only what is nearly the same."""
+    """Returns runs with names like a missing path's; for a bare name, which may be the Hub's, only very close ones."""
     folders = [path.parent] if is_local else [Path(), Path("runs")]
     there = {file.parent.name: str(file.parent) for folder in folders for file in sorted(folder.glob("*/config.yaml"))}
     return [there[name] for name in difflib.get_close_matches(path.name, there, n=2, cutoff=0.6 if is_local else 0.8)]
 
 
 def _policy(model: str, base: RunConfig, run: Run | None) -> Any:
-    """The first run's policy settings for another model; a pinned revision is that of the run's own model."""
+    """Returns the first run's policy settings for another model, without the revision of the run's own model."""
     own = run is not None and base.policy.revision == run.config.policy.revision and base.policy.model != model
     return base.policy.model_copy(update={"model": model, **({"revision": None} if own else {})})
 
@@ -211,14 +211,14 @@ def _system(members: Sequence[Member]) -> System:
 
 
 def _common_name(names: Sequence[str]) -> str:
-    """`a-s0` and `a-s1` are "a"; names that share no beginning are all told."""
+    """Returns "a" for `a-s0` and `a-s1`, and all names if they share no beginning."""
     letters = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
     common = "".join(column[0] for column in letters)
     return re.sub(r"([-_.]+(seed|s)?)?[-_.]*$", "", common) or ", ".join(names)
 
 
 def _seed(member: Member) -> int:
-    """The seed of the training; `--set run.seed` only draws texts."""
+    """Returns the training's seed; `--set run.seed` changes only the sampling of completions."""
     return (member.run.config if member.run is not None else member.config).run.seed
 
 
@@ -232,13 +232,13 @@ def _check_seeds(systems: Sequence[System]) -> None:
 
 
 def _with_own_labels(systems: Sequence[System]) -> list[System]:
-    """Where two names are the same, the whole words."""
+    """Replaces equal labels by the whole words."""
     labels = [c.label for c in systems]
     return [replace(c, label=",".join(e.word for e in c.members)) if labels.count(c.label) > 1 else c for c in systems]
 
 
 def shared_dataset(systems: Sequence[System], base: RunConfig) -> tuple[Dataset, list[str]]:
-    """The dataset all are measured on, and what is to be said of runs that were trained on another one.
+    """Returns the dataset of the comparison, and remarks on runs that were trained on another one.
 
     Raises:
         ConfigError: a run has another dataset, and the command names none for all.
@@ -269,7 +269,7 @@ def shared_dataset(systems: Sequence[System], base: RunConfig) -> tuple[Dataset,
 
 
 def _other_dataset(config: RunConfig, base: RunConfig, ours: Dataset) -> Dataset | None:
-    """The dataset of a configuration, or the first of several, where none of them is `ours`."""
+    """Returns the (first) dataset of a configuration if none of its datasets is `ours`, else None."""
     of_both = [(data.synthetic, data.sequential_file, data.prompt_file) for data in (config.data, base.data)]
     if of_both[0] == of_both[1] and set(base.data.paths) <= set(config.data.paths):
         return None
@@ -278,7 +278,7 @@ def _other_dataset(config: RunConfig, base: RunConfig, ours: Dataset) -> Dataset
 
 
 def check_retrieval(systems: Sequence[System], base: RunConfig) -> None:
-    """Ranks of different embedders say nothing about each other.
+    """Refuses to compare ranks of different embedders, which say nothing about each other.
 
     Raises:
         ConfigError: a system's ranks would come from other retrieval settings than the first run's.
@@ -300,13 +300,13 @@ def check_retrieval(systems: Sequence[System], base: RunConfig) -> None:
 
 
 def _ranking_settings(section: RetrievalSection) -> dict[str, Any]:
-    """What ranks depend on; where vectors are kept and computed is not among it."""
+    """Returns the settings that ranks depend on, without those of where vectors are kept and computed."""
     own = find_embedder(section).settings
     return {key: getattr(section, key) for key in ("embedder", *own, "dtype", "query_prompt", "emb_type", "file")}
 
 
 def differing_settings(systems: Sequence[System]) -> dict[str, dict[str, str]]:
-    """Settings that runs do not share, by key and system; the seeds of a group in one cell."""
+    """Returns the settings that runs do not share, by key and system. A cell has the values of all seeds of a group."""
     runs = [c for c in systems if c.runs]
     leaves = {c.label: [_leaves(e.config) for e in c.members] for c in runs}
     configs = [one for each in leaves.values() for one in each]
@@ -322,7 +322,7 @@ def differing_settings(systems: Sequence[System]) -> dict[str, dict[str, str]]:
 
 
 def mixed_groups(systems: Sequence[System]) -> list[str]:
-    """What to say of groups whose runs differ in more than their seed."""
+    """Returns remarks on groups whose runs differ in more than their seed."""
     remarks = []
     for system in systems:
         keys = differing_settings([system])

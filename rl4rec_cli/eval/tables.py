@@ -1,7 +1,7 @@
-"""How results read: columns and rows of tables, and the words of a difference.
+"""Turns results into tables (columns and rows) and differences into words.
 
-Decides: names, order and decimals. Everything is made of an evaluation's JSON, so that a stored one reads the same.
-Hides: nothing; printing is the command line's.
+Decides: names, order and decimals. It reads an evaluation's JSON, so that a stored result looks the same.
+Hides: nothing; the command line prints.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ Table = tuple[Sequence[str], list[list[str]]]
 
 
 def shown_names(kinds: Mapping[str, str]) -> dict[str, str]:
-    """How each method is called in a table."""
+    """Returns each method's name in tables."""
     return {name: f"{name} (ceiling)" if kind == "ceiling" else name for name, kind in kinds.items()}
 
 
 def tested_title(found: Mapping[str, Any]) -> str:
-    """`tuned policy minus …, ndcg@10, 1,000 users`"""
+    """Returns `tuned policy minus …, ndcg@10, 1,000 users`."""
     return f"{found['subject']} minus …, {found['metric']}, {found['users']:,} users"
 
 
@@ -29,7 +29,7 @@ def slices_title(found: Mapping[str, Any]) -> str:
 
 
 def metric_table(methods: Mapping[str, Mapping[str, float]], shown: Mapping[str, str], first: str = "method") -> Table:
-    """Columns and rows of the means."""
+    """Returns columns and rows of the means."""
     names = list(next(iter(methods.values()), {}))
     return (first, *names), [
         [shown.get(label, label), *(f"{values[name]:.4f}" for name in names)] for label, values in methods.items()
@@ -37,7 +37,7 @@ def metric_table(methods: Mapping[str, Mapping[str, float]], shown: Mapping[str,
 
 
 def difference_table(differences: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Columns and rows of the subject minus every other method."""
+    """Returns columns and rows of the subject minus every other method."""
     columns = ("method", "difference", "95 % interval", "p (Holm)", "d", "won / lost", "users needed", "verdict")
     rows = [
         [
@@ -56,7 +56,7 @@ def difference_table(differences: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def slice_table(slices: Mapping[str, Mapping[str, Any]], shown: Mapping[str, str], first: str = "method") -> Table:
-    """Columns and rows of the headline metric by part of the users."""
+    """Returns columns and rows of the headline metric by slice of the users."""
     columns = (first, *(f"{name} ({part['users']:,})" for name, part in slices.items()))
     rows = [[shown[label], *(_decimals(part[label], 4) for part in slices.values())] for label in shown]
     return columns, rows if slices else []
@@ -65,7 +65,7 @@ def slice_table(slices: Mapping[str, Mapping[str, Any]], shown: Mapping[str, str
 def behaviour_table(
     behaviour: Mapping[str, Mapping[str, float]], shown: Mapping[str, str] | None = None, first: str = "method"
 ) -> Table:
-    """Columns and rows of what is recommended and written."""
+    """Returns columns and rows of what methods recommend and write."""
     names = list(dict.fromkeys(name for values in behaviour.values() for name in values))
     rows = [
         [(shown or {}).get(label, label), *(_decimals(values.get(name), 3) for name in names)]
@@ -75,7 +75,7 @@ def behaviour_table(
 
 
 def probe_table(probes: Sequence[Mapping[str, Any]]) -> Table:
-    """Columns and rows of the probes."""
+    """Returns columns and rows of the probes."""
     rows = []
     for probe in probes:
         d, has_passed = probe["difference"], probe["passed"]
@@ -86,7 +86,7 @@ def probe_table(probes: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _decimals(value: float | None, places: int) -> str:
-    """No user of a slice has no mean: NaN, and null where it was written down."""
+    """Formats a number, or returns `-` for the mean of an empty slice: NaN, or null in a stored result."""
     return "-" if value is None or value != value else f"{value:.{places}f}"
 
 
@@ -95,7 +95,7 @@ def p_text(p: float) -> str:
 
 
 def against(difference: Mapping[str, Any], other: str) -> str:
-    """`+.0031 [+.0010, +.0052] above last item (.0397), p <.001`, or that no difference is shown."""
+    """Returns a difference in words, such as `above last item (.0397) (+.0031 [+.0010, +.0052], p <.001)`."""
     p = p_text(difference["p_holm"])
     p = f"p {p}" if p.startswith("<") else f"p = {p}"
     numbers = f"{difference['mean']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}], {p}"
