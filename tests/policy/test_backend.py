@@ -128,7 +128,7 @@ def test_unsloth_is_never_imported_too_late(machine: Any, monkeypatch: pytest.Mo
 def test_choosing_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from rl4rec_cli.config.sections import PolicySection, LoraSection\n"
+        "from rl4rec_cli.config.policy import LoraSection, PolicySection\n"
         "from rl4rec_cli.policy.backend import check_policy\n"
         "check_policy(PolicySection(lora=LoraSection(), device='cpu', model='gpt2'), trainable=True)\n"
         "print(sorted({'torch', 'transformers', 'trl', 'peft', 'unsloth'} & set(sys.modules)))"
