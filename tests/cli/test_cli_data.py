@@ -194,7 +194,7 @@ def test_embed_writes_what_it_says(good: Path, tmp_path: Path) -> None:
         ("--model ./nowhere", "cannot load the embedding model './nowhere'"),
         ("--out file/x.pt --embedder lsa", "file/x.pt: cannot be written: "),
         ("--out folder.pt --embedder lsa", "folder.pt: is a folder"),
-        ("--device cuda:77 --model x", "device 'cuda:77'"),
+        ("--device cuda:77 --model x", "retrieval.device=cuda:77, but torch sees no GPU"),
         ("--embedder lsi", "did you mean lsa?"),
     ],
 )
