@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl4rec_cli.cli.main import main
+from rl4rec_cli.cli.results import print_all_seeds
 from rl4rec_cli.commands.train import train
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RunConfig
@@ -551,6 +552,7 @@ def test_the_table_of_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     done = train(config, (5, 6))
     assert [d.run.folder.name for d in done] == ["run-s5", "run-s6"]
     assert [d.run.config.run.seed for d in done] == [5, 6]
+    print_all_seeds(done)
     lines = capsys.readouterr().out.splitlines()
     [at] = [i for i, line in enumerate(lines) if line == "ndcg@10 on the validation split, 2 seeds"]
     assert lines[at + 1].endswith("gain, 95 % interval over users")
