@@ -237,6 +237,8 @@ def test_what_unsloth_trained_in_4_bits_is_read_by_vllm(tmp_path: Path) -> None:
     }
     (tmp_path / "commands.json").write_text(json.dumps(commands))
     done = subprocess.run([sys.executable, "-c", DRIVER, "commands.json"], cwd=tmp_path, capture_output=True, text=True)
+    if done.returncode == -signal.SIGILL:
+        pytest.skip("Unsloth loads vLLM's kernels, and this processor lacks their instructions (AVX512-BF16)")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Backend unsloth, quantization 4bit" in said(tmp_path, "u")["err"]
     assert said(tmp_path, "m")["out"] == "merged\n"
