@@ -19,8 +19,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # What rl4rec needs: versions of constraints.txt, by which the tests ran.
-for name in trl datasets dill multiprocess peft sentence-transformers typer bm25s pydantic pydantic_core annotated-types \
-    annotated-doc typing-inspection fsspec; do
+for name in trl datasets dill multiprocess requests urllib3 charset-normalizer xxhash peft sentence-transformers typer \
+    bm25s pydantic pydantic_core annotated-types annotated-doc typing-inspection fsspec; do
     grep -i "^$name==" "$here/constraints.txt"
 done >"$work/wanted"
 # Unsloth and bitsandbytes with what they need, less what such a machine has.

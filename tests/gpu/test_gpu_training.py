@@ -70,6 +70,9 @@ def run(commands: dict[str, list[str]], folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, "commands.json"], cwd=folder, capture_output=True, text=True, check=False
     )
+    for name in commands:  # the first that failed explains those after it
+        if (folder / f"said_{name}.json").exists():
+            said(folder, name)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
