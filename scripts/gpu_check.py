@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RL4REC = (sys.executable, "-m", "rl4rec_cli")
-PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", "gpu")
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rs", "-m", "gpu")
 LINES = 40
 LEAST = 5.0
 """Seconds under which no check is begun."""
@@ -129,7 +130,15 @@ def run(check: Check, folder: Path, device: str, seconds_left: float) -> Outcome
         return Outcome(f"left out: no time (ended after {limit:,.0f} s)", seconds, tail)
     if code is None:
         return Outcome(f"FAILED: more than {limit:,.0f} s", seconds, tail)
+    if code == 0 and (reason := _skipped(tail)):
+        return Outcome(f"left out: {reason}", seconds, tail)
     return Outcome("passed" if code == 0 else f"FAILED: exit status {code}", seconds, tail)
+
+
+def _skipped(tail: str) -> str:
+    """Returns why pytest skipped the tests, if it skipped all of them, else an empty string."""
+    reasons = re.findall(r"^SKIPPED \[\d+\] \S+ (.*)$", tail, re.MULTILINE)
+    return reasons[0] if reasons and re.match(r"\d+ skipped in ", tail.splitlines()[-1]) else ""
 
 
 def _run_command(command: Sequence[str], folder: Path, log: Path, device: str, limit: float) -> int | None:

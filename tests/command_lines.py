@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 # Runs commands one after the other, and writes what each of them said.
 DRIVER = """
@@ -26,6 +32,20 @@ for name, command in commands.items():
     Path(f"said_{name}.json").write_text(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue()}))
 Path("modules.json").write_text(json.dumps(sorted({m.partition(".")[0] for m in sys.modules})))
 """
+
+
+def run_commands(commands: dict[str, list[str]], folder: Path) -> None:
+    """Runs commands in one process in the folder, and shows the error of the first that failed."""
+    (folder / "commands.json").write_text(json.dumps(commands))
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, "commands.json"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    if done.returncode == -signal.SIGILL and all(find_spec(name) for name in ("unsloth", "vllm")):
+        pytest.skip("Unsloth loads vLLM's kernels, and this processor lacks their instructions (AVX512-BF16)")
+    for name in commands:
+        if (folder / f"said_{name}.json").exists():
+            said(folder, name)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def said(place: Path, name: str) -> dict[str, Any]:

@@ -100,6 +100,18 @@ def test_outcomes_are_told_as_they_are(script: ModuleType, tmp_path: Path, capsy
     assert "error: nothing was checked" in capsys.readouterr().err
 
 
+def test_tests_that_were_all_skipped_are_left_out(script: ModuleType, tmp_path: Path) -> None:
+    skips = "import pytest\n\ndef test_skips():\n    pytest.skip('no such kernel')\n"
+    (tmp_path / "test_all.py").write_text(skips)
+    (tmp_path / "test_some.py").write_text(skips + "\ndef test_runs():\n    pass\n")
+    pytest_command = (*script.PYTEST[:-2], "-c", "/dev/null")
+    checks = [script.Check(name, (*pytest_command, str(tmp_path / f"test_{name}.py"))) for name in ("all", "some")]
+    assert script.run_all(checks, tmp_path, "cpu", 60) == 0
+    report = (tmp_path / "report.md").read_text()
+    assert "| all | left out: no such kernel |" in report
+    assert "| some | passed |" in report
+
+
 def test_the_report_is_whole_while_checks_run(script: ModuleType, tmp_path: Path) -> None:
     copy = script.Check("second", ("cp", "report.md", "meanwhile.md"))
     assert script.run_all([script.Check("first", ("true",)), copy], tmp_path, "cpu", 60) == 0

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_lines import DRIVER, log_of, said
+from command_lines import log_of, run_commands, said
 from safetensors.torch import load_file
 
 pytestmark = [
@@ -98,8 +98,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands["recommend"] = ["recommend", "runs/grpo", "--user", "u1", "--json"]
     commands["merged"] = ["export", "runs/grpo", "--to", "merged", "--output", "merged"]
     commands["adapter"] = ["export", "runs/grpo", "--to", "adapter", "--output", "adapter"]
-    (folder / "commands.json").write_text(json.dumps(commands))
-    run(DRIVER, "commands.json", cwd=folder)
+    run_commands(commands, folder)
     return folder
 
 

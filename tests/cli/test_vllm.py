@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_lines import DRIVER, ends, log_of, said
+from command_lines import ends, log_of, run_commands, said
 from safetensors.torch import load_file
 
 pytestmark = [
@@ -112,9 +112,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, sets in {"prompts": ["--set", "generation.engine=vllm"], "prompts_plain": plain}.items():
         asked = ["--template", "{history}\n", "--set", "prompt.max_prompt_length=96", "--summaries", f"{name}.json"]
         commands[name] = ["prompts", "toy", "--model", "runs/grpo/checkpoints/checkpoint_start", *asked, *sets]
-    (folder / "commands.json").write_text(json.dumps(commands))
-    done = subprocess.run([sys.executable, "-c", DRIVER, "commands.json"], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run_commands(commands, folder)
     return folder
 
 
@@ -235,11 +233,7 @@ def test_what_unsloth_trained_in_4_bits_is_read_by_vllm(tmp_path: Path) -> None:
         "u": ["train", "grpo", "--quick-test", *given],
         "m": ["export", "runs/u", "--to", "merged", "--output", "merged"],
     }
-    (tmp_path / "commands.json").write_text(json.dumps(commands))
-    done = subprocess.run([sys.executable, "-c", DRIVER, "commands.json"], cwd=tmp_path, capture_output=True, text=True)
-    if done.returncode == -signal.SIGILL:
-        pytest.skip("Unsloth loads vLLM's kernels, and this processor lacks their instructions (AVX512-BF16)")
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_commands(commands, tmp_path)
     assert "Backend unsloth, quantization 4bit" in said(tmp_path, "u")["err"]
     assert said(tmp_path, "m")["out"] == "merged\n"
     prompts = prompts_of(tmp_path / "merged")

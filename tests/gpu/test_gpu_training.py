@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_lines import DRIVER, log_of, said
+from command_lines import log_of, run_commands, said
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
@@ -65,17 +63,6 @@ SETUPS = {
 }
 
 
-def run(commands: dict[str, list[str]], folder: Path) -> None:
-    (folder / "commands.json").write_text(json.dumps(commands))
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, "commands.json"], cwd=folder, capture_output=True, text=True, check=False
-    )
-    for name in commands:  # the first that failed explains those after it
-        if (folder / f"said_{name}.json").exists():
-            said(folder, name)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
 def train_command(algorithm: str, name: str, device: str, *sets: str) -> list[str]:
     own = (f"policy.device={device}", f"retrieval.device={device}", f"run.name={name}")
     # vLLM's kernels for adapters are for two-byte weights on a GPU.
@@ -104,7 +91,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, device: str) -> Path:
     """A folder in which every trainer ran."""
     folder = tmp_path_factory.mktemp("trainers")
     how = (HF, SIXTEEN_BIT)
-    run({name: train_command(a, name, device, *how, *sets) for name, (a, sets) in TRAINERS.items()}, folder)
+    run_commands({name: train_command(a, name, device, *how, *sets) for name, (a, sets) in TRAINERS.items()}, folder)
     return folder
 
 
@@ -122,7 +109,7 @@ def test_setup(name: str, tmp_path: Path, device: str) -> None:
     if missing := [package for package in setup.needs if find_spec(package) is None]:
         pytest.skip(f"needs {', '.join(missing)}: docs/install.md")
     left = [*(f"checkpoints/checkpoint_{which}" for which in ("final", "step_4", "best")), "eval"]
-    run(
+    run_commands(
         {
             "grpo": train_command("grpo", "grpo", device, *setup.sets, *GROUPS, "logging.save_steps=2"),
             "copy": ["copy", "runs/grpo", "runs/resumed", *left],
