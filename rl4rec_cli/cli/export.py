@@ -41,6 +41,21 @@ def export(
     A merged model is what was trained and measured, in plain weights: a base that was held in 4 or 8 bits is written
     out as it was computed with. Both forms load with plain transformers and PEFT, Unsloth and vLLM.
     """
-    from rl4rec_cli.commands.export import export as run_export
+    from rl4rec_cli import console
+    from rl4rec_cli.commands import export as command
 
-    run_export(run, checkpoint=checkpoint, form=to, output=output, dtype=dtype, push_to=push_to_hub, public=public)
+    def show(written: command.Export) -> None:
+        console.result(str(written.folder))
+
+    written = command.export(
+        run,
+        form=to,
+        output=output,
+        dtype=dtype,
+        push_to=push_to_hub,
+        public=public,
+        checkpoint=checkpoint,
+        show=show,
+    )
+    if written.repository is not None:
+        console.result(written.repository)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rl4rec_cli.cli.options import Json, Recipes, Sets, configure, epilog
 from rl4rec_cli.config.algorithms import ALGORITHMS, DEFAULT_ALGORITHM
+
+if TYPE_CHECKING:
+    from rl4rec_cli.commands.placement import MemoryCheck
+    from rl4rec_cli.plan.placement import Placement
 
 _NAMES = " or ".join([", ".join([*ALGORITHMS][:-1]), [*ALGORITHMS][-1]])
 
@@ -55,11 +60,41 @@ def plan(
     if check and gpu:
         raise ConfigError("--check measures on this machine: it cannot be given with --gpu")
     run_placement = placement.place(config, gpu or [])
-    answer = placement.as_json(run_placement) if as_json else {}
     if not as_json:
-        placement.show(config, run_placement)
-    if check:
-        answer |= placement.checked(config, as_json=as_json)
+        _show(run_placement)
+    checks = placement.check_memory(config) if check else []
     if as_json:
-        console.print_json(answer)
+        checked = {"check": [one.as_json() for one in checks]} if check else {}
+        console.print_json({**placement.as_json(run_placement), **checked})
+    elif check:
+        _show_checks(checks)
     placement.complain(config, run_placement)
+
+
+def _show(placement: Placement) -> None:
+    """Prints the whole answer on standard output."""
+    from rl4rec_cli import console
+    from rl4rec_cli.commands.placement import sentence
+    from rl4rec_cli.plan.memory import human
+    from rl4rec_cli.shell import set_flags
+
+    phase = placement.estimate.peak
+    rows = [(name, human(size)) for name, size in sorted(phase.parts.items(), key=lambda part: -part[1]) if size]
+    console.table("", [f"most memory: {phase.name}", "needs"], [*rows, ("all", human(phase.total))])
+    console.result(f"{sentence(placement)}\n")
+    title = "with way out 1:" if placement.ways_out else ""
+    console.table(title, ["what", "choice", "why"], [(c.what, c.value, c.reason) for c in placement.choices])
+    for number, way in enumerate(placement.ways_out, 1):
+        cost = "\n".join(f"  {cost}" for cost in way.costs)
+        console.result(f"\nway out {number}, {human(way.estimate.bytes)}:\n  {set_flags(way.sets)}\n{cost}")
+    for note in placement.notes:
+        console.log(f"note: {note}")
+
+
+def _show_checks(checks: Sequence[MemoryCheck]) -> None:
+    from rl4rec_cli import console
+    from rl4rec_cli.plan.memory import human
+
+    cells = [(c.trainer, c.phase, human(c.predicted_bytes), human(c.measured_bytes), f"{c.ratio:.2f}") for c in checks]
+    console.table("", ["trainer", "largest phase", "predicted", "measured", "ratio"], cells)
+    console.log("Prompts and texts are as long as they came up; a run may meet longer ones, up to its limits.")

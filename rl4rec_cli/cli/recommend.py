@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rl4rec_cli.cli.options import Checkpoint, Json, Sets, epilog, is_piped, piped_lines, read_words
-from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.errors import ConfigError, Rl4RecError
+
+if TYPE_CHECKING:
+    from rl4rec_cli.commands.recommend import Recommendation, Recommender
 
 
 def add_to(app: typer.Typer) -> None:
@@ -47,8 +53,6 @@ def recommend(
     The history is a user's, or titles; without either, titles are asked for, or read where standard input is a pipe.
     Answers for several users are JSON lines with --json.
     """
-    import sys
-
     from rl4rec_cli.console import is_terminal
 
     if user and titles:
@@ -63,17 +67,76 @@ def recommend(
                 "nothing to recommend for: give --user or --titles",
                 hint="on a terminal, titles are asked for without them; from a pipe they are read, one a line",
             )
-    from rl4rec_cli.commands.recommend import recommend as answer
+    from rl4rec_cli.commands import recommend as command
 
-    answer(
+    if interactive:
+        recommender = command.open_recommender(run, dataset=dataset, sets=sets or [], checkpoint=checkpoint)
+        _ask(recommender, k=k, as_json=as_json)
+        return
+    is_list = len(users) > 1 or "-" in (user or [])
+
+    def show(answer: Recommendation) -> None:
+        _show(answer, as_json=as_json, is_list=is_list)
+
+    command.recommend(
         run,
         users=users,
-        is_list=len(users) > 1 or "-" in (user or []),
         titles=history_titles,
         dataset=dataset,
-        checkpoint=checkpoint,
         k=k,
         sets=sets or [],
-        as_json=as_json,
-        interactive=interactive,
+        checkpoint=checkpoint,
+        go_on=is_list,
+        show=show,
     )
+
+
+def _ask(recommender: Recommender, *, k: int, as_json: bool) -> None:
+    """Answers for the titles that the user types, line by line."""
+    from rl4rec_cli import console
+
+    console.log("Titles chosen so far, oldest first, separated by semicolons. An empty line ends.")
+    for line in _lines():
+        try:
+            _show(recommender.answer(recommender.read_history([line]), k=k), as_json=as_json, is_list=False)
+        except Rl4RecError as error:
+            console.log(f"error: {error.message}")
+
+
+def _lines() -> Iterator[str]:
+    while True:
+        try:
+            line = input(_prompt())
+        except EOFError:
+            return
+        if not line.strip("; \t"):
+            return
+        yield line
+
+
+def _prompt() -> str:
+    """Returns the prompt for `input`, which prints on standard output: off a terminal only answers belong there."""
+    from rl4rec_cli import console
+
+    if console.is_terminal(sys.stdout):
+        return "> "
+    print("> ", end="", file=sys.stderr, flush=True)
+    return ""
+
+
+def _show(answer: Recommendation, *, as_json: bool, is_list: bool) -> None:
+    """Prints one answer; as one of several users', with the user: JSON on one line, tables below a heading."""
+    from rl4rec_cli import console
+
+    if as_json and is_list:
+        console.result(json.dumps({"user": answer.user, **answer.as_json()}, ensure_ascii=False, allow_nan=False))
+        return
+    if as_json:
+        console.print_json(answer.as_json())
+        return
+    if is_list:
+        console.result(f"# user {console.clean(str(answer.user))}")
+    console.table("History", ["item", "title"], [[i.item_id, i.title] for i in answer.history])
+    console.result(f"\nText: {console.clean(answer.text)}\n")
+    rows = [[i.rank, i.item_id, f"{i.score:.4f}", i.title] for i in answer.items]
+    console.table("Recommended", ["rank", "item", "score", "title"], rows)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rl4rec_cli.cli.options import Sets, epilog
 from rl4rec_cli.config.registries import EMBEDDERS
+
+if TYPE_CHECKING:
+    from rl4rec_cli.retrieval.service.serving import ServiceStatus, Serving
 
 
 def add_to(app: typer.Typer) -> None:
@@ -62,6 +65,40 @@ def serve_retrieval(
     from rl4rec_cli.retrieval.service import serving
 
     if status or connect:
-        serving.show_status(section, connect=connect)
+        _show_status(serving.read_status(section), connect=connect)
     else:
-        serving.serve(section, [*(datasets or []), *(more or [])], num_gpus=num_gpus)
+        serving.serve(section, [*(datasets or []), *(more or [])], num_gpus=num_gpus, ready=_show_loaded)
+
+
+def _show_status(status: ServiceStatus, *, connect: bool) -> None:
+    """Prints how the service is; with `connect` also what joins it from a shell and from a Python program."""
+    from rl4rec_cli import console
+
+    figures = dict(status.health)
+    vectors = status.health["datasets"].items()
+    figures["datasets"] = ", ".join(f"{name} {items:,} × {dim:,}" for name, (items, dim) in vectors)
+    figures["item_vectors"] = ", ".join(f"{name} {words}" for name, words in status.health["item_vectors"].items())
+    figures["replicas"] = ", ".join(status.health["replicas"])
+    if figures["problem"] is None:
+        del figures["problem"]
+    console.figures(figures)
+    status.check_loaded()
+    if connect:
+        console.result(f"In a shell:\n\n{status.shell_lines()}\n")
+        console.result(f"In Python:\n\n{status.python_lines()}\n")
+
+
+def _show_loaded(serving: Serving) -> None:
+    """Prints what a service serves and how it is reached."""
+    from rl4rec_cli import console
+
+    service, datasets = serving.section.service, serving.datasets
+    console.result(f"✓ Loaded {len(datasets)} dataset(s)")
+    rows = [(name, f"{a['num_items']:,}", a["dim"], a["embedder"], a["emb_type"]) for name, a in datasets.items()]
+    console.table("", ["dataset", "items", "dimensions", "embedder", "field"], rows)
+    where = "this machine only" if serving.is_local else "other machines can reach it"
+    actors = f"{service.shards} shard(s), {service.replicas} replica(s), {serving.num_gpus:g} GPU(s) each"
+    console.result(f"{service.name} in namespace {service.namespace} at {serving.address} ({where}): {actors}")
+    console.result(f"Train with it: {serving.train_command()}")
+    console.log("From a shell or a program of your own: rl4rec serve-retrieval --status --connect prints the lines")
+    console.log("Ctrl-C stops it")

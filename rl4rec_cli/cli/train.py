@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from rl4rec_cli.shell import rl4rec
 
 if TYPE_CHECKING:
     from rl4rec_cli.commands.train import TrainedRun
+    from rl4rec_cli.config.sections import RunConfig
 
 app = typer.Typer(
     help="Train a policy.",
@@ -146,9 +148,7 @@ def _add(name: str, algorithm: Algorithm) -> None:
         )
         run_seeds = several_seeds or (config.run.seed,)
         if dry_run:
-            from rl4rec_cli.commands.dry_run import show
-
-            show(config, run_seeds, is_new=resume is None)
+            _dry_run(config, run_seeds, is_new=resume is None)
             return
         from rl4rec_cli import console
         from rl4rec_cli.commands import train as command
@@ -167,6 +167,20 @@ def _add(name: str, algorithm: Algorithm) -> None:
     train.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     examples = epilog(*(f"{rl4rec('train', name)} {options}" for options in EXAMPLES.get(name, PLAIN_EXAMPLES)))
     app.command(name, cls=Grouped, help=algorithm.help, short_help=algorithm.summary, epilog=examples)(train)
+
+
+def _dry_run(config: RunConfig, seeds: Sequence[int], *, is_new: bool) -> None:
+    """Prints the configuration on standard output, and where the run would go on standard error."""
+    from rl4rec_cli import console
+    from rl4rec_cli.commands.dry_run import dry_run
+    from rl4rec_cli.config.layering import dump_config
+
+    plan = dry_run(config, seeds, is_new=is_new, show=lambda config: console.result(dump_config(config)))
+    for line in plan.lines():
+        console.log(line)
+    console.log(f"seeds: {', '.join(map(str, seeds))}")
+    if config.data.path is None and config.data.synthetic is None:
+        console.log("dataset: none yet; give --dataset PATH, or --quick-test for synthetic data")
 
 
 def _show(trained: TrainedRun) -> None:

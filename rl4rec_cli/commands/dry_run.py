@@ -1,23 +1,53 @@
-"""What ``--dry-run`` prints: the configuration on standard output, the placement on standard error.
+"""What `train … --dry-run` says: the configuration, and where the run would go.
 
-Decides: that the placement is that of ``rl4rec plan``; that an unknown placement is no error here; that a dry run
+Decides: that the placement is that of `rl4rec plan`; that an unknown placement is no error here; that a dry run
 refuses, in the same words, what training refuses before it loads anything.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from rl4rec_cli import console
 from rl4rec_cli.commands import placement
-from rl4rec_cli.config.layering import dump_config
-from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.errors import ConfigError, Rl4RecError
 
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.plan.placement import Placement
 
-def show(config: RunConfig, seeds: tuple[int, ...], *, is_new: bool) -> None:
-    """Prints the configuration and the placement.
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would be."""
+
+    config: RunConfig
+    """Resolved."""
+    placement: Placement | None
+    """None where it is not known."""
+    problem: str | None
+    """Why the placement is not known."""
+
+    def lines(self) -> list[str]:
+        """Returns the placement in a few lines."""
+        return placement.brief(self.placement) if self.placement else [f"placement: not known: {self.problem}"]
+
+
+def dry_run(
+    config: RunConfig,
+    seeds: Sequence[int] = (),
+    *,
+    is_new: bool = True,
+    show: Callable[[RunConfig], None] = lambda config: None,
+) -> DryRun:
+    """Resolves the configuration, checks it as training does before it loads anything, and places the run.
 
     Args:
+        seeds: one run for each. Without seeds, one run with the configuration's seed.
         is_new: the command makes a run, and resumes none.
+        show: shows the resolved configuration before it is checked.
 
     Raises:
         DataError: a dataset is not valid.
@@ -27,21 +57,16 @@ def show(config: RunConfig, seeds: tuple[int, ...], *, is_new: bool) -> None:
     from rl4rec_cli.policy.sources import with_own_adapter
 
     config = config.model_copy(update={"policy": with_own_adapter(config.policy)})
-    console.result(dump_config(config))
-    _check_data(config, seeds, is_new=is_new)
+    show(config)
+    _check_data(config, seeds or (config.run.seed,), is_new=is_new)
     check_devices(config)
     try:
-        lines = placement.brief(placement.place(config))
+        return DryRun(config, placement.place(config), None)
     except Rl4RecError as error:
-        lines = [f"placement: not known: {error.message}"]
-    for line in lines:
-        console.log(line)
-    console.log(f"seeds: {', '.join(map(str, seeds))}")
-    if config.data.path is None and config.data.synthetic is None:
-        console.log("dataset: none yet; give --dataset PATH, or --quick-test for synthetic data")
+        return DryRun(config, None, error.message)
 
 
-def _check_data(config: RunConfig, seeds: tuple[int, ...], *, is_new: bool) -> None:
+def _check_data(config: RunConfig, seeds: Sequence[int], *, is_new: bool) -> None:
     if not config.data.paths:  # synthetic data have nothing to be wrong with
         return
     from rl4rec_cli.commands.run_checks import check_settings, of_seed

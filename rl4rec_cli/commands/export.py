@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,17 +35,41 @@ DTYPES = ("auto", "bf16", "fp16", "fp32")
 _FILES = ("adapter_*", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
 
 
+@dataclass(frozen=True)
+class Export:
+    """What was written."""
+
+    folder: Path
+    form: str
+    """`merged` or `adapter`."""
+    files: tuple[str, ...]
+    """Below the folder, sorted."""
+    repository: str | None = None
+    """Address of the repository on the Hub, if it was uploaded."""
+
+
 def export(
-    run: str,
+    run: str | Path,
     *,
-    form: str,
-    output: str | None,
-    dtype: str,
-    push_to: str | None,
-    public: bool,
+    form: str = "merged",
+    output: str | Path | None = None,
+    dtype: str = "auto",
+    push_to: str | None = None,
+    public: bool = False,
     checkpoint: str | None = None,
-) -> None:
+    show: Callable[[Export], None] = lambda export: None,
+) -> Export:
     """Writes the export of a run, and uploads it if the user asks for it: `rl4rec export`.
+
+    Args:
+        run: run folder or checkpoint.
+        form: `merged`: one model; `adapter`: the adapter alone.
+        output: the folder to write; `export/FORM` in the run by default.
+        dtype: the weights of a merged model: `bf16`, `fp16`, `fp32`, or `auto`, as trained.
+        push_to: the repository of the Hub to upload to.
+        public: make a new repository public.
+        checkpoint: one of the run's checkpoints; its last by default.
+        show: shows what was written before it is uploaded.
 
     Raises:
         ConfigError: the form or the type does not exist, or does not fit the run.
@@ -51,7 +77,7 @@ def export(
         PolicyError: the policy cannot be loaded, merged, written or uploaded.
     """
     _check_words(form, dtype, push_to, public=public)
-    match = find_run(run, checkpoint)
+    match = find_run(str(run), checkpoint)
     if match is None:
         raise RunError(f"{run}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
     source_run, source = match[0], Path(match[1])
@@ -72,9 +98,12 @@ def export(
         _check_login()
     console.log(checkpoint_line(describe_checkpoint(source_run, source)))
     _write(source_run, source, folder, form=form, dtype=dtype, base=base)
-    console.result(str(folder))
-    if push_to is not None:
-        console.result(_upload(folder, push_to, public=public))
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    written = Export(folder, form, tuple(files))
+    show(written)
+    if push_to is None:
+        return written
+    return replace(written, repository=_upload(folder, push_to, public=public))
 
 
 def _check_words(form: str, dtype: str, push_to: str | None, *, public: bool) -> None:

@@ -1,12 +1,13 @@
-"""Where a run would go: what `rl4rec plan` and `train … --dry-run` print.
+"""Where a run would go: what `rl4rec plan` and `train … --dry-run` say.
 
-Decides: how a `Placement` is printed.
+Decides: how a `Placement` reads, in words and as JSON.
 Hides: where the facts about models, data and machine come from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from rl4rec_cli.shell import set_flags
 if TYPE_CHECKING:
     from rl4rec_cli.commands.peak import Peak
     from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.plan.fitting import WayOut
 
 
 def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
@@ -55,28 +55,13 @@ def _with(gpus: tuple[Any, ...]) -> Machine:
     return Machine(gpus, len(os.sched_getaffinity(0)), *ram())
 
 
-def show(config: RunConfig, placement: Placement) -> None:
-    """Prints the whole answer on standard output."""
-    phase = placement.estimate.peak
-    rows = [(name, human(size)) for name, size in sorted(phase.parts.items(), key=lambda part: -part[1]) if size]
-    console.table("", [f"most memory: {phase.name}", "needs"], [*rows, ("all", human(phase.total))])
-    console.result(f"{sentence(placement)}\n")
-    title = "with way out 1:" if placement.ways_out else ""
-    console.table(title, ["what", "choice", "why"], [(c.what, c.value, c.reason) for c in placement.choices])
-    for number, way in enumerate(placement.ways_out, 1):
-        cost = "\n".join(f"  {cost}" for cost in way.costs)
-        console.result(f"\nway out {number}, {human(way.estimate.bytes)}:\n  {_set_flags(way)}\n{cost}")
-    for note in placement.notes:
-        console.log(f"note: {note}")
-
-
 def brief(placement: Placement) -> list[str]:
     """Returns a few lines for `--dry-run`."""
     choices = ", ".join(f"{c.what} {c.value}" for c in placement.choices)
     lines = [f"placement: policy on {placement.device}; {choices}", f"memory: {sentence(placement)}"]
     reason = next(c.reason for c in placement.choices if c.what == "retrieval")
     lines.insert(1, f"retrieval: {reason}")
-    return lines + [f"way out: {_set_flags(way)} ({human(way.estimate.bytes)})" for way in placement.ways_out]
+    return lines + [f"way out: {set_flags(way.sets)} ({human(way.estimate.bytes)})" for way in placement.ways_out]
 
 
 def sentence(placement: Placement) -> str:
@@ -93,7 +78,7 @@ def complain(config: RunConfig, placement: Placement) -> None:
         return
     verdict = f"{config.policy.model} {sentence(placement)}"
     if placement.ways_out:
-        raise Rl4RecError(verdict, hint=_set_flags(placement.ways_out[0]))
+        raise Rl4RecError(verdict, hint=set_flags(placement.ways_out[0].sets))
     raise Rl4RecError(
         f"{verdict}, and nothing that can be cut makes it fit",
         hint="a smaller model, a larger GPU (--gpu 80), or shorter prompts and texts (prompt.max_prompt_length)",
@@ -119,25 +104,40 @@ def as_json(placement: Placement) -> dict[str, Any]:
     }
 
 
-def checked(config: RunConfig, *, as_json: bool) -> dict[str, Any]:
-    """Makes real steps and compares their memory with the prediction for the same lengths."""
+@dataclass(frozen=True)
+class MemoryCheck:
+    """The memory that real steps of a phase took, and its prediction for prompts and texts of their lengths."""
+
+    trainer: str
+    phase: str
+    """The largest predicted phase."""
+    predicted_bytes: int
+    measured_bytes: int
+    ratio: float
+    """Predicted over measured."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_memory(config: RunConfig) -> list[MemoryCheck]:
+    """Makes real steps and compares their memory with the prediction for the same lengths.
+
+    Raises:
+        Rl4RecError: a step fails.
+    """
     from rl4rec_cli.commands.peak import measure_peaks
     from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
 
     console.log("Making two real steps of each phase in a process of its own …")
     facts, retrieval = policy_facts(config.policy), retrieval_facts(config)
-    rows = []
+    checks = []
     for peak in measure_peaks(config):
         lengths = (peak.prompt_tokens, peak.text_tokens)
         placement = plan_placement(find_machine(), config, facts, retrieval, lengths=lengths)
         phase = _predicted(placement.estimate.phases, peak)
-        rows.append((peak.phase, phase.name, phase.total, peak.bytes, phase.total / peak.bytes))
-    if not as_json:
-        cells = [(n, p, human(estimate), human(real), f"{ratio:.2f}") for n, p, estimate, real, ratio in rows]
-        console.table("", ["trainer", "largest phase", "predicted", "measured", "ratio"], cells)
-        console.log("Prompts and texts are as long as they came up; a run may meet longer ones, up to its limits.")
-    keys = ("trainer", "phase", "predicted_bytes", "measured_bytes", "ratio")
-    return {"check": [dict(zip(keys, row, strict=True)) for row in rows]}
+        checks.append(MemoryCheck(peak.phase, phase.name, phase.total, peak.bytes, phase.total / peak.bytes))
+    return checks
 
 
 def _predicted(phases: Sequence[PhaseMemory], peak: Peak) -> PhaseMemory:
@@ -145,7 +145,3 @@ def _predicted(phases: Sequence[PhaseMemory], peak: Peak) -> PhaseMemory:
     own = [p for p in phases if p.name.startswith("warm start: ") == peak.is_warm_start]
     own = [p for p in own if not p.name.endswith("validation")]
     return max(own, key=lambda phase: phase.total)
-
-
-def _set_flags(way: WayOut) -> str:
-    return set_flags(way.sets)

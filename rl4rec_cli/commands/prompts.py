@@ -1,13 +1,13 @@
 """`rl4rec prompts`: prompts as the model reads them, and the results of other templates.
 
-Decides: what is shown of prompts; that templates are compared on validation users only, each with the configured one.
+Decides: what is told of prompts; that templates are compared on validation users only, each with the configured one.
 Hides: nothing of how prompts are built. `data/prompts.py` builds them, here as in training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from rl4rec_cli.data.prompts import Prompt, PromptBuilder
 from rl4rec_cli.data.reading import PROMPTS
 from rl4rec_cli.errors import ConfigError, DataError
 from rl4rec_cli.eval.examples import choose_examples
-from rl4rec_cli.shell import set_flags, setting
+from rl4rec_cli.shell import setting
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
@@ -28,14 +28,52 @@ if TYPE_CHECKING:
 
 USERS = 1_000
 """Users whose prompts are made, unless more are asked for."""
-_SHOWN = 3
 _LAST = 4
 OWN = "own prompt"
 ALL = "all"
 
 
-def show_prompts(config: RunConfig, *, split: Any, users: int | None, user: str | None, as_json: bool) -> None:
-    """Prints some prompts whole, and figures of many.
+@dataclass(frozen=True)
+class ShownPrompt:
+    """A prompt as the model reads it."""
+
+    user: str
+    text: str
+    """Whole, chat template included."""
+    tokens: int
+    last_tokens: list[str]
+    """Each with its number."""
+    history: int
+    """Items of the user's history."""
+    items: int
+    """Those of them that the prompt shows."""
+    from_prompts_json: bool
+    cut_to_fit: bool
+
+
+@dataclass(frozen=True)
+class PromptPreview:
+    """Prompts of many users, and figures of them all."""
+
+    dataset: str
+    split: str
+    figures: dict[str, Any]
+    prompts: list[ShownPrompt]
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what `rl4rec prompts --json` prints."""
+        return asdict(self)
+
+
+def preview_prompts(
+    config: RunConfig, *, split: Any = "validation", users: int | None = None, user: str | None = None
+) -> PromptPreview:
+    """Builds prompts as training and evaluation do: `rl4rec prompts`.
+
+    Args:
+        split: whose histories: `train`, `validation` or `test`.
+        users: at most so many users, drawn by a fixed seed; `USERS` by default.
+        user: this user alone.
 
     Raises:
         DataError: the user does not exist, or has no example in this split.
@@ -47,34 +85,20 @@ def show_prompts(config: RunConfig, *, split: Any, users: int | None, user: str 
     builder = PromptBuilder(config.prompt, dataset, load_tokenizer_alone(config.policy, dataset))
     prompts = make_prompts(builder, examples)
     figures = {"model": config.policy.model, **_figures(builder, dataset, examples, prompts)}
-    if as_json:
-        records = [
-            {
-                "user": example.user,
-                "text": prompt.text,
-                "tokens": len(prompt.ids),
-                "last_tokens": last_tokens(builder, prompt),
-                "history": len(example.history),
-                "items": prompt.items,
-                "from_prompts_json": example.user in dataset.prompts,
-                "cut_to_fit": prompt.is_cut,
-            }
-            for example, prompt in zip(examples, prompts, strict=True)
-        ]
-        console.print_json({"dataset": dataset.name, "split": split, "figures": figures, "prompts": records})
-        return
-    for example, prompt in list(zip(examples, prompts, strict=True))[:_SHOWN]:
-        source = (
-            f"from {config.data.prompt_file or PROMPTS}"
-            if example.user in dataset.prompts
-            else f"{prompt.items} of {len(example.history)} items of the history"
+    shown = [
+        ShownPrompt(
+            user=example.user,
+            text=prompt.text,
+            tokens=len(prompt.ids),
+            last_tokens=last_tokens(builder, prompt),
+            history=len(example.history),
+            items=prompt.items,
+            from_prompts_json=example.user in dataset.prompts,
+            cut_to_fit=prompt.is_cut,
         )
-        cut_note = ", cut to fit" if prompt.is_cut else ""
-        console.result(f"# {split}, user {console.clean(example.user)}: {len(prompt.ids)} tokens, {source}{cut_note}")
-        console.result(console.clean(prompt.text, keep="\n\t").removesuffix("\n"))
-        console.result(f"# its last tokens: {console.clean(' '.join(last_tokens(builder, prompt)))}\n\n")
-    if user is None:
-        console.figures(figures)
+        for example, prompt in zip(examples, prompts, strict=True)
+    ]
+    return PromptPreview(dataset.name, split, figures, shown)
 
 
 def _of_user(dataset: Dataset, split: Any, user: str) -> list[Example]:
@@ -128,13 +152,53 @@ def lost_items(builder: PromptBuilder, example: Example, prompt: Prompt) -> bool
     return prompt.items < min(len(example.history), builder.section.max_history)
 
 
+@dataclass(frozen=True)
+class TemplateSweep:
+    """What a model reaches with each of several templates, on the same validation users."""
+
+    evaluation: Evaluation
+    """A method for each template, by its name."""
+    templates: dict[str, str]
+    """By name; `OWN` is the configured one."""
+    differences: Mapping[str, Mapping[str, Any]]
+    """Each other template's, paired, from the configured one."""
+    model: str
+    own_key: str
+    """The setting below `prompt` that holds the configured template."""
+
+    @property
+    def best(self) -> str:
+        """The name of the template with the highest headline metric; the users chose it, so it is a little too good."""
+        methods = self.evaluation.as_json()["methods"]
+        return max(self.templates, key=lambda name: methods[name][self.evaluation.headline])
+
+    @property
+    def best_setting(self) -> str | None:
+        """The best template as `KEY=VALUE`, or None if it is the configured one."""
+        return None if self.best == OWN else setting(f"prompt.{self.own_key}", self.templates[self.best])
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what `rl4rec prompts --template … --json` prints."""
+        return {
+            "dataset": self.evaluation.about["dataset"],
+            "model": self.model,
+            "users": len(self.evaluation.examples),
+            "templates": self.templates,
+            "metric": self.evaluation.headline,
+            "methods": self.evaluation.as_json()["methods"],
+            "differences": self.differences,
+        }
+
+
 def sweep_templates(
-    config: RunConfig, *, split: str, users: int | None, templates: Sequence[str], as_json: bool
-) -> None:
+    config: RunConfig, templates: Sequence[str], *, split: str = "validation", users: int | None = None
+) -> TemplateSweep:
     """Measures a model with several templates on the same validation users, each against the configured one.
 
     Args:
         templates: the templates to try. `all` stands for the built-in ones.
+        split: validation, and no other.
+        users: measure at most so many, drawn by a fixed seed.
 
     Raises:
         ConfigError: a template has no {history} or does not fit; the split is not validation; the model is untrained.
@@ -182,49 +246,7 @@ def sweep_templates(
         evaluation.methods.append(replace(result, name=name))
     others = [name for name in names if name != OWN and OWN in names]
     differences = compare_all({name: evaluation.difference(name, OWN) for name in others})
-    if as_json:
-        console.print_json(
-            {
-                "dataset": dataset.name,
-                "model": config.policy.model,
-                "users": len(examples),
-                "templates": names,
-                "metric": evaluation.headline,
-                "methods": evaluation.as_json()["methods"],
-                "differences": differences,
-            }
-        )
-        return
-    _show_sweep(config, evaluation, names, differences, own_key)
-
-
-def _show_sweep(
-    config: RunConfig,
-    evaluation: Evaluation,
-    names: Mapping[str, str],
-    differences: Mapping[str, Mapping[str, Any]],
-    own_key: str,
-) -> None:
-    from rl4rec_cli.eval.tables import difference_table, metric_table
-
-    report = evaluation.as_json()
-    for name, template in names.items():
-        console.result(f"{name}: {template!r}")
-    console.result("")
-    console.table(
-        f"{config.policy.model} on {evaluation.about['dataset']}, {len(evaluation.examples):,} validation users",
-        *metric_table(report["methods"], {}, "prompt"),
-    )
-    if differences:
-        console.result("")
-        columns, rows = difference_table(differences)
-        console.table(f"… minus {OWN}, {evaluation.headline}", ["prompt", *columns[1:]], rows)
-    best = max(names, key=lambda name: report["methods"][name][evaluation.headline])
-    console.result(
-        f"\nBest here: {best}. It was chosen on the users it is measured on, so its figure is a little too good."
-    )
-    if best != OWN:
-        console.log(f"use it: {set_flags([setting(f'prompt.{own_key}', names[best])])}")
+    return TemplateSweep(evaluation, names, differences, config.policy.model, own_key)
 
 
 def check_model(config: RunConfig, what: str) -> None:

@@ -1,15 +1,13 @@
 """Recommend for one history: the policy's text and the best items.
 
-Decides: which items typed titles mean, and how an answer is printed.
+Decides: which items typed titles mean, and what an answer holds.
 Hides: how the run is loaded.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,7 @@ from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.data.provenance import changed_data, is_own_data
 from rl4rec_cli.data.titles import TitleIndex
-from rl4rec_cli.errors import ConfigError, DataError, Rl4RecError, RunError
+from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.resolve import Overrides, find_run, resolve_target
 
@@ -29,6 +27,54 @@ if TYPE_CHECKING:
     from rl4rec_cli.engine.sampling import Sampling
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
+
+
+@dataclass(frozen=True)
+class Item:
+    """An item of the catalogue."""
+
+    item_id: int
+    title: str
+
+
+@dataclass(frozen=True)
+class RankedItem:
+    """A recommended item."""
+
+    rank: int
+    """From 1."""
+    score: float
+    """Cosine of the item's vector and the text's, rounded to six digits."""
+    item_id: int
+    title: str
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The answer for one history."""
+
+    checkpoint: str
+    """Name of the checkpoint that wrote the text."""
+    history: tuple[Item, ...]
+    """Oldest first."""
+    text: str
+    """What the policy wrote."""
+    items: tuple[RankedItem, ...]
+    """The best first, at most `k`, none of the history unless the dataset's users repeat items."""
+    user: str | None = None
+    """None if the history was given as titles."""
+    warning: str | None = None
+    """What differs between the data that are there and those the policy was trained on."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the answer as `rl4rec recommend --json` prints it, without the user."""
+        return {
+            "checkpoint": self.checkpoint,
+            **({"warning": self.warning} if self.warning else {}),
+            "history": [asdict(item) for item in self.history],
+            "text": self.text,
+            "items": [asdict(item) for item in self.items],
+        }
 
 
 @dataclass(frozen=True)
@@ -45,8 +91,12 @@ class Recommender:
     warning: str | None = None
     """What differs between the data that are there and those it was trained on."""
 
-    def answer(self, history: Sequence[int], *, k: int, user: str | None = None) -> dict[str, Any]:
-        """Returns the policy's text and its `k` best items, without the history.
+    def answer(self, history: Sequence[int], *, k: int = 10, user: str | None = None) -> Recommendation:
+        """Returns the policy's text and its `k` best items, without those of the history.
+
+        Args:
+            history: item ids, oldest first.
+            user: whose prompt of `prompts.json` is read, if there is one; None: the template's.
 
         Raises:
             DataError: the text is unscorable.
@@ -63,16 +113,25 @@ class Recommender:
                 f"the policy wrote {text!r}, of which the embedder knows nothing",
                 hint="try another checkpoint or history",
             )
-        return {
-            "checkpoint": self.checkpoint["name"],
-            **({"warning": self.warning} if self.warning else {}),
-            "history": [self._item(i) for i in history],
-            "text": text,
-            "items": [
-                {"rank": rank, "score": round(score, 6), **self._item(i)}
+        return Recommendation(
+            checkpoint=str(self.checkpoint["name"]),
+            history=tuple(Item(i, self._title(i)) for i in history),
+            text=text,
+            items=tuple(
+                RankedItem(rank, round(score, 6), i, self._title(i))
                 for rank, (i, score) in enumerate(zip(matches.items, matches.scores, strict=True), start=1)
-            ],
-        }
+            ),
+            user=user,
+            warning=self.warning,
+        )
+
+    def history_of(self, user: str) -> tuple[int, ...]:
+        """Returns a user's whole sequence: recommendations come after everything that is known.
+
+        Raises:
+            DataError: there is no such user.
+        """
+        return self.dataset.sequences[self.dataset.user_index(user)]
 
     @cached_property
     def _titles(self) -> TitleIndex:
@@ -96,8 +155,8 @@ class Recommender:
             raise DataError(f"no item of {self.dataset.name} is like {title!r}")
         return matches.items[0]
 
-    def _item(self, item: int) -> dict[str, Any]:
-        return {"item_id": item, "title": self.dataset.items[item]["title"]}
+    def _title(self, item: int) -> str:
+        return str(self.dataset.items[item]["title"])
 
 
 def open_recommender(
@@ -108,7 +167,7 @@ def open_recommender(
     sets: Sequence[str] = (),
     checkpoint: str | None = None,
 ) -> Recommender:
-    """Opens the recommender of a run folder or of one of its checkpoints.
+    """Opens the recommender of a run folder or of one of its checkpoints, and logs which checkpoint it is.
 
     Args:
         dataset: one of the run's datasets, by name or folder.
@@ -146,7 +205,7 @@ def open_recommender(
     retriever = open_retriever(config.retrieval, data, config.data.paths, first_wait=FIRST_WAIT)
     policy = open_policy(config, data, model=folder)
     config = with_day(config, policy.tokenizer, started=run.day)
-    return Recommender(
+    recommender = Recommender(
         policy=policy,
         builder=PromptBuilder(config.prompt, data, policy.tokenizer),
         retriever=retriever,
@@ -155,91 +214,63 @@ def open_recommender(
         checkpoint=describe_checkpoint(run, Path(folder)),
         warning=changed_data(run, config.data, data),
     )
-
-
-def recommend(
-    run: str,
-    *,
-    users: Sequence[str],
-    is_list: bool,
-    titles: Sequence[str],
-    dataset: str | None,
-    k: int,
-    sets: Sequence[str],
-    as_json: bool,
-    interactive: bool,
-    checkpoint: str | None = None,
-) -> None:
-    """Answers for users of the dataset, for titles, or for what the user types: `rl4rec recommend`.
-
-    A user's history is the whole sequence: recommendations come after everything that is known.
-
-    Args:
-        is_list: print a list of answers, as JSON with one line for each user.
-
-    Raises:
-        DataError: there is no answer. With several users, the answers that exist are printed first.
-    """
-    recommender = open_recommender(run, users=users, dataset=dataset, sets=sets, checkpoint=checkpoint)
     console.log(checkpoint_line(recommender.checkpoint))
     if recommender.warning:
         console.log(f"Warning: {recommender.warning}")
-    if interactive:
-        console.log("Titles chosen so far, oldest first, separated by semicolons. An empty line ends.")
-        for line in _lines():
-            try:
-                _show(recommender.answer(recommender.read_history([line]), k=k), as_json=as_json)
-            except Rl4RecError as error:
-                console.log(f"error: {error.message}")
-        return
+    return recommender
+
+
+def recommend(
+    run: str | Path,
+    *,
+    users: Sequence[str] = (),
+    titles: Sequence[str] = (),
+    dataset: str | None = None,
+    k: int = 10,
+    sets: Sequence[str] = (),
+    checkpoint: str | None = None,
+    go_on: bool = False,
+    show: Callable[[Recommendation], None] = lambda recommendation: None,
+) -> list[Recommendation]:
+    """Recommends for users of the run's dataset, or for one history of titles: `rl4rec recommend`.
+
+    A user's history is the whole sequence. For more questions to the same policy, `open_recommender` loads it once.
+
+    Args:
+        run: run folder or checkpoint.
+        users: names of users; one answer for each, in this order.
+        titles: without users, the titles of one history, oldest first.
+        dataset: one of the run's datasets, by name or folder, if it has several.
+        k: the number of items.
+        sets: settings other than the run's, as `KEY=VALUE`.
+        checkpoint: one of the run's checkpoints; its last by default.
+        go_on: after a user without an answer, log the error and go on with the others.
+        show: shows each answer as soon as it is there.
+
+    Raises:
+        ConfigError: neither users nor titles; see also `open_recommender`. RunError: as `open_recommender`.
+        DataError: there is no answer. With `go_on`, the answers that exist are shown first.
+    """
+    if not users and not titles:
+        raise ConfigError("nothing to recommend for: give users or titles")
+    recommender = open_recommender(str(run), users=users, dataset=dataset, sets=sets, checkpoint=checkpoint)
     if not users:
-        _show(recommender.answer(recommender.read_history(titles), k=k), as_json=as_json)
-        return
+        answer = recommender.answer(recommender.read_history(titles), k=k)
+        show(answer)
+        return [answer]
+    answers: list[Recommendation] = []
     failures: list[DataError] = []
     for user in users:
-        history = list(recommender.dataset.sequences[recommender.dataset.user_index(user)])
         try:
-            answer = recommender.answer(history, k=k, user=user)
+            answer = recommender.answer(recommender.history_of(user), k=k, user=user)
         except DataError as error:
-            if not is_list:
+            if not go_on:
                 raise
             console.log(f"error: user {console.clean(user)}: {error.message}")
             failures.append(error)
             continue
-        if is_list and as_json:
-            console.result(json.dumps({"user": user, **answer}, ensure_ascii=False, allow_nan=False))
-            continue
-        if is_list:
-            console.result(f"# user {console.clean(user)}")
-        _show(answer, as_json=as_json)
+        show(answer)
+        answers.append(answer)
     if failures:
         raise DataError(f"{len(failures):,} of {len(users):,} users have no answer", hint=failures[0].hint)
-
-
-def _lines() -> Iterator[str]:
-    while True:
-        try:
-            line = input(_prompt())
-        except EOFError:
-            return
-        if not line.strip("; \t"):
-            return
-        yield line
-
-
-def _prompt() -> str:
-    """Returns the prompt for `input`, which prints on standard output: off a terminal only answers belong there."""
-    if console.is_terminal(sys.stdout):
-        return "> "
-    print("> ", end="", file=sys.stderr, flush=True)
-    return ""
-
-
-def _show(answer: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        console.print_json(answer)
-        return
-    console.table("History", ["item", "title"], [[i["item_id"], i["title"]] for i in answer["history"]])
-    console.result(f"\nText: {console.clean(answer['text'])}\n")
-    rows = [[i["rank"], i["item_id"], f"{i['score']:.4f}", i["title"]] for i in answer["items"]]
-    console.table("Recommended", ["rank", "item", "score", "title"], rows)
+    return answers

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,6 @@ from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.files.parts import held, part_of
 from rl4rec_cli.files.reading import read_bytes
 from rl4rec_cli.files.writing import check_writable, write_json
-from rl4rec_cli.shell import command_line
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import PromptSection, RunConfig
@@ -48,9 +47,29 @@ _ABOUT_PROMPTS = ("prompts.json", "shared prompts")
 """What the names of the audit's checks of prompts hold."""
 
 
+@dataclass(frozen=True)
+class Summaries:
+    """What was written."""
+
+    file: Path
+    figures: dict[str, Any]
+    """Counts of users and texts, by name."""
+    findings: list[Finding]
+    """What the audit finds in the prompts."""
+    warning: str | None
+    """What the texts must not be used for; None for those of the training split."""
+    live: Path | None
+    """The dataset's own `prompts.json`, if the texts may take its place."""
+
+
 def write_summaries(
-    config: RunConfig, file: str, *, split: Any, users: int | None, templates: Sequence[str], as_json: bool
-) -> None:
+    config: RunConfig,
+    file: str | Path,
+    *,
+    split: Any = "train",
+    users: int | None = None,
+    templates: Sequence[str] = (),
+) -> Summaries:
     """Writes `{user: prompt}`. It leaves out users with an empty summary: they get the template.
 
     Args:
@@ -128,25 +147,13 @@ def write_summaries(
         "cut_to_fit": sum(builder.build_written(prompt).is_cut for prompt in prompts.values()),
     }
     findings = _findings(config, replace(whole, prompts=prompts))
+    warning, live = None, None
     if split != "train":
         targets = "training target" if split == "validation" else "training and validation targets"
-        console.log(f"warning: these texts know the {targets}: they are for evaluation on the {split} split alone")
-    if as_json:
-        console.print_json({**figures, "findings": [finding.headline for finding in findings]})
-        return
-    console.figures(figures)
-    for finding in findings:
-        console.log(f"\n{finding}")
-    if split == "train" and config.data.paths:
-        _say_use(path, Path(config.data.paths[0]) / "prompts.json", findings)
-
-
-def _say_use(path: Path, live: Path, found: Sequence[Finding]) -> None:
-    if path.resolve() == live.resolve():
-        console.log("they take the template's place from now on" + (": think about the above" if found else ""))
-    else:
-        first = "think about the above; then, " if found else ""
-        console.log(f"{first}to use them: {command_line('--prompt-file', path)}, or copy it to {live}")
+        warning = f"these texts know the {targets}: they are for evaluation on the {split} split alone"
+    elif config.data.paths:
+        live = Path(config.data.paths[0]) / "prompts.json"
+    return Summaries(path, figures, findings, warning, live)
 
 
 def _refuse_existing(path: Path) -> None:

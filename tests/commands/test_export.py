@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from rl4rec_cli.cli.main import main
+from rl4rec_cli.commands.export import export
 from rl4rec_cli.commands.train import train
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.policy import PolicySection
@@ -122,11 +123,17 @@ def test_a_run_that_was_moved_finds_its_own_base(runs: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("short", "name"), [("bf16", "bfloat16"), ("fp16", "float16")])
-def test_sixteen_bits_on_request(short: str, name: str, runs: Path, tmp_path: Path) -> None:
+def test_sixteen_bits_on_request(
+    short: str, name: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from transformers import AutoModelForCausalLM
 
     folder = tmp_path / "out"
-    assert main(["export", str(runs / "adapted"), "--output", str(folder), "--dtype", short]) == 0
+    written = export(runs / "adapted", output=folder, dtype=short)
+    assert capsys.readouterr().out == ""
+    assert (written.folder, written.form, written.repository) == (folder, "merged", None)
+    assert {"README.md", "config.json", "model.safetensors"} < set(written.files)
+    assert all((folder / file).is_file() for file in written.files)
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == getattr(torch, name)
     assert json.loads((folder / "config.json").read_text())["dtype"] == name
     assert f'dtype="{name}"' in (folder / "README.md").read_text()

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl4rec_cli.commands import prompts as prompting
-from rl4rec_cli.commands import summaries
+from rl4rec_cli.cli.prompts import print_preview, print_summaries, print_sweep
+from rl4rec_cli.commands.prompts import PromptPreview, TemplateSweep, preview_prompts, sweep_templates
+from rl4rec_cli.commands.summaries import Summaries, write_summaries
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.data.audit.audit import audit_dataset
 from rl4rec_cli.data.dataset import build_examples
@@ -58,11 +59,34 @@ def configured(data: Path, model: Path | str, **flags: Any) -> Any:
     return load_config(algorithm="grpo", flags={**given, **flags})
 
 
+def show(config: Any, *, as_json: bool, **asked: Any) -> PromptPreview:
+    """What `rl4rec prompts` does: makes the preview and prints it."""
+    preview = preview_prompts(config, **asked)
+    has_figures = asked.get("user") is None
+    print_preview(preview, prompt_file=config.data.prompt_file, has_figures=has_figures, as_json=as_json)
+    return preview
+
+
+def sweep(config: Any, *, as_json: bool, **asked: Any) -> TemplateSweep:
+    """What `rl4rec prompts --template` does."""
+    result = sweep_templates(config, **asked)
+    print_sweep(result, as_json=as_json)
+    return result
+
+
+def summarise(config: Any, file: str, *, as_json: bool, **asked: Any) -> Summaries:
+    """What `rl4rec prompts --summaries` does."""
+    written = write_summaries(config, file, **asked)
+    print_summaries(written, as_json=as_json)
+    return written
+
+
 def test_what_is_shown_is_what_is_read(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = {"prompt.template": "{history}\nNext:", "prompt.max_prompt_length": 20, "prompt.max_history": 3}
     config = configured(data, "tiny", **short)
-    prompting.show_prompts(config, split="test", users=None, user=None, as_json=True)
+    preview = show(config, split="test", users=None, user=None, as_json=True)
     found = json.loads(capsys.readouterr().out)
+    assert found["prompts"] == [vars(prompt) for prompt in preview.prompts]
     dataset = load_dataset(data)
     policy = load_policy(config.policy, dataset=dataset)
     builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
@@ -85,21 +109,21 @@ def test_what_is_shown_is_what_is_read(data: Path, capsys: pytest.CaptureFixture
 def test_one_user_and_texts_of_prompts_json(data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (data / "prompts.json").write_text(json.dumps({"u1": "loves red " + "scarves " * 200}))
     config = configured(data, "tiny", **{"prompt.max_prompt_length": 128})
-    prompting.show_prompts(config, split="validation", users=None, user="u1", as_json=False)
+    show(config, split="validation", users=None, user="u1", as_json=False)
     out = capsys.readouterr().out
     assert out.startswith("# validation, user u1: 12")
     assert "from prompts.json, cut to fit" in out.splitlines()[0]
     assert out.splitlines()[1].startswith("loves red scarves")
-    prompting.show_prompts(config, split="validation", users=None, user=None, as_json=True)
+    show(config, split="validation", users=None, user=None, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert {"prompts": 60, "from_prompts_json": 1, "cut_to_fit": 1, "model": "tiny"}.items() <= found["figures"].items()
-    prompting.show_prompts(configured(data, "tiny"), split="validation", users=None, user=None, as_json=True)
+    show(configured(data, "tiny"), split="validation", users=None, user=None, as_json=True)
     found = json.loads(capsys.readouterr().out)
     tokens = sorted(p["tokens"] for p in found["prompts"])
     assert np.median(tokens) < tokens[math.ceil(0.95 * 59)] == found["figures"]["tokens"]["p95"]
     assert [p["user"] for p in found["prompts"] if p["from_prompts_json"] or p["cut_to_fit"]] == ["u1"]
     with pytest.raises(DataError, match="no user 'u0'"):
-        prompting.show_prompts(config, split="validation", users=None, user="u0", as_json=False)
+        show(config, split="validation", users=None, user="u0", as_json=False)
 
 
 def test_templates_are_measured_as_eval_measures_them(
@@ -114,8 +138,9 @@ def test_templates_are_measured_as_eval_measures_them(
 
     monkeypatch.setattr(generation, "generate_texts", second_line)
     own, other = config.prompt.template, "Bought:\nNo idea\n{history}"
-    prompting.sweep_templates(config, split="validation", users=30, templates=[other, own, other], as_json=True)
+    result = sweep(config, split="validation", users=30, templates=[other, own, other], as_json=True)
     found = json.loads(capsys.readouterr().out)
+    assert (result.templates, result.evaluation.headline) == (found["templates"], found["metric"])
     assert found["templates"] == {"own prompt": own, "prompt 1": other}
     assert list(found["differences"]) == ["prompt 1"]
     dataset = load_dataset(config.data.path)
@@ -128,21 +153,21 @@ def test_templates_are_measured_as_eval_measures_them(
     assert found["methods"]["prompt 1"] != found["methods"]["own prompt"]
     gain = found["methods"]["prompt 1"]["ndcg@10"] - found["methods"]["own prompt"]["ndcg@10"]
     assert found["differences"]["prompt 1"]["mean"] == pytest.approx(gain)
-    prompting.sweep_templates(config, split="validation", users=30, templates=[other], as_json=False)
+    sweep(config, split="validation", users=30, templates=[other], as_json=False)
     assert "Best here: " in capsys.readouterr().out
 
 
 def test_a_sweep_that_would_mislead_is_refused(config: Any, data: Path) -> None:
     asked: Options = {"users": 10, "templates": ["all"], "as_json": True}
     with pytest.raises(ConfigError, match="chosen on validation users"):
-        prompting.sweep_templates(config, split="test", **asked)
+        sweep(config, split="test", **asked)
     with pytest.raises(ConfigError, match="learned nothing"):
-        prompting.sweep_templates(configured(data, "tiny"), split="validation", **asked)
+        sweep(configured(data, "tiny"), split="validation", **asked)
     with pytest.raises(ConfigError, match=r"must contain \{history\}"):
-        prompting.sweep_templates(config, split="validation", **{**asked, "templates": ["hello"]})
+        sweep(config, split="validation", **{**asked, "templates": ["hello"]})
     (data / "prompts.json").write_text('{"u1": "x"}')
     with pytest.raises(ConfigError, match=r"has prompts\.json"):
-        prompting.sweep_templates(config, split="validation", **asked)
+        sweep(config, split="validation", **asked)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +191,7 @@ def test_the_best_template_goes_into_a_shell_and_comes_back(
         return ["Veltra"] * len(prompts) if len(asked) > 1 else ["of nothing"] * len(prompts)
 
     monkeypatch.setattr(generation, "generate_texts", one_title)
-    prompting.sweep_templates(config, split="validation", users=30, templates=[template], as_json=False)
+    sweep(config, split="validation", users=30, templates=[template], as_json=False)
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("use it: --set ")
     said = subprocess.run(["bash", "-c", f"printf %s {line[14:]}"], capture_output=True, check=True)
@@ -176,19 +201,19 @@ def test_the_best_template_goes_into_a_shell_and_comes_back(
 
 def test_only_a_template_that_is_too_long_is_left_out(config: Any, capsys: pytest.CaptureFixture[str]) -> None:
     long = "{history}" + " word" * 300
-    prompting.sweep_templates(config, split="validation", users=10, templates=[long, "{history}"], as_json=True)
+    sweep(config, split="validation", users=10, templates=[long, "{history}"], as_json=True)
     said = capsys.readouterr()
     assert list(json.loads(said.out)["templates"].values()) == [config.prompt.template, "{history}"]
     assert f"Prompt {long!r} left out" in said.err
     wrong = config.model_copy(update={"prompt": config.prompt.model_copy(update={"item_template": "{nothing}"})})
     with pytest.raises(ConfigError, match="has a field 'nothing'"):
-        prompting.sweep_templates(wrong, split="validation", users=10, templates=["all"], as_json=True)
+        sweep(wrong, split="validation", users=10, templates=["all"], as_json=True)
 
 
 def test_summaries_are_what_the_model_writes_of_the_past(config: Any, tmp_path: Path) -> None:
     file = tmp_path / "out" / "p.json"
     frame = "Likes {summary}? Name one more."
-    summaries.write_summaries(config, str(file), **{**ASKED, "templates": [frame, REQUEST]}, as_json=False)
+    summarise(config, str(file), **{**ASKED, "templates": [frame, REQUEST]}, as_json=False)
     dataset = load_dataset(config.data.path)
     policy = load_policy(config.policy, dataset=dataset)
     section = config.prompt.model_copy(update={"template": REQUEST})
@@ -235,8 +260,10 @@ def test_no_summary_knows_a_target(
     config: Any, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     echo(monkeypatch)
-    summaries.write_summaries(config, str(data / "prompts.json"), **ASKED, as_json=True)
+    written = summarise(config, str(data / "prompts.json"), **ASKED, as_json=True)
     said = json.loads(capsys.readouterr().out)
+    assert said == {**written.figures, "findings": []}
+    assert written.file == data / "prompts.json"
     dataset = load_dataset(data)
     assert said["users"] == len(dataset.prompts) == sum(len(s) > 3 for s in dataset.sequences)
     titles = [str(item["title"]) for item in dataset.items]
@@ -248,7 +275,7 @@ def test_no_summary_knows_a_target(
     assert said["findings"] == []
     # And with the test split's histories the audit sees it.
     (data / "prompts.json").unlink()
-    summaries.write_summaries(config, str(data / "prompts.json"), **{**ASKED, "split": "test"}, as_json=True)
+    summarise(config, str(data / "prompts.json"), **{**ASKED, "split": "test"}, as_json=True)
     assert any("training target's title" in found for found in json.loads(capsys.readouterr().out)["findings"])
     assert "training target" in str(audit_dataset(load_dataset(data)).findings)
 
@@ -257,18 +284,18 @@ def test_what_the_audit_finds_is_said_before_they_are_used(
     config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     echo(monkeypatch)
-    summaries.write_summaries(config, str(tmp_path / "a.json"), **ASKED, as_json=False)
+    summarise(config, str(tmp_path / "a.json"), **ASKED, as_json=False)
     assert [line[:17] for line in capsys.readouterr().err.splitlines()] == ["to use them: --pr"]
     every = config.model_copy(update={"data": config.data.model_copy(update={"train_targets": "all"})})
-    summaries.write_summaries(every, str(tmp_path / "b.json"), **ASKED, as_json=False)
+    summarise(every, str(tmp_path / "b.json"), **ASKED, as_json=False)
     err = capsys.readouterr().err
     assert "warning: training target's title in" in err
     assert "think about the above; then, to use them: --prompt-file " in err
-    summaries.write_summaries(config, str(tmp_path / "c.json"), **{**ASKED, "split": "validation"}, as_json=False)
+    summarise(config, str(tmp_path / "c.json"), **{**ASKED, "split": "validation"}, as_json=False)
     err = capsys.readouterr().err
     assert "these texts know the training target: they are for evaluation on the validation split alone" in err
     assert "to use them" not in err
-    summaries.write_summaries(config, str(tmp_path / "d.json"), **{**ASKED, "split": "test"}, as_json=True)
+    summarise(config, str(tmp_path / "d.json"), **{**ASKED, "split": "test"}, as_json=True)
     assert "these texts know the training and validation targets" in capsys.readouterr().err
 
 
@@ -282,7 +309,7 @@ def test_users_are_those_that_an_evaluation_measures(
     dataset = replace(whole, sequences=tuple(s[-3:] if i % 2 else s for i, s in enumerate(whole.sequences)))
     save_dataset(dataset, tmp_path / "cut")
     config = configured(tmp_path / "cut", tiny_folder)
-    summaries.write_summaries(config, str(tmp_path / "p.json"), **{**ASKED, "users": 20}, as_json=True)
+    summarise(config, str(tmp_path / "p.json"), **{**ASKED, "users": 20}, as_json=True)
     measured = {e.user for e in choose_examples(dataset, "validation", 20)}
     with_past = {u for u, s in zip(dataset.users, dataset.sequences, strict=True) if len(s) > 3}
     assert json.loads((tmp_path / "p.json").read_text()).keys() == measured & with_past
@@ -292,7 +319,7 @@ def test_users_are_those_that_an_evaluation_measures(
     save_dataset(replace(whole, sequences=short), tmp_path / "short")
     config = configured(tmp_path / "short", tiny_folder)
     with pytest.raises(DataError, match="none of 1 users has a train example: the sequences are too short"):
-        summaries.write_summaries(config, str(tmp_path / "q.json"), **{**ASKED, "users": 1}, as_json=True)
+        summarise(config, str(tmp_path / "q.json"), **{**ASKED, "users": 1}, as_json=True)
     assert not list(tmp_path.glob("q.json*"))
 
 
@@ -301,18 +328,18 @@ def test_a_job_that_was_ended_goes_on_to_the_same_texts(
 ) -> None:
     whole, file, part = tmp_path / "whole.json", tmp_path / "p.json", tmp_path / "p.json.part"
     calls = echo(monkeypatch)
-    summaries.write_summaries(config, str(whole), **ASKED, as_json=True)
+    summarise(config, str(whole), **ASKED, as_json=True)
     sizes = list(calls)
     assert len(sizes) > 4
     calls = echo(monkeypatch, fail_at=3)
     with pytest.raises(KeyboardInterrupt):
-        summaries.write_summaries(config, str(file), **ASKED, as_json=True)
+        summarise(config, str(file), **ASKED, as_json=True)
     assert not file.exists()
     with part.open("a") as torn:
         torn.flush()
         torn.buffer.write('{"start": 12, "summaries": ["torn in the middle of é'.encode()[:-1])
     calls = echo(monkeypatch)
-    summaries.write_summaries(config, str(file), **ASKED, as_json=True)
+    summarise(config, str(file), **ASKED, as_json=True)
     assert calls == sizes[3:]
     assert file.read_bytes() == whole.read_bytes()
     assert not part.exists()
@@ -325,12 +352,12 @@ def test_nothing_is_overwritten_or_mixed(
     file, part = tmp_path / "p.json", tmp_path / "p.json.part"
     echo(monkeypatch, fail_at=1)
     with pytest.raises(KeyboardInterrupt):
-        summaries.write_summaries(config, str(file), **ASKED, as_json=True)
+        summarise(config, str(file), **ASKED, as_json=True)
     kept = part.read_bytes()
 
     def refused(error: type[Exception], said: str, **other: Any) -> None:
         with pytest.raises(error, match=said):
-            summaries.write_summaries(config, str(file), **{**ASKED, **other}, as_json=True)
+            summarise(config, str(file), **{**ASKED, **other}, as_json=True)
         assert part.read_bytes() == kept
 
     refused(ConfigError, "another dataset, model or settings", templates=["{history}\n"])
@@ -345,7 +372,7 @@ def test_nothing_is_overwritten_or_mixed(
     assert file.read_text() == "mine"
     file.unlink()
     with pytest.raises(ConfigError, match="learned nothing"):
-        summaries.write_summaries(configured(data, "tiny"), str(file), **ASKED, as_json=True)
+        summarise(configured(data, "tiny"), str(file), **ASKED, as_json=True)
 
 
 @pytest.mark.parametrize(
@@ -368,12 +395,12 @@ def test_a_damaged_file_of_what_is_done_is_refused(
     part = tmp_path / "p.json.part"
     echo(monkeypatch, fail_at=1)
     with pytest.raises(KeyboardInterrupt):
-        summaries.write_summaries(config, str(tmp_path / "p.json"), **ASKED, as_json=True)
+        summarise(config, str(tmp_path / "p.json"), **ASKED, as_json=True)
     with part.open("ab") as file:
         file.write(damage + b"\n")
     kept = part.read_bytes()
     with pytest.raises(ConfigError, match=r"p\.json\.part is damaged"):
-        summaries.write_summaries(config, str(tmp_path / "p.json"), **ASKED, as_json=True)
+        summarise(config, str(tmp_path / "p.json"), **ASKED, as_json=True)
     assert part.read_bytes() == kept
 
 
@@ -385,7 +412,7 @@ def test_what_was_begun_without_a_summary_is_no_obstacle(
         part.write_text(torn)
         echo(monkeypatch, fail_at=1)
         with pytest.raises(KeyboardInterrupt):
-            summaries.write_summaries(config, str(file), **ASKED, as_json=True)
+            summarise(config, str(file), **ASKED, as_json=True)
         assert [list(json.loads(line)) for line in part.read_text().splitlines()] == [
             ["settings"],
             ["start", "summaries", "cut"],
@@ -397,7 +424,7 @@ def test_what_was_begun_without_a_summary_is_no_obstacle(
         with pytest.raises(
             ConfigError, match=r"p\.json\.part is damaged: it does not begin as a file of summaries does"
         ):
-            summaries.write_summaries(config, str(file), **ASKED, as_json=True)
+            summarise(config, str(file), **ASKED, as_json=True)
         assert part.read_bytes() == other
 
 
@@ -410,7 +437,7 @@ def test_a_file_made_meanwhile_is_not_overwritten(config: Any, tmp_path: Path, m
 
     writes(monkeypatch, write)
     with pytest.raises(ConfigError, match=r"p\.json exists"):
-        summaries.write_summaries(config, str(file), **ASKED, as_json=True)
+        summarise(config, str(file), **ASKED, as_json=True)
     assert file.read_text() == "mine"
     assert (tmp_path / "p.json.part").exists()
 
@@ -418,7 +445,7 @@ def test_a_file_made_meanwhile_is_not_overwritten(config: Any, tmp_path: Path, m
 def test_texts_longer_than_the_model_reads_are_refused(config: Any, tmp_path: Path) -> None:
     long = {"prompt": config.prompt.model_copy(update={"max_prompt_length": 2048})}
     with pytest.raises(ConfigError, match="reads 2,048 at most"):
-        summaries.write_summaries(config.model_copy(update=long), str(tmp_path / "p.json"), **ASKED, as_json=True)
+        summarise(config.model_copy(update=long), str(tmp_path / "p.json"), **ASKED, as_json=True)
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 
 
@@ -427,9 +454,9 @@ def test_a_model_that_writes_nothing_leaves_no_file(
 ) -> None:
     writes(monkeypatch, lambda policy, prompts: [" \n"] * len(prompts))
     with pytest.raises(RunError, match="wrote nothing of any user"):
-        summaries.write_summaries(config, str(tmp_path / "p.json"), **ASKED, as_json=True)
+        summarise(config, str(tmp_path / "p.json"), **ASKED, as_json=True)
     with pytest.raises(ConfigError, match="what is asked alone has"):
-        summaries.write_summaries(
+        summarise(
             config, str(tmp_path / "p.json"), **{**ASKED, "templates": ["{history}" + " word" * 200]}, as_json=True
         )
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
@@ -450,7 +477,7 @@ def test_what_ran_against_a_limit_is_told(
         return made
 
     monkeypatch.setattr(generation, "generate_completions", completions)
-    summaries.write_summaries(config, str(tmp_path / "p.json"), **ASKED, as_json=True)
+    summarise(config, str(tmp_path / "p.json"), **ASKED, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert told["as_long_as_allowed"] == math.ceil(len(done) / 3) > 5
     assert told["cut_to_fit"] == 0
@@ -459,7 +486,7 @@ def test_what_ran_against_a_limit_is_told(
         return ["wool " * (300 if i % 2 else 1) for i in range(len(prompts))]
 
     writes(monkeypatch, some)
-    summaries.write_summaries(config, str(tmp_path / "q.json"), **ASKED, as_json=True)
+    summarise(config, str(tmp_path / "q.json"), **ASKED, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert told["as_long_as_allowed"] == 0
     long = sum(text.count("wool") > 1 for text in json.loads((tmp_path / "q.json").read_text()).values())
@@ -470,7 +497,7 @@ def test_what_ran_against_a_limit_is_told(
         templates = [REQUEST, *([frame] if frame else [])]
         brief["prompt"] = brief["prompt"].model_copy(update={"template": "{history}"})
         with pytest.raises(ConfigError, match="the prompt made of the answer has no room for it"):
-            summaries.write_summaries(
+            summarise(
                 config.model_copy(update=brief),
                 str(tmp_path / "r.json"),
                 **{**ASKED, "templates": templates},
@@ -486,9 +513,7 @@ def test_made_up_data_has_no_folder_to_copy_to(
     made_up = load_config(
         algorithm="grpo", flags={"data.synthetic.users": 60, "data.synthetic.items": 30, "data.synthetic.seed": 3}
     ).data
-    summaries.write_summaries(
-        config.model_copy(update={"data": made_up}), str(tmp_path / "p.json"), **ASKED, as_json=False
-    )
+    summarise(config.model_copy(update={"data": made_up}), str(tmp_path / "p.json"), **ASKED, as_json=False)
     assert "to use them" not in capsys.readouterr().err
     assert (tmp_path / "p.json").is_file()
 

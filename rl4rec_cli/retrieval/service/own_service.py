@@ -111,15 +111,15 @@ def main(parent: int) -> int:
     # Whatever libraries print goes where the log goes: the run reads one line and nothing else.
     told = os.dup(1)
     os.dup2(2, 1)
-    from rl4rec_cli.retrieval.service.serving import serve
+    from rl4rec_cli.retrieval.service.serving import Serving, serve
 
-    def ready(address: str) -> None:
+    def ready(serving: Serving) -> None:
         with os.fdopen(told, "w", encoding="utf-8") as pipe:
-            pipe.write(json.dumps({"address": address}) + "\n")
+            pipe.write(json.dumps({"address": serving.address}) + "\n")
 
     with signals.handled():
         try:
-            serve(RetrievalSection.model_validate(given["section"]), given["folders"], num_gpus=None, ready=ready)
+            serve(RetrievalSection.model_validate(given["section"]), given["folders"], ready=ready, quiet=True)
         except KeyboardInterrupt:
             return 143
         except Rl4RecError as error:

@@ -1,4 +1,4 @@
-"""`rl4rec serve-retrieval`: start the service's actors, say how to reach them, and end them.
+"""`rl4rec serve-retrieval`: start the service's actors, find out how to reach them, and end them.
 
 Decides: that the service lives as long as this command, which owns the actors, and that it answers what it has taken
 before it goes.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +28,74 @@ _CALLS = 200
 _DRAIN_SECONDS = 60.0
 
 
+@dataclass(frozen=True)
+class Serving:
+    """A service that has loaded its datasets."""
+
+    section: RetrievalSection
+    datasets: dict[str, dict[str, Any]]
+    """By name: `num_items`, `dim`, `embedder` and `emb_type` of each."""
+    folders: list[str]
+    """Absolute."""
+    address: str
+    """Of the Ray cluster."""
+    num_gpus: float
+    """Of each actor."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches it."""
+        return cluster.is_loopback(self.address)
+
+    def train_command(self) -> str:
+        """Returns the command that trains with it."""
+        shared = None if cluster.is_own(self.section.service) else self.address
+        words = ("train", "grpo", "--dataset", self.folders[0], *joining.run_settings(self.section, shared))
+        return rl4rec(*words)
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """How a running service is."""
+
+    section: RetrievalSection
+    health: dict[str, Any]
+    """Figures by name."""
+    variables: dict[str, str]
+    """What a process needs in its environment to join."""
+
+    def check_loaded(self) -> None:
+        """Refuses a service that serves nothing.
+
+        Raises:
+            ServiceError: it could not load what it should serve.
+        """
+        if self.health["status"] != "ok":
+            raise ServiceError(f"{self.section.service.name} could not load: {self.health['problem']}")
+
+    def shell_lines(self) -> str:
+        """Returns what joins the service from a shell."""
+        return joining.shell_lines(self.variables)
+
+    def python_lines(self) -> str:
+        """Returns a Python program that joins the service and asks for ranks and scores."""
+        return joining.python_lines(self.section, self.variables, next(iter(self.health["datasets"])))
+
+
 def serve(
     section: RetrievalSection,
     folders: Sequence[str],
     *,
-    num_gpus: float | None,
-    ready: Callable[[str], None] | None = None,
+    num_gpus: float | None = None,
+    ready: Callable[[Serving], None] = lambda serving: None,
+    quiet: bool = False,
 ) -> None:
-    """Serve dataset folders until Ctrl-C or SIGTERM.
+    """Serves dataset folders until Ctrl-C or SIGTERM.
 
     Args:
         num_gpus: GPUs of each actor; None: one where the cluster has one.
-        ready: gets the address when everything is loaded, instead of what is printed for people.
+        ready: gets the service when everything is loaded.
+        quiet: log nothing about its end.
 
     Raises:
         ConfigError: no token where one is needed, or no Ray. ServiceError: the service ended by itself.
@@ -64,41 +121,27 @@ def serve(
             token = str(cluster.token_file()) if joined is None else os.environ.get("RAY_AUTH_TOKEN_PATH")
             cluster.write_note(service, cluster.Note(address, os.getpid(), token))
             try:
-                if ready is not None:
-                    ready(address)
-                else:
-                    _say_loaded(section, served, whole, address, num_gpus)
-                _wait(ray, actors, tell=ready is None)
+                ready(Serving(section, served, whole, address, num_gpus))
+                _wait(ray, actors, tell=not quiet)
             finally:
                 cluster.remove_note(service)
 
 
-def show_status(section: RetrievalSection, *, connect: bool = False) -> None:
-    """Print how the service is; with `connect` also what joins it from a shell and from a Python program.
+def read_status(section: RetrievalSection) -> ServiceStatus:
+    """Asks a running service how it is.
 
     Raises:
-        ServiceError: it is not there, or could not load what it should serve.
+        ServiceError: it is not there.
     """
     from rl4rec_cli.retrieval.service.client import ServiceClient
 
     service = section.service.model_copy(update={"wait": 0.0, "retries": 0})
     client = ServiceClient(section.model_copy(update={"service": service}))
     health = client.ask("health")
-    health["datasets"] = ", ".join(f"{name} {items:,} × {dim:,}" for name, (items, dim) in health["datasets"].items())
-    health["item_vectors"] = ", ".join(f"{name} {words}" for name, words in health["item_vectors"].items())
-    health["replicas"] = ", ".join(health["replicas"])
-    if health["problem"] is None:
-        del health["problem"]
-    console.figures(health)
-    if health["status"] != "ok":
-        raise ServiceError(f"{section.service.name} could not load: {health['problem']}")
-    if connect:
-        address, note = client.ray.get_runtime_context().gcs_address, cluster.read_note(section.service)
-        token = note.token_file if note is not None and note.address == address else None
-        variables = joining.environment(address, token or os.environ.get("RAY_AUTH_TOKEN_PATH"))
-        console.result(f"In a shell:\n\n{joining.shell_lines(variables)}\n")
-        program = joining.python_lines(section, variables, next(iter(client.ask("datasets"))))
-        console.result(f"In Python:\n\n{program}\n")
+    address, note = client.ray.get_runtime_context().gcs_address, cluster.read_note(section.service)
+    token = note.token_file if note is not None and note.address == address else None
+    variables = joining.environment(address, token or os.environ.get("RAY_AUTH_TOKEN_PATH"))
+    return ServiceStatus(section, health, variables)
 
 
 def _with_whole_paths(section: RetrievalSection) -> RetrievalSection:
@@ -114,23 +157,6 @@ def _with_whole_paths(section: RetrievalSection) -> RetrievalSection:
             "emb_dir": str(Path(section.emb_dir).expanduser().resolve()),
         }
     )
-
-
-def _say_loaded(
-    section: RetrievalSection, served: dict[str, dict[str, Any]], folders: Sequence[str], address: str, num_gpus: float
-) -> None:
-    service = section.service
-    console.result(f"✓ Loaded {len(served)} dataset(s)")
-    rows = [(name, f"{a['num_items']:,}", a["dim"], a["embedder"], a["emb_type"]) for name, a in served.items()]
-    console.table("", ["dataset", "items", "dimensions", "embedder", "field"], rows)
-    where = "this machine only" if cluster.is_loopback(address) else "other machines can reach it"
-    actors = f"{service.shards} shard(s), {service.replicas} replica(s), {num_gpus:g} GPU(s) each"
-    console.result(f"{service.name} in namespace {service.namespace} at {address} ({where}): {actors}")
-    shared = None if cluster.is_own(service) else address
-    words = ("train", "grpo", "--dataset", folders[0], *joining.run_settings(section, shared))
-    console.result(f"Train with it: {rl4rec(*words)}")
-    console.log("From a shell or a program of your own: rl4rec serve-retrieval --status --connect prints the lines")
-    console.log("Ctrl-C stops it")
 
 
 def _wait(ray: Any, actors: Sequence[Any], *, tell: bool) -> None:
