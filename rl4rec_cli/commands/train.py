@@ -28,7 +28,7 @@ from rl4rec_cli.runs.making import create_run, resume_command
 from rl4rec_cli.shell import rl4rec
 from rl4rec_cli.train.arguments import number_of_steps, resolve_precision
 from rl4rec_cli.train.checkpoints import Place, check_data, check_prompts, cut_logs, find_place, keep_recipe
-from rl4rec_cli.train.environments import open_environments, screen_environments
+from rl4rec_cli.train.environments import open_environments, policy_writer, screen_environments
 from rl4rec_cli.train.examples import number_of_training_examples
 from rl4rec_cli.train.trackers import Reports, open_reports
 from rl4rec_cli.variables import settings_win
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.policy import PolicySection
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.config.trainer import RlSection, SftSection
-    from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.eval.evaluation import Evaluation
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
@@ -188,12 +188,13 @@ def _train_one(
     from rl4rec_cli.engine.vllm import make_engine
     from rl4rec_cli.eval import measuring
     from rl4rec_cli.eval.baseline import open_baselines
+    from rl4rec_cli.policy.opening import load_for_training
     from rl4rec_cli.rewards.scorer import open_scorers
     from rl4rec_cli.train.outcome import Outcome
 
     start_time = time.perf_counter()
     scorers = open_scorers(data.retrievers, config.reward)
-    policy = _load(config, _start_section(config, run, place), data.datasets)
+    policy = load_for_training(config, _start_section(config, run, place), data.datasets)
     if run is None:
         config = with_day(config, policy.tokenizer)
     else:
@@ -248,7 +249,9 @@ def _start_section(config: RunConfig, run: Run | None, place: Place | None) -> P
 
 def load_start(config: RunConfig, datasets: Sequence[Dataset]) -> Policy:
     """Loads the policy that a new run starts from."""
-    return _load(config, _start_section(config, None, None), datasets)
+    from rl4rec_cli.policy.opening import load_for_training
+
+    return load_for_training(config, _start_section(config, None, None), datasets)
 
 
 def makes_base(config: RunConfig) -> bool:
@@ -256,33 +259,14 @@ def makes_base(config: RunConfig) -> bool:
     return config.policy.model == "tiny" and config.policy.lora is not None
 
 
-def _load(config: RunConfig, section: PolicySection, datasets: Sequence[Dataset] | None = None) -> Policy:
-    """Loads the policy of a section, for this run's training."""
-    from rl4rec_cli.plan.placement import engine_share
-    from rl4rec_cli.policy.backend import choose_backend
-    from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
-    from rl4rec_cli.policy.loading import load_policy
-
-    # With transformers it is the trainer's alone.
-    is_unsloth, is_engine = choose_backend(section).name == "unsloth", section.fast_inference
-    return load_policy(
-        section,
-        dataset=datasets,
-        seed=config.run.seed,
-        trainable=True,
-        max_length=config.max_length,
-        gradient_checkpointing=config.trainer.gradient_checkpointing if is_unsloth else False,
-        engine_share=engine_share(config, policy_facts(section), retrieval_facts(config)) if is_engine else None,
-    )
-
-
 def put_adapter(policy: Policy, run: Run) -> None:
     """Stores a policy that this run built, loads it back as the configuration says, and puts an adapter on it."""
     from rl4rec_cli.policy.loading import save_policy
+    from rl4rec_cli.policy.opening import load_for_training
 
     base = run.base.resolve()
     save_policy(policy, base)
-    new = _load(run.config, run.config.policy.model_copy(update={"model": str(base)}))
+    new = load_for_training(run.config, run.config.policy.model_copy(update={"model": str(base)}))
     policy.model, policy.tokenizer, policy.backend = new.model, new.tokenizer, new.backend
 
 
@@ -370,20 +354,12 @@ def _learn(
             steps = train_sft(cast("SftSection", config.trainer), config, run, policy, environments, log, **options)
         else:
             section = cast("RlSection", config.trainer)
-            harder = screen_environments(section, environments, write=_writer(policy, config), folder=run.folder)
+            harder = screen_environments(section, environments, write=policy_writer(policy, config), folder=run.folder)
             steps = train_rl(config, run, policy, harder, log, rollouts, **options)
         write_final(policy, run, steps=steps)
     finally:
         log.close()
         rollouts.close()
-
-
-def _writer(policy: Policy, config: RunConfig) -> Callable[[Dataset, Sequence[Example]], list[str]]:
-    """Returns a function that writes a policy's most likely text for each example of a dataset."""
-    from rl4rec_cli.eval.policies import write_texts
-
-    likeliest = config.model_copy(update={"eval": config.eval.model_copy(update={"temperature": 0.0})})
-    return lambda dataset, examples: write_texts("screening", policy, likeliest, dataset, examples)
 
 
 def _size(model: object) -> str:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from rl4rec_cli.config.policy import PolicySection
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.engine.vllm import make_engine
+from rl4rec_cli.plan.placement import engine_share
+from rl4rec_cli.policy.backend import choose_backend
+from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
 from rl4rec_cli.policy.loading import Policy, load_policy
 
 
@@ -28,3 +34,29 @@ def open_policy(config: RunConfig, dataset: Dataset, *, model: str | None = None
     )
     policy.engine = make_engine(config)
     return policy
+
+
+def load_for_training(
+    config: RunConfig, section: PolicySection | None = None, datasets: Sequence[Dataset] | None = None
+) -> Policy:
+    """Loads a policy for a trainer, without an engine.
+
+    Args:
+        section: loads this one instead of the configured one.
+        datasets: catalogues for training the `tiny` policy's tokenizer.
+
+    Raises:
+        PolicyError, ConfigError: see `load_policy`.
+    """
+    section = section or config.policy
+    # With transformers it is the trainer's alone.
+    is_unsloth, is_engine = choose_backend(section).name == "unsloth", section.fast_inference
+    return load_policy(
+        section,
+        dataset=datasets,
+        seed=config.run.seed,
+        trainable=True,
+        max_length=config.max_length,
+        gradient_checkpointing=config.trainer.gradient_checkpointing if is_unsloth else False,
+        engine_share=engine_share(config, policy_facts(section), retrieval_facts(config)) if is_engine else None,
+    )

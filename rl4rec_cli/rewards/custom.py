@@ -97,6 +97,24 @@ class TextReward:
             ) from error
 
 
+def reward_of_code(code: Any) -> tuple[str, RankReward | TextReward]:
+    """Returns a reward that a program holds, and its name: that of the function or the class.
+
+    Args:
+        code: a function, an `RLRewardFunction` subclass or an instance of one.
+
+    Raises:
+        RewardError: it is none of these.
+    """
+    owner = code if inspect.isroutine(code) or inspect.isclass(code) else type(code)
+    name = getattr(owner, "__name__", type(code).__name__)
+    try:
+        file = inspect.getsourcefile(owner) or str(owner.__module__)
+    except TypeError:  # a class of a notebook's cell, or of no file
+        file = str(owner.__module__)
+    return name, _text_reward(name, code, file)
+
+
 def _text_reward(name: str, code: Any, file: str) -> RankReward | TextReward:
     """Returns the object of a name as a reward.
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.config.trainer import RlSection
     from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
     from rl4rec_cli.rewards.scorer import Scorer
 
@@ -121,3 +122,11 @@ def screen_environments(
         examples = screen_examples(section, one.retriever, one.examples, write=by_policy, kept_in=file, name=name)
         environments_to_train.append(replace(one, examples=examples))
     return environments_to_train
+
+
+def policy_writer(policy: Policy, config: RunConfig) -> Callable[[Dataset, Sequence[Example]], list[str]]:
+    """Returns a function that writes a policy's most likely completion for each example of a dataset."""
+    from rl4rec_cli.eval.policies import write_texts
+
+    likeliest = config.model_copy(update={"eval": config.eval.model_copy(update={"temperature": 0.0})})
+    return lambda dataset, examples: write_texts("screening", policy, likeliest, dataset, examples)

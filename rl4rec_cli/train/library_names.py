@@ -20,6 +20,12 @@ METHODS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
         "_get_grad_norm": ("model", "grad_norm"),
         "_clip_grad_norm": ("model",),
+        "_run_epoch": (
+            *("model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
+            *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
+            "steps_trained_in_current_epoch",
+        ),
+        "_finalize_training": ("trial", "num_train_samples", "start_time"),
     },
     "trl.GRPOTrainer": {
         "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),

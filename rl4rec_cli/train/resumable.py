@@ -59,6 +59,7 @@ class Resumable:
     keeper: Keeper | None = None
     """Set by `Keeper.train`."""
     args: Any
+    state: Any
     model: Any
     optimizer: Any
     lr_scheduler: Any
@@ -112,15 +113,14 @@ class Resumable:
 
     def training_step(self, *args: Any, **options: Any) -> Any:
         loss = cast(Any, super()).training_step(*args, **options)
-        if self.keeper is not None:
-            self.keeper.check_finite("loss", loss)
+        check_finite("loss", float(loss), step=self.state.global_step + 1)
         return loss
 
     def _get_grad_norm(self, *args: Any, **options: Any) -> Any:
         norm = cast(Any, super())._get_grad_norm(*args, **options)
         # With fp16 a gradient that overflows is expected now and then: the scaler leaves that update out.
-        if self.keeper is not None and norm is not None and getattr(self.accelerator, "scaler", None) is None:
-            self.keeper.check_finite("gradient norm", norm)
+        if norm is not None and getattr(self.accelerator, "scaler", None) is None:
+            check_finite("gradient norm", float(norm), step=self.state.global_step + 1)
         return norm
 
     def algorithm_state(self) -> dict[str, Any]:
@@ -261,10 +261,6 @@ class Keeper(TrainerCallback):
             self._watch.tell()
         if self._snapshot is not None:
             self._snapshot.algorithm["parts"].update({name: part.state() for name, part in self._parts.items()})
-
-    def check_finite(self, name: str, value: Any) -> None:
-        """Stops before a number that is not finite changes the weights; see `health.check_finite`."""
-        check_finite(name, float(value), step=self._trainer.state.global_step + 1)
 
     def _save(self, snapshot: Snapshot) -> Path:
         """Saves a step, then deletes the oldest checkpoints beyond the limit."""

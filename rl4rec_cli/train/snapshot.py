@@ -118,6 +118,15 @@ def random_states() -> dict[str, Any]:
     return state
 
 
+def set_random_states(state: Mapping[str, Any]) -> None:
+    """Restores what `random_states` returned."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.random.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.random.set_rng_state(state["cuda"])
+
+
 @contextmanager
 def random_states_kept() -> Iterator[None]:
     """Restores the random states afterwards: draws inside the block change no later draw."""
@@ -125,11 +134,7 @@ def random_states_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        random.setstate(before["python"])
-        np.random.set_state(before["numpy"])
-        torch.random.set_rng_state(before["cpu"])
-        if "cuda" in before:
-            torch.cuda.random.set_rng_state(before["cuda"])
+        set_random_states(before)
 
 
 def size(value: Any) -> int:

@@ -13,11 +13,12 @@ from __future__ import annotations
 from rl4rec_cli.train.algorithms.groups import InformativeGroups
 from rl4rec_cli.train.engine_rollouts import EngineRollouts
 from rl4rec_cli.train.resumable import Resumable
+from rl4rec_cli.train.stepwise import Stepwise
 
 
-class RlBase(Resumable, EngineRollouts):
+class RlBase(Stepwise, Resumable, EngineRollouts):
     """Before every trainer of reinforcement learning."""
 
 
-class GroupBase(Resumable, EngineRollouts, InformativeGroups):
+class GroupBase(Stepwise, Resumable, EngineRollouts, InformativeGroups):
     """Before trainers that learn from several completions per prompt."""
