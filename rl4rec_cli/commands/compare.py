@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    words: Sequence[str],
+    words: Sequence[str | Path],
     overrides: Overrides | None = None,
     *,
     markdown: str | Path | None = None,
@@ -56,7 +56,7 @@ def compare(
     for name in (markdown, html):
         if name is not None:
             check_writable(Path(name).expanduser())
-    systems, base = open_systems(words, overrides)
+    systems, base = open_systems([str(word) for word in words], overrides)
     check_retrieval(systems, base)
     data, remarks = shared_dataset(systems, base)
     remarks += mixed_groups(systems)

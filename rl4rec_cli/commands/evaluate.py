@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    target: str | None = None,
+    target: str | Path | None = None,
     overrides: Overrides | None = None,
     *,
     show: Callable[[Evaluation], None] = lambda evaluation: None,
@@ -57,7 +57,7 @@ def evaluate(
     Raises:
         Rl4RecError: see the parts.
     """
-    run, model, config = resolve_target(target, overrides)
+    run, model, config = resolve_target(None if target is None else str(target), overrides)
     open_baselines(config.eval.baselines)  # what cannot be opened is told before anything is measured
     data = open_dataset(config.data)
     evaluation = start_evaluation(config, data, config.eval.split)

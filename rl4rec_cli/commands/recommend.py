@@ -160,7 +160,7 @@ class Recommender:
 
 
 def open_recommender(
-    target: str,
+    target: str | Path,
     *,
     users: Sequence[str] = (),
     dataset: str | None = None,
@@ -180,11 +180,11 @@ def open_recommender(
         DataError: a user does not exist.
         ConfigError: the run has several datasets and none is chosen, or a setting does not exist.
     """
-    run_and_folder = find_run(target, checkpoint)
+    run_and_folder = find_run(str(target), checkpoint)
     if run_and_folder is None:
         raise RunError(f"{target}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
     run, folder = run_and_folder
-    _, _, config = resolve_target(target, Overrides(sets=sets, dataset=dataset, checkpoint=checkpoint))
+    _, _, config = resolve_target(str(target), Overrides(sets=sets, dataset=dataset, checkpoint=checkpoint))
     if not is_own_data(run, config.data):
         data_name = ", ".join(config.data.paths) or "other synthetic data"
         raise ConfigError(f"{data_name}: the run was not trained on it", hint="recommend knows a run's own items")
@@ -253,7 +253,7 @@ def recommend(
     """
     if not users and not titles:
         raise ConfigError("nothing to recommend for: give users or titles")
-    recommender = open_recommender(str(run), users=users, dataset=dataset, sets=sets, checkpoint=checkpoint)
+    recommender = open_recommender(run, users=users, dataset=dataset, sets=sets, checkpoint=checkpoint)
     if not users:
         answer = recommender.answer(recommender.read_history(titles), k=k)
         show(answer)

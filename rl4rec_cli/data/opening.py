@@ -54,6 +54,23 @@ def load_dataset(
     )
 
 
+def RecommendationDataset(
+    sequential_file: str | Path, prompt_file: str | Path | None = None, *, folder: str | Path | None = None
+) -> Dataset:
+    """Opens a dataset by the names of its files. `load_dataset` opens one by its folder.
+
+    Args:
+        sequential_file: a line for each user: the user's id, then item ids, oldest first.
+        prompt_file: JSON, users' ids to prompts that replace the template's.
+        folder: where `items.jsonl` lies, and `meta.json` if there is one; by default with the sequences.
+
+    Raises:
+        DataError: as `load_dataset`.
+    """
+    place = Path(sequential_file).expanduser().parent if folder is None else Path(folder)
+    return load_dataset(place.resolve(), sequential_file=sequential_file, prompt_file=prompt_file)
+
+
 def _name(folder: Path, meta: Mapping[str, Any]) -> str:
     # The folder may be called anything, the name becomes part of file names.
     return meta.get("name") or re.sub(r"[^\w.+-]+", "-", folder.resolve().name).lstrip("-.+") or "dataset"
