@@ -33,7 +33,7 @@ class Stepwise:
     _epoch_arguments: dict[str, Any] | None = None
     """What transformers gives its loop over an epoch; None where `train` runs it itself."""
     _end_arguments: tuple[Any, ...] = ()
-    _batches: Iterator[Any] = iter(())
+    _batches: Iterator[Any]
     """The rest of the epoch."""
     _is_stopped = False
     _is_stepwise = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from rl4rec_cli.commands.train import train
 from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.data.dataset import build_examples
 from rl4rec_cli.data.opening import load_dataset
 from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
@@ -33,11 +35,11 @@ ALGORITHMS = {
     "grpo": (*GROUPS, "trainer.beta=0.01"),
     "rloo": GROUPS,
     "ppo": (
-        *("trainer.batch_size=4", "trainer.mini_batch_size=2", "trainer.ppo_epochs=2", "trainer.max_steps=6"),
+        *("trainer.batch_size=4", "trainer.mini_batch_size=2", "trainer.ppo_epochs=2", "trainer.max_steps=10"),
         *("trainer.num_train_epochs=2", "trainer.learning_rate=0.01"),
     ),
 }
-"""Small settings of which six steps go through more than one epoch and learn from completions more than once."""
+"""Small settings whose steps go through more than one epoch and learn from completions more than once."""
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +84,8 @@ def test_its_steps_are_those_of_the_command(algorithm: str, data: Path, tiny_fol
         np.random.seed(99)
         trainer.policy.model.eval()
         records += trainer.train()
-        assert trainer.step == trainer.steps == 6
-        with pytest.raises(RunError, match="all of its 6 steps are made"):
+        assert trainer.step == trainer.steps == len(records) == trained.run.config.trainer.max_steps
+        with pytest.raises(RunError, match="steps are made"):
             trainer.train_step()
         assert trainer.train() == []
     assert_equal(weights(trainer.policy.model), theirs)
@@ -137,6 +139,19 @@ def test_rewards_are_those_of_the_scorer(data: Path, tiny_folder: Path) -> None:
         record = trainer.train_step()
         assert record["reward/longer"] == pytest.approx(record["avg_reward"])
         assert "reward/ndcg" in record
+
+
+def test_several_datasets_each_have_their_catalogue(data: Path, tiny_folder: Path) -> None:
+    first, second = load_dataset(data), replace(synthesize(10, 20, 4), name="other")
+    with RLTrainer(configured(data, tiny_folder), [first, second]) as trainer:
+        examples = build_examples(second, "train")
+        assert set(examples) < set(trainer.examples)
+        texts = [str(second.items[example.target]["text"]) for example in examples]
+        with pytest.raises(ConfigError, match="there are several"):
+            trainer.compute_rewards(texts, examples)
+        right = trainer.compute_rewards(texts, examples, dataset="other")
+        assert right.min() > 1  # the best rank, and shaping
+        assert trainer.compute_rewards(texts, examples, dataset=first.name).mean() < right.mean()
 
 
 def test_a_step_that_fails_changes_nothing(data: Path, tiny_folder: Path) -> None:

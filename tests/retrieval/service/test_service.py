@@ -508,6 +508,12 @@ def test_the_command_serves_until_it_is_told_to_stop(catalogue: Any, tmp_path: P
     )
     assert done.returncode == 0, done.stderr  # the second has hidden nothing
     program = done.stdout[done.stdout.index("import os") :]
+    code = "from rl4rec_cli.api import RetrievalSection, read_status; s = read_status(RetrievalSection())"
+    code += "; print(s.python_lines()); print(s.shell_lines()); print(s.health['datasets'])"
+    asked = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert asked.stdout.startswith(program.rstrip()), asked.stderr
+    assert asked.stdout.splitlines()[-2] in done.stdout
+    assert asked.stdout.splitlines()[-1].startswith("{'shop': ")
     bare = {key: value for key, value in env.items() if key != "XDG_CACHE_HOME"}
     pasted = subprocess.run([sys.executable, "-c", program], env=bare, capture_output=True, text=True, check=False)
     assert (pasted.returncode, "(1, 301)" in pasted.stdout) == (0, True), pasted.stderr
