@@ -21,7 +21,7 @@ class HealthSection(Section):
     window: PositiveInt = 5
     """Logged steps in a row that a sign must hold for."""
     entropy: Action = "warn"
-    """The policy writes almost the same text whatever is drawn, or its texts turn to noise."""
+    """The policy generates almost the same completion whatever is drawn, or its completions turn to noise."""
     entropy_below: NonNegative = 0.05
     """Entropy, in nats per token, that is too low."""
     entropy_share_below: Fraction = 0.05
@@ -31,26 +31,26 @@ class HealthSection(Section):
     entropy_share_above: Annotated[float, Field(gt=1.0)] = 3.0
     """Multiple of the first logged step's entropy."""
     length: Action = "warn"
-    """Texts collapse or blow up."""
+    """Completions become very short or very long."""
     length_share_below: Fraction = 0.2
     """Share of the first logged step's mean length that is too short."""
     length_share_above: Annotated[float, Field(gt=1.0)] = 3.0
     """Multiple of the first logged step's mean length that is too long."""
     truncated: Action = "warn"
-    """Texts are cut at `generation.max_completion_length`."""
+    """Completions are cut at `generation.max_completion_length`."""
     truncated_above: Fraction = 0.9
-    """Share of the texts that is too large."""
+    """Share of the completions that is too large."""
     kl: Action = "warn"
     """The policy goes far from the reference policy (measured where trainer.beta > 0)."""
     kl_above: PositiveFloat = 1.0
     """Divergence, in nats per token, that is too large."""
     masked: Action = "warn"
-    """Tokens or texts left out of the loss, or weighed less, because the engine that wrote them gave them other
-    probabilities than the policy."""
+    """Tokens or completions that the loss leaves out or weighs less, because the engine that generated them gave them
+    other probabilities than the policy."""
     masked_above: Fraction = 0.2
     """Share that is too large."""
     zero_variance: Action = "warn"
-    """Groups whose texts all have one reward, from which nothing is learnt."""
+    """Groups whose completions all have the same reward: the policy learns nothing from them."""
     zero_variance_above: Fraction = 0.9
     """Share of the groups that is too large."""
     overfit: Action = "warn"

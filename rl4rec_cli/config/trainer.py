@@ -50,7 +50,7 @@ class RlSection(TrainerSection):
     use_ref_model: bool | None = None
     """Hold a frozen reference policy; by default exactly when beta > 0. True alone sets beta to 0.04."""
     mask_truncated_completions: bool = False
-    """Leave texts that hit the length limit out of the loss."""
+    """Leave completions that reach the length limit out of the loss."""
     screen_rank: PositiveInt | None = None
     """Reinforce only on training examples whose target ranks within so many items (see `screen_by`); all when absent.
     Far targets reward all texts of a group alike. The warm start sees all examples."""
@@ -100,11 +100,11 @@ class GroupSection(RlSection):
     batch_size: PositiveInt = 4
     """Prompts per micro-batch. Completions per optimiser step = batch_size × num_generations × accumulation."""
     num_generations: Annotated[int, Field(ge=2)] = 4
-    """Texts per prompt (the group)."""
+    """Completions per prompt (the group)."""
     gradient_accumulation_steps: PositiveInt = 4
     """Micro-batches per optimiser step."""
     num_iterations: PositiveInt = 1
-    """Updates from one batch of texts (μ)."""
+    """Updates from one batch of completions (μ)."""
     zero_variance: Literal["keep", "leave_out", "refill"] = "keep"
     """Groups whose texts all have one reward: learnt from as they are (with beta > 0 they pull towards the reference),
     left out of loss and KL, or replaced by fresh prompts as far as `refill_rounds` goes."""
@@ -154,9 +154,9 @@ class SingleSection(RlSection):
     normalizations: ClassVar[tuple[str, ...]] = ("auto", "batch", "none")
 
     batch_size: PositiveInt = 16
-    """Prompts per batch. Texts per batch = batch_size × accumulation."""
+    """Prompts per batch. Completions per batch = batch_size × accumulation."""
     num_generations: int = 1
-    """Texts per prompt: 1."""
+    """Completions per prompt: 1."""
     gamma: Fraction = 1.0
     """Discount of the reward over the tokens before it; 1 = none."""
     entropy_coef: NonNegative = 0.0
@@ -187,7 +187,7 @@ class PpoSection(SingleSection):
     mini_batch_size: PositiveInt = 4
     """Texts per micro-batch of the updates; must divide batch_size."""
     ppo_epochs: PositiveInt = 4
-    """Passes over a batch of texts before new ones are written."""
+    """Passes over a batch of completions before the policy generates new ones."""
     lam: Fraction = 0.95
     """λ of generalised advantage estimation: 1 = whole returns, 0 = one-step differences of the critic."""
     critic: Literal["head", "adapter"] = "head"
@@ -200,7 +200,7 @@ class PpoSection(SingleSection):
     vf_coef: NonNegative = 0.5
     """Weight of the value loss."""
     cliprange_value: PositiveFloat | None = 0.2
-    """Most that a value may move from what it was when the texts were written; null = no clipping."""
+    """Most that a value may move from its value when the completions were generated; null = no clipping."""
     value_warmup_steps: Annotated[int, Field(ge=0)] = 0
     """First optimiser steps, in which only the critic learns."""
     kl_in: Literal["reward", "loss"] = "reward"
