@@ -4,7 +4,7 @@
 from rl4rec_cli.api import load_config, recommend, train
 
 [trained] = train(load_config(algorithm="grpo", recipes=["quick-test"]))
-print(trained.evaluations, recommend(trained.run.folder, users=["u42"]))
+[answer] = recommend(trained.run.folder, users=["u42"])
 ```
 
 Decides: which names are public, and that each is imported when it is first used.

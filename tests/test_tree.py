@@ -42,3 +42,12 @@ def test_the_hall_is_small_and_no_module_is_long() -> None:
     assert len(modules(PACKAGE)) <= 8
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
     assert {path: length for path, length in lengths.items() if length > 400} == {}
+
+
+def test_only_the_command_line_prints_results() -> None:
+    printing = re.compile(
+        r"console\.(result|print_json|table|figures)\(|^\s*print\((?!.*file=sys\.stderr)", re.MULTILINE
+    )
+    above = {PACKAGE / "console.py", *PACKAGE.glob("cli/*.py")}
+    others = [path for path in sorted(PACKAGE.rglob("*.py")) if path not in above]
+    assert [str(path.relative_to(ROOT)) for path in others if printing.search(path.read_text())] == []
