@@ -3,7 +3,6 @@
     python benchmarks/ranking.py                 # the tables of docs/results/ranking.md, about ten minutes on two cores
     python benchmarks/ranking.py --quick         # does everything run? seconds
     python benchmarks/ranking.py --only holding  # memory and time of retrieval.storage and retrieval.memory_map
-    python benchmarks/ranking.py --only huge     # 10 million x 384 fp16 from a memory-mapped file (7.7 GB, deleted)
     python benchmarks/ranking.py --only device   # on a CUDA GPU: tiles, the fused kernel, matmul + topk, reading alone
 
 What a run prints is a section of that page, to be pasted as it is.
@@ -107,7 +106,7 @@ def take_turns(variants: Variants, rounds: int, slow_rounds: int) -> dict[str, l
 
 def blocked(multiply: Callable[[Tensor, Tensor], Tensor], queries: Tensor, items: Tensor) -> Callable[[], None]:
     """The bare product over the very tiles that ranking uses; the scores are dropped."""
-    matrix = ItemMatrix.from_tensor(items)
+    matrix = ItemMatrix(items)
     prepared = Queries(queries, matrix)
     edges, chunks = list(blocks_of(prepared, matrix, 1)), list(prepared.chunks())
 
@@ -148,7 +147,7 @@ def table_sizes(texts: int, count: int, dim: int, rounds: int, slow: int) -> lis
     items, queries = unit_vectors(count, dim, 0), unit_vectors(texts, dim, 1)
     targets = torch.randint(0, count, (texts,), generator=torch.Generator().manual_seed(2))
     masks = masks_for(texts, count)
-    matrix = ItemMatrix.from_tensor(items)
+    matrix = ItemMatrix(items)
     k = min(10, count)
 
     def sort_all() -> Tensor:
@@ -219,7 +218,7 @@ def table_device(device: str, texts: int, count: int, dim: int, rounds: int) -> 
     items, queries = unit_vectors(count, dim, 0).to(device), unit_vectors(texts, dim, 1).to(device)
     targets = torch.randint(0, count, (texts,), generator=torch.Generator().manual_seed(2))
     k, on_gpu = min(10, count), torch.device(device).type == "cuda"
-    matrices = {name: ItemMatrix.from_tensor(items, storage=name) for name in ("fp32", "fp16")}  # type: ignore[arg-type]
+    matrices = {name: ItemMatrix(items, storage=name) for name in ("fp32", "fp16")}  # type: ignore[arg-type]
 
     def waiting(run: Callable[[], object]) -> Callable[[], object]:
         def timed() -> object:
@@ -270,7 +269,7 @@ def table_storage(texts: int, count: int, dim: int, rounds: int, slow: int) -> N
     """Storage types: same ranks, another time, for targets anywhere and for targets near the top."""
     items, queries = unit_vectors(count, dim, 0), unit_vectors(texts, dim, 1)
     anywhere = torch.randint(0, count, (texts,), generator=torch.Generator().manual_seed(2))
-    matrices = {name: ItemMatrix.from_tensor(items, storage=name) for name in ("fp32", "fp16", "bf16", "int8")}  # type: ignore[arg-type]
+    matrices = {name: ItemMatrix(items, storage=name) for name in ("fp32", "fp16", "int8")}  # type: ignore[arg-type]
     top = search(queries, matrices["fp32"], min(100, count))[0][:, -1]
     variants: Variants = {"torch.matmul, same blocks": blocked(lambda block, some: block @ some.T, queries, items)}
     wrong = {}
@@ -285,11 +284,10 @@ def table_storage(texts: int, count: int, dim: int, rounds: int, slow: int) -> N
         wrong[f"{name}: search k=10"] = int((search(queries, matrix, 10)[0] != best).any(1).sum())
     # What low precision alone would give: the shift that re-scoring removes.
     shift = {}
-    for name, low in (("fp16", items.half().float()), ("bf16", items.bfloat16().float())):
-        scores = queries @ low.T
-        goals = scores.gather(1, anywhere[:, None])
-        shift[f"{name}: ranks, targets anywhere"] = int(((scores >= goals).sum(1) - expected[0]).abs().max())
-        del scores, low
+    scores = queries @ items.half().float().T
+    goals = scores.gather(1, anywhere[:, None])
+    shift["fp16: ranks, targets anywhere"] = int(((scores >= goals).sum(1) - expected[0]).abs().max())
+    del scores
     times = take_turns(variants, rounds, slow)
     base = times["torch.matmul, same blocks"]
     print(f"### Storage: {texts} texts x {count:,} items x {dim} dimensions\n")
@@ -319,10 +317,10 @@ def table_scaling(quick: bool, rounds: int) -> None:
     work = {}
     for count in sizes:
         name = f"64 texts x {count:,} items"
-        matrix = ItemMatrix.from_tensor(every[:count])
+        matrix = ItemMatrix(every[:count])
         variants[name] = lambda matrix=matrix: target_ranks(queries[:64], matrix, targets[:64])
         work[name] = 64 * count
-    matrix = ItemMatrix.from_tensor(every[: sizes[0]])
+    matrix = ItemMatrix(every[: sizes[0]])
     for texts in (128, 256, 512, 1024):
         name = f"{texts} texts x {sizes[0]:,} items"
         variants[name] = lambda matrix=matrix, texts=texts: target_ranks(queries[:texts], matrix, targets[:texts])
@@ -342,57 +340,6 @@ def table_scaling(quick: bool, rounds: int) -> None:
     show(["", "median ms", "min ms", "ns per pair", "(min)"], rows)
 
 
-def table_huge(count: int, dim: int, batches: list[int], folder: str | None) -> None:
-    """A catalogue in a memory-mapped fp16 file, made and deleted here."""
-    with tempfile.TemporaryDirectory(prefix="rl4rec-bench-", dir=folder) as temporary:
-        space = os.statvfs(temporary)
-        need = count * dim * 2
-        if space.f_bavail * space.f_frsize < need * 1.2:
-            raise SystemExit(f"{need / 1e9:.1f} GB are needed and the disk has not that much")
-        path = Path(temporary) / "items.f16"
-        with path.open("wb") as file:
-            for start in range(0, count, 100_000):
-                part = unit_vectors(min(100_000, count - start), dim, 1000 + start)
-                file.write(part.half().numpy().tobytes())
-        del part
-        print(f"### {count:,} items x {dim} dimensions, fp16 in a memory-mapped file of {need / 1e9:.2f} GB\n")
-        rows = []
-        matrix = ItemMatrix.from_file(path, dtype="fp16", dim=dim)
-        queries = unit_vectors(max(batches), dim, 1)
-        targets = torch.randint(0, count, (max(batches),), generator=torch.Generator().manual_seed(2))
-        jobs: dict[str, Callable[[], object]] = {}
-        for texts in batches:
-            label = f"target_ranks, {texts} texts"
-            jobs[label + (", first reading" if not jobs else "")] = lambda texts=texts: target_ranks(
-                queries[:texts], matrix, targets[:texts]
-            )
-        jobs[f"search k=10, {batches[0]} texts"] = lambda: search(queries[: batches[0]], matrix, 10)
-        for name, run in jobs.items():
-            with path.open("rb") as file:
-                # A cold start for the first job: the file's pages are dropped, but for those mapped by then.
-                os.fsync(file.fileno())
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            memory: dict[str, float] = {}
-            begin = time.perf_counter()
-            with peak_memory(memory):
-                run()
-            rows.append(
-                [name, f"{time.perf_counter() - begin:.1f}", f"{memory['extra']:.0f}", f"{memory['total']:.0f}"]
-            )
-        show(["", "seconds", "extra anonymous MiB", "whole process, anonymous MiB"], rows)
-        # Three texts against float64, in blocks: exact with respect to the values in the file.
-        few, goals = queries[:3].double(), []
-        given = np.memmap(path, dtype=np.float16, mode="r", shape=(count, dim))
-        for text in range(3):
-            goals.append(few[text] @ torch.from_numpy(given[int(targets[text])].astype(np.float64)))
-        counts = torch.zeros(3, dtype=torch.int64)
-        for start in range(0, count, 50_000):
-            block = torch.from_numpy(given[start : start + 50_000].astype(np.float64))
-            counts += (few @ block.T >= torch.stack(goals)[:, None] - 1e-14).sum(1)
-        got = target_ranks(queries[:3], matrix, targets[:3])
-        print(f"float64 brute force of three texts: {counts.tolist()}; target_ranks: {got.tolist()}\n", flush=True)
-
-
 WAYS = {
     "fp32 in memory": ("fp32", False),
     "fp32 in the mapped file": ("fp32", True),
@@ -406,7 +353,7 @@ def opened(path: Path, storage: str, *, is_mapped: bool) -> ItemMatrix:
     from safetensors.torch import load_file
 
     vectors = map_rows(path, "embeddings") if is_mapped else load_file(path)["embeddings"].clone()
-    return ItemMatrix.from_tensor(vectors, storage=storage)  # type: ignore[arg-type]
+    return ItemMatrix(vectors, storage=storage)  # type: ignore[arg-type]
 
 
 def memory_of_a_way(path: Path, name: str, texts: int) -> None:
@@ -414,7 +361,7 @@ def memory_of_a_way(path: Path, name: str, texts: int) -> None:
     storage, is_mapped = WAYS[name]
     import safetensors.torch  # noqa: F401  not to be counted, as what a first product brings
 
-    target_ranks(torch.eye(8), ItemMatrix.from_tensor(torch.eye(8)), torch.arange(8))
+    target_ranks(torch.eye(8), ItemMatrix(torch.eye(8)), torch.arange(8))
     before, files = resident("RssAnon"), resident("RssFile")
     seen: dict[str, float] = {}
     with peak_memory(seen):
@@ -466,11 +413,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, two rounds")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, help="threads of torch and faiss; torch's own choice by default")
-    parser.add_argument("--only", choices=["sizes", "storage", "holding", "scaling", "huge", "device"])
+    parser.add_argument("--only", choices=["sizes", "storage", "holding", "scaling", "device"])
     parser.add_argument("--way", nargs=2, metavar=("NAME", "FILE"), help="used by --only holding: measure one")
     parser.add_argument("--texts", type=int, default=64, help="of --way")
     parser.add_argument("--device", default="cuda", help="of --only device")
-    parser.add_argument("--folder", help="where the file of --only huge is made; the system's temporary folder")
+    parser.add_argument("--folder", help="where the file of --only holding is made; the system's temporary folder")
     args = parser.parse_args()
     if args.way:
         memory_of_a_way(Path(args.way[1]), args.way[0], args.texts)
@@ -512,10 +459,6 @@ def main() -> None:
             print(f"{torch.cuda.get_device_name(args.device)}\n", flush=True)
         for texts, count, dim in sizes:
             table_device(args.device, texts, count, dim, rounds)
-    if args.only == "huge":
-        table_huge(*((20_000, 64, [4, 8]) if args.quick else (10_000_000, 384, [64, 512])), args.folder)
-    elif args.quick:
-        table_huge(20_000, 64, [4, 8], args.folder)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def sasrec(task: Task) -> Scored:
     from rl4rec_cli.ranking.ranks import ItemMatrix
 
     model = open_sasrec(task.dataset, cache_dir=task.cache, seed=task.seed)
-    return VectorScores(model.queries([e.history for e in task.examples]), ItemMatrix.from_tensor(model.items_ND))
+    return VectorScores(model.queries([e.history for e in task.examples]), ItemMatrix(model.items_ND))
 
 
 @scores(kind="ceiling")

@@ -127,7 +127,7 @@ def fuse(text_BD: Tensor, text_items_ND: Tensor, sequence_BE: Tensor, sequence_i
         sequence_BE,
         _deviations(text_BD, text_items_ND),
         _deviations(sequence_BE, sequence_items_NE),
-        ranking.ItemMatrix.from_tensor(torch.cat([text_items_ND.float(), sequence_items_NE.float()], dim=1)),
+        ranking.ItemMatrix(torch.cat([text_items_ND.float(), sequence_items_NE.float()], dim=1)),
     )
 
 

@@ -204,7 +204,7 @@ def _validation_ndcg(sasrec: SasRec, dataset: Dataset, examples: Sequence[Exampl
     histories = [example.history for example in examples]
     ranks_B = ranks.target_ranks(
         sasrec.queries(histories),
-        ranks.ItemMatrix.from_tensor(sasrec.items_ND),
+        ranks.ItemMatrix(sasrec.items_ND),
         torch.tensor([example.target for example in examples], dtype=torch.long),
         histories if dataset.mask_history else None,
     )

@@ -131,11 +131,7 @@ class Scan:
             self._codes_DB, self._scales_B, self._gaps_B = queries.int8()
 
     def share_out(self, work: Callable[[Iterator[Block]], Result]) -> list[Result]:
-        """`work` in each core's thread, on some of the blocks, ascending; each block goes to one of them.
-
-        Raises:
-            EmbeddingError: a row is not finite (the first one is named).
-        """
+        """`work` in each core's thread, on some of the blocks, ascending; each block goes to one of them."""
         blocks = blocks_of(self.queries, self.items, self._cores) if len(self.queries) else []
         return share_out(blocks, work, min(self._cores, max(1, len(blocks))))
 

@@ -35,11 +35,7 @@ _quicker: dict[tuple[object, ...], bool] = {}
 
 
 def count(scan: Scan, target_scores_B: np.ndarray) -> np.ndarray:
-    """How many unmasked items score at least `target_scores_B`, int64 `[B]`.
-
-    Raises:
-        EmbeddingError: a row is not finite (the first one is named).
-    """
+    """How many unmasked items score at least `target_scores_B`, int64 `[B]`."""
     kernel = _kernel(scan.items, len(target_scores_B))
     if kernel is None:
         return _by_tiles(scan, target_scores_B)

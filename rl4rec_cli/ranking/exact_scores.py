@@ -93,7 +93,7 @@ def reaches(
     sums = np.empty(len(rows))
     step = _pairs_at_once(items)
     for i in range(0, len(rows), step):
-        products_MD = items.rows(torch.from_numpy(ids[i : i + step])).float()
+        products_MD = items.rows(torch.from_numpy(ids[i : i + step]))
         products_MD *= queries.vectors_BD.index_select(0, torch.from_numpy(rows[i : i + step]).to(items.device))
         sums[i : i + step] = products_MD.sum(1, dtype=torch.float64).cpu().numpy()
     margins = queries.norms_B[rows] * items.norms(ids) * (2.0**-24 + items.dim * 2.0**-50) + items.dim * 2.0**-124

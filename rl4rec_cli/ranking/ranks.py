@@ -165,7 +165,6 @@ def score_matrix(queries_BD: Tensor, items: ItemMatrix) -> Tensor:
 
         def fill(blocks: Iterator[Block]) -> None:
             for start, stop in blocks:
-                items.bounds(start, stop)
                 block_ND = items.given(start, stop)
                 for first, last in queries.chunks():
                     tile_BN = product(block_ND, queries.vectors_BD[first : first + QUERIES]).T[: last - first].cpu()

@@ -114,7 +114,7 @@ def count_range(
     """Count items `start` to `stop` against each text's thresholds.
 
     Args:
-        items_ND: the stored copy, contiguous: float32, float16, bfloat16 or int8.
+        items_ND: the stored copy, contiguous: float32, float16 or int8.
         scales_N: float32, what int8 codes are multiplied with; None for the other types.
         queries_BD: float32, contiguous; its first `len(low_B)` rows are the texts.
         low_B: float32; a score below it surely does not reach the goal.

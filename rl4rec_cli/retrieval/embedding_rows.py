@@ -7,16 +7,18 @@ Hides: blocks, and the mapping. What is mapped can only be read: writing to such
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.files.digests import sha256
-from rl4rec_cli.ranking.item_matrix import map_safetensors
 from rl4rec_cli.retrieval.embedding import is_blank, normalised
 
 if TYPE_CHECKING:
@@ -89,16 +91,22 @@ def usable_rows(
 
 
 def map_rows(path: Path, key: str) -> Tensor:
-    """The float32 matrix in a `.safetensors` file, memory-mapped: read only, and no memory of this process.
+    """The float32 values of a `.safetensors` file that the library reads, memory-mapped: no memory of this process.
 
     Raises:
-        UnmappableError: it is of another type. EmbeddingError: it cannot be read or is not whole.
+        UnmappableError: they are of another type.
     """
-    vectors_ND = map_safetensors(path, key)
-    if vectors_ND.dtype != torch.float32:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        about = json.loads(file.read(length))[key]
+    if about["dtype"] != "F32":
         raise UnmappableError(
-            f"{path}: cannot be memory-mapped: its values are {str(vectors_ND.dtype).removeprefix('torch.')}, and what "
-            "is ranked are unit rows of float32",
+            f"{path}: cannot be memory-mapped: its values are {about['dtype']}, and what is ranked are unit rows of "
+            "float32",
             hint="make it again with `rl4rec embed DATASET`, or set retrieval.memory_map=off",
         )
-    return vectors_ND
+    # Read-only: Linux's default overcommit rule refuses a writable private mapping that is larger than memory.
+    offset, shape = 8 + length + about["data_offsets"][0], tuple(about["shape"])
+    values = np.memmap(path, dtype=np.float32, mode="r", offset=offset, shape=shape)
+    with warnings.catch_warnings(action="ignore"):  # torch warns that the memory is not writable
+        return torch.from_numpy(values)

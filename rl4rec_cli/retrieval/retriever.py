@@ -111,8 +111,8 @@ class InProcessRetriever:
         storage: ranking.Storage = "fp32",
     ) -> None:
         self.embedder = embedder
-        self.vectors_ND = vectors_ND.to(device) if storage == "fp32" else vectors_ND
-        self.matrix = ranking.ItemMatrix.from_tensor(self.vectors_ND, storage=storage, device=device)
+        self.matrix = ranking.ItemMatrix(vectors_ND, storage=storage, device=device)
+        self.vectors_ND = self.matrix.vectors_ND
         self.num_items = vectors_ND.shape[0]
         self.mask_history = mask_history
         self.device = device

@@ -164,7 +164,7 @@ def calculate_ndcg(
                 f"the scores of text {row} are not finite", hint="−inf may leave out other items than the target"
             )
         # One query of one dimension: the kernel's products are then the scores themselves.
-        items = ranking.ItemMatrix.from_tensor(scores_N.masked_fill(left_out_N, 0.0)[:, None])
+        items = ranking.ItemMatrix(scores_N.masked_fill(left_out_N, 0.0)[:, None])
         left_out = [*mask, *left_out_N.nonzero().flatten().tolist()]
         ranks_B[row] = ranking.target_ranks(torch.ones(1, 1), items, torch.tensor([target]), [left_out])[0]
     values = torch.from_numpy(ndcg(ranks_B.numpy(), k))

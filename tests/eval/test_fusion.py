@@ -78,7 +78,7 @@ def test_weights_0_and_1_are_the_parts_alone() -> None:
             targets[row], masks[row] = row, [i for i in range(ITEMS) if i != row + 40]
     fused = fuse(text, text_items, sequence, sequence_items)
     for weight, queries, items in ((1.0, text, text_items), (0.0, sequence, sequence_items)):
-        alone = ranking.target_ranks(queries, ranking.ItemMatrix.from_tensor(items), torch.tensor(targets), masks)
+        alone = ranking.target_ranks(queries, ranking.ItemMatrix(items), torch.tensor(targets), masks)
         assert fused.ranks(weight, targets, masks).ranks.tolist() == alone.tolist()
         assert alone[20:].tolist() == [2] * 20
 

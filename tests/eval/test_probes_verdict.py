@@ -50,7 +50,7 @@ def test_a_policy_that_cheats_the_embedder_is_named(shop: Any) -> None:
 
     def fooled(texts: list[str]) -> VectorScores:
         rows = [codes.get(text, items_ND[len(text) % dataset.num_items]) for text in texts]
-        return VectorScores(torch.stack(rows), ItemMatrix.from_tensor(items_ND))
+        return VectorScores(torch.stack(rows), ItemMatrix(items_ND))
 
     start = written("before RL", last_titles(dataset, examples), shop, fooled)
     cheat = written("tuned policy", [f"zxq{e.target}" for e in examples], shop, fooled)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +16,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from rl4rec_cli.errors import DataError, EmbeddingError
 from rl4rec_cli.ranking import blocks, counting, exact_scores, item_matrix, products
@@ -27,7 +23,7 @@ from rl4rec_cli.ranking import ranks as ranking
 from rl4rec_cli.ranking import threads as cores
 from rl4rec_cli.ranking.ranks import ItemMatrix, count_at_least, pair_scores, score_matrix, search, target_ranks
 
-STORAGES = ["fp32", "fp16", "bf16", "int8"]
+STORAGES = ["fp32", "fp16", "int8"]
 KNOBS = {
     "_TILE_SCORES": 1 << 18,
     "QUERIES": 1024,
@@ -132,7 +128,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 def test_ranks_equal_exact_brute_force(case: dict[str, Any]) -> None:
     set_knobs(**case["knobs"])
     torch.set_num_threads(case["threads"])
-    items = ItemMatrix.from_tensor(floats(case["items"], case["denominator"]), storage=case["storage"])
+    items = ItemMatrix(floats(case["items"], case["denominator"]), storage=case["storage"])
     ranks = target_ranks(floats(case["queries"], 2**18), items, torch.from_numpy(case["targets"]), case["masks"])
     expected = brute_ranks(case["queries"], case["items"], case["targets"], case["masks"])
     assert ranks.dtype == torch.int64
@@ -144,7 +140,7 @@ def test_ranks_equal_exact_brute_force(case: dict[str, Any]) -> None:
 def test_search_equals_exact_brute_force(case: dict[str, Any]) -> None:
     set_knobs(**case["knobs"])
     torch.set_num_threads(case["threads"])
-    items = ItemMatrix.from_tensor(floats(case["items"], case["denominator"]), storage=case["storage"])
+    items = ItemMatrix(floats(case["items"], case["denominator"]), storage=case["storage"])
     ids, scores = search(floats(case["queries"], 2**18), items, case["k"], case["masks"])
     expected_ids, expected = brute_search(case["queries"], case["items"], case["k"], case["masks"])
     assert ids.dtype == torch.int64
@@ -162,7 +158,7 @@ def test_ranks_equal_float64_on_real_valued_vectors(storage: Any, copies: int) -
     queries = torch.nn.functional.normalize(torch.randn(70, 200, generator=rng), dim=1)
     targets = torch.randint(0, 6000, (70,), generator=rng)
     vectors[torch.randperm(6000, generator=rng)[:copies]] = vectors[targets[0]].clone()
-    items = ItemMatrix.from_tensor(vectors, storage=storage)
+    items = ItemMatrix(vectors, storage=storage)
     scores = queries.double() @ vectors.double().T
     # 1e-13: above the rounding of this float64 product, far below any gap between different items.
     expected = (scores >= scores.gather(1, targets[:, None]) - 1e-13).sum(1)
@@ -178,7 +174,7 @@ def test_block_batch_and_order_never_change_a_rank(storage: Any) -> None:
     vectors, queries = floats(values, denominator), torch.randn(21, 48, generator=torch.Generator().manual_seed(1))
     targets = torch.from_numpy(rng.integers(0, 300, 21))
     masks = [list(map(int, rng.integers(0, 300, 100))) for _ in range(21)]
-    items = ItemMatrix.from_tensor(vectors, storage=storage)
+    items = ItemMatrix(vectors, storage=storage)
     ranks, (ids, scores) = target_ranks(queries, items, targets, masks), search(queries, items, 30, masks)
 
     one_by_one = [target_ranks(queries[i : i + 1], items, targets[i : i + 1], masks[i : i + 1]) for i in range(21)]
@@ -192,7 +188,7 @@ def test_block_batch_and_order_never_change_a_rank(storage: Any) -> None:
 
     order = torch.from_numpy(rng.permutation(300))
     place = torch.argsort(order)
-    shuffled = ItemMatrix.from_tensor(vectors[order], storage=storage)
+    shuffled = ItemMatrix(vectors[order], storage=storage)
     moved = [place[torch.tensor(mask)].tolist() for mask in masks]
     assert torch.equal(target_ranks(queries, shuffled, place[targets], moved), ranks)
 
@@ -205,7 +201,7 @@ def test_int8_where_products_of_codes_are_wrong() -> None:
         "from rl4rec_cli.ranking.ranks import ItemMatrix, search, target_ranks\n"
         "vectors = torch.rand(300, 48, generator=torch.Generator().manual_seed(1))\n"  # of one sign: large sums
         "queries, targets = vectors[:40] + 0.01, torch.arange(40, 80)\n"
-        "exact, coded = (ItemMatrix.from_tensor(vectors, storage=s) for s in ('fp32', 'int8'))\n"
+        "exact, coded = (ItemMatrix(vectors, storage=s) for s in ('fp32', 'int8'))\n"
         "assert torch.equal(target_ranks(queries, coded, targets), target_ranks(queries, exact, targets))\n"
         "assert torch.equal(search(queries, coded, 9)[0], search(queries, exact, 9)[0])\n"
         "print(products.int8_pays())\n"
@@ -223,7 +219,7 @@ def test_int8_is_exact_where_codes_are_not_multiplied(monkeypatch: pytest.Monkey
     rng = np.random.default_rng(7)
     values, denominator = exact_catalogue(rng, 300, 48, "near")
     queries, targets = rng.integers(-(2**18), 2**18, (24, 48)), rng.integers(0, 300, 24)
-    items = ItemMatrix.from_tensor(floats(values, denominator), storage="int8")
+    items = ItemMatrix(floats(values, denominator), storage="int8")
     ranks = target_ranks(floats(queries, 2**18), items, torch.from_numpy(targets))
     np.testing.assert_array_equal(ranks.numpy(), brute_ranks(queries, values, targets, None))
 
@@ -231,12 +227,10 @@ def test_int8_is_exact_where_codes_are_not_multiplied(monkeypatch: pytest.Monkey
 def test_shards_add_up() -> None:
     vectors, queries = torch.randn(300, 24), torch.randn(9, 24)
     vectors[250] = vectors[3]
-    whole = ItemMatrix.from_tensor(vectors)
+    whole = ItemMatrix(vectors)
     targets = torch.tensor([3, 250, 1, 2, 99, 100, 101, 200, 299])
     goals = pair_scores(queries, whole, targets)
-    counts = sum(
-        count_at_least(queries, ItemMatrix.from_tensor(part), goals) for part in torch.split(vectors, [100, 1, 199])
-    )
+    counts = sum(count_at_least(queries, ItemMatrix(part), goals) for part in torch.split(vectors, [100, 1, 199]))
     # Each target counts itself.
     assert torch.equal(torch.as_tensor(counts), target_ranks(queries, whole, targets))
 
@@ -244,22 +238,22 @@ def test_shards_add_up() -> None:
 def test_sign_and_scale_of_scores_do_not_matter() -> None:
     vectors, queries = torch.randn(200, 16), torch.randn(8, 16)
     targets = torch.arange(8)
-    items = ItemMatrix.from_tensor(vectors)
+    items = ItemMatrix(vectors)
     ranks = target_ranks(queries, items, targets)
     for scale in (1e-30, 1e-3, 1e30):
         assert torch.equal(target_ranks(queries * 2.0 ** round(np.log2(scale)), items, targets), ranks)
     for scale in (2.0**-50, 2.0**50):
-        scaled = ItemMatrix.from_tensor(vectors * scale)
+        scaled = ItemMatrix(vectors * scale)
         assert torch.equal(target_ranks(queries, scaled, targets), ranks)
         assert torch.equal(search(queries, scaled, 5)[0], search(queries, items, 5)[0])
 
-    flipped = ItemMatrix.from_tensor(-vectors)
+    flipped = ItemMatrix(-vectors)
     assert torch.equal(target_ranks(queries, flipped, targets), 201 - ranks)
 
 
 def test_a_query_of_the_smallest_or_largest_numbers_is_the_same_direction() -> None:
     signs = torch.tensor([[1.0, -1.0, 0.0, 1.0], [0.0, 1.0, 1.0, -1.0]])
-    items, targets = ItemMatrix.from_tensor(torch.randn(50, 4)), torch.tensor([3, 40])
+    items, targets = ItemMatrix(torch.randn(50, 4)), torch.tensor([3, 40])
     ranks = target_ranks(signs, items, targets)
     for power in (-149, -148, -127, -126, 126, 127):
         scaled = torch.ldexp(signs.double(), torch.tensor(power)).float()
@@ -267,13 +261,13 @@ def test_a_query_of_the_smallest_or_largest_numbers_is_the_same_direction() -> N
 
 
 def test_ties_count_against_the_target() -> None:
-    items = ItemMatrix.from_tensor(torch.ones(50, 8))
+    items = ItemMatrix(torch.ones(50, 8))
     assert target_ranks(torch.ones(2, 8), items, torch.tensor([0, 49])).tolist() == [50, 50]
     assert search(torch.ones(1, 8), items, 4)[0].tolist() == [[0, 1, 2, 3]]
 
 
 def test_zero_query_ranks_last_among_the_unmasked() -> None:
-    items = ItemMatrix.from_tensor(torch.randn(50, 8))
+    items = ItemMatrix(torch.randn(50, 8))
     ranks = target_ranks(torch.zeros(2, 8), items, torch.tensor([3, 4]), [[], [1, 1, 2, 4]])
     assert ranks.tolist() == [50, 48]
     ids, scores = search(torch.zeros(1, 8), items, 3, [[1]])
@@ -282,7 +276,7 @@ def test_zero_query_ranks_last_among_the_unmasked() -> None:
 
 
 def test_mask_never_hides_the_target_and_counts_duplicates_once() -> None:
-    items = ItemMatrix.from_tensor(torch.eye(4) * torch.tensor([[4.0], [3.0], [2.0], [1.0]]))
+    items = ItemMatrix(torch.eye(4) * torch.tensor([[4.0], [3.0], [2.0], [1.0]]))
     queries, targets = torch.ones(1, 4), torch.tensor([2])
     assert target_ranks(queries, items, targets).item() == 3
     assert target_ranks(queries, items, targets, [[0, 0, 2, 0]]).item() == 2
@@ -290,14 +284,14 @@ def test_mask_never_hides_the_target_and_counts_duplicates_once() -> None:
 
 
 def test_search_pads_where_too_few_items_remain() -> None:
-    items = ItemMatrix.from_tensor(torch.eye(3))
+    items = ItemMatrix(torch.eye(3))
     ids, scores = search(torch.tensor([[1.0, 2.0, 3.0]]), items, 10, [[2]])
     assert ids.tolist() == [[1, 0, -1]]
     assert scores.tolist() == [[2.0, 1.0, -np.inf]]
 
 
 def test_one_item_and_no_query() -> None:
-    items = ItemMatrix.from_tensor(torch.ones(1, 3))
+    items = ItemMatrix(torch.ones(1, 3))
     assert target_ranks(-torch.ones(1, 3), items, torch.tensor([0]), [[0]]).tolist() == [1]
     assert target_ranks(torch.ones(0, 3), items, torch.zeros(0, dtype=torch.int64)).shape == (0,)
     assert search(torch.ones(0, 3), items, 5)[0].shape == (0, 1)
@@ -306,7 +300,7 @@ def test_one_item_and_no_query() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_query_is_named(bad: float) -> None:
-    items = ItemMatrix.from_tensor(torch.randn(20, 4))
+    items = ItemMatrix(torch.randn(20, 4))
     queries = torch.randn(3, 4)
     queries[1, 2] = bad
     for call in (
@@ -326,11 +320,11 @@ def test_non_finite_item_is_named(storage: Any, bad: float) -> None:
     vectors = torch.randn(600, 4)
     vectors[513, 1] = bad
     with pytest.raises(EmbeddingError, match="item embedding 513 is not finite"):
-        ItemMatrix.from_tensor(vectors, storage=storage)
+        ItemMatrix(vectors, storage=storage)
 
 
 def test_wrong_ids_and_shapes_are_errors() -> None:
-    items, queries = ItemMatrix.from_tensor(torch.randn(20, 4)), torch.randn(2, 4)
+    items, queries = ItemMatrix(torch.randn(20, 4)), torch.randn(2, 4)
     good = torch.tensor([0, 1])
     for targets in ([0, 20], [-1, 0], [0], [0.0, 1.0], [[0], [1]]):
         with pytest.raises(DataError):
@@ -347,13 +341,13 @@ def test_wrong_ids_and_shapes_are_errors() -> None:
         search(queries, items, 0)
     for wrong in (torch.randn(4), torch.randn(0, 4), torch.randn(4, 0), torch.ones(2, 2, dtype=torch.int32)):
         with pytest.raises(EmbeddingError):
-            ItemMatrix.from_tensor(wrong)
+            ItemMatrix(wrong)
     with pytest.raises(EmbeddingError, match="storage"):
-        ItemMatrix.from_tensor(torch.randn(4, 4), storage="fp8")  # type: ignore[arg-type]
+        ItemMatrix(torch.randn(4, 4), storage="fp8")  # type: ignore[arg-type]
     with pytest.raises(EmbeddingError, match="item embedding 1 is too long"):
-        ItemMatrix.from_tensor(torch.tensor([[1.0], [1e30]]))
+        ItemMatrix(torch.tensor([[1.0], [1e30]]))
     with pytest.raises(EmbeddingError, match="item embedding 2 does not fit storage fp16"):
-        ItemMatrix.from_tensor(torch.tensor([[1.0], [2.0], [1e6]]), storage="fp16")
+        ItemMatrix(torch.tensor([[1.0], [2.0], [1e6]]), storage="fp16")
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -362,7 +356,7 @@ def test_callers_settings_neither_matter_nor_change(onednn: bool, monkeypatch: p
     if not onednn:
         monkeypatch.setattr(products, "_has_onednn", lambda: False)
     vectors, queries = torch.randn(400, 64), torch.randn(16, 64)
-    items, targets = ItemMatrix.from_tensor(vectors), torch.arange(16)
+    items, targets = ItemMatrix(vectors), torch.arange(16)
     ranks, found = target_ranks(queries, items, targets), search(queries, items, 20)
     matrix = score_matrix(queries, items)
     before = torch.get_float32_matmul_precision()
@@ -398,82 +392,10 @@ def test_score_matrix(storage: Any) -> None:
     set_knobs(**SMALL_BLOCKS)
     vectors, queries = torch.randn(333, 20), torch.randn(7, 20) * 100
     expected = queries.double() @ vectors.double().T
-    scores = score_matrix(queries, ItemMatrix.from_tensor(vectors, storage=storage))
+    scores = score_matrix(queries, ItemMatrix(vectors, storage=storage))
     assert scores.dtype == torch.float32
     assert scores.shape == (7, 333)
     torch.testing.assert_close(scores.double(), expected, rtol=1e-6, atol=1e-3)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("storage", [None, *STORAGES])
-def test_files_rank_as_the_values_in_them(tmp_path: Path, dtype: torch.dtype, storage: Any) -> None:
-    vectors = torch.randn(700, 12, generator=torch.Generator().manual_seed(7)).to(dtype)
-    vectors[600] = vectors[5]
-    queries, targets = torch.randn(6, 12), torch.tensor([5, 600, 1, 2, 3, 4])
-    expected = target_ranks(queries, ItemMatrix.from_tensor(vectors.float()), targets)
-    names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-
-    save_file({"embeddings": vectors}, tmp_path / "items.safetensors", metadata={"model": "m"})
-    vectors.view(torch.int16 if dtype != torch.float32 else dtype).numpy().tofile(tmp_path / "items.bin")
-    opened = [
-        ItemMatrix.from_file(tmp_path / "items.safetensors", storage=storage),
-        ItemMatrix.from_file(tmp_path / "items.bin", storage=storage, dtype=names[dtype], dim=12),  # type: ignore[arg-type]
-    ]
-    if dtype != torch.bfloat16:
-        np.save(tmp_path / "items.npy", vectors.numpy())
-        opened.append(ItemMatrix.from_file(tmp_path / "items.npy", storage=storage))
-    for items in opened:
-        assert (items.num_items, items.dim, items.device) == (700, 12, torch.device("cpu"))
-        assert torch.equal(target_ranks(queries, items, targets), expected)
-
-
-def test_bad_files_are_named_errors(tmp_path: Path) -> None:
-    good = tmp_path / "good.safetensors"
-    save_file({"a": torch.randn(9, 4)}, good)
-    data = good.read_bytes()
-    bad = {
-        "cut.safetensors": data[:-5],
-        "short.safetensors": data[:4],
-        "empty.safetensors": b"",
-        "noise.safetensors": b"\xff" * 200,
-        "header.safetensors": struct.pack("<Q", 9) + b"not json!" + bytes(50),
-        "list.safetensors": struct.pack("<Q", 2) + b"[]" + bytes(50),
-        "cut.npy": b"\x93NUMPY\x01\x00",
-        "odd.bin": bytes(1001),
-        "empty.bin": b"",
-    }
-    header = {"a": {"dtype": "F32", "shape": [10**9, 4], "data_offsets": [0, 144]}}
-    text = json.dumps(header).encode()
-    bad["claims.safetensors"] = struct.pack("<Q", len(text)) + text + bytes(144)
-    for name, content in bad.items():
-        path = tmp_path / name
-        path.write_bytes(content)
-        with pytest.raises(EmbeddingError, match=name.replace(".", r"\.")):
-            ItemMatrix.from_file(path, dtype="fp16", dim=4)
-    np.save(tmp_path / "object.npy", np.array([[{}]], dtype=object), allow_pickle=True)
-    save_file({"a": torch.ones(2, 2), "b": torch.ones(2, 2)}, tmp_path / "two.safetensors")
-    save_file({"a": torch.ones(2, 2, dtype=torch.int32)}, tmp_path / "ints.safetensors")
-    save_file({"a": torch.ones(2)}, tmp_path / "flat.safetensors")
-    for name in ("object.npy", "two.safetensors", "ints.safetensors", "flat.safetensors", "missing.npy", "raw.bin"):
-        with pytest.raises(EmbeddingError, match=name.replace(".", r"\.")):
-            ItemMatrix.from_file(tmp_path / name)
-    assert ItemMatrix.from_file(tmp_path / "two.safetensors", key="b").num_items == 2
-
-
-def test_a_bad_row_in_a_file_is_named_when_it_is_read(tmp_path: Path) -> None:
-    vectors = torch.randn(700, 4)
-    vectors[650, 0] = np.nan
-    save_file({"a": vectors}, tmp_path / "items.safetensors")
-    items = ItemMatrix.from_file(tmp_path / "items.safetensors")
-    with pytest.raises(EmbeddingError, match="item embedding 650 is not finite"):
-        items.check()
-    for call in (
-        lambda: target_ranks(torch.randn(1, 4), items, torch.tensor([0])),
-        lambda: search(torch.randn(1, 4), items, 3),
-        lambda: score_matrix(torch.randn(1, 4), items),
-    ):
-        with pytest.raises(EmbeddingError, match="item embedding 650 is not finite"):
-            call()
 
 
 def test_scores_are_never_held_whole() -> None:
@@ -489,7 +411,7 @@ def test_scores_are_never_held_whole() -> None:
             return out
 
     vectors, queries = torch.randn(40_000, 4), torch.randn(600, 4)
-    items = ItemMatrix.from_tensor(vectors)
+    items = ItemMatrix(vectors)
     with Watch():
         target_ranks(queries, items, torch.arange(600))
         search(queries, items, 5)
@@ -534,7 +456,7 @@ def test_threads_share_the_blocks_and_change_nothing(storage: Any, monkeypatch: 
     queries[3] = 0
     targets = torch.from_numpy(rng.integers(0, 5000, 30))
     masks = [list(map(int, rng.integers(0, 5000, 100))) for _ in range(30)]
-    items = ItemMatrix.from_tensor(vectors, storage=storage)
+    items = ItemMatrix(vectors, storage=storage)
 
     def everything() -> list[torch.Tensor]:
         counts = count_at_least(queries, items, pair_scores(queries, items, targets), masks)
@@ -562,13 +484,13 @@ def test_threads_share_the_blocks_and_change_nothing(storage: Any, monkeypatch: 
 def test_little_work_is_done_by_the_caller_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores.threading, "Thread", None)
     torch.set_num_threads(2)
-    items = ItemMatrix.from_tensor(torch.randn(3000, 8))
+    items = ItemMatrix(torch.randn(3000, 8))
     assert target_ranks(torch.randn(4, 8), items, torch.arange(4)).shape == (4,)
 
 
 def test_of_few_scores_torch_shares_out_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = torch.randn(20_000, 96), torch.randn(64, 96)
-    items, targets = ItemMatrix.from_tensor(vectors), torch.arange(64)
+    items, targets = ItemMatrix(vectors), torch.arange(64)
     torch.set_num_threads(1)
     expected = target_ranks(queries, items, targets)
     monkeypatch.setattr(cores.threading, "Thread", None)
@@ -580,53 +502,30 @@ def test_of_few_scores_torch_shares_out_the_products(monkeypatch: pytest.MonkeyP
     assert set(seen) == {2}
 
 
-def test_an_error_in_any_thread_reaches_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first row in the catalogue's order, whichever thread met it; settings are put back, no thread is left."""
+def test_an_error_in_any_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first in the catalogue's order, whichever thread met it; settings are put back, no thread is left."""
     set_knobs(**SHARED, _TILE_SCORES=1 << 11)
     torch.set_num_threads(2)
-    vectors = torch.randn(20_000, 8)
-    vectors[[5000, 5300, 5600, 19_000], 3] = np.nan
-    save_file({"a": vectors}, tmp_path / "items.safetensors")
     running = threading.active_count()
-    for call in (
-        lambda items: target_ranks(torch.randn(8, 8), items, torch.tensor([0] * 8)),
-        lambda items: search(torch.randn(8, 8), items, 3),
-    ):
-        for _ in range(5):
-            with pytest.raises(EmbeddingError, match="item embedding 5000 is not finite"):
-                call(ItemMatrix.from_file(tmp_path / "items.safetensors"))
-    assert threading.active_count() == running
-    assert torch.get_num_threads() == threads_elsewhere() == 2
-
     # Blocks 0 and 1 are each in hand of one thread, and both fail: the earlier error it is, though it came later.
-    items = ItemMatrix.from_tensor(torch.randn(5000, 8))
+    items = ItemMatrix(torch.randn(5000, 8))
     for kind in (EmbeddingError, KeyboardInterrupt):
         with monkeypatch.context() as patch:
             inside([], patch, fail_at={0: kind("first"), 1024: EmbeddingError("second")})
             with pytest.raises(kind, match="first"):
                 search(torch.randn(8, 8), items, 3)
+    assert threading.active_count() == running
     assert torch.get_num_threads() == threads_elsewhere() == 2
 
 
 def test_an_item_that_ties_with_those_of_another_thread_may_win() -> None:
-    items = ItemMatrix.from_tensor(torch.ones(600, 8))
+    items = ItemMatrix(torch.ones(600, 8))
     queries = exact_scores.Queries(torch.zeros(1, 8), items)
     none = np.zeros(0, dtype=np.int64)
     floor = ranking._Floor(1)
     floor.raised(np.zeros(1))
     parts = blocks.Scan(queries, items, blocks.Mask(none, none), 1)
     assert ranking._top_some(parts, iter([(0, 256), (256, 600)]), 3, floor).ids.tolist() == [0, 1, 2]
-
-
-def test_a_file_is_measured_once_by_whichever_thread(tmp_path: Path) -> None:
-    """Blocks smaller than a granule of bounds: two threads may measure the same one."""
-    vectors, queries, targets = torch.randn(3000, 8), torch.randn(8, 8), torch.arange(8)
-    np.save(tmp_path / "items.npy", vectors.numpy())
-    expected = target_ranks(queries, ItemMatrix.from_tensor(vectors), targets)
-    set_knobs(**SHARED, _TILE_SCORES=1 << 9)
-    torch.set_num_threads(2)
-    for _ in range(10):
-        assert torch.equal(target_ranks(queries, ItemMatrix.from_file(tmp_path / "items.npy"), targets), expected)
 
 
 def test_share_out_gives_every_job_once_and_in_order() -> None:

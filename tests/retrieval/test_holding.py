@@ -235,3 +235,17 @@ def test_settings_say_what_can_be_mapped() -> None:
     assert why_not_mapped(RetrievalSection()) is None
     assert why_not_mapped(RetrievalSection(file="x.safetensors")) is None
     assert "x.pt" in str(why_not_mapped(RetrievalSection(file="x.pt")))
+
+
+@pytest.mark.parametrize("kind", ["cut", "noise", "flat", "ints", "two"])
+def test_a_file_that_cannot_be_mapped_is_a_named_error(
+    kind: str, tmp_path: Path, section: RetrievalSection, dataset: Dataset
+) -> None:
+    vectors = normalised(torch.randn(ITEMS, DIM))
+    path = tmp_path / f"{kind}.safetensors"
+    tensors = {"flat": vectors.flatten(), "ints": vectors.int()}
+    save_file({"a": tensors.get(kind, vectors), **({"b": vectors.clone()} if kind == "two" else {})}, path)
+    if kind in ("cut", "noise"):
+        path.write_bytes(path.read_bytes()[:-5] if kind == "cut" else b"\xff" * 200)
+    with pytest.raises(EmbeddingError, match=rf"{kind}\.safetensors"):
+        stored_embeddings(held(section.model_copy(update={"file": str(path)}), "fp32", "on"), dataset)

@@ -289,7 +289,7 @@ class RayRetriever:
     @cached_property
     def matrix(self) -> ItemMatrix:
         """The catalogue for the ranking kernel."""
-        return ItemMatrix.from_tensor(self.vectors_ND)
+        return ItemMatrix(self.vectors_ND)
 
     def vector_ranks(
         self, queries_BD: torch.Tensor, targets: Sequence[int], histories: Sequence[Sequence[int]]

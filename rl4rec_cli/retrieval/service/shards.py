@@ -73,11 +73,9 @@ class Shard:
         self._matrices = {}
         for name, rows in vectors.items():
             # Copied: what comes out of Ray's object store can be read only and is freed with its reference.
-            storage = (storages or {}).get(name, "fp32")
             rows_ND = rows.mapped() if isinstance(rows, FileRows) else torch.from_numpy(np.array(rows))
-            # Beside a copy they stay in the file, or in the computer's memory.
-            rows_ND = rows_ND.to(device) if storage == "fp32" else rows_ND
-            self._matrices[name] = ranks.ItemMatrix.from_tensor(rows_ND, storage=storage, device=device)
+            storage = (storages or {}).get(name, "fp32")
+            self._matrices[name] = ranks.ItemMatrix(rows_ND, storage=storage, device=device)
 
     def pair_scores(self, name: str, queries_BD: NDArray[Any], ids_B: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores of each query and one item of its own, `[B]`."""
