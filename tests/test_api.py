@@ -60,6 +60,7 @@ def test_a_dataset_by_the_names_of_its_files(tmp_path: Path) -> None:
         RecommendationDataset(elsewhere)
 
 
+@pytest.mark.slow
 def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     program = tmp_path / "page.py"
