@@ -20,6 +20,8 @@ UNPARTED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
 )
 """Signs of scripts without blanks between words, as the inside of a regular expression's brackets."""
+WORDS_VERSION = 2
+"""Part of what is known by its words, such as files of vectors: raise it when a text gets other words."""
 LEAST_SHARED = 0.5
 """Share of texts with a word in common with another text, below which words say next to nothing of a catalogue."""
 _ASCII = re.compile(r"\w+")

@@ -13,10 +13,12 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.config.registries import BASELINES
 from rl4rec_cli.errors import PluginError
+from rl4rec_cli.files.digests import sha256_of_file
 from rl4rec_cli.plan.phases import Phase, during
 
 if TYPE_CHECKING:
@@ -116,7 +118,7 @@ class ScoreBaseline(Baseline):
         self.in_brief = in_brief
 
     def measure(self, task: Task, split: Split) -> Measured:
-        """Measures it, or reads the cached measurement of the same data, users and vectors."""
+        """Measures it, or reads the cached measurement of the same code, data, users and vectors."""
         from rl4rec_cli.eval.cache import cached
         from rl4rec_cli.eval.scoring import measure
 
@@ -134,6 +136,8 @@ class ScoreBaseline(Baseline):
         }
         if self.package:
             key["package"] = self.package
+        elif source := inspect.getsourcefile(inspect.unwrap(self.score)):
+            key["code"] = sha256_of_file(Path(source))
         return replace(cached(task, key, compute), in_brief=self.in_brief)
 
 

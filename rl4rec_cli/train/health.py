@@ -194,7 +194,7 @@ def _rules(section: HealthSection) -> dict[str, _Rule]:
             lambda first: (section.length_share_below * first, section.length_share_above * first),
             "texts collapse: raise trainer.beta, lower trainer.learning_rate, or use a reward that asks for more words",
             "texts blow up: lower generation.max_completion_length or trainer.learning_rate, raise trainer.beta, or "
-            "use trainer.loss_type=dr_grpo, which does not favour long texts",
+            "use a loss that does not favour long texts (of grpo: trainer.loss_type=dr_grpo)",
         ),
         "truncated": _Rule(
             *("truncated_share", "the share of texts cut at generation.max_completion_length", ""),

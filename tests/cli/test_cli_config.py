@@ -85,7 +85,7 @@ def test_version() -> None:
         (["train", "grpo", "--dataset", "nowhere"], "error: nowhere"),
         (
             ["embed", "d", "--embedder", "lsi"],
-            "error: retrieval.embedder: must be 'sentence-transformers', 'vllm' or 'lsa', not 'lsi'; did you mean lsa?",
+            "not 'lsi'; did you mean lsa?",
         ),
         (["recommend", "run"], "error: nothing to recommend for: give --user or --titles\n"),
         (["recommend", "run", "--user", "1", "--titles", "a"], "error: give --user or --titles, not both\n"),

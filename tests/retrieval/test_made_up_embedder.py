@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +110,8 @@ def test_a_made_up_embedder_is_planned_embeds_and_ranks(package: Path, shop: Pat
     assert json.loads(measured[1])
 
     assert refused[0] == 2
-    assert "must be 'hashes', 'sentence-transformers', 'vllm' or 'lsa', not 'hashed'; did you mean hashes?" in errors
+    assert re.search(r"must be .*'lsa'.*, not 'hashed'; did you mean hashes\?", errors)
+    assert "'hashes', 'sentence-transformers'" in errors
 
 
 def install(site: Path, target: str, name: str = "outside") -> None:
@@ -133,7 +135,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_installed_package_brings_an_embedder(
     site: Path, tmp_path: Path, make_dataset: Callable[..., Dataset]
 ) -> None:
-    with pytest.raises(ConfigError, match="must be 'sentence-transformers', 'vllm' or 'lsa', not 'outside'"):
+    with pytest.raises(ConfigError, match=r"must be 'sentence-transformers', .*, not 'outside'"):
         load_config(algorithm="grpo", sets=["retrieval.embedder=outside"])
     install(site, "hash_plugin:Hashes")
     section = load_config(algorithm="grpo", sets=["retrieval.embedder=outside"]).retrieval

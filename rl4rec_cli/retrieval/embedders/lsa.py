@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from rl4rec_cli import console
-from rl4rec_cli.data.words import LEAST_SHARED, share_with_common_words, words
+from rl4rec_cli.data.words import LEAST_SHARED, WORDS_VERSION, share_with_common_words, words
 from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.retrieval.embedder import EmbedderKind
 
@@ -40,8 +40,8 @@ class Lsa(EmbedderKind):
 
 
 def lsa_name(dim: int) -> str:
-    """What vectors by lsa are known by; it changes with what `words` reads of a text."""
-    return f"lsa-{dim}-words-2"
+    """What vectors by lsa are known by."""
+    return f"lsa-{dim}-words-{WORDS_VERSION}"
 
 
 class LsaEmbedder:

@@ -3,7 +3,8 @@
 Decides: a group without variance does not show which completion is better. The loss, the KL penalty and the divisor of
 the loss leave it out. With `zero_variance: refill`, other prompts take its place (DAPO's dynamic sampling,
 arXiv:2503.14476, with a bound).
-Hides: TRL's batches of padded completions, and that GRPO's loss is a mean over tokens and RLOO's one over completions.
+Hides: TRL's batches of padded completions, and what each loss divides by: GRPO's `dapo` and `bnpo` by tokens, `grpo`
+and `dr_grpo` by completions, as RLOO's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 _LEFT = ("prompt_ids", "prompt_mask")
 _IDS = ("prompt_ids", "completion_ids")
 _WHOLE = ("advantages", "old_logps")
+_PER_COMPLETION = ("grpo", "dr_grpo")
+"""Values of `loss_type` whose loss divides by the batch's completions, whether they have tokens or not."""
+_SCALE = "learnt_scale"
 
 
 class InformativeGroups:
@@ -32,6 +36,7 @@ class InformativeGroups:
     args: Any
     train_dataset: Any
     reward_weights: Any
+    loss_type: str
     _metrics: Any
     _step: int
     _tokenizer: Any
@@ -72,11 +77,14 @@ class InformativeGroups:
         for name, values in self._metrics["train"].items():
             del values[lengths.get(name, 0) :]
         keep_B = varied_G.repeat_interleave(self._size).to(output["completion_mask"].device)
-        if "num_items_in_batch" in output:  # GRPO: a mean over tokens, the KL penalty beside the advantages
+        scale = len(keep_B) / keep_B.sum().clamp(min=1)
+        if "num_items_in_batch" in output:  # GRPO: the KL penalty is beside the advantages
             output["completion_mask"] = output["completion_mask"] * keep_B[:, None]
             output["num_items_in_batch"] = output["completion_mask"].sum()
+            if self.loss_type in _PER_COMPLETION:
+                output[_SCALE] = scale
         else:  # RLOO: a mean over completions, the KL penalty in the advantages; masking tokens would spoil the ratio
-            output["advantages"] = output["advantages"] * keep_B * (len(keep_B) / keep_B.sum().clamp(min=1))
+            output["advantages"] = output["advantages"] * keep_B * scale
         counts = {
             "zero_variance": zero_variance,
             "drawn": draws,
@@ -86,6 +94,10 @@ class InformativeGroups:
         for name, count in counts.items():
             self._metrics["train"][f"groups/{name}"].append(float(count))
         return output
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loss: Tensor = cast(Any, super())._compute_loss(model, inputs)
+        return loss * inputs[_SCALE] if _SCALE in inputs else loss
 
     def _varied(self) -> Tensor:
         """`[groups]` whether the rewards of the last completions differ within their group."""

@@ -115,6 +115,19 @@ def test_rloo_takes_the_mean_over_the_groups_that_are_left(tmp_path: Path, seen:
     assert torch.allclose(ours, kept * 8 / (8 - left_out))
 
 
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "bnpo", "dapo"])
+def test_every_loss_of_grpo_divides_by_the_groups_that_are_left(
+    tmp_path: Path, seen: list[dict[str, Any]], loss: str
+) -> None:
+    sets = (f"trainer.loss_type={loss}", "trainer.beta=0", "trainer.max_steps=1")
+    left_out, kept = (trained(tmp_path, how, "half", *sets)[0][0] for how in ("leave_out", "keep"))
+    assert 0 < left_out["groups/left_out"] < 8
+    tokens, all_tokens = (int(batch["completion_mask"].sum()) for batch in seen)
+    share = tokens / all_tokens if loss in ("bnpo", "dapo") else 1 - left_out["groups/left_out"] / 8
+    # Without a KL penalty groups without variance add nothing but their part of the divisor.
+    assert left_out["grad_norm"] == pytest.approx(kept["grad_norm"] / share, rel=1e-4)
+
+
 def test_the_bound_holds_where_nothing_ever_varies(tmp_path: Path) -> None:
     log, texts = trained(tmp_path, "refill", "none")
     assert [r["groups/left_out"] for r in log] == [8.0] * 3
