@@ -152,12 +152,16 @@ class RecPolicy:
             entries.append(number)
         return entries
 
-    def generate(self, prompts: Sequence[Prompt | str]) -> list[str]:
+    def generate(self, prompts: Sequence[Prompt | str], *, temperature: float | None = None) -> list[str]:
         """Samples a completion for each prompt. Keeps its tokens until the next call, for the update.
 
         Args:
-            prompts: from `build_prompts`, or texts. As with `prompts.json`, texts go into the chat template, if there
-                is one, and are cut to fit.
+            prompts: B prompts from `build_prompts`, or texts. As with `prompts.json`, texts go into the chat template,
+                if there is one, and are cut to fit.
+            temperature: of the sampling; 0 writes the most likely token each time; None: as configured.
+
+        Returns:
+            B texts, without special tokens and outer blanks.
 
         Raises:
             PolicyError: the policy's probabilities are not finite. DataError: `prompts` holds something else.
@@ -165,9 +169,10 @@ class RecPolicy:
         as_prompts = self._as_prompts(prompts)
         if not as_prompts:
             return []
+        sampling = self.sampling if temperature is None else replace(self.sampling, temperature=temperature)
         self.policy.model.eval()
         with writing(self.policy.model):
-            ids, _ = write_ids(self.policy, self.policy.model, [p.ids for p in as_prompts], self.sampling)
+            ids, _ = write_ids(self.policy, self.policy.model, [p.ids for p in as_prompts], sampling)
         texts = decode_texts(self.policy.tokenizer, ids)
         self._written = {(p.ids, text): row for p, text, row in zip(as_prompts, texts, ids, strict=True)}
         return texts
@@ -201,32 +206,54 @@ class RecPolicy:
         self._optimizer.step()
         return {"loss": loss.item(), "grad_norm": norm.item(), "mean_reward": rewards_B.mean().item()}
 
+    def log_probabilities(
+        self, prompts: Sequence[Prompt | str], texts: Sequence[str], *, model: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the log-probability of every token of the completions, and which of them are tokens.
+
+        The tokens are those that the last `generate` sampled for this prompt and text. A text from elsewhere has its
+        own tokens and the end token. Probabilities are those at the configured temperature.
+
+        Args:
+            prompts: B prompts from `build_prompts`, or texts as `generate` takes them.
+            texts: B completions.
+            model: another causal language model with the same tokens, such as a frozen reference; None: the policy's.
+
+        Returns:
+            `logps_BT`, float32 `[B, T]`, T the tokens of the longest completion; gradients flow through it. `mask_BT`,
+            integer `[B, T]`: 1 on tokens, 0 on the padding after them, where `logps_BT` means nothing.
+
+        Raises:
+            DataError: `prompts` holds something else, or is empty, or not as many as the texts.
+        """
+        as_prompts = self._as_prompts(prompts)
+        if not len(as_prompts) == len(texts) > 0:
+            raise DataError(f"log-probabilities need a text for each prompt; got {len(as_prompts)} and {len(texts)}")
+        model = self.policy.model if model is None else model
+        rows = [self._tokens(prompt, text) for prompt, text in zip(as_prompts, texts, strict=True)]
+        before, after = max(len(p.ids) for p in as_prompts), max(map(len, rows))
+        ids_BL = torch.full((len(rows), before + after), self.policy.tokenizer.pad_token_id)
+        mask_BL = torch.zeros_like(ids_BL)
+        for i, (prompt, row) in enumerate(zip(as_prompts, rows, strict=True)):
+            start = before - len(prompt.ids)
+            ids_BL[i, start : before + len(row)] = torch.tensor([*prompt.ids, *row])
+            mask_BL[i, start : before + len(row)] = 1
+        ids_BL, mask_BL = ids_BL.to(self.policy.device), mask_BL.to(self.policy.device)
+        logits = model(input_ids=ids_BL, attention_mask=mask_BL).logits[:, before - 1 : -1].float()
+        logps = torch.log_softmax(logits / (self.sampling.temperature or 1.0), dim=-1)
+        return logps.gather(-1, ids_BL[:, before:, None]).squeeze(-1), mask_BL[:, before:]
+
     def _as_prompts(self, prompts: Sequence[Prompt | str]) -> list[Prompt]:
         if isinstance(prompts, (str, bytes)) or not all(isinstance(prompt, (Prompt, str)) for prompt in prompts):
             raise DataError("prompts are a list of what build_prompts gives, or of texts")
         return [self.builder.build_written(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
     def _loss(self, prompts: Sequence[Prompt], texts: Sequence[str], rewards_B: Tensor) -> Tensor:
-        logps_BT, mask_BT = self._log_probabilities(prompts, texts)
+        logps_BT, mask_BT = self.log_probabilities(prompts, texts)
         rewards_BT = token_rewards(rewards_B.to(logps_BT), mask_BT)
         advantages_BT = whiten(discounted_returns(rewards_BT, mask_BT, self._gamma), mask_BT)
         losses_BT = clipped_policy_loss(logps_BT, logps_BT.detach(), advantages_BT, mask_BT, low=0.2, high=0.2)
         return losses_BT.sum() / mask_BT.sum()
-
-    def _log_probabilities(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """`[B, T]` log-probabilities of the completions' tokens at the sampling temperature, and their mask."""
-        rows = [self._tokens(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-        before, after = max(len(p.ids) for p in prompts), max(map(len, rows))
-        ids_BL = torch.full((len(rows), before + after), self.policy.tokenizer.pad_token_id)
-        mask_BL = torch.zeros_like(ids_BL)
-        for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-            start = before - len(prompt.ids)
-            ids_BL[i, start : before + len(row)] = torch.tensor([*prompt.ids, *row])
-            mask_BL[i, start : before + len(row)] = 1
-        ids_BL, mask_BL = ids_BL.to(self.policy.device), mask_BL.to(self.policy.device)
-        logits = self.policy.model(input_ids=ids_BL, attention_mask=mask_BL).logits[:, before - 1 : -1].float()
-        logps = torch.log_softmax(logits / (self.sampling.temperature or 1.0), dim=-1)
-        return logps.gather(-1, ids_BL[:, before:, None]).squeeze(-1), mask_BL[:, before:]
 
     def _tokens(self, prompt: Prompt, text: str) -> list[int]:
         """Returns the sampled tokens; for a text from elsewhere, its own tokens and the end token."""

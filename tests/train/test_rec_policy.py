@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -85,11 +86,40 @@ def test_the_loss_is_the_policy_gradients(policy: RecPolicy) -> None:
 
 def test_a_text_from_elsewhere_can_be_learnt_from(policy: RecPolicy) -> None:
     prompts = policy.build_prompts([[0], [0]])
-    before = policy._log_probabilities(prompts, ["mint", "rose"])[0].sum(1)
+    before = policy.log_probabilities(prompts, ["mint", "rose"])[0].sum(1)
     for _ in range(5):
         policy.update(prompts, ["mint", "rose"], [1.0, 0.0])
-    after = policy._log_probabilities(prompts, ["mint", "rose"])[0].sum(1)
+    after = policy.log_probabilities(prompts, ["mint", "rose"])[0].sum(1)
     assert after[0] - before[0] > after[1] - before[1]
+
+
+def test_log_probabilities_are_the_models_one_text_at_a_time(policy: RecPolicy) -> None:
+    """Padding on either side changes nothing; the temperature divides the logits; another model may be asked."""
+    policy.sampling = replace(policy.sampling, temperature=0.7)
+    prompts, texts = policy.build_prompts([[0], [3, 4, 5]]), ["mint rose", "soap"]
+    other = copy.deepcopy(policy.policy.model)
+    torch.nn.init.normal_(other.get_output_embeddings().weight)
+    tokenizer = policy.policy.tokenizer
+    for model, asked in ((policy.policy.model, {}), (other, {"model": other})):
+        logps_BT, mask_BT = policy.log_probabilities(prompts, texts, **asked)
+        assert logps_BT.shape == mask_BT.shape
+        assert logps_BT.requires_grad
+        for logps_T, mask_T, prompt, text in zip(logps_BT, mask_BT, prompts, texts, strict=True):
+            row = [*policy.builder.encoder.text_ids(text), tokenizer.eos_token_id]
+            logits = model(torch.tensor([[*prompt.ids, *row]])).logits[0, len(prompt.ids) - 1 : -1]
+            alone_T = torch.log_softmax(logits / 0.7, -1)[range(len(row)), row]
+            assert mask_T.tolist() == [1] * len(row) + [0] * (len(mask_T) - len(row))
+            torch.testing.assert_close(logps_T[: len(row)], alone_T, atol=1e-5, rtol=1e-4)
+    for few in ([], ["mint"]):
+        with pytest.raises(DataError, match="a text for each prompt"):
+            policy.log_probabilities(prompts[: 2 * len(few)], few)
+
+
+def test_temperature_0_writes_the_most_likely_tokens_and_is_asked_for_once(policy: RecPolicy) -> None:
+    prompts = policy.build_prompts([[0, 1]] * 16)
+    assert len(set(policy.generate(prompts, temperature=0))) == 1
+    torch.manual_seed(0)
+    assert len(set(policy.generate(prompts))) > 1  # the next call samples as configured
 
 
 @pytest.mark.parametrize(
