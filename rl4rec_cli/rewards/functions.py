@@ -72,7 +72,7 @@ class RLRewardFunction:
     Args:
         retriever: ranks texts against the catalogue.
         k: cut-off.
-        reward_type: `ndcg`, `hit`, `mrr` or `mixed`.
+        reward_type: a reward of the rank by its name in `REWARDS`, such as `ndcg`.
         mixed: weights of NDCG and Hit in `mixed`.
     """
 
@@ -199,7 +199,7 @@ def create_reward_function(
 
     Args:
         dataset_name: dataset folder; with a retrieval service, the dataset's name there.
-        reward_type: `ndcg`, `hit`, `mrr` or `mixed`.
+        reward_type: a reward of the rank by its name in `REWARDS`, such as `ndcg`.
         k: cut-off.
         retrieval: how to embed; the default is sentence-transformers with the default model. With a service: its
             address and timeouts (`service`).

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.config.registries import REWARDS
 from rl4rec_cli.config.sections import RetrievalSection, RewardSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.saving import save_dataset
@@ -25,7 +26,7 @@ from rl4rec_cli.eval.metrics import METRICS
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking
 from rl4rec_cli.rewards import RLRewardFunction, calculate_ndcg, create_reward_function
 from rl4rec_cli.rewards.custom import log_names
-from rl4rec_cli.rewards.functions import rank_reward, rank_shaping
+from rl4rec_cli.rewards.functions import RankReward, rank_reward, rank_shaping
 from rl4rec_cli.rewards.scorer import Scorer
 
 
@@ -92,7 +93,7 @@ def test_a_thousand_cases_agree_with_trec_eval(scripted: Any) -> None:
 @given(
     num_items=st.integers(2, 20_000),
     epsilon=st.floats(1e-4, 10),
-    name=st.sampled_from(["ndcg", "hit", "mrr", "mixed"]),
+    name=st.sampled_from([name for name in REWARDS.built_in if isinstance(REWARDS.load(name), RankReward)]),
     k=st.integers(1, 30),
     data=st.data(),
 )
