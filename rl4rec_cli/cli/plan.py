@@ -97,4 +97,4 @@ def _show_checks(checks: Sequence[MemoryCheck]) -> None:
 
     cells = [(c.trainer, c.phase, human(c.predicted_bytes), human(c.measured_bytes), f"{c.ratio:.2f}") for c in checks]
     console.table("", ["trainer", "largest phase", "predicted", "measured", "ratio"], cells)
-    console.log("Prompts and texts are as long as they came up; a run may meet longer ones, up to its limits.")
+    console.log("Prompts and completions are as long as they came up; a run may meet longer ones, up to its limits.")

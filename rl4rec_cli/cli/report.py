@@ -22,7 +22,7 @@ def report(
         str | None, typer.Option("--out", metavar="FILE", help="Where to write it; default: RUN/report.html.")
     ] = None,
 ) -> None:
-    """Write one HTML page of a run: curves, texts, results, checkpoints, settings.
+    """Write one HTML page of a run: curves, completions, results, checkpoints, settings.
 
     The page needs no network and no other file. Nothing is measured anew, and nothing in the run is changed.
     """

@@ -90,17 +90,17 @@ def _add(name: str, algorithm: Algorithm) -> None:
             int | None, _option(panel=TRAINING, metavar="N", help="Prompts (sft: examples) per micro-batch.")
         ] = None,
         num_generations: Annotated[
-            int | None, _option(panel=TRAINING, metavar="N", help="Texts per prompt: the group.")
+            int | None, _option(panel=TRAINING, metavar="N", help="Completions per prompt: the group.")
         ] = None,
         max_steps: Annotated[int | None, _option(panel=TRAINING, metavar="N", help="Most optimiser steps.")] = None,
         epochs: Annotated[
             float | None, _option(panel=TRAINING, metavar="X", help="Passes over the examples, within --max-steps.")
         ] = None,
         temperature: Annotated[
-            float | None, _option(panel=TRAINING, metavar="X", help="Sampling temperature of the texts.")
+            float | None, _option(panel=TRAINING, metavar="X", help="Sampling temperature of the completions.")
         ] = None,
         max_new_tokens: Annotated[
-            int | None, _option(panel=TRAINING, metavar="N", help="Longest text, in tokens.")
+            int | None, _option(panel=TRAINING, metavar="N", help="Longest completion, in tokens.")
         ] = None,
         run_name: Annotated[str | None, _option(panel=RUN, metavar="NAME", help="Name of the run folder.")] = None,
         output: Annotated[

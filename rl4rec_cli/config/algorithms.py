@@ -20,7 +20,7 @@ class Algorithm:
     module: str
     """Module in `train/algorithms`, whose `make_trainer` makes the trainer; of a supervised algorithm its own."""
     kind: Kind
-    """Several texts per prompt, one text per prompt, or no texts of its own. It decides which options the command
+    """Several completions per prompt, one per prompt, or none of its own. It decides which options the command
     has."""
     summary: str
     """One sentence of help that fits into 80 columns beside the name."""
@@ -36,8 +36,8 @@ class Algorithm:
 DEFAULT_ALGORITHM = "grpo"
 ALGORITHMS: dict[str, Algorithm] = {
     "grpo": Algorithm("GrpoSection", "grpo", "groups", "RL: raise the rank of the item the user chose next (GRPO)."),
-    "ppo": Algorithm("PpoSection", "ppo", "single", "RL with a critic, one text per prompt (PPO)."),
-    "rloo": Algorithm("RlooSection", "rloo", "groups", "RL with the other texts of a prompt as baseline (RLOO)."),
+    "ppo": Algorithm("PpoSection", "ppo", "single", "RL with a critic, one completion per prompt (PPO)."),
+    "rloo": Algorithm("RlooSection", "rloo", "groups", "RL with the other completions of a prompt as baseline (RLOO)."),
     "reinforce": Algorithm("ReinforceSection", "ppo", "single", "RL with the batch's mean as baseline (REINFORCE)."),
     "sft": Algorithm("SftSection", "sft", "supervised", "Learn to write the next item's text (the warm start)."),
 }

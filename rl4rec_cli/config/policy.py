@@ -1,4 +1,4 @@
-"""The `policy` and `generation` sections: the model that writes, and what writes with it.
+"""The `policy` and `generation` sections: the model that generates completions, and the engine that runs it.
 
 Decides: their settings, defaults and ranges.
 Hides: nothing; `policy/` loads what they name.
@@ -43,7 +43,7 @@ class TinySection(Section):
     heads: PositiveInt = 4
     """Attention heads; must divide the width."""
     head_dim: PositiveInt | None = None
-    """Width of a head; `hidden_size / heads` when absent, at least 32 where vLLM writes (its CPU kernels have none
+    """Width of a head; `hidden_size / heads` when absent, at least 32 where vLLM generates (its CPU kernels have none
     narrower)."""
     vocab_size: Annotated[int, Field(ge=300)] = 512
     """Tokens of the byte-level BPE trained on the catalogue."""
@@ -74,7 +74,7 @@ class PolicySection(Section):
     four_bit: FourBitSection = FourBitSection()
     """How 4 bits are used."""
     fast_inference: bool = False
-    """Let Unsloth write by a vLLM engine in the same process, which shares its weights (GPU only, beta 0)."""
+    """Let Unsloth generate by a vLLM engine in the same process, which shares its weights (GPU only, beta 0)."""
     revision: str | None = None
     """Branch, tag or commit of a model from the Hub."""
     trust_remote_code: bool = False
@@ -107,30 +107,31 @@ class VllmSection(Section):
     memory_share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Share of the GPU's memory it may take, beside what trains; when absent, what `rl4rec plan` shows."""
     sleep: bool = False
-    """Give the GPU's memory back while nothing is written; costs a copy of the weights each time."""
+    """Give the GPU's memory back while nothing is generated; costs a copy of the weights each time."""
     enforce_eager: bool = False
-    """Start sooner and write slower: no CUDA graphs. Always so without a GPU."""
+    """Start sooner and generate more slowly: no CUDA graphs. Always so without a GPU."""
     timeout: PositiveFloat = 1800.0
     """Seconds an answer may take."""
     server: str | None = None
-    """Write by a running `vllm serve` instead, e.g. `http://127.0.0.1:8000`."""
+    """Generate by a running `vllm serve` instead, e.g. `http://127.0.0.1:8000`."""
     correction: Literal["auto", "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "auto"
-    """How training corrects for vLLM's probabilities not being the trainer's: each token or text is weighed by their
-    ratio, which is cut (`truncate`) or left out (`mask`) where it is too large. `auto`: `token_truncate`, or
-    `sequence_truncate` for algorithms that learn from whole texts, as rloo."""
+    """How training corrects for vLLM's probabilities not being the trainer's. It weighs each token or completion by
+    their ratio, which is cut (`truncate`) or left out (`mask`) where it is too large. `auto`: `token_truncate`, or
+    `sequence_truncate` for algorithms that learn from whole completions, as rloo."""
     correction_max: PositiveFloat = 3.0
     """The largest ratio."""
 
 
 class GenerationSection(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
-    """What writes texts, in training and after it. `vllm` is quicker on a GPU and where texts share a long prompt."""
+    """What generates completions, in training and after it. `vllm` is quicker on a GPU and where completions share a
+    long prompt."""
     vllm: VllmSection = VllmSection()
     """Settings of vLLM."""
     batch_size: PositiveInt | None = None
-    """Texts written at once in training; all of a step's when absent. Fewer take less memory."""
+    """Completions generated at once in training; all of a step's when absent. Fewer take less memory."""
     max_completion_length: PositiveInt = 64
-    """Longest text in new tokens."""
+    """Longest completion, in tokens."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature in training."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -138,4 +139,4 @@ class GenerationSection(Section):
     top_k: Annotated[int, Field(ge=0)] = 0
     """Sample among the k most likely tokens; 0 = all."""
     repetition_penalty: PositiveFloat = 1.0
-    """Above 1 discourages tokens already written."""
+    """Above 1 discourages tokens that are already there."""

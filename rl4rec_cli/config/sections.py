@@ -58,8 +58,8 @@ class SyntheticSection(Section):
 
 class DataSection(Section):
     path: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Dataset folder with `items.jsonl` and `sequential_data.txt`, or a list of such folders to train on together: the
-    texts for each example are ranked in its own catalogue."""
+    """Dataset folder with `items.jsonl` and `sequential_data.txt`, or a list of such folders to train on together: each
+    example's completions are ranked in its own catalogue."""
     synthetic: SyntheticSection | None = None
     """Make a synthetic dataset instead of reading a folder."""
     sequential_file: str | None = None
@@ -101,7 +101,7 @@ class PromptSection(Section):
     )
     """Prompt text; `{history}` is replaced by the history items."""
     item_template: str = "{title}"
-    """How a history item is written; any field of `items.jsonl` but `item_id` may be named."""
+    """Form of a history item; any field of `items.jsonl` but `item_id` may be named."""
     templates: dict[str, str] = Field(default={})
     """`template` of single datasets, by their names, where a run has several."""
     item_templates: dict[str, str] = Field(default={})
@@ -109,7 +109,7 @@ class PromptSection(Section):
     separator: str = "\n"
     """Text between history items."""
     order: Literal["oldest_first", "newest_first"] = "oldest_first"
-    """Order in which the history is written."""
+    """Order of the history in the prompt."""
     max_history: PositiveInt = 10
     """Most recent history items to show; older ones are dropped first when the prompt is too long."""
     max_prompt_length: PositiveInt = 128
@@ -202,7 +202,7 @@ class RetrievalSection(Section):
     memory_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Share of the GPU's memory that embedder `vllm` may take."""
     query_prompt: str = ""
-    """Text put before each generated text (not before items), as some embedding models ask for."""
+    """Text put before each completion (not before items), as some embedding models ask for."""
     emb_type: str = "text"
     """Field of `items.jsonl` that is embedded."""
     emb_dir: str = "data_emb"
@@ -306,9 +306,9 @@ class EvalSection(Section):
     step_users: PositiveInt = 200
     """Users of these measurements, drawn by a fixed seed."""
     temperature: NonNegative = 0.0
-    """0: the most likely text."""
+    """0: the most likely completion."""
     batch_size: PositiveInt = 64
-    """Texts generated at once."""
+    """Completions generated at once."""
     baselines: tuple[str, ...] = Field(
         default=("popularity", "last_item", "history_mean", "decayed_mean", "bm25", "transitions", "untrained"),
         description=f"What the policy is compared with: {BASELINES.quoted()} or a plug-in's name. `sasrec` is trained "
@@ -318,9 +318,9 @@ class EvalSection(Section):
     cache_dir: str | None = "data_baselines"
     """Folder where measured baselines are kept, by dataset digest; null keeps nothing."""
     probes: bool = True
-    """Let `eval` also rank the texts by a second embedder, and shuffle or exchange the histories."""
+    """Let `eval` also rank the completions by a second embedder, and shuffle or exchange the histories."""
     second_embedder: str = "auto"
-    """What ranks the same texts a second time: `lsa`, `bm25` or a sentence-transformers model. `auto`: `lsa`, or
+    """What ranks the same completions a second time: `lsa`, `bm25` or a sentence-transformers model. `auto`: `lsa`, or
     `bm25` where `lsa` is the first."""
 
 
@@ -332,7 +332,7 @@ class LoggingSection(Section):
     save_total_limit: Annotated[int, Field(ge=1)] = 2
     """Periodic checkpoints kept."""
     rollouts: Annotated[int, Field(ge=0)] = 4
-    """Texts per step written to `rollouts.jsonl`."""
+    """Completions per step saved in `rollouts.jsonl`."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Also give the numbers of the log to these; each needs its extra, as `pip install 'rl4rec[wandb]'`."""
     project: str = Field(default="rl4rec", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)
@@ -356,7 +356,7 @@ class RunConfig(Section):
 
     @property
     def max_length(self) -> int:
-        """The length of the longest prompt and the longest text together, in tokens."""
+        """The length of the longest prompt and the longest completion together, in tokens."""
         return self.prompt.max_prompt_length + self.generation.max_completion_length
 
     @model_validator(mode="after")
@@ -368,7 +368,7 @@ class RunConfig(Section):
         correction = self.generation.vllm.correction
         if engine == "vllm" and self.trainer.weighs_whole_texts and correction.startswith("token"):
             raise ValueError(
-                f"generation.vllm.correction={correction}: {self.trainer.algorithm} learns from whole texts; use "
+                f"generation.vllm.correction={correction}: {self.trainer.algorithm} learns from whole completions; use "
                 "sequence_truncate or sequence_mask"
             )
         return self

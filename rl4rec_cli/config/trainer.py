@@ -2,7 +2,7 @@
 
 Decides: every setting of an algorithm, its default, its range, and which settings go together; its answers to the
 questions of `trainer_base.py`.
-Hides: how an algorithm's settings become sequences, texts and optimiser steps.
+Hides: how an algorithm's settings become sequences, completions and optimiser steps.
 
 Inside, the names are those of transformers and TRL; PPO's are those of TRL's former `PPOConfig`.
 """
@@ -30,9 +30,10 @@ class SftSection(TrainerSection):
     learning_rate: NonNegative = 1e-4
     """Peak learning rate."""
     target: Literal["next", "last"] = "next"
-    """Text to write: the item chosen next, or the last item of the history (a copy that RL then improves)."""
+    """What the policy learns to generate: the item chosen next, or the last item of the history (a copy that RL then
+    improves)."""
     target_template: str = "{title}"
-    """How the target item is written; any field of `items.jsonl` but `item_id`."""
+    """Form of the target item; any field of `items.jsonl` but `item_id`."""
 
 
 class RlSection(TrainerSection):
@@ -53,12 +54,12 @@ class RlSection(TrainerSection):
     """Leave completions that reach the length limit out of the loss."""
     screen_rank: PositiveInt | None = None
     """Reinforce only on training examples whose target ranks within so many items (see `screen_by`); all when absent.
-    Far targets reward all texts of a group alike. The warm start sees all examples."""
+    Far targets reward all completions of a group alike. The warm start sees all examples."""
     screen_solved: PositiveInt | None = None
     """Leave out training examples whose target ranks within so many items already."""
     screen_by: Literal["last_item", "policy"] = "last_item"
-    """What ranks targets for these two: the last item's text, or the most likely text of the policy that reinforcement
-    learning starts from (a text is written for each training example, once)."""
+    """What ranks targets for these two: the last item's text, or the most likely completion of the policy that
+    reinforcement learning starts from (it generates one for each training example, once)."""
     warm_start: SftSection | None = None
     """Supervised fine-tuning before RL."""
 
@@ -95,7 +96,7 @@ class RlSection(TrainerSection):
 
 
 class GroupSection(RlSection):
-    """What GRPO and RLOO share: several texts per prompt, whose rewards are each other's baseline."""
+    """What GRPO and RLOO share: several completions per prompt, whose rewards are each other's baseline."""
 
     batch_size: PositiveInt = 4
     """Prompts per micro-batch. Completions per optimiser step = batch_size × num_generations × accumulation."""
@@ -106,8 +107,8 @@ class GroupSection(RlSection):
     num_iterations: PositiveInt = 1
     """Updates from one batch of completions (μ)."""
     zero_variance: Literal["keep", "leave_out", "refill"] = "keep"
-    """Groups whose texts all have one reward: learnt from as they are (with beta > 0 they pull towards the reference),
-    left out of loss and KL, or replaced by fresh prompts as far as `refill_rounds` goes."""
+    """Groups whose completions all have one reward: learnt from as they are (with beta > 0 they pull towards the
+    reference), left out of loss and KL, or replaced by fresh prompts as far as `refill_rounds` goes."""
     refill_rounds: PositiveInt = 2
     """How often fresh prompts are drawn for one batch."""
 
@@ -125,7 +126,7 @@ class GroupSection(RlSection):
 
     @property
     def batch_words(self) -> str:
-        return f"{self.batch_size} prompts × {self.num_generations} texts × {self.gradient_accumulation_steps}"
+        return f"{self.batch_size} prompts × {self.num_generations} completions × {self.gradient_accumulation_steps}"
 
 
 class GrpoSection(GroupSection):
@@ -139,7 +140,7 @@ class GrpoSection(GroupSection):
 class RlooSection(GroupSection):
     """REINFORCE with a leave-one-out baseline (arXiv:2402.14740) by TRL's `RLOOTrainer`.
 
-    The ratio is that of whole texts, and the KL penalty is part of the reward.
+    The ratio is that of whole completions, and the KL penalty is part of the reward.
     """
 
     weighs_whole_texts: ClassVar[bool] = True
@@ -149,7 +150,7 @@ class RlooSection(GroupSection):
 
 
 class SingleSection(RlSection):
-    """What PPO and REINFORCE share: one text per prompt."""
+    """What PPO and REINFORCE share: one completion per prompt."""
 
     normalizations: ClassVar[tuple[str, ...]] = ("auto", "batch", "none")
 
@@ -170,11 +171,11 @@ class SingleSection(RlSection):
     def _one_text(self) -> SingleSection:
         if self.num_generations != 1:
             raise ValueError(
-                "num_generations must be 1: one text per prompt is all this algorithm supports; several are what grpo "
-                "and rloo learn from"
+                "num_generations must be 1: this algorithm learns from one completion per prompt; grpo and rloo learn "
+                "from several"
             )
         if self.batch_size * self.gradient_accumulation_steps < 2:
-            raise ValueError("a batch of one text is its own mean, nothing is learnt from it: raise batch_size")
+            raise ValueError("a batch of one completion is its own mean and teaches nothing: raise batch_size")
         return self
 
 
@@ -185,7 +186,7 @@ class PpoSection(SingleSection):
 
     algorithm: Literal["ppo"] = "ppo"
     mini_batch_size: PositiveInt = 4
-    """Texts per micro-batch of the updates; must divide batch_size."""
+    """Completions per micro-batch of the updates; must divide batch_size."""
     ppo_epochs: PositiveInt = 4
     """Passes over a batch of completions before the policy generates new ones."""
     lam: Fraction = 0.95
@@ -206,8 +207,8 @@ class PpoSection(SingleSection):
     kl_in: Literal["reward", "loss"] = "reward"
     """Where the KL penalty (beta) goes: off every token's reward, or on the loss as in GRPO."""
     target_kl: PositiveFloat | None = None
-    """Stop changing the policy with a batch of texts once it is this far (nats per token) from the one that wrote
-    them; the critic learns on."""
+    """Stop changing the policy with a batch of completions once it is this far (nats per token) from the one that
+    generated them; the critic learns on."""
 
     @property
     def updates_per_batch(self) -> int:
@@ -226,15 +227,15 @@ class PpoSection(SingleSection):
         return [n for n in range(1, self.mini_batch_size + 1) if self.mini_batch_size % n == 0]
 
     def split(self, parts: int) -> dict[str, int]:
-        # As many texts in a batch and in an update.
+        # As many completions in a batch and in an update.
         return {**super().split(parts), "mini_batch_size": self.mini_batch_size // parts}
 
     @model_validator(mode="after")
     def _fits(self) -> PpoSection:
         if self.batch_size % self.mini_batch_size:
             raise ValueError(
-                f"mini_batch_size {self.mini_batch_size} does not divide batch_size {self.batch_size}: every text "
-                "must be in one mini-batch"
+                f"mini_batch_size {self.mini_batch_size} does not divide batch_size {self.batch_size}: every "
+                "completion must be in one mini-batch"
             )
         if self.has_adapter_critic and self.critic_trains_policy:
             raise ValueError("critic_trains_policy needs critic: head; an adapter's hidden states are not the policy's")
@@ -247,7 +248,7 @@ class PpoSection(SingleSection):
 
 
 class ReinforceSection(SingleSection):
-    """REINFORCE (Williams 1992): no critic, the batch's mean is the baseline, each text is learnt from once."""
+    """REINFORCE (Williams 1992): no critic, the batch's mean is the baseline, it learns from each completion once."""
 
     algorithm: Literal["reinforce"] = "reinforce"
     max_steps: PositiveInt = 1000

@@ -25,11 +25,11 @@ class TrainerSection(Section):
         batch_size: int
 
     is_rl: ClassVar[bool] = False
-    """Whether the policy writes texts and learns from their rewards."""
+    """Whether the policy generates completions and learns from their rewards."""
     has_critic: ClassVar[bool] = False
     """Whether a critic is trained beside the policy."""
     weighs_whole_texts: ClassVar[bool] = False
-    """Whether a text's policy ratio is that of the whole text, so that no correction by tokens can be applied."""
+    """Whether a completion has one policy ratio, that of the whole, so that no correction by tokens applies."""
     normalizations: ClassVar[tuple[str, ...]] = ("auto", "group", "batch", "none")
     """Values of `reward.normalize_rewards` that it takes."""
     start_name: ClassVar[str] = "before SFT"
@@ -77,12 +77,12 @@ class TrainerSection(Section):
 
     @property
     def texts_per_prompt(self) -> int:
-        """Texts that the policy writes for a prompt."""
+        """Completions that the policy generates for a prompt."""
         return 0
 
     @property
     def has_groups(self) -> bool:
-        """Whether the texts of a prompt are compared with each other."""
+        """Whether the completions of a prompt are compared with each other."""
         return self.texts_per_prompt > 1
 
     @property
@@ -92,7 +92,7 @@ class TrainerSection(Section):
 
     @property
     def texts_at_once(self) -> int:
-        """Texts that the policy writes at once; 0 if it writes none."""
+        """Completions that the policy generates at once; 0 if it generates none."""
         return self.batch_size * self.texts_per_prompt * self.gradient_accumulation_steps
 
     @property

@@ -116,7 +116,8 @@ class VllmEngine:
         longest = max(map(len, prompts)) + sampling.max_new_tokens
         if longest > self._max_length:
             raise EngineError(
-                f"a prompt and its text may have {longest:,} tokens, but vLLM was started for {self._max_length:,}",
+                f"a prompt and its completion may have {longest:,} tokens, but vLLM was started for "
+                f"{self._max_length:,}",
                 hint="raise prompt.max_prompt_length",
             )
         process = self._started(model)
@@ -338,7 +339,7 @@ class VllmEngine:
     def _checked(self, written: Sequence[Any], expected: int) -> tuple[list[list[int]], list[list[float]]]:
         if len(written) != expected:
             self.close()
-            raise EngineError(f"vLLM wrote {len(written):,} texts for {expected:,} prompts")
+            raise EngineError(f"vLLM generated {len(written):,} completions for {expected:,} prompts")
         wrong = {number for _, _, number in written} - {self._number}
         if wrong:
             self.close()

@@ -64,20 +64,20 @@ PANELS = (
         "Entropy",
         {"entropy": "entropy"},
         "nats per token",
-        "Near 0 the texts of a prompt are all the same and nothing more is learnt.",
+        "Near 0 the completions of a prompt are all the same, and the policy learns nothing more.",
     ),
     Panel("Length", {"mean_length": "mean length"}, "tokens"),
     Panel(
         "Shares",
         {
             "zero_variance_share": "groups of one reward",
-            "truncated_share": "texts cut at the limit",
-            "distinct_texts": "distinct texts",
+            "truncated_share": "completions cut at the limit",
+            "distinct_texts": "distinct completions",
             "clip_share": "clipped tokens",
             "stopped_share": "updates stopped by target_kl",
         },
         "share",
-        "Groups whose texts all have one reward teach nothing of which text is better. What stayed at 0 is left out.",
+        "Groups whose completions all have one reward do not show which is better. What stayed at 0 is left out.",
         "share",
     ),
     Panel(
@@ -146,7 +146,7 @@ def validation_figure(records: Sequence[Record], metric: str) -> list[Figure]:
     ]
     best = max(points, key=lambda r: r[metric])
     words = (
-        f"{points[-1].get('users', 0):,} held-out users, the most likely text for each. "
+        f"{points[-1].get('users', 0):,} held-out users, the most likely completion for each. "
         f"Best {metric}: {best[metric]:.4f} after step {best['step']:,}."
     )
     of = {key: key.partition("/")[2] for key in points[0] if key.startswith(f"{metric}/")}

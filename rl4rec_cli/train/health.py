@@ -184,23 +184,24 @@ def _rules(section: HealthSection) -> dict[str, _Rule]:
                 max(section.entropy_below, section.entropy_share_below * first),
                 max(section.entropy_above, section.entropy_share_above * first),
             ),
-            "the policy has all but stopped trying other texts: lower trainer.learning_rate, raise "
+            "the policy has all but stopped trying other completions: lower trainer.learning_rate, raise "
             "generation.temperature or trainer.beta, or go back to checkpoint_best",
-            "texts turn to noise: lower trainer.learning_rate, trainer.entropy_coef or generation.temperature, raise "
-            "trainer.beta, or go back to checkpoint_best",
+            "completions turn to noise: lower trainer.learning_rate, trainer.entropy_coef or generation.temperature, "
+            "raise trainer.beta, or go back to checkpoint_best",
         ),
         "length": _Rule(
-            *("mean_length", "the texts' mean length", " tokens"),
+            *("mean_length", "the completions' mean length", " tokens"),
             lambda first: (section.length_share_below * first, section.length_share_above * first),
-            "texts collapse: raise trainer.beta, lower trainer.learning_rate, or use a reward that asks for more words",
-            "texts blow up: lower generation.max_completion_length or trainer.learning_rate, raise trainer.beta, or "
-            "use a loss that does not favour long texts (of grpo: trainer.loss_type=dr_grpo)",
+            "completions collapse: raise trainer.beta, lower trainer.learning_rate, or use a reward that asks for "
+            "more words",
+            "completions blow up: lower generation.max_completion_length or trainer.learning_rate, raise trainer.beta, "
+            "or use a loss that does not favour long completions (of grpo: trainer.loss_type=dr_grpo)",
         ),
         "truncated": _Rule(
-            *("truncated_share", "the share of texts cut at generation.max_completion_length", ""),
+            *("truncated_share", "the share of completions cut at generation.max_completion_length", ""),
             lambda first: (-math.inf, section.truncated_above),
             "",
-            "the policy does not end its texts: raise generation.max_completion_length, set "
+            "the policy does not end its completions: raise generation.max_completion_length, set "
             "trainer.mask_truncated_completions=true, or give it a longer warm start",
         ),
         "kl": _Rule(
@@ -214,10 +215,10 @@ def _rules(section: HealthSection) -> dict[str, _Rule]:
             lambda first: (-math.inf, section.masked_above),
             "",
             "the engine's probabilities are not the policy's: sample with generation.top_p=1 and top_k=0, correct by "
-            "token instead of by text, or load both in the same precision",
+            "token instead of by completion, or load both in the same precision",
         ),
         "zero_variance": _Rule(
-            *("zero_variance_share", "the share of groups whose texts all have one reward", ""),
+            *("zero_variance_share", "the share of groups whose completions all have one reward", ""),
             lambda first: (-math.inf, section.zero_variance_above),
             "",
             "there is almost nothing to learn from: set reward.rank_shaping=0.1, raise trainer.num_generations or "

@@ -681,7 +681,7 @@ def test_a_health_rule_that_stops(tmp_path: Path, uninterrupted: Callable[[str],
     *_, kept, how, last, hint = stopped.stderr.splitlines()
     assert kept == "Stopped: the policy of step 3 is in runs/r/checkpoints/checkpoint_step_3"
     assert how.startswith("To go on with it: rl4rec train grpo --resume runs/r")
-    assert last.startswith("error: stopped by health.truncated after step 3: the share of texts cut at ")
+    assert last.startswith("error: stopped by health.truncated after step 3: the share of completions cut at ")
     assert "raise generation.max_completion_length" in hint
     assert hint.endswith("to go on as it is, resume with --set health.truncated=warn")
     assert is_whole(tmp_path)

@@ -148,7 +148,7 @@ def test_choices_say_why() -> None:
     assert choice(placed, "backend")[0] == "unsloth"
     assert choice(placed, "gradient checkpointing")[0] == "on"
     assert "trainer.gradient_checkpointing says so" in choice(placed, "gradient checkpointing")[1]
-    assert choice(placed, "batch")[0] == "8 prompts × 8 texts × 4"
+    assert choice(placed, "batch")[0] == "8 prompts × 8 completions × 4"
     assert choice(placed, "quantization")[0] == "none"
     assert choice(placed, "vLLM share")[0] == "0"
     whole = plan(machine(80), load("qwen2.5-0.5b", "policy.lora=null", "trainer.warm_start=null"))

@@ -146,7 +146,7 @@ def test_heads_are_wide_enough_where_vllm_writes_and_left_alone_where_not() -> N
 
 
 def test_rloo_has_no_tokens_to_weigh() -> None:
-    with pytest.raises(ConfigError, match="rloo learns from whole texts"):
+    with pytest.raises(ConfigError, match="rloo learns from whole completions"):
         load("generation.vllm.correction=token_mask", algorithm="rloo")
 
 

@@ -218,7 +218,7 @@ def test_texts_that_turn_to_noise(tmp_path: Path) -> None:
     steps, [found] = trained(tmp_path, *sets, only="entropy", algorithm="reinforce")
     assert (found["health"], found["phase"]) == ("entropy", "reinforce"), steps
     assert "above 4" in found["seen"]
-    assert found["advice"].startswith("texts turn to noise")
+    assert found["advice"].startswith("completions turn to noise")
     entropies = [step["entropy"] for step in steps if step["phase"] == "reinforce"]
     assert entropies[-1] > 3 * entropies[0]
 
@@ -241,7 +241,7 @@ def test_texts_that_an_engine_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_stop_keeps_the_step_and_the_run_can_go_on(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], go_on: Callable[..., None]
 ) -> None:
-    with pytest.raises(HealthError, match=r"by health\.truncated after step 3: the share of texts cut") as caught:
+    with pytest.raises(HealthError, match=r"by health\.truncated after step 3: the share of completions cut") as caught:
         trained(tmp_path, "health.truncated=stop", only="truncated")
     assert "resume with --set health.truncated=warn" in str(caught.value.hint)
     assert "Stopped: the policy of step 3 is in" in capfd.readouterr().err

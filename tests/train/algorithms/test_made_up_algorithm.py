@@ -115,7 +115,7 @@ def test_a_made_up_algorithm_is_planned_shown_and_trained(source: Path, tmp_path
     assert "rl4rec train madeup --quick-test" in helped[1]
 
     plan = json.loads(planned[1])
-    assert plan["choices"]["batch"]["value"] == "4 prompts × 4 texts × 1"
+    assert plan["choices"]["batch"]["value"] == "4 prompts × 4 completions × 1"
     assert {"warm start: learning", "learning", "writing"} <= plan["phases"].keys()
 
     assert "algorithm: madeup" in shown[1]

@@ -437,9 +437,13 @@ def test_bf16_on_the_cpu(do: Do) -> None:
         ("ppo", ["trainer.lam=1.5"], "trainer.lam: must be less than or equal to 1, not 1.5 (--set)"),
         ("ppo", ["trainer.lam=-0.1"], "trainer.lam: must be greater than or equal to 0"),
         ("reinforce", ["trainer.gamma=1.01"], "trainer.gamma: must be less than or equal to 1"),
-        ("ppo", ["trainer.num_generations=4"], "num_generations must be 1: one text per prompt"),
-        ("reinforce", ["trainer.num_generations=2"], "num_generations must be 1: one text per prompt"),
-        ("reinforce", ["trainer.batch_size=1"], "a batch of one text is its own mean"),
+        ("ppo", ["trainer.num_generations=4"], "num_generations must be 1: this algorithm learns from one completion"),
+        (
+            "reinforce",
+            ["trainer.num_generations=2"],
+            "num_generations must be 1: this algorithm learns from one completion",
+        ),
+        ("reinforce", ["trainer.batch_size=1"], "a batch of one completion is its own mean"),
         ("ppo", ["trainer.critic=adapter"], "trainer.critic: an adapter of the critic's own needs a policy with one"),
         (
             "ppo",
