@@ -42,7 +42,7 @@ def feed(health: Health, records: Sequence[dict[str, Any]], first: int = 1) -> l
         ("truncated", {"truncated_share": 0.95}, "cut at generation.max_completion_length is 0.95"),
         ("kl", {"kl": 1.5}, "above 1 (at the start 0.01)"),
         ("masked", {"masked_share": 0.3}, "left out or cut by importance sampling is 0.3"),
-        ("zero_variance", {"zero_variance_share": 1.0}, "texts all have one reward is 1,"),
+        ("zero_variance", {"zero_variance_share": 1.0}, "completions all have one reward is 1,"),
     ],
 )
 def test_a_rule_on_records(rule: str, record: dict[str, float], said: str) -> None:
