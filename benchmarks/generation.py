@@ -203,7 +203,7 @@ def _steps(engine: str, args: argparse.Namespace, place: Path) -> dict[str, floa
     from rl4rec_cli.rewards.scorer import Scorer
     from rl4rec_cli.runs.making import create_run
     from rl4rec_cli.train.environments import open_environments
-    from rl4rec_cli.train.reinforcement import train_rl
+    from rl4rec_cli.train.phase import train_phase
 
     sets = [
         *(f"generation.engine={engine}", "trainer.warm_start=null", "logging.steps=1", "trainer.batch_size=8"),
@@ -223,7 +223,7 @@ def _steps(engine: str, args: argparse.Namespace, place: Path) -> dict[str, floa
     scorers = {dataset.name: Scorer(retriever, config.reward)}
     environments = open_environments(config, [dataset], {dataset.name: retriever}, scorers, policy.tokenizer)
     with contextlib.redirect_stderr(None):
-        train_rl(config, run, policy, environments, log, rollouts)
+        train_phase(config.trainer, run, policy, environments, log, rollouts)
     policy.close()
     log.close()
     rollouts.close()

@@ -38,7 +38,8 @@ from rl4rec_cli.rewards.scorer import Scorer
 from rl4rec_cli.runs.making import create_run
 from rl4rec_cli.train.algorithms.grpo import grpo_arguments
 from rl4rec_cli.train.environments import Environment
-from rl4rec_cli.train.reinforcement import train_rl
+from rl4rec_cli.train.parts import Lesson, TrainerParts
+from rl4rec_cli.train.phase import train_phase
 
 CLAIM = 1.05
 
@@ -95,7 +96,7 @@ def _ours(config: Any, policy: Any, environment: Environment, name: str) -> list
         config.model_copy(update={"run": config.run.model_copy(update={"name": name})}), dataset="benchmark"
     )
     log, rollouts = JsonLines(run.folder / "training_log.jsonl"), JsonLines(run.folder / "rollouts.jsonl")
-    train_rl(config, run, policy, [environment], log, rollouts)
+    train_phase(config.trainer, run, policy, [environment], log, rollouts)
     log.close()
     rollouts.close()
     lines = (run.folder / "training_log.jsonl").read_text().splitlines()
@@ -114,14 +115,15 @@ def _bare(config: Any, policy: Any, environment: Environment, name: str) -> list
     def reward(completions: list[str], target: list[int], history: list[list[int]], **_: Any) -> list[float]:
         return environment.scorer.score([text.strip() for text in completions], target, history).rewards.tolist()
 
+    lesson = Lesson(Dataset.from_list(rows), config.generation.max_completion_length, dict)
     clock = Clock()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = GRPOTrainer(
             model=policy.model,
             args=grpo_arguments(
-                config.trainer, config, policy, steps=config.trainer.max_steps, output_dir=Path(scratch)
+                TrainerParts(config.trainer, config, policy, config.trainer.max_steps, Path(scratch), lesson)
             ),
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=lesson.rows,
             processing_class=policy.tokenizer,
             reward_funcs=reward,
             callbacks=[clock],

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from rl4rec_cli.errors import Rl4RecError
 from rl4rec_cli.processes import end_with_parent
@@ -27,12 +27,10 @@ from rl4rec_cli.variables import settings_win
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.config.trainer import SftSection
     from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.retrieval.retriever import VectorRetriever
 
 STEPS = 2
-_ALL_EXAMPLES = {"screen_rank": None, "screen_solved": None, "screen_by": "last_item"}
 
 
 @dataclass(frozen=True)
@@ -100,9 +98,8 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     from rl4rec_cli.retrieval.opening import open_retrievers
     from rl4rec_cli.rewards.scorer import open_scorers
     from rl4rec_cli.runs.making import create_run
-    from rl4rec_cli.train.algorithms.sft import build_pairs, train_sft
     from rl4rec_cli.train.environments import open_environments
-    from rl4rec_cli.train.reinforcement import train_rl
+    from rl4rec_cli.train.phase import train_phase
 
     vector_retrievers: Sequence[VectorRetriever] = open_retrievers(config.retrieval, datasets)
     retrievers = {dataset.name: one for dataset, one in zip(datasets, vector_retrievers, strict=True)}
@@ -117,26 +114,16 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     peaks = []
     phases = _phases(config)
     for phase in phases:
-        own = config.model_copy(update={"trainer": phase})
         longest_examples = longest[: _examples_needed(phase)]
         some = [replace(d, examples=[e for _, name, e in longest_examples if name == d.name]) for d in environments]
-        if not phase.is_rl:
-            limit = config.generation.max_completion_length
-            section = cast("SftSection", phase)
-            pairs = [build_pairs(section, d.dataset, d.examples, d.builder, max_completion_length=limit) for d in some]
-            texts = max(sum(label >= 0 for label in row["labels"]) for rows in pairs for row in rows)
-            train_sft(section, own, run, policy, some, log)
-        else:
-            if train.makes_base(config):
-                train.put_adapter(policy, run)
-            if config.policy.model == "tiny":
-                save_policy(policy, run.start)
-                policy.model.config._name_or_path = str(run.start)
-            train_rl(own, run, policy, some, log, rollouts)
-            texts = config.generation.max_completion_length
-        peaks.append(
-            Peak(phase.algorithm, meter.peak(), longest_examples[0][0], texts, is_warm_start=phase is not phases[-1])
-        )
+        is_warm_start = phase is not phases[-1]
+        if not is_warm_start and train.makes_base(config):
+            train.put_adapter(policy, run)
+        if not is_warm_start and config.policy.model == "tiny":
+            save_policy(policy, run.start)
+            policy.model.config._name_or_path = str(run.start)
+        _, longest_text = train_phase(phase, run, policy, some, log, rollouts)
+        peaks.append(Peak(phase.algorithm, meter.peak(), longest_examples[0][0], longest_text, is_warm_start))
     log.close()
     rollouts.close()
     return peaks
@@ -144,11 +131,8 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
 
 def _phases(config: RunConfig) -> list[TrainerSection]:
     """Returns the phases, cut to two optimiser steps."""
-    short: dict[str, Any] = {"max_steps": STEPS, "num_train_epochs": 1000.0}
-    return [
-        phase.without_warm_start().model_copy(update={**short, **_ALL_EXAMPLES} if phase.is_rl else short)
-        for phase in config.trainer.phases
-    ]
+    short = {"max_steps": STEPS, "num_train_epochs": 1000.0}
+    return [phase.without_warm_start().model_copy(update=short) for phase in config.trainer.phases]
 
 
 def _examples_needed(phase: TrainerSection) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from traceback import clear_frames
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
 from rl4rec_cli.commands.run_checks import check, of_seed, with_whole_paths
@@ -36,7 +36,6 @@ from rl4rec_cli.variables import settings_win
 if TYPE_CHECKING:
     from rl4rec_cli.config.policy import PolicySection
     from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.config.trainer import RlSection, SftSection
     from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.eval.evaluation import Evaluation
     from rl4rec_cli.policy.loading import Policy
@@ -313,9 +312,8 @@ def _learn(
 ) -> None:
     """Runs all phases, from `place` on, until `checkpoint_final` exists."""
     from rl4rec_cli.policy.loading import load_weights, save_policy
-    from rl4rec_cli.train.algorithms.sft import train_sft
+    from rl4rec_cli.train.phase import train_phase
     from rl4rec_cli.train.prolonging import write_final
-    from rl4rec_cli.train.reinforcement import train_rl
     from rl4rec_cli.train.validation import Validation
 
     config = run.config
@@ -327,10 +325,9 @@ def _learn(
     try:
         if place.phase < last:
             console.log("Warm start: supervised fine-tuning")
-            warm_start = phases[0]
             with closing(JsonLines(run.folder / WARM_START_LOG, also=reports.step)) as warm_log:
-                train_sft(
-                    *(cast("SftSection", warm_start), config, run, policy, environments, warm_log),
+                train_phase(
+                    *(phases[0], run, policy, environments, warm_log, rollouts),
                     is_warm_start=True,
                     resume=place.checkpoint,
                 )
@@ -349,13 +346,12 @@ def _learn(
             return
         resume = place.checkpoint if place.phase == last else None
         validation = Validation(run, policy, environments, report=reports.validation)
-        options: Any = {"resume": resume, "validation": validation}
-        if not config.trainer.is_rl:
-            steps = train_sft(cast("SftSection", config.trainer), config, run, policy, environments, log, **options)
-        else:
-            section = cast("RlSection", config.trainer)
-            harder = screen_environments(section, environments, write=policy_writer(policy, config), folder=run.folder)
-            steps = train_rl(config, run, policy, harder, log, rollouts, **options)
+        learnable = screen_environments(
+            config.trainer, environments, write=policy_writer(policy, config), folder=run.folder
+        )
+        steps, _ = train_phase(
+            config.trainer, run, policy, learnable, log, rollouts, resume=resume, validation=validation
+        )
         write_final(policy, run, steps=steps)
     finally:
         log.close()

@@ -18,7 +18,7 @@ class Algorithm:
     section: str
     """Class in `config/trainer.py`."""
     module: str
-    """Module in `train/algorithms`, whose `make_trainer` makes the trainer; of a supervised algorithm its own."""
+    """Module in `train/algorithms`, with `open_lesson` and `make_trainer`."""
     kind: Kind
     """Several completions per prompt, one per prompt, or none of its own. It decides which options the command
     has."""

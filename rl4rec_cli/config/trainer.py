@@ -71,6 +71,16 @@ class RlSection(TrainerSection):
         return self.model_copy(update={"warm_start": None})
 
     @property
+    def ranks_to_learn(self) -> tuple[int, int | None] | None:
+        if self.screen_rank is None and self.screen_solved is None:
+            return None
+        return (self.screen_solved or 0) + 1, self.screen_rank
+
+    @property
+    def ranks_by_policy(self) -> bool:
+        return self.screen_by == "policy"
+
+    @property
     def holds_reference(self) -> bool:
         return self.beta > 0
 

@@ -71,6 +71,16 @@ class TrainerSection(Section):
         return self
 
     @property
+    def ranks_to_learn(self) -> tuple[int, int | None] | None:
+        """First and last rank of the targets whose examples are learnt from; None: all examples."""
+        return None
+
+    @property
+    def ranks_by_policy(self) -> bool:
+        """Whether these are ranks by what the starting policy writes; else by the last item's text."""
+        return False
+
+    @property
     def updates_per_batch(self) -> int:
         """Optimiser steps per batch of examples."""
         return 1

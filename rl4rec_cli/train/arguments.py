@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.train.library_names import PREPARED
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.config.trainer import RlSection
+    from rl4rec_cli.config.trainer import GroupSection, RlSection
     from rl4rec_cli.config.trainer_base import TrainerSection
-    from rl4rec_cli.policy.loading import Policy
+    from rl4rec_cli.train.parts import TrainerParts
 
 
 def resolve_precision(section: TrainerSection, device: str) -> str:
@@ -38,15 +36,17 @@ def resolve_precision(section: TrainerSection, device: str) -> str:
     return "fp32" if on_cpu else half_of_gpu()
 
 
-def shared_arguments(section: TrainerSection, config: RunConfig, *, output_dir: Path, device: str) -> dict[str, Any]:
+def shared_arguments(parts: TrainerParts) -> dict[str, Any]:
     """Keyword arguments for any trainer's configuration.
 
     Raises:
         ConfigError: fp16 without a GPU.
     """
+    section, device = parts.section, str(parts.policy.device)
     precision = resolve_precision(section, device)
     return {
-        "output_dir": str(output_dir),
+        "output_dir": str(parts.output_dir),
+        "max_steps": parts.steps,
         "learning_rate": section.learning_rate,
         "lr_scheduler_type": section.lr_scheduler_type,
         "warmup_steps": section.warmup_steps,
@@ -58,8 +58,8 @@ def shared_arguments(section: TrainerSection, config: RunConfig, *, output_dir: 
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
         "use_cpu": not device.startswith("cuda"),
-        "seed": config.run.seed,
-        "logging_steps": config.logging.steps,
+        "seed": parts.config.run.seed,
+        "logging_steps": parts.config.logging.steps,
         # A loss that is not finite is what it is; transformers would log the mean of those before.
         "logging_nan_inf_filter": False,
         "logging_first_step": True,
@@ -72,35 +72,48 @@ def shared_arguments(section: TrainerSection, config: RunConfig, *, output_dir: 
     }
 
 
-def rl_arguments(
-    section: RlSection, config: RunConfig, policy: Policy, *, steps: int, output_dir: Path
-) -> dict[str, Any]:
+def rl_arguments(parts: TrainerParts) -> dict[str, Any]:
     """Keyword arguments for any of TRL's configurations of reinforcement learning.
 
     Raises:
         ConfigError: fp16 without a GPU.
     """
+    section, generation, loading = cast("RlSection", parts.section), parts.config.generation, parts.config.policy
     # TRL loads the reference policy of full fine-tuning by the policy's name, as another type and of another revision
     # unless it is told: the divergence would not begin at 0.
     reference = {
-        "dtype": str(policy.model.dtype).removeprefix("torch."),
-        "revision": config.policy.revision,
-        "trust_remote_code": config.policy.trust_remote_code,
+        "dtype": str(parts.policy.model.dtype).removeprefix("torch."),
+        "revision": loading.revision,
+        "trust_remote_code": loading.trust_remote_code,
     }
     return {
-        **shared_arguments(section, config, output_dir=output_dir, device=str(policy.device)),
+        **shared_arguments(parts),
         "model_init_kwargs": reference if section.beta > 0 else None,
-        "max_steps": steps,
         "epsilon": section.epsilon,
         "epsilon_high": section.epsilon_high,
         "beta": section.beta,
         "mask_truncated_completions": section.mask_truncated_completions,
-        "max_completion_length": config.generation.max_completion_length,
-        "temperature": config.generation.temperature,
-        "top_p": config.generation.top_p,
-        "top_k": config.generation.top_k,
-        "repetition_penalty": config.generation.repetition_penalty,
+        "max_completion_length": generation.max_completion_length,
+        "temperature": generation.temperature,
+        "top_p": generation.top_p,
+        "top_k": generation.top_k,
+        "repetition_penalty": generation.repetition_penalty,
         "use_vllm": False,
+    }
+
+
+def group_arguments(parts: TrainerParts) -> dict[str, Any]:
+    """Keyword arguments for TRL's configurations of algorithms with several completions per prompt.
+
+    Raises:
+        ConfigError: fp16 without a GPU.
+    """
+    section = cast("GroupSection", parts.section)
+    return {
+        **rl_arguments(parts),
+        "per_device_train_batch_size": section.micro_batch,
+        "num_generations": section.num_generations,
+        "num_iterations": section.num_iterations,
     }
 
 

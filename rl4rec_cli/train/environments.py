@@ -20,7 +20,7 @@ from rl4rec_cli.train.examples import number_of_training_examples, training_exam
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.config.trainer import RlSection
+    from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
@@ -100,13 +100,13 @@ def count_examples(environments: Sequence[Environment]) -> int:
 
 
 def screen_environments(
-    section: RlSection,
+    section: TrainerSection,
     environments: Sequence[Environment],
     *,
     write: Callable[[Dataset, Sequence[Example]], list[str]],
     folder: Path,
 ) -> list[Environment]:
-    """Returns each environment with the examples that reinforcement learning sees; see `screening.py`.
+    """Returns each environment with the examples that training sees; see `screening.py`.
 
     Args:
         write: returns the starting policy's most likely completions for examples of a dataset.

@@ -38,8 +38,7 @@ from rl4rec_cli.policy.sources import with_own_adapter
 from rl4rec_cli.retrieval.opening import open_run_retrievers
 from rl4rec_cli.rewards.custom import reward_of_code
 from rl4rec_cli.rewards.scorer import Scorer, load_rewards
-from rl4rec_cli.train.algorithms.opening import open_trainer
-from rl4rec_cli.train.algorithms.parts import TrainerParts
+from rl4rec_cli.train.algorithms.opening import open_lesson, open_trainer
 from rl4rec_cli.train.arguments import number_of_steps, release
 from rl4rec_cli.train.environments import (
     check_datasets,
@@ -48,8 +47,7 @@ from rl4rec_cli.train.environments import (
     policy_writer,
     screen_environments,
 )
-from rl4rec_cli.train.reinforcement import prepare_rollouts
-from rl4rec_cli.train.rollouts import step_record
+from rl4rec_cli.train.parts import TrainerParts
 from rl4rec_cli.train.snapshot import random_states, random_states_kept, set_random_states
 from rl4rec_cli.variables import settings_win
 
@@ -61,18 +59,17 @@ if TYPE_CHECKING:
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.train.rec_policy import RecPolicy
-    from rl4rec_cli.train.rollouts import RetrievalReward, Rollout
 
 
 class _LastRecord(TrainerCallback):
     """Holds the record of the last step."""
 
-    def __init__(self, reward: RetrievalReward, rollout: Rollout) -> None:
-        self._reward, self._rollout = reward, rollout
+    def __init__(self, describe: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+        self._describe = describe
         self.record: dict[str, Any] = {}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        record = step_record(logs or {}, self._reward, self._rollout)
+        record = self._describe(logs or {})
         if record is not None:
             self.record = {"step": state.global_step, **record}
 
@@ -154,8 +151,7 @@ class RLTrainer:
         """Resolved."""
         environments = open_environments(self.config, datasets, retrievers, self._scorers, policy.tokenizer)
         write = policy_writer(policy, self.config)
-        section: Any = config.trainer
-        self._environments = screen_environments(section, environments, write=write, folder=scratch)
+        self._environments = screen_environments(config.trainer, environments, write=write, folder=scratch)
         self._open_trainer(scratch)
 
     def _load_policy(self, config: RunConfig, datasets: Sequence[Dataset], scratch: Path) -> Policy:
@@ -171,13 +167,18 @@ class RLTrainer:
     def _open_trainer(self, scratch: Path) -> None:
         rollouts = JsonLines(scratch / "rollouts.jsonl")
         self._stack.callback(rollouts.close)
-        rows, reward, rollout = prepare_rollouts(self.config, self.policy, self._environments, rollouts)
-        self.steps: int = number_of_steps(self.config.trainer, count_examples(self._environments))
+        section, config = self.config.trainer, self.config
+        lesson = open_lesson(
+            section,
+            *(config.generation, self.policy, self._environments, rollouts),
+            shown=config.logging.rollouts,
+        )
+        self.steps: int = number_of_steps(section, count_examples(self._environments))
         """Optimiser steps in all."""
-        parts = TrainerParts(self.config, self.policy, self.steps, scratch, rows, reward, rollout)
+        parts = TrainerParts(section, config, self.policy, self.steps, scratch, lesson)
         with random_states_kept():
             self._trainer = open_trainer(parts)
-            self._last = _LastRecord(reward, rollout)
+            self._last = _LastRecord(lesson.describe)
             self._trainer.add_callback(self._last)
             self._random_states = random_states()
         self._is_begun = self._is_ended = False

@@ -19,7 +19,7 @@ from rl4rec_cli.files.digests import sha256_of_json
 from rl4rec_cli.files.writing import write_text
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.trainer import RlSection
+    from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.data.dataset import Example
     from rl4rec_cli.retrieval.retriever import VectorRetriever
 
@@ -29,7 +29,7 @@ Write = Callable[[Sequence["Example"]], list[str]]
 
 
 def screen_examples(
-    section: RlSection,
+    section: TrainerSection,
     retriever: VectorRetriever,
     examples: Sequence[Example],
     *,
@@ -49,10 +49,11 @@ def screen_examples(
     Raises:
         ConfigError: no example remains. RunError: the file cannot be written.
     """
-    if section.screen_rank is None and section.screen_solved is None:
+    if section.ranks_to_learn is None:
         return list(examples)
-    first, last = (section.screen_solved or 0) + 1, section.screen_rank or retriever.num_items
-    if section.screen_by == "policy":
+    first, last = section.ranks_to_learn
+    last = last or retriever.num_items
+    if section.ranks_by_policy:
         ranks, by = _by_policy(retriever, examples, write, kept_in), "what the starting policy writes"
     else:
         ranks, by = _by_last_item(retriever, examples), "the last item's text"

@@ -73,12 +73,12 @@ def restore(trainer: Any, parts: Mapping[str, Stateful], folder: Path, *, done: 
         if name in algorithm:
             setattr(trainer, name, _to(algorithm[name], trainer.args.device))
     for mode, metrics in algorithm[METRICS].items():
-        trainer._metrics[mode].update(metrics)
+        getattr(trainer, METRICS)[mode].update(metrics)
     is_cut_otherwise = algorithm.get("micro_batches", _micro_batches(trainer)) != _micro_batches(trainer)
     if is_cut_otherwise or algorithm.get("longest", _longest(trainer)) != _longest(trainer):
         _begin_at(trainer, done)
     elif algorithm[BUFFER] is not None:
-        trainer._buffered_inputs = _to(algorithm[BUFFER], trainer.args.device)
+        setattr(trainer, BUFFER, _to(algorithm[BUFFER], trainer.args.device))
     for name, part in parts.items():
         if name in algorithm["parts"]:
             part.set_state(algorithm["parts"][name])

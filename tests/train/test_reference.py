@@ -18,10 +18,9 @@ from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.policy.loading import load_policy, save_policy
 from rl4rec_cli.retrieval.opening import open_retriever
 from rl4rec_cli.rewards.scorer import Scorer
-from rl4rec_cli.train.algorithms.opening import open_trainer
-from rl4rec_cli.train.algorithms.parts import TrainerParts
+from rl4rec_cli.train.algorithms.opening import open_lesson, open_trainer
 from rl4rec_cli.train.environments import Environment
-from rl4rec_cli.train.reinforcement import prepare_rollouts
+from rl4rec_cli.train.parts import TrainerParts
 
 SMALL = (
     *("data.synthetic.users=24", "data.synthetic.items=20", "generation.max_completion_length=6"),
@@ -72,13 +71,13 @@ def test_the_divergence_is_that_from_a_true_copy(case: str, algorithm: str, tmp_
     scorer = Scorer(open_retriever(config.retrieval, dataset), config.reward)
     builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
     environment = Environment(dataset, scorer.retriever, scorer, builder, examples)
-    rows, reward, rollout = prepare_rollouts(config, policy, [environment], log)
-    trainer = open_trainer(TrainerParts(config, policy, 2, tmp_path / "scratch", rows, reward, rollout))
+    lesson = open_lesson(config.trainer, config.generation, policy, [environment], log, shown=0)
+    trainer = open_trainer(TrainerParts(config.trainer, config, policy, 2, tmp_path / "scratch", lesson))
     # A second model is in memory where all weights are trained, and nowhere else.
     assert (trainer.ref_model is not None) == (case == "full")
     move(policy.model, 0.05)
     trainer.model.train()
-    inputs = [rows[i // 4] for i in range(8)]
+    inputs = [lesson.rows[i // 4] for i in range(8)]
     kept = policy.model.state_dict()
     output = trainer._generate_and_score_completions(inputs)
     log.close()

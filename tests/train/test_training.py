@@ -34,10 +34,11 @@ from rl4rec_cli.rewards.scorer import Scorer
 from rl4rec_cli.runs.folder import Run
 from rl4rec_cli.runs.making import create_run
 from rl4rec_cli.train.algorithms.grpo import grpo_arguments
-from rl4rec_cli.train.algorithms.sft import build_pairs, train_sft
+from rl4rec_cli.train.algorithms.sft import build_pairs
 from rl4rec_cli.train.arguments import number_of_steps
 from rl4rec_cli.train.environments import Environment
-from rl4rec_cli.train.reinforcement import train_rl
+from rl4rec_cli.train.parts import Lesson, TrainerParts
+from rl4rec_cli.train.phase import train_phase
 
 SMALL = (
     *("data.synthetic.users=80", "data.synthetic.items=30", "data.train_targets=last"),
@@ -153,7 +154,7 @@ def grpo(dataset: Dataset, retriever: InProcessRetriever) -> Grpo:
         examples = build_examples(dataset, "train")
         builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
         environment = Environment(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
-        train_rl(config, run, policy, [environment], log, rollouts)
+        train_phase(config.trainer, run, policy, [environment], log, rollouts)
         log.close()
         rollouts.close()
         return results(run)
@@ -212,8 +213,10 @@ def test_the_loss_counts_the_labels_only(dataset: Dataset, retriever: InProcessR
     run = create_run(config, dataset=dataset.name)
     log = JsonLines(run.folder / "training_log.jsonl")
     environment = Environment(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
-    train_sft(section, config, run, policy, [environment], log, is_warm_start=True)
+    rollouts = JsonLines(run.folder / "rollouts.jsonl")
+    train_phase(section, run, policy, [environment], log, rollouts, is_warm_start=True)
     log.close()
+    rollouts.close()
     [record] = read_lines(run.folder / "training_log.jsonl")
     assert record["loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
 
@@ -482,7 +485,7 @@ def test_advantages_are_not_scaled_with_shaping(dataset: Dataset, tmp_path: Path
         config = small(tmp_path, f"reward.rank_shaping={shaping}")
         policy = load_policy(config.policy, dataset=dataset)
         assert config.trainer.algorithm == "grpo"
-        arguments = grpo_arguments(config.trainer, config, policy, steps=1, output_dir=tmp_path)
+        arguments = grpo_arguments(TrainerParts(config.trainer, config, policy, 1, tmp_path, Lesson(None, 0, dict)))
         assert arguments.scale_rewards == expected
 
 

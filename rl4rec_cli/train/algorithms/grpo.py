@@ -6,34 +6,29 @@ Hides: TRL. Generation is ours, through TRL's `rollout_func`.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from trl import GRPOConfig, GRPOTrainer
 
 from rl4rec_cli.train.algorithms.bases import GroupBase
-from rl4rec_cli.train.arguments import one_gpu, rl_arguments
+from rl4rec_cli.train.arguments import group_arguments, one_gpu
+from rl4rec_cli.train.reinforcement import open_lesson
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.config.trainer import GrpoSection
-    from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.train.algorithms.parts import TrainerParts
+    from rl4rec_cli.train.parts import TrainerParts
+
+__all__ = ["GrpoTrainer", "grpo_arguments", "make_trainer", "open_lesson"]
 
 
-def grpo_arguments(
-    section: GrpoSection, config: RunConfig, policy: Policy, *, steps: int, output_dir: Path
-) -> GRPOConfig:
+def grpo_arguments(parts: TrainerParts) -> GRPOConfig:
     """TRL's configuration of our settings."""
-    arguments = GRPOConfig(
-        **rl_arguments(section, config, policy, steps=steps, output_dir=output_dir),
-        per_device_train_batch_size=section.batch_size * section.num_generations,
-        num_generations=section.num_generations,
-        num_iterations=section.num_iterations,
-        loss_type=section.loss_type,
-        scale_rewards=config.reward.scale_rewards,
+    section = cast("GrpoSection", parts.section)
+    return one_gpu(
+        GRPOConfig(
+            **group_arguments(parts), loss_type=section.loss_type, scale_rewards=parts.config.reward.scale_rewards
+        )
     )
-    return one_gpu(arguments)
 
 
 class GrpoTrainer(GroupBase, GRPOTrainer):
@@ -42,14 +37,4 @@ class GrpoTrainer(GroupBase, GRPOTrainer):
 
 def make_trainer(parts: TrainerParts) -> GrpoTrainer:
     """The trainer for these parts."""
-    section = cast("GrpoSection", parts.config.trainer)
-    return GrpoTrainer(
-        groups=section,
-        engine=parts.engine,
-        model=parts.policy.model,
-        args=grpo_arguments(section, parts.config, parts.policy, steps=parts.steps, output_dir=parts.output_dir),
-        train_dataset=parts.rows,
-        processing_class=parts.policy.tokenizer,
-        reward_funcs=parts.reward,
-        rollout_func=parts.rollout,
-    )
+    return GrpoTrainer(groups=parts.section, args=grpo_arguments(parts), rollout_func=parts.lesson.rollout, **parts.rl)

@@ -31,24 +31,24 @@ from rl4rec_cli.train.algorithms.advantages import (
 from rl4rec_cli.train.algorithms.bases import RlBase
 from rl4rec_cli.train.algorithms.critic import Critic, lm_head_inputs
 from rl4rec_cli.train.arguments import one_gpu, rl_arguments
+from rl4rec_cli.train.reinforcement import open_lesson
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.config.trainer import ReinforceSection
-    from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.train.algorithms.parts import TrainerParts
+    from rl4rec_cli.train.parts import TrainerParts
+
+__all__ = ["PpoTrainer", "make_trainer", "open_lesson", "ppo_arguments"]
 
 
-def ppo_arguments(
-    section: PpoSection | ReinforceSection, config: RunConfig, policy: Policy, *, steps: int, output_dir: Path
-) -> GRPOConfig:
+def ppo_arguments(parts: TrainerParts) -> GRPOConfig:
     """TRL's configuration of our settings."""
+    section = cast("PpoSection | ReinforceSection", parts.section)
     micro, epochs = section.batch_size, 1
     if isinstance(section, PpoSection):
         micro, epochs = section.mini_batch_size, section.ppo_epochs
     texts = section.batch_size * section.gradient_accumulation_steps
     arguments = GRPOConfig(
-        **rl_arguments(section, config, policy, steps=steps, output_dir=output_dir),
+        **rl_arguments(parts),
         per_device_train_batch_size=micro,
         steps_per_generation=texts // micro,
         num_iterations=epochs,
@@ -303,15 +303,10 @@ def _whole(inputs: Any) -> tuple[Tensor, Tensor, int]:
 
 def make_trainer(parts: TrainerParts) -> PpoTrainer:
     """The trainer for these parts."""
-    section = cast("PpoSection | ReinforceSection", parts.config.trainer)
     return PpoTrainer(
-        section,
+        cast("PpoSection | ReinforceSection", parts.section),
         scale=parts.config.reward.normalize_rewards != "none",
-        engine=parts.engine,
-        model=parts.policy.model,
-        args=ppo_arguments(section, parts.config, parts.policy, steps=parts.steps, output_dir=parts.output_dir),
-        train_dataset=parts.rows,
-        processing_class=parts.policy.tokenizer,
-        reward_funcs=parts.reward,
-        rollout_func=parts.rollout,
+        args=ppo_arguments(parts),
+        rollout_func=parts.lesson.rollout,
+        **parts.rl,
     )

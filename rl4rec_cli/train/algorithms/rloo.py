@@ -6,36 +6,21 @@ Hides: that TRL's RLOO has no `rollout_func`: here its two steps from prompts to
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from trl import RLOOConfig, RLOOTrainer
 
 from rl4rec_cli.train.algorithms.bases import GroupBase
-from rl4rec_cli.train.arguments import one_gpu, rl_arguments
+from rl4rec_cli.train.arguments import group_arguments, one_gpu
 from rl4rec_cli.train.engine_rollouts import weigh_texts
+from rl4rec_cli.train.reinforcement import open_lesson
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.policy import VllmSection
-    from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.config.trainer import RlooSection
-    from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.train.algorithms.parts import TrainerParts
+    from rl4rec_cli.train.parts import TrainerParts
     from rl4rec_cli.train.rollouts import Rollout
 
-
-def rloo_arguments(
-    section: RlooSection, config: RunConfig, policy: Policy, *, steps: int, output_dir: Path
-) -> RLOOConfig:
-    """TRL's configuration of our settings."""
-    arguments = RLOOConfig(
-        **rl_arguments(section, config, policy, steps=steps, output_dir=output_dir),
-        per_device_train_batch_size=section.batch_size * section.num_generations,
-        num_generations=section.num_generations,
-        num_iterations=section.num_iterations,
-        normalize_advantages=config.reward.normalize_rewards == "batch",
-    )
-    return one_gpu(arguments)
+__all__ = ["RlooTrainer", "make_trainer", "open_lesson"]
 
 
 class _WithRollouts(RLOOTrainer):
@@ -70,15 +55,13 @@ class RlooTrainer(GroupBase, _WithRollouts):
 
 def make_trainer(parts: TrainerParts) -> RlooTrainer:
     """The trainer for these parts."""
-    section = cast("RlooSection", parts.config.trainer)
+    arguments = RLOOConfig(
+        **group_arguments(parts), normalize_advantages=parts.config.reward.normalize_rewards == "batch"
+    )
     return RlooTrainer(
-        groups=section,
-        engine=parts.engine,
-        rollout=parts.rollout,
+        groups=parts.section,
+        rollout=parts.lesson.rollout,
         correction=parts.config.generation.vllm,
-        model=parts.policy.model,
-        args=rloo_arguments(section, parts.config, parts.policy, steps=parts.steps, output_dir=parts.output_dir),
-        train_dataset=parts.rows,
-        processing_class=parts.policy.tokenizer,
-        reward_funcs=parts.reward,
+        args=one_gpu(arguments),
+        **parts.rl,
     )

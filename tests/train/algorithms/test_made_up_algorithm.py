@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from made_up import copy_package, insert_after, run_commands
 
 from rl4rec_cli.config.algorithms import ALGORITHMS, EXAMPLES
 from rl4rec_cli.config.trainer import trainer_sections
 
-ROOT = Path(__file__).parents[3]
 LINE = '    "madeup": Algorithm("MadeUpSection", "madeup", "groups", "RL that nobody has heard of (MADEUP)."),\n'
 SECTION = '''
 
@@ -36,11 +32,11 @@ class MadeUpSection(GroupSection):
 MODULE = """
 import sys
 
-from rl4rec_cli.train.algorithms.grpo import make_trainer as make_grpo
+from rl4rec_cli.train.algorithms.grpo import make_trainer as make_grpo, open_lesson
 
 
 def make_trainer(parts):
-    print(f"made up, shifted by {parts.config.trainer.shift}", file=sys.stderr)
+    print(f"made up, shifted by {parts.section.shift}", file=sys.stderr)
     return make_grpo(parts)
 """
 SMALL = [
@@ -48,28 +44,12 @@ SMALL = [
     *("data.synthetic.users=60", "data.synthetic.items=40", "logging.steps=1", "eval.steps=null", "eval.users=8"),
     *("eval.baselines=[last_item,untrained]", "eval.cache_dir=null", "policy.tiny.hidden_size=32"),
 ]
-# All in one process: importing the trainers takes longer than the three steps.
-DRIVER = """
-import contextlib, io, json, sys
-from rl4rec_cli.cli.main import main
-
-answers = []
-for command in json.loads(sys.argv[1]):
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        code = main(command)
-    answers.append([code, out.getvalue()])
-print(json.dumps(answers))
-"""
 
 
 def add_madeup(package: Path) -> None:
     """The three places, as a person would fill them in."""
     registry, sections = package / "config" / "algorithms.py", package / "config" / "trainer.py"
-    text = registry.read_text(encoding="utf-8")
-    head, dictionary, rest = text.partition("ALGORITHMS: dict[str, Algorithm] = {\n")
-    assert dictionary
-    registry.write_text(head + dictionary + LINE + rest, encoding="utf-8")
+    insert_after(registry, "ALGORITHMS: dict[str, Algorithm] = {\n", LINE)
     sections.write_text(sections.read_text(encoding="utf-8") + SECTION, encoding="utf-8")
     (package / "train" / "algorithms" / "madeup.py").write_text(MODULE, encoding="utf-8")
 
@@ -77,25 +57,9 @@ def add_madeup(package: Path) -> None:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with the made-up algorithm in it."""
-    folder = tmp_path_factory.mktemp("source")
-    shutil.copytree(ROOT / "rl4rec_cli", folder / "rl4rec_cli", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "recipes", folder / "rl4rec_cli" / "recipes", dirs_exist_ok=True)
-    add_madeup(folder / "rl4rec_cli")
-    return folder
-
-
-def run_commands(source: Path, folder: Path, *commands: list[str]) -> tuple[list[tuple[int, str]], str]:
-    """Exit statuses and standard outputs of the commands, and the standard error of all."""
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(commands)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(source), "COLUMNS": "100"},
-    )
-    assert done.returncode == 0, done.stderr
-    return [(code, out) for code, out in json.loads(done.stdout.splitlines()[-1])], done.stderr
+    package = copy_package(tmp_path_factory.mktemp("source"))
+    add_madeup(package)
+    return package
 
 
 @pytest.mark.slow

@@ -31,12 +31,10 @@ from rl4rec_cli.train import rollouts
 from rl4rec_cli.train.algorithms import ppo
 from rl4rec_cli.train.algorithms.advantages import clipped_policy_loss
 from rl4rec_cli.train.algorithms.critic import CRITIC_FILE, Critic
-from rl4rec_cli.train.algorithms.opening import open_trainer
-from rl4rec_cli.train.algorithms.parts import TrainerParts
+from rl4rec_cli.train.algorithms.opening import open_lesson, open_trainer
 from rl4rec_cli.train.arguments import number_of_steps
 from rl4rec_cli.train.environments import Environment
-from rl4rec_cli.train.reinforcement import prepare_rollouts
-from rl4rec_cli.train.rollouts import step_record
+from rl4rec_cli.train.parts import TrainerParts
 
 SMALL = (
     *("data.synthetic.users=64", "data.synthetic.items=30", "data.train_targets=last"),
@@ -141,10 +139,13 @@ def do(dataset: Dataset, retriever: InProcessRetriever, base: Path, tmp_path: Pa
         builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
         file = tmp_path / f"rollouts-{len(list(tmp_path.iterdir()))}.jsonl"
         environment = Environment(dataset, retriever, Scorer(retriever, config.reward), builder, examples)
-        rows, rewards, rollout = prepare_rollouts(config, policy, [environment], JsonLines(file))
+        log = JsonLines(file)
+        lesson = open_lesson(
+            config.trainer, config.generation, policy, [environment], log, shown=config.logging.rollouts
+        )
         steps = number_of_steps(config.trainer, len(examples))
-        trainer = open_trainer(TrainerParts(config, policy, steps, tmp_path / "scratch", rows, rewards, rollout))
-        done = Trained(trainer, policy, rollouts=file, describe=lambda logs: step_record(logs, rewards, rollout))
+        trainer = open_trainer(TrainerParts(config.trainer, config, policy, steps, tmp_path / "scratch", lesson))
+        done = Trained(trainer, policy, rollouts=file, describe=lesson.describe)
         trainer.add_callback(done)
         if train:
             trainer.train()
