@@ -636,7 +636,7 @@ def test_a_process_trains_on_one_gpu_however_many_it_sees(
     config = small(tmp_path, *own, algorithm=algorithm)
     policy = load_policy(config.policy, dataset=dataset)
     make: Any = {"grpo": grpo_arguments, "rloo": rloo.rloo_arguments}.get(algorithm, ppo.ppo_arguments)
-    made = make(config.trainer, config, policy, steps=1, output_dir=tmp_path)
+    made = make(TrainerParts(config.trainer, config, policy, 1, tmp_path, Lesson(None, 0, dict)))
     assert (made._n_gpu, made.train_batch_size) == (1, made.per_device_train_batch_size)
 
 

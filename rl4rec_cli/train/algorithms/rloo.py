@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from rl4rec_cli.train.parts import TrainerParts
     from rl4rec_cli.train.rollouts import Rollout
 
-__all__ = ["RlooTrainer", "make_trainer", "open_lesson"]
+__all__ = ["RlooTrainer", "make_trainer", "open_lesson", "rloo_arguments"]
+
+
+def rloo_arguments(parts: TrainerParts) -> RLOOConfig:
+    """TRL's configuration of our settings."""
+    whitens = parts.config.reward.normalize_rewards == "batch"
+    return one_gpu(RLOOConfig(**group_arguments(parts), normalize_advantages=whitens))
 
 
 class _WithRollouts(RLOOTrainer):
@@ -55,13 +61,10 @@ class RlooTrainer(GroupBase, _WithRollouts):
 
 def make_trainer(parts: TrainerParts) -> RlooTrainer:
     """The trainer for these parts."""
-    arguments = RLOOConfig(
-        **group_arguments(parts), normalize_advantages=parts.config.reward.normalize_rewards == "batch"
-    )
     return RlooTrainer(
         groups=parts.section,
         rollout=parts.lesson.rollout,
         correction=parts.config.generation.vllm,
-        args=one_gpu(arguments),
+        args=rloo_arguments(parts),
         **parts.rl,
     )
