@@ -68,7 +68,7 @@ def plan(
         console.print_json({**placement.as_json(run_placement), **checked})
     elif check:
         _show_checks(checks)
-    placement.complain(config, run_placement)
+    placement.complain(config.policy, run_placement)
 
 
 def _show(placement: Placement) -> None:

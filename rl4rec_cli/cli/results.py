@@ -15,7 +15,6 @@ import numpy as np
 
 from rl4rec_cli import console
 from rl4rec_cli.eval.evaluation import Evaluation
-from rl4rec_cli.eval.measuring import start_name
 from rl4rec_cli.eval.statistics import seeds_difference
 from rl4rec_cli.eval.tables import (
     BEHAVIOUR,
@@ -54,7 +53,7 @@ def print_trained(trained: TrainedRun) -> None:
         title = f"{name}, validation split, {users}, {seed} ({trained.seconds:.0f} s)"
         print_evaluation(evaluation, title=title)
     if len(trained.evaluations) > 1:
-        print_datasets(trained.evaluations, start=start_name(trained.run.config))
+        print_datasets(trained.evaluations, start=trained.run.config.trainer.start_name)
 
 
 def print_all_seeds(trained: Sequence[TrainedRun]) -> None:
@@ -64,7 +63,7 @@ def print_all_seeds(trained: Sequence[TrainedRun]) -> None:
     names = list(trained[0].evaluations)
     for name in names:
         by_seed = {one.run.config.run.seed: one.evaluations[name] for one in trained}
-        start = start_name(trained[0].run.config)
+        start = trained[0].run.config.trainer.start_name
         print_seeds(by_seed, start=start, dataset=name if len(names) > 1 else None)
 
 

@@ -57,7 +57,7 @@ def compare(
         if name is not None:
             check_writable(Path(name).expanduser())
     systems, base = open_systems([str(word) for word in words], overrides)
-    check_retrieval(systems, base)
+    check_retrieval(systems, base.retrieval)
     data, remarks = shared_dataset(systems, base)
     remarks += mixed_groups(systems)
     runs = [(e.run, e.config) for c in systems for e in c.members if e.run is not None]
@@ -65,7 +65,7 @@ def compare(
     remarks += dict.fromkeys(f"WARNING: {sentence}" for sentence in data_warnings if sentence is not None)
     for remark in remarks:
         console.log(f"Note: {remark}")
-    evaluation = start_evaluation(base, data, base.eval.split)
+    evaluation = start_evaluation(base.eval, data, base.eval.split)
     audit = _audit(systems, data)
     openings = _openings(systems, opens=evaluation.split == "test")
 
@@ -81,7 +81,10 @@ def compare(
         if member.model is not None:  # before the minutes of embedding
             check_tokenizer(member.config.policy.model_copy(update={"model": member.model}))
     task = open_task(
-        base, data, open_retriever(base.retrieval, data, base.data.paths, first_wait=FIRST_WAIT), evaluation.examples
+        base.eval,
+        data,
+        open_retriever(base.retrieval, data, base.data.paths, first_wait=FIRST_WAIT),
+        evaluation.examples,
     )
     measurements = _measure(systems, base, task, evaluation)
     comparison = Comparison(evaluation, data, systems, measurements)

@@ -25,7 +25,6 @@ from rl4rec_cli.eval.measuring import (
     note_checkpoint,
     open_task,
     start_evaluation,
-    start_name,
 )
 from rl4rec_cli.eval.policies import Models
 from rl4rec_cli.eval.resolve import Overrides, resolve_target, untrained
@@ -60,7 +59,7 @@ def evaluate(
     run, model, config = resolve_target(None if target is None else str(target), overrides)
     open_baselines(config.eval.baselines)  # what cannot be opened is told before anything is measured
     data = open_dataset(config.data)
-    evaluation = start_evaluation(config, data, config.eval.split)
+    evaluation = start_evaluation(config.eval, data, config.eval.split)
     evaluation.about["audit"] = audit_line(config, data, next(iter(config.data.paths), None))
     is_own = True
     if run is not None and model is not None:
@@ -82,7 +81,7 @@ def evaluate(
         prepare_backend(config.policy)
         check_tokenizer(config.policy.model_copy(update={"model": model}))  # before the minutes of embedding
     retriever = open_retriever(config.retrieval, data, config.data.paths, first_wait=FIRST_WAIT)
-    task = open_task(config, data, retriever, evaluation.examples)
+    task = open_task(config.eval, data, retriever, evaluation.examples)
     evaluation.methods.extend(measure_baselines(config.eval.baselines, task, evaluation.split))
     if model is not None:
         models = Models(config, task, started=run.day if run is not None else None)
@@ -126,8 +125,8 @@ def _measure_policies(
     evaluation: Evaluation, run: Run | None, checkpoint: str, config: RunConfig, task: Task, models: Models
 ) -> None:
     ours = TUNED if run is not None else checkpoint
-    start = untrained(run, config)
-    subject = Subject(ours, checkpoint, start, start_name(config), models, config, task, evaluation.split)
+    start = untrained(run, config.policy)
+    subject = Subject(ours, checkpoint, start, config.trainer.start_name, models, config, task, evaluation.split)
     order = BASELINES.names()
     baselines = sorted(open_baselines(config.eval.baselines), key=lambda baseline: order.index(baseline.name))
     before = (baseline.measure_before(subject) for baseline in baselines)
@@ -154,7 +153,7 @@ def _probe(
 
     metric, examples = evaluation.headline, evaluation.examples
     answers = []
-    start_result = evaluation.method(start_name(config)) if start is not None else None
+    start_result = evaluation.method(config.trainer.start_name) if start is not None else None
     if start_result is not None:
         answers.append(probes.second_embedder(config, task.dataset, examples, measured, start_result, metric))
     for name, change in ((probes.SHUFFLED, probes.shuffled), (probes.OTHER, probes.exchanged)):

@@ -26,7 +26,7 @@ from rl4rec_cli.processes import end_with_parent
 from rl4rec_cli.variables import settings_win
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.sections import RetrievalSection, RunConfig
     from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.retrieval.retriever import VectorRetriever
 
@@ -86,7 +86,7 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
 
     prepare_backend(config.policy)  # Unsloth before all others
     console.quiet_libraries()
-    _import_all(config)
+    _import_all(config.retrieval)
     import torch
 
     on_gpu = config.policy.device.startswith("cuda") or (config.policy.device == "auto" and torch.cuda.is_available())
@@ -112,12 +112,12 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     run = create_run(config, dataset="+".join(retrievers), digest=joint_digest(datasets))
     log, rollouts = JsonLines(folder / "log.jsonl"), JsonLines(folder / "rollouts.jsonl")
     peaks = []
-    phases = _phases(config)
+    phases = _phases(config.trainer)
     for phase in phases:
         longest_examples = longest[: _examples_needed(phase)]
         some = [replace(d, examples=[e for _, name, e in longest_examples if name == d.name]) for d in environments]
         is_warm_start = phase is not phases[-1]
-        if not is_warm_start and train.makes_base(config):
+        if not is_warm_start and train.makes_base(config.policy):
             train.put_adapter(policy, run)
         if not is_warm_start and config.policy.model == "tiny":
             save_policy(policy, run.start)
@@ -129,24 +129,24 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     return peaks
 
 
-def _phases(config: RunConfig) -> list[TrainerSection]:
+def _phases(section: TrainerSection) -> list[TrainerSection]:
     """Returns the phases, cut to two optimiser steps."""
     short = {"max_steps": STEPS, "num_train_epochs": 1000.0}
-    return [phase.without_warm_start().model_copy(update=short) for phase in config.trainer.phases]
+    return [phase.without_warm_start().model_copy(update=short) for phase in section.phases]
 
 
 def _examples_needed(phase: TrainerSection) -> int:
     return phase.batch_size * phase.gradient_accumulation_steps * -(-STEPS // phase.updates_per_batch)
 
 
-def _import_all(config: RunConfig) -> None:
+def _import_all(section: RetrievalSection) -> None:
     """Imports everything that a run imports, so that the growth counts none of it."""
     from importlib import import_module
 
     from rl4rec_cli.retrieval.embedder import find_embedder
 
     modules = ["accelerate", "datasets", "peft", "sklearn.feature_extraction.text", "transformers", "trl"]
-    modules += find_embedder(config.retrieval).libraries
+    modules += find_embedder(section).libraries
     module_by_name = {name: import_module(name) for name in modules}
     # These two load their classes when they are first asked for.
     for module, name in (("trl", "SFTTrainer"), ("trl", "GRPOTrainer"), ("transformers", "AutoModelForCausalLM")):

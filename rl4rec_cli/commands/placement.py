@@ -20,6 +20,7 @@ from rl4rec_cli.shell import set_flags
 
 if TYPE_CHECKING:
     from rl4rec_cli.commands.peak import Peak
+    from rl4rec_cli.config.policy import PolicySection
     from rl4rec_cli.config.sections import RunConfig
 
 
@@ -72,11 +73,11 @@ def sentence(placement: Placement) -> str:
     )
 
 
-def complain(config: RunConfig, placement: Placement) -> None:
+def complain(section: PolicySection, placement: Placement) -> None:
     """Raises an Rl4RecError with the way out, if the run does not fit."""
     if placement.fits:
         return
-    verdict = f"{config.policy.model} {sentence(placement)}"
+    verdict = f"{section.model} {sentence(placement)}"
     if placement.ways_out:
         raise Rl4RecError(verdict, hint=set_flags(placement.ways_out[0].sets))
     raise Rl4RecError(

@@ -22,6 +22,7 @@ from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.shell import setting
 
 if TYPE_CHECKING:
+    from rl4rec_cli.config.policy import PolicySection
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.eval.evaluation import Evaluation
@@ -209,7 +210,7 @@ def sweep_templates(
         )
     if bad := [template for template in templates if template != ALL and "{history}" not in template]:
         raise ConfigError(f"--template {bad[0]!r}: must contain {{history}}", hint="`all` tries the built-in ones")
-    check_model(config, "--template")
+    check_model(config.policy, "--template")
     dataset = open_dataset(config.data)
     if dataset.prompts:
         raise ConfigError(
@@ -231,7 +232,7 @@ def sweep_templates(
     check_engine(config)
     prepare_backend(config.policy)
     retriever = open_retriever(config.retrieval, dataset, config.data.paths, first_wait=FIRST_WAIT)
-    task = open_task(config, dataset, retriever, examples)
+    task = open_task(config.eval, dataset, retriever, examples)
     models = Models(config, task)
     try:
         candidates = [one for template in templates for one in (TEMPLATES if template == ALL else [template])]
@@ -249,7 +250,7 @@ def sweep_templates(
     return TemplateSweep(evaluation, names, differences, config.policy.model, own_key)
 
 
-def check_model(config: RunConfig, what: str) -> None:
+def check_model(section: PolicySection, what: str) -> None:
     """Refuses a model that has learned nothing.
 
     Raises:
@@ -257,7 +258,7 @@ def check_model(config: RunConfig, what: str) -> None:
     """
     from rl4rec_cli.policy.backend import TINY
 
-    if config.policy.model == TINY:
+    if section.model == TINY:
         raise ConfigError(
             f"{what} needs a model that can write, and the tiny policy has learned nothing yet",
             hint="name a run or a model with --model",

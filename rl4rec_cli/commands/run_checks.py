@@ -90,7 +90,7 @@ def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bo
     from rl4rec_cli.policy.backend import check_engine, check_one_gpu
 
     if is_new:
-        check_new(config)
+        check_new(config.run)
     check_datasets(config, datasets)
     check_engine(config)
     check_one_gpu(config.policy.device)

@@ -86,7 +86,7 @@ def write_summaries(
         PolicyError, EngineError: as in evaluation. FILE.part keeps the summaries written before.
     """
     request, frame = _request_and_frame(templates)
-    check_model(config, "--summaries")
+    check_model(config.policy, "--summaries")
     path = Path(file)
     check_writable(path)
     _refuse_existing(path)

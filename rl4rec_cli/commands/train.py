@@ -36,6 +36,7 @@ from rl4rec_cli.variables import settings_win
 if TYPE_CHECKING:
     from rl4rec_cli.config.policy import PolicySection
     from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.eval.evaluation import Evaluation
     from rl4rec_cli.policy.loading import Policy
@@ -220,13 +221,13 @@ def _train_one(
         policy.engine = make_engine(config, log=run.folder / "vllm.log")
         stack.callback(policy.close)
         stack.enter_context(_telling_how_to_go_on(run, policy))
-        reports = stack.enter_context(open_reports(run, done=_done(config, place)))
+        reports = stack.enter_context(open_reports(run, done=_done(config.trainer, place)))
         console.log(f"Run {run.folder} (seed {config.run.seed}, {_size(policy.model)} on {policy.device})")
         outcome.measure_baselines()
 
         def measure_start() -> None:
             if any(baseline.is_start for baseline in open_baselines(config.eval.baselines)):
-                outcome.measure(measuring.start_name(config), policy)
+                outcome.measure(config.trainer.start_name, policy)
 
         _learn(run, place or Place(0), policy, environments, reports, measure_start)
         outcome.measure(measuring.TUNED, policy)
@@ -240,7 +241,7 @@ def _start_section(config: RunConfig, run: Run | None, place: Place | None) -> P
     """Returns what to load: the one that the last phase started from, if it is known, else the configured one."""
     if run is not None and place is not None and place.phase >= len(config.trainer.phases) - 1 and run.start.is_dir():
         return config.policy.model_copy(update={"model": str(run.start)})
-    if makes_base(config):
+    if makes_base(config.policy):
         whole = {"lora": None, "quantization": "none", "backend": "hf"}
         return config.policy.model_copy(update=whole)
     return config.policy
@@ -253,9 +254,9 @@ def load_start(config: RunConfig, datasets: Sequence[Dataset]) -> Policy:
     return load_for_training(config, _start_section(config, None, None), datasets)
 
 
-def makes_base(config: RunConfig) -> bool:
+def makes_base(section: PolicySection) -> bool:
     """Returns whether the run builds the policy, warm-starts all its weights, and then puts an adapter on it."""
-    return config.policy.model == "tiny" and config.policy.lora is not None
+    return section.model == "tiny" and section.lora is not None
 
 
 def put_adapter(policy: Policy, run: Run) -> None:
@@ -269,9 +270,9 @@ def put_adapter(policy: Policy, run: Run) -> None:
     policy.model, policy.tokenizer, policy.backend = new.model, new.tokenizer, new.backend
 
 
-def _done(config: RunConfig, place: Place | None) -> int:
+def _done(section: TrainerSection, place: Place | None) -> int:
     """Returns the number of finished steps of the last phase."""
-    return place.step if place is not None and place.phase == len(config.trainer.phases) - 1 else 0
+    return place.step if place is not None and place.phase == len(section.phases) - 1 else 0
 
 
 @contextmanager
@@ -331,7 +332,7 @@ def _learn(
                     is_warm_start=True,
                     resume=place.checkpoint,
                 )
-        if not run.start.is_dir() and makes_base(config):
+        if not run.start.is_dir() and makes_base(config.policy):
             put_adapter(policy, run)
         if not run.start.is_dir() and (last > 0 or config.policy.model == "tiny"):
             save_policy(policy, run.start)

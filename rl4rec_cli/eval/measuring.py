@@ -19,7 +19,7 @@ from rl4rec_cli.runs.folder import Run
 
 # torch is imported in the functions that need it, so that errors in the dataset show first.
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.sections import EvalSection, RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.eval.scoring import Task
     from rl4rec_cli.retrieval.retriever import VectorRetriever
@@ -27,12 +27,7 @@ if TYPE_CHECKING:
 TUNED = "tuned policy"
 
 
-def start_name(config: RunConfig) -> str:
-    """Returns the name of the policy that training started from (after a warm start, if there was one)."""
-    return config.trainer.start_name
-
-
-def start_evaluation(config: RunConfig, dataset: Dataset, split: Split) -> Evaluation:
+def start_evaluation(section: EvalSection, dataset: Dataset, split: Split) -> Evaluation:
     """Starts an evaluation with the users to measure and their slices. Callers add methods as they measure them.
 
     Raises:
@@ -42,17 +37,17 @@ def start_evaluation(config: RunConfig, dataset: Dataset, split: Split) -> Evalu
     from rl4rec_cli.eval.behaviour import user_slices
     from rl4rec_cli.eval.metrics import target_slices
 
-    examples = choose_examples(dataset, split, config.eval.users)
+    examples = choose_examples(dataset, split, section.users)
     slices = {**target_slices(training_counts(dataset), [e.target for e in examples]), **user_slices(examples)}
     about = {"dataset": dataset.name, "dataset_digest": dataset.digest}
-    return Evaluation(split, examples, config.eval.ks, slices, about=about)
+    return Evaluation(split, examples, section.ks, slices, about=about)
 
 
-def open_task(config: RunConfig, dataset: Dataset, retriever: VectorRetriever, examples: Sequence[Example]) -> Task:
+def open_task(section: EvalSection, dataset: Dataset, retriever: VectorRetriever, examples: Sequence[Example]) -> Task:
     """Returns the task of a configuration's baselines."""
     from rl4rec_cli.eval.scoring import Task
 
-    cache = Path(config.eval.cache_dir).expanduser() if config.eval.cache_dir is not None else None
+    cache = Path(section.cache_dir).expanduser() if section.cache_dir is not None else None
     return Task(dataset, retriever, examples, cache=cache)
 
 

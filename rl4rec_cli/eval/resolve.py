@@ -23,6 +23,7 @@ from rl4rec_cli.runs.making import open_run
 from rl4rec_cli.shell import rl4rec
 
 if TYPE_CHECKING:
+    from rl4rec_cli.config.policy import PolicySection
     from rl4rec_cli.config.sections import DataSection, RunConfig
 
 
@@ -138,8 +139,8 @@ def resolve_target(target: str | None, overrides: Overrides | None = None) -> tu
     return None, target, config
 
 
-def untrained(run: Run | None, config: RunConfig) -> str | None:
+def untrained(run: Run | None, section: PolicySection) -> str | None:
     """Returns a run's policy before reinforcement learning, or None for a plain model."""
     if run is None:
         return None
-    return str(run.start) if run.start.is_dir() else config.policy.model
+    return str(run.start) if run.start.is_dir() else section.model

@@ -277,13 +277,13 @@ def _other_dataset(config: RunConfig, base: RunConfig, ours: Dataset) -> Dataset
     return None if any(one.digest == ours.digest for one in theirs) else theirs[0]
 
 
-def check_retrieval(systems: Sequence[System], base: RunConfig) -> None:
+def check_retrieval(systems: Sequence[System], section: RetrievalSection) -> None:
     """Refuses to compare ranks of different embedders, which say nothing about each other.
 
     Raises:
         ConfigError: a system's ranks would come from other retrieval settings than the first run's.
     """
-    ours = _ranking_settings(base.retrieval)
+    ours = _ranking_settings(section)
     first = next((c.members[0].word for c in systems if c.runs), "")
     for member in itertools.chain(*(c.members for c in systems)):
         theirs = _ranking_settings(member.config.retrieval)

@@ -28,7 +28,7 @@ from rl4rec_cli.plan.memory import (
 )
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.sections import RetrievalSection, RunConfig
     from rl4rec_cli.models.shape import ModelFacts, RetrievalFacts
 
 
@@ -106,7 +106,7 @@ def plan_placement(
     choices = _choices(config_to_show, config, facts, surroundings, gpu)
     if (holding := _holding(machine, config_to_show, retrieval)) is not None:
         choices = (*choices, Choice("item vectors", holding.words, holding.reason))
-    backend = Choice("retrieval", f"{place.backend} on {_where(config_to_show, place)}", place.reason)
+    backend = Choice("retrieval", f"{place.backend} on {_where(config_to_show.retrieval, place)}", place.reason)
     memory = (
         f"{gpu.name}, {human(gpu.free)} free" if gpu else f"{human(machine.ram_free)} of memory free, no GPU is used"
     )
@@ -199,8 +199,8 @@ def _against_a_service(machine: Machine, config: RunConfig) -> str | None:
     return None
 
 
-def _where(chosen: RunConfig, found: RetrievalPlace) -> str:
-    return "cpu" if chosen.retrieval.device == "cpu" and not found.in_service else found.where
+def _where(section: RetrievalSection, place: RetrievalPlace) -> str:
+    return "cpu" if section.device == "cpu" and not place.in_service else place.where
 
 
 def _choices(

@@ -20,7 +20,7 @@ from rl4rec_cli.retrieval.embedder import find_embedder
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.policy import PolicySection, TinySection
-    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.sections import DataSection, RunConfig
 
 # Parameters and dimensions, as published.
 _EMBEDDERS = {
@@ -90,7 +90,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 def retrieval_facts(config: RunConfig) -> RetrievalFacts:
     """Returns the sizes of catalogue and embedder. Its notes name those that are assumed."""
     notes: list[str] = []
-    items = _count_items(config)
+    items = _count_items(config.data)
     if items is None:
         items = _ITEMS
         notes.append(f"no dataset is named: a catalogue of {items:,} items is assumed")
@@ -99,14 +99,14 @@ def retrieval_facts(config: RunConfig) -> RetrievalFacts:
     return RetrievalFacts(items, parameters, dim, tuple(notes))
 
 
-def _count_items(config: RunConfig) -> int | None:
+def _count_items(section: DataSection) -> int | None:
     """Counts the items of all datasets by the lines of items.jsonl, or returns None if one is not there.
 
     Training checks these files; this only counts.
     """
-    if config.data.synthetic is not None:
-        return config.data.synthetic.items
-    files = [Path(path).expanduser() / "items.jsonl" for path in config.data.paths]
+    if section.synthetic is not None:
+        return section.synthetic.items
+    files = [Path(path).expanduser() / "items.jsonl" for path in section.paths]
     if not files or not all(file.is_file() for file in files):
         return None
     count = 0

@@ -20,7 +20,7 @@ from rl4rec_cli.runs.folder import DATASETS, Run
 from rl4rec_cli.shell import rl4rec
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.sections import RunConfig, RunSection
 
 BEGIN = "# The configuration of a run. Its last line says so."
 END = "# end"
@@ -34,14 +34,14 @@ def run_name(config: RunConfig, dataset: str) -> str:
     return "-".join([*parts, f"s{config.run.seed}", when])
 
 
-def check_new(config: RunConfig) -> None:
+def check_new(section: RunSection) -> None:
     """Checks before the work that a run of this name can be made.
 
     Raises:
         RunError: it is there already, or its folder cannot be made.
     """
-    folder = Path(config.run.output_dir) / (config.run.name or "")
-    if config.run.name is not None and os.path.lexists(folder):
+    folder = Path(section.output_dir) / (section.name or "")
+    if section.name is not None and os.path.lexists(folder):
         raise _exists(folder)
     if (reason := why_unwritable(folder / "config.yaml")) is not None:
         raise RunError(

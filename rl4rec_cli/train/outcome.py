@@ -43,14 +43,16 @@ class Outcome:
         self.evaluations: dict[str, Evaluation] = {}
         """By the datasets' names."""
         for environment in environments:
-            evaluation = measuring.start_evaluation(config, environment.dataset, "validation")
+            evaluation = measuring.start_evaluation(config.eval, environment.dataset, "validation")
             evaluation.about["audit"] = audits[environment.name]
             self.evaluations[environment.name] = evaluation
 
     def measure_baselines(self) -> None:
         for environment in self._environments:
             evaluation = self.evaluations[environment.name]
-            task = measuring.open_task(self._config, environment.dataset, environment.retriever, evaluation.examples)
+            task = measuring.open_task(
+                self._config.eval, environment.dataset, environment.retriever, evaluation.examples
+            )
             evaluation.methods.extend(measure_baselines(self._config.eval.baselines, task, "validation"))
 
     def measure(self, name: str, policy: Policy) -> None:

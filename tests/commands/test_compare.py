@@ -261,6 +261,11 @@ def opened(*words: str, sets: tuple[str, ...] = (), dataset: str | None = None) 
     return open_systems(words, Overrides(sets=sets, dataset=dataset))
 
 
+def check_opened(*words: str, sets: tuple[str, ...] = ()) -> None:
+    systems, base = opened(*words, sets=sets)
+    check_retrieval(systems, base.retrieval)
+
+
 def test_runs_keep_their_settings_and_models_take_the_first_runs(tmp_path: Path, tiny_folder: Path) -> None:
     a = make_run(tmp_path, "a", "prompt.max_history=3", "policy.revision=abc", "generation.top_k=5")
     b = make_run(tmp_path, "b", "prompt.max_history=7")
@@ -376,17 +381,17 @@ def test_all_are_ranked_alike(tmp_path: Path) -> None:
     a = make_run(tmp_path, "a", "retrieval.device=cpu")
     b = make_run(tmp_path, "b", "retrieval.lsa_dim=16", "retrieval.batch_size=3")
     with pytest.raises(ConfigError) as caught:
-        check_retrieval(*opened(a, b))
+        check_opened(a, b)
     assert f"{a} and {b} rank by different retrieval settings: retrieval.lsa_dim 128 / 16" in caught.value.message
     assert "--set retrieval.lsa_dim=128" in (caught.value.hint or "")
-    check_retrieval(*opened(a, b, sets=("retrieval.lsa_dim=32",)))
+    check_opened(a, b, sets=("retrieval.lsa_dim=32",))
     c = make_run(tmp_path, "c", "retrieval.embedder=sentence-transformers", "retrieval.model=some/model")
     with pytest.raises(ConfigError, match=r"retrieval\.embedder lsa / sentence-transformers"):
-        check_retrieval(*opened(a, c))
+        check_opened(a, c)
     model = ("retrieval.embedder=sentence-transformers", "retrieval.model=some/model")
     d = make_run(tmp_path, "d", *model, "retrieval.dtype=bf16")
     with pytest.raises(ConfigError, match=r"different retrieval settings: retrieval\.dtype fp32 / bf16$"):
-        check_retrieval(*opened(c, d))
+        check_opened(c, d)
 
 
 # In a browser.

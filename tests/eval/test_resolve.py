@@ -33,7 +33,7 @@ def test_a_run_is_measured_with_its_own_model_whatever_is_laid_over_it(
     )
     assert checkpoint == str(run / "checkpoints" / "checkpoint_final")
     assert (config.policy.model, config.eval.users, config.eval.split) == ("gpt2", 5, "test")
-    assert untrained(found, config) == "gpt2"
+    assert untrained(found, config.policy) == "gpt2"
     assert "policy.model=gemma-3-1b is left out" in capsys.readouterr().err
     found, _, config = resolve_target(str(run), Overrides(users=3, sets=["eval.temperature=0.5"]))
     assert found is not None
@@ -45,7 +45,7 @@ def test_a_model_is_measured_as_the_one_named(tmp_path: Path) -> None:
     found, checkpoint, config = resolve_target("gpt2", Overrides(baselines="popularity,bm25", recipes=["quick-test"]))
     assert (found, checkpoint, config.policy.model) == (None, "gpt2", "gpt2")
     assert config.eval.baselines == ("popularity", "bm25")
-    assert untrained(None, config) is None
+    assert untrained(None, config.policy) is None
 
 
 def test_only_a_run_s_own_items_are_recommended(run: Path) -> None:
