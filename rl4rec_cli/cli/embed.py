@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from rl4rec_cli.cli.options import epilog
+from rl4rec_cli.cli.options import Sets, epilog
 from rl4rec_cli.config.registries import EMBEDDERS
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(
         epilog=epilog(
-            "rl4rec embed data/beauty",
             "rl4rec embed data/beauty --model sentence-transformers/all-MiniLM-L6-v2 --out beauty.pt",
+            "rl4rec embed data/beauty --embedder lsa --set retrieval.lsa_dim=64 --out lsa.pt",
         )
     )(embed)
 
@@ -28,6 +28,7 @@ def embed(
     out: Annotated[str | None, typer.Option(metavar="FILE", help="File to write, .safetensors or .pt.")] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="`auto`, `cpu`, `cuda`, `cuda:1` …")] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help="Texts embedded at once.")] = None,
+    sets: Sets = None,
 ) -> None:
     """Embed a dataset's items and store the vectors."""
     from rl4rec_cli import console
@@ -35,7 +36,7 @@ def embed(
 
     flags = {"embedder": embedder, "model": model, "dtype": dtype, "emb_type": emb_type, "device": device}
     values = {f"retrieval.{k}": v for k, v in {**flags, "batch_size": batch_size}.items() if v is not None}
-    section = load_config(algorithm=None, flags=values).retrieval
+    section = load_config(algorithm=None, flags=values, sets=sets or []).retrieval
     from rl4rec_cli.data.opening import load_dataset
 
     source = load_dataset(dataset)  # its errors are told before torch is imported

@@ -40,7 +40,7 @@ def unit_rows(vectors_ND: Tensor, texts: Sequence[str], name: str) -> Tensor:
         row = int(bad_N.nonzero()[0])
         raise EmbeddingError(
             f"embedder {name} returned a non-finite vector for text {row} of {len(texts)}: {texts[row][:80]!r}",
-            hint="half precision can overflow: set retrieval.dtype=fp32, or use another model",
+            hint="half precision can overflow: where retrieval.dtype is fp16 or bf16, set fp32; else use another model",
         )
     vectors_ND = normalised(vectors_ND)
     vectors_ND[torch.tensor([is_blank(t) for t in texts], dtype=torch.bool)] = 0.0

@@ -179,10 +179,11 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_embed_writes_what_it_says(good: Path, tmp_path: Path) -> None:
-    done = rl4rec("embed", good, "--embedder", "lsa", "--out", "vectors/x.safetensors", cwd=tmp_path)
+    own = ("--set", "retrieval.lsa_dim=2")
+    done = rl4rec("embed", good, "--embedder", "lsa", *own, "--out", "vectors/x.safetensors", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "vectors/x.safetensors\n")
     vectors = load_file(tmp_path / "vectors" / "x.safetensors")["embeddings"]
-    assert vectors.shape[0] == len(ITEMS)
+    assert vectors.shape == (len(ITEMS), 2)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(ITEMS)))
 
 

@@ -661,7 +661,7 @@ def test_an_embedding_that_is_not_finite(tmp_path: Path, uninterrupted: Callable
     assert kept == "Stopped: the policy of step 3 is in runs/r/checkpoints/checkpoint_step_3"
     assert last.startswith("error: embedder lsa")
     assert "returned a non-finite vector for text 1 of " in last
-    assert hint.startswith("hint: half precision can overflow")
+    assert hint.startswith("hint: half precision can overflow: where retrieval.dtype is fp16")
     assert stopped.stdout == ""
     assert checkpoints(tmp_path) == ["checkpoint_start", "checkpoint_step_2", "checkpoint_step_3"]
     assert is_whole(tmp_path)
