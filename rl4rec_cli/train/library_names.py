@@ -36,6 +36,7 @@ METHODS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "trl.RLOOTrainer": {
         "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
+        "_compute_loss": ("model", "inputs"),
         "_generate_and_score_completions": ("inputs",),
         "_generate_single_turn": ("prompt_ids", "images", "multimodal_fields"),
         "_tokenize_prompts": ("prompts",),
