@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rl4rec_cli.errors import DataError
-from rl4rec_cli.ranking import ranks as ranking
+from rl4rec_cli.ranking.ranks import ItemMatrix, target_ranks
 from rl4rec_cli.retrieval.retriever import Ranking
 from rl4rec_cli.rewards.functions import ndcg
 
@@ -60,7 +60,7 @@ class Fused:
     """float64 `[B]`, the sd of each user's text scores over the catalogue; 0 if all are equal (a blank text), and then
     the sum leaves the text out."""
     sequence_sd_B: Tensor
-    matrix: ranking.ItemMatrix
+    matrix: ItemMatrix
     """`[N, D + E]`."""
 
     def queries(self, weight: float | NDArray[np.float64]) -> Tensor:
@@ -100,7 +100,7 @@ class Fused:
             DataError: a weight is not between 0 and 1, or the targets or masks are not one for each user.
         """
         queries_BF = self.queries(weight)
-        ranks_B = ranking.target_ranks(queries_BF, self.matrix, torch.tensor(list(targets), dtype=torch.long), masks)
+        ranks_B = target_ranks(queries_BF, self.matrix, torch.tensor(list(targets), dtype=torch.long), masks)
         return Ranking(ranks_B.numpy(), queries_BF.ne(0).any(dim=1).cpu().numpy())
 
 
@@ -127,7 +127,7 @@ def fuse(text_BD: Tensor, text_items_ND: Tensor, sequence_BE: Tensor, sequence_i
         sequence_BE,
         _deviations(text_BD, text_items_ND),
         _deviations(sequence_BE, sequence_items_NE),
-        ranking.ItemMatrix(torch.cat([text_items_ND.float(), sequence_items_NE.float()], dim=1)),
+        ItemMatrix(torch.cat([text_items_ND.float(), sequence_items_NE.float()], dim=1)),
     )
 
 

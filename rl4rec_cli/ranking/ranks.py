@@ -4,7 +4,7 @@ Decides: what a score is, who wins a near-tie, and what is an error. Hides: bloc
 to be looked at twice.
 
 **The score** of a query and an item is the dot product of the vectors given (see `item_matrix`), multiplied and added
-in float64 in one fixed order (`pairs.exact_scores`). It depends on the two vectors and nothing else: not on the block,
+in float64 in one fixed order (`exact_scores`). It depends on the two vectors and nothing else: not on the block,
 batch, shard, storage, device or number of threads, nor on where in the catalogue the item stands. Equal vectors tie
 exactly, the target's score is made by the same routine as its rivals', and two scores are equal only if their float64
 values are: another float64 brute force gives the same ranks but for scores that differ by its own rounding, about

@@ -4,7 +4,7 @@ Decides: what a retriever offers (`Retriever`) and the rules every backend keeps
 
 - rank = 1 + number of other unmasked items that score at least what the target scores: ties count against the policy;
 - history items are masked (unless the dataset says otherwise), the target never, even where it stands in the history;
-- a text that says nothing (blank, or no word the embedder knows) is not `scorable`: worst rank, and no reward at all,
+- a text that is blank, or has no word that the embedder knows, is unscorable: worst rank, and no reward at all,
   also where the catalogue is so small that its worst rank would earn some;
 - a non-finite embedding is an error.
 
@@ -22,7 +22,7 @@ import torch
 
 from rl4rec_cli.errors import DataError, EmbeddingError
 from rl4rec_cli.plan.phases import Phase, during
-from rl4rec_cli.ranking import ranks as ranking
+from rl4rec_cli.ranking.ranks import ItemMatrix, Storage, score_matrix, search, target_ranks
 from rl4rec_cli.retrieval.embedder import Embedder
 from rl4rec_cli.retrieval.embedding_rows import vectors_digest
 
@@ -34,7 +34,7 @@ class Ranking(NamedTuple):
     ranks: NDArray[np.int64]
     """`[B]`, 1-based rank of each target in the whole catalogue."""
     scorable: NDArray[np.bool_]
-    """`[B]`, false where the text says nothing."""
+    """`[B]`, false where the text is unscorable."""
 
 
 class Found(NamedTuple):
@@ -66,7 +66,7 @@ class VectorRetriever(Retriever, Protocol):
     def digest(self) -> str: ...
 
     @property
-    def matrix(self) -> ranking.ItemMatrix: ...
+    def matrix(self) -> ItemMatrix: ...
 
     @property
     def vectors_ND(self) -> torch.Tensor: ...
@@ -108,10 +108,10 @@ class InProcessRetriever:
         *,
         mask_history: bool = True,
         device: str = "cpu",
-        storage: ranking.Storage = "fp32",
+        storage: Storage = "fp32",
     ) -> None:
         self.embedder = embedder
-        self.matrix = ranking.ItemMatrix(vectors_ND, storage=storage, device=device)
+        self.matrix = ItemMatrix(vectors_ND, storage=storage, device=device)
         self.vectors_ND = self.matrix.vectors_ND
         self.num_items = vectors_ND.shape[0]
         self.mask_history = mask_history
@@ -160,7 +160,7 @@ class InProcessRetriever:
         self, queries_BD: torch.Tensor, k: int, exclude: Sequence[Sequence[int]] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """As `search`, from query vectors: ids and scores `[B, min(k, num_items)]`, id -1 where too few are left."""
-        ids_BK, scores_BK = ranking.search(queries_BD, self.matrix, k, exclude)
+        ids_BK, scores_BK = search(queries_BD, self.matrix, k, exclude)
         return ids_BK.numpy(), scores_BK.numpy()
 
     def calculate_reward(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -172,7 +172,7 @@ class InProcessRetriever:
     @during(Phase.RANKING)
     def vector_scores(self, queries_BD: torch.Tensor) -> NDArray[np.float32]:
         """As `calculate_reward`, from query vectors."""
-        return ranking.score_matrix(queries_BD, self.matrix).numpy()
+        return score_matrix(queries_BD, self.matrix).numpy()
 
     def item_vectors(self, items: Sequence[int]) -> torch.Tensor:
         """`[len(items), dim]` float32."""
@@ -187,13 +187,13 @@ def catalogue_digest(vectors_ND: torch.Tensor, *, mask_history: bool) -> str:
 @during(Phase.RANKING)
 def rank_vectors(
     queries_BD: torch.Tensor,
-    matrix: ranking.ItemMatrix,
+    matrix: ItemMatrix,
     targets: Sequence[int],
     masks: Sequence[Sequence[int]] | None,
 ) -> Ranking:
-    """Ranks by the kernel; a zero vector says nothing and ranks last."""
+    """Ranks by the kernel; a zero vector is unscorable and ranks last."""
     scorable_B = queries_BD.ne(0).any(dim=1).cpu()
-    ranks_B = ranking.target_ranks(queries_BD, matrix, torch.tensor(list(targets), dtype=torch.long), masks)
+    ranks_B = target_ranks(queries_BD, matrix, torch.tensor(list(targets), dtype=torch.long), masks)
     return Ranking(torch.where(scorable_B, ranks_B, matrix.num_items).numpy(), scorable_B.numpy())
 
 

@@ -141,7 +141,7 @@ def calculate_ndcg(
     """
     import torch
 
-    from rl4rec_cli.ranking import ranks as ranking
+    from rl4rec_cli.ranking.ranks import ItemMatrix, target_ranks
 
     if k < 1:
         raise ConfigError(f"k must be at least 1, got {k}")
@@ -164,9 +164,9 @@ def calculate_ndcg(
                 f"the scores of text {row} are not finite", hint="−inf may leave out other items than the target"
             )
         # One query of one dimension: the kernel's products are then the scores themselves.
-        items = ranking.ItemMatrix(scores_N.masked_fill(left_out_N, 0.0)[:, None])
+        items = ItemMatrix(scores_N.masked_fill(left_out_N, 0.0)[:, None])
         left_out = [*mask, *left_out_N.nonzero().flatten().tolist()]
-        ranks_B[row] = ranking.target_ranks(torch.ones(1, 1), items, torch.tensor([target]), [left_out])[0]
+        ranks_B[row] = target_ranks(torch.ones(1, 1), items, torch.tensor([target]), [left_out])[0]
     values = torch.from_numpy(ndcg(ranks_B.numpy(), k))
     return torch.where((scores_BN.ne(0) & scores_BN.isfinite()).any(dim=1), values, 0.0)
 
