@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from rl4rec_cli.plan.catalogue import vector_bytes, why_not_mapped
 from rl4rec_cli.plan.memory import Estimate, PhaseMemory, Surroundings, estimate
 from rl4rec_cli.plan.phases import Phase
 from rl4rec_cli.shell import setting
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.sections import RetrievalSection, RunConfig
     from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.models.shape import ModelFacts
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _COSTS = {
     "eval_batch": (0.2, "validation in smaller batches"),
     "write_parts": (0.4, "a step's texts are written in several parts: writing takes longer"),
+    "vectors": (0.6, "ranking reads a smaller copy of the item vectors, or their file: slower, to the same ranks"),
     "split": (0.3, "smaller micro-batches, as many texts a step: a little slower"),
     "retrieval_cpu": (1.5, "embedding and ranking on the CPU: rewards take longer"),
     "checkpointing": (2.0, "activations are computed twice: learning takes about a third longer"),
@@ -36,6 +38,8 @@ _COSTS = {
 }
 _FEW = 8
 """Sequences below which a GPU is mostly idle."""
+_LARGE = 0.1
+"""Share of the memory above which it is worth while to hold item vectors otherwise."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,25 @@ def least(config: RunConfig, facts: ModelFacts, surroundings: Surroundings) -> E
     smallest = changed(config, {**sets, "eval.batch_size": 1, "generation.batch_size": 1})
     smallest = changed(smallest, _split(smallest.trainer, smallest.trainer.divisors[-1], "trainer"))
     here = replace(surroundings, retrieval_on_device=surroundings.retrieval_on_device and not surroundings.on_gpu)
+    if (smaller := smaller_vectors(config.retrieval, here, 0)) is not None:
+        here = replace(here, item_matrix=smaller[1])
     return estimate(smallest, facts, here)
+
+
+def smaller_vectors(
+    section: RetrievalSection, surroundings: Surroundings, most: float
+) -> tuple[dict[str, Any], int] | None:
+    """Returns settings that hold the item vectors in the least memory, and the bytes that they then take.
+
+    A GPU reads an int8 copy; a CPU reads the fp32 vectors in their file. None if they are held in less than fp32
+    already, or take little of `most`, the bytes that there are.
+    """
+    whole = vector_bytes(surroundings.items, surroundings.embedding_dim, "fp32")
+    if not surroundings.retrieval_on_device or surroundings.vector_bytes < whole or whole <= _LARGE * most:
+        return None
+    if surroundings.on_gpu:
+        return {"retrieval.storage": "int8"}, vector_bytes(surroundings.items, surroundings.embedding_dim, "int8")
+    return ({"retrieval.storage": "fp32", "retrieval.memory_map": "on"}, 0) if why_not_mapped(section) is None else None
 
 
 def smaller_pieces(trainer: TrainerSection) -> dict[str, Any]:
@@ -148,7 +170,7 @@ def _all(
 ) -> Iterator[WayOut]:
     policy = config.policy
     own = policy.model != "tiny" and not keep_weights
-    options: list[list[tuple[str, dict[str, Any]]]] = [[("", {})] for _ in range(4)]
+    options: list[list[tuple[str, dict[str, Any]]]] = [[("", {})] for _ in range(5)]
     if own and policy.lora is None:
         options[0].append(("lora", {"policy.lora.r": 16}))
     if own and surroundings.on_gpu and policy.quantization == "none":
@@ -157,15 +179,20 @@ def _all(
         options[2].append(("checkpointing", checkpointing))
     if surroundings.on_gpu and surroundings.retrieval_on_device:
         options[3].append(("retrieval_cpu", {"retrieval.device": "cpu"}))
+    smaller = smaller_vectors(config.retrieval, surroundings, room.most)
+    if smaller is not None:
+        options[4].append(("vectors", smaller[0]))
     for shrinking, *combination in itertools.product(shrinkings, *options):
         kinds = {kind for kind, _ in combination if kind}
         sets = {key: value for _, values in combination for key, value in values.items()} | shrinking
         candidate = changed(config, sets)
-        if "4bit" in kinds and candidate.policy.lora is None:
+        if ("4bit" in kinds and candidate.policy.lora is None) or kinds >= {"retrieval_cpu", "vectors"}:
             continue
         here = replace(
             surroundings, retrieval_on_device=surroundings.retrieval_on_device and "retrieval_cpu" not in kinds
         )
+        if smaller is not None and "vectors" in kinds:
+            here = replace(here, item_matrix=smaller[1])
         fit = _shrunk_to_fit(candidate, facts, here, room)
         if fit is None:
             continue

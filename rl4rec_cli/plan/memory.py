@@ -62,6 +62,11 @@ class Surroundings:
     """Longest prompt, where a measurement is better than the limit."""
     text_tokens: int | None = None
 
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of the item vectors."""
+        return 4 * self.items * self.embedding_dim if self.item_matrix is None else self.item_matrix
+
 
 @dataclass(frozen=True)
 class PhaseMemory:
@@ -262,8 +267,7 @@ def _resident(
             size = 4 if config.retrieval.dtype == "fp32" else 2
             # Weights; of a batch of texts of about 32 tokens, the feed-forward layer's input and output.
             parts["embedder"] = size * (surroundings.embedder_parameters + texts * 32 * 10 * width)
-        whole = 4 * surroundings.items * surroundings.embedding_dim
-        parts["item matrix"] = whole if surroundings.item_matrix is None else surroundings.item_matrix
+        parts["item matrix"] = surroundings.vector_bytes
     parts["context" if surroundings.on_gpu else "runtime"] = RUNTIME_GPU if surroundings.on_gpu else RUNTIME_CPU
     return parts
 

@@ -19,7 +19,16 @@ import torch
 
 from rl4rec_cli.errors import PolicyError, first_line
 from rl4rec_cli.models.shape import ModelFacts, read_facts
-from rl4rec_cli.plan.fitting import Room, changed, find_ways_out, least, set_texts, smaller_pieces, way_on
+from rl4rec_cli.plan.fitting import (
+    Room,
+    changed,
+    find_ways_out,
+    least,
+    set_texts,
+    smaller_pieces,
+    smaller_vectors,
+    way_on,
+)
 from rl4rec_cli.plan.machine import USABLE, Gpu, Machine, ram
 from rl4rec_cli.plan.memory import RUNTIME_GPU, Estimate, PhaseMemory, Surroundings, estimate, human
 from rl4rec_cli.plan.phases import Phase
@@ -130,7 +139,7 @@ def advise_by_plan(
     if not foreseen:
         figures += ": it is too low here, or something else took memory for a while"
     if not phase_memory.passing and not foreseen:
-        sets, costs = _ranks_with_less(alone.retrieval, surroundings) if phase is Phase.RANKING else ({}, "")
+        sets, costs = _ranks_with_less(alone.retrieval, surroundings, usable) if phase is Phase.RANKING else ({}, "")
         after = _failed(changed(alone, sets), facts, _beside(surroundings, sets), phase).total
     else:
         own = {} if foreseen else {phase_memory.name: phase_memory.lasting + STEP_DOWN * phase_memory.passing}
@@ -218,9 +227,14 @@ def _usable(machine: Machine, device: str, lasting: int) -> Usable:
     return Usable(int(USABLE * limit), f"{gpu.name} with {human(gpu.total)}, {human(gpu.total - limit)} held by others")
 
 
-def _ranks_with_less(section: RetrievalSection, surroundings: Surroundings) -> tuple[dict[str, Any], str]:
+def _ranks_with_less(
+    section: RetrievalSection, surroundings: Surroundings, usable: Usable
+) -> tuple[dict[str, Any], str]:
     """Returns settings with which ranking takes less, and what they cost; none where nothing can be cut."""
     size = section.batch_size
+    smaller = smaller_vectors(section, surroundings, usable.bytes)
+    if smaller is not None and not surroundings.on_gpu:
+        return smaller[0], "ranking reads the item vectors from their file: slower, to the same ranks"
     if surroundings.on_gpu and surroundings.retrieval_on_device:
         return {"retrieval.device": "cpu"}, "embedding and ranking on the CPU: rewards take longer"
     if size == 1 or not find_embedder(section).in_batches:
@@ -229,6 +243,8 @@ def _ranks_with_less(section: RetrievalSection, surroundings: Surroundings) -> t
 
 
 def _beside(surroundings: Surroundings, sets: Mapping[str, Any]) -> Surroundings:
+    if "retrieval.memory_map" in sets:
+        return replace(surroundings, item_matrix=0)
     return replace(
         surroundings, retrieval_on_device=surroundings.retrieval_on_device and "retrieval.device" not in sets
     )

@@ -6,6 +6,7 @@ import itertools
 import re
 import shlex
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -77,7 +78,6 @@ def test_what_does_the_work_says_its_phase(monkeypatch: pytest.MonkeyPatch, tmp_
     """Writing, measuring, ranking, loading and saving, wherever they are called from."""
     from rl4rec_cli.eval import policies
     from rl4rec_cli.policy import generation, loading
-    from rl4rec_cli.ranking import ranks
     from rl4rec_cli.retrieval import retriever
 
     monkeypatch.setattr(generation, "generate_ids", raises)
@@ -85,9 +85,8 @@ def test_what_does_the_work_says_its_phase(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(loading, "check_policy", raises)
     monkeypatch.setattr(loading, "check_whole", raises)
     monkeypatch.setattr(policies, "PromptBuilder", raises)
-    monkeypatch.setattr(ranks, "target_ranks", raises)
-    monkeypatch.setattr(ranks, "search", raises)
-    monkeypatch.setattr(ranks, "score_matrix", raises)
+    for name in ("target_ranks", "search", "score_matrix"):
+        monkeypatch.setattr(retriever, name, raises)
     embedder: Any = SimpleNamespace(name="none", embed=raises)
     ranker = retriever.InProcessRetriever(embedder, torch.ones(2, 3))
     one: Any = SimpleNamespace(engine=None, tokenizer=None, model=torch.nn.Linear(1, 1))
@@ -217,6 +216,25 @@ def test_ranking_that_cannot_take_less() -> None:
     error = say(config, 500 * GB, phase=Phase.RANKING, surroundings=surroundings)
     assert error.flags == ""
     assert "no settings are proposed" in str(error.hint)
+
+
+def test_item_vectors_that_take_much_are_held_otherwise() -> None:
+    """A GPU gets an int8 copy, a CPU reads the file; where they take little, nothing is said of them."""
+    config = load("trainer.warm_start=null")
+    many = replace(SURROUNDINGS, items=5_000_000)  # 20 GB
+    error = say(config, 24 * GB, surroundings=many)
+    assert "--set retrieval.storage=int8" in error.flags
+    assert "--set retrieval.device" not in error.flags
+    after = load("trainer.warm_start=null", *sets_in(error.flags))
+    assert after.retrieval.storage == "int8"
+    assert estimate(after, FACTS, replace(many, item_matrix=5_000_000 * 1028)).bytes <= 24 * GB
+    on_cpu = replace(many, on_gpu=False)
+    ranking = say(config, 500 * GB, phase=Phase.RANKING, surroundings=on_cpu)
+    assert "retrieval.batch_size" in ranking.flags
+    ranking = say(config, 60 * GB, phase=Phase.RANKING, surroundings=on_cpu)
+    assert ranking.flags == "--set retrieval.storage=fp32 --set retrieval.memory_map=on"  # no --allow-partial
+    unmapped = load("trainer.warm_start=null", "retrieval.file=vectors.pt")
+    assert "retrieval.batch_size" in say(unmapped, 60 * GB, phase=Phase.RANKING, surroundings=on_cpu).flags
 
 
 def test_what_goes_on_beside_vllm_has_what_is_there_all_the_time() -> None:
