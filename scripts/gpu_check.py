@@ -138,7 +138,7 @@ def run(check: Check, folder: Path, device: str, seconds_left: float) -> Outcome
 def _skipped(tail: str) -> str:
     """Returns why pytest skipped the tests, if it skipped all of them, else an empty string."""
     reasons = re.findall(r"^SKIPPED \[\d+\] \S+ (.*)$", tail, re.MULTILINE)
-    return reasons[0] if reasons and re.match(r"\d+ skipped in ", tail.splitlines()[-1]) else ""
+    return reasons[0] if reasons and re.match(r"[= ]*\d+ skipped in ", tail.splitlines()[-1]) else ""
 
 
 def _run_command(command: Sequence[str], folder: Path, log: Path, device: str, limit: float) -> int | None:
