@@ -41,7 +41,7 @@ def test_the_choice_is_said_and_is_that_of_the_recipe_named(command: list[str], 
     assert main([*command, "-r", "cpu", *more]) == 0
     named = capsys.readouterr()
     assert "No recipe given" not in named.err
-    free = re.compile(r"[\d.]+ [GM]B (can be used|of memory free)")  # is another a moment later
+    free = re.compile(r"[\d.]+ [GM]B (can be used|of memory free|free)")  # is another a moment later
     assert free.sub("", named.out) == free.sub("", chosen.out)
     assert main(["train", "grpo", "--quick-test", "--dry-run"]) == 0
     assert "No recipe given" not in capsys.readouterr().err
