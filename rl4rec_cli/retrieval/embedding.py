@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,33 +28,50 @@ if TYPE_CHECKING:
 
 # Vectors this near to unit length are left as they are: dividing again would move their last bits.
 _UNIT = 1e-6
+# Numbers of a block of rows. What is made of one takes some ten times as many bytes, which a processor's cache holds.
+_BLOCK = 1 << 18
 
 
 def unit_rows(vectors_ND: Tensor, texts: Sequence[str], name: str) -> Tensor:
-    """Normalised rows; zero where the text is blank.
+    """Normalised rows on the CPU, float32; zero where the text is blank.
+
+    Vectors that are float32 on the CPU already are changed in place: a second matrix of a large catalogue is memory
+    that a machine may not have.
 
     Raises:
         EmbeddingError: a row is not finite.
     """
     vectors_ND = vectors_ND.to("cpu", torch.float32)
-    bad_N = ~torch.isfinite(vectors_ND).all(dim=1)
-    if bad_N.any():
-        row = int(bad_N.nonzero()[0])
-        raise EmbeddingError(
-            f"embedder {name} returned a non-finite vector for text {row} of {len(texts)}: {texts[row][:80]!r}",
-            hint="half precision can overflow: where retrieval.dtype is fp16 or bf16, set fp32; else use another model",
-        )
-    vectors_ND = normalised(vectors_ND)
+    for start, block_MD in row_blocks(vectors_ND):
+        bad_M = ~torch.isfinite(block_MD).all(dim=1)
+        if bad_M.any():
+            row = start + int(bad_M.nonzero()[0])
+            raise EmbeddingError(
+                f"embedder {name} returned a non-finite vector for text {row} of {len(texts)}: {texts[row][:80]!r}",
+                hint="half precision can overflow: where retrieval.dtype is fp16 or bf16, set fp32; "
+                "else use another model",
+            )
+        block_MD.copy_(normalised(block_MD))
     vectors_ND[torch.tensor([is_blank(t) for t in texts], dtype=torch.bool)] = 0.0
     return vectors_ND
 
 
 def normalised(vectors_ND: Tensor) -> Tensor:
-    """Rows of unit length, zero rows as they are. A row that is one already keeps every bit."""
+    """Rows of unit length, zero rows as they are. A row that is one already keeps every bit.
+
+    Takes about six times the memory of the rows: give it a block of many (`row_blocks`).
+    """
     # float64: squares of large and of small float32 values leave float32's range.
     norms_N1 = vectors_ND.double().norm(dim=1, keepdim=True)
     norms_N1[((norms_N1 - 1).abs() < _UNIT) | (norms_N1 == 0)] = 1.0
     return (vectors_ND.double() / norms_N1).float()
+
+
+def row_blocks(vectors_ND: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Number of the first row, and a view of the rows of a block."""
+    step = max(1, _BLOCK // max(1, vectors_ND.shape[1]))
+    for start in range(0, len(vectors_ND), step):
+        yield start, vectors_ND[start : start + step]
 
 
 def is_blank(text: str) -> bool:
@@ -77,24 +96,41 @@ def each_once(
         EmbeddingError: a vector is not finite.
     """
     texts = list(texts)
-    counts = distinct(texts)
-    order = list(counts)
-    parts: list[Tensor] = []
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        parts.append(embed(batch).to("cpu", torch.float32))
+    rows = TextRows(texts)
+    for start in range(0, len(rows.order), batch_size):
+        count = rows.fill(start, embed(rows.order[start : start + batch_size]))
         if progress is not None:
-            progress(sum(counts[text] for text in batch))
-    if not parts:
+            progress(count)
+    if rows.vectors_ND is None:
         return torch.zeros(0, embed(["dimension"]).shape[1])
-    row = {text: i for i, text in enumerate(order)}
-    return unit_rows(torch.cat(parts)[[row[text] for text in texts]], texts, name)
+    return unit_rows(rows.vectors_ND, texts, name)
 
 
-def distinct(texts: Sequence[str]) -> dict[str, int]:
-    """Each distinct text and how often it stands there, shortest first: the order in which texts are embedded."""
-    counts = Counter(texts)
-    return {text: counts[text] for text in sorted(counts, key=len)}
+class TextRows:
+    """The matrix of many texts, of which each distinct one is embedded once.
+
+    It is allocated once, and rows go to their places as they come: a list of batches, joined and then put in order,
+    would be three matrices at its end.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        counts = Counter(texts)
+        self.order = sorted(counts, key=len)
+        """Each distinct text, shortest first: the order in which they are embedded."""
+        self.vectors_ND: Tensor | None = None
+        """`[len(texts), dim]` float32; None until the first rows tell `dim`."""
+        number = {text: i for i, text in enumerate(self.order)}
+        self._numbers = torch.from_numpy(np.fromiter((number[text] for text in texts), np.int64, len(texts)))
+        self._places = torch.argsort(self._numbers, stable=True)
+        self._ends = list(accumulate((counts[text] for text in self.order), initial=0))
+
+    def fill(self, start: int, vectors_MD: Tensor) -> int:
+        """Take the vectors of `order[start : start + M]`; returns how many texts they are of."""
+        if self.vectors_ND is None:
+            self.vectors_ND = torch.empty(len(self._numbers), vectors_MD.shape[1])
+        places = self._places[self._ends[start] : self._ends[start + len(vectors_MD)]]
+        self.vectors_ND[places] = vectors_MD.to("cpu", torch.float32)[self._numbers[places] - start]
+        return len(places)
 
 
 def embed_items(dataset: Dataset, embedder: Embedder, emb_type: str) -> Tensor:

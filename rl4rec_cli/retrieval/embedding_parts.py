@@ -25,7 +25,7 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import Rl4RecError
 from rl4rec_cli.files.digests import sha256
 from rl4rec_cli.files.parts import held
-from rl4rec_cli.retrieval.embedding import distinct
+from rl4rec_cli.retrieval.embedding import TextRows
 
 if TYPE_CHECKING:
     from rl4rec_cli.data.dataset import Dataset
@@ -54,8 +54,7 @@ def embed_in_parts(
         store: keeps the vectors; false where it could not, and then `part` stays.
     """
     texts = dataset.texts(emb_type)
-    counts = distinct(texts)
-    order = list(counts)
+    rows = TextRows(texts)
     about = {
         "part_of": _FORMAT,
         "items_digest": dataset.items_digest(emb_type),
@@ -66,35 +65,30 @@ def embed_in_parts(
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
     with ExitStack() as stack:
-        kept = _open(part, json.dumps(about).encode() + b"\n", stack)
-        pieces = [] if kept is None else kept.pieces
-        there = sum(counts[text] for text in order[: sum(map(len, pieces))])
+        kept = _open(part, json.dumps(about).encode() + b"\n", rows, stack)
+        begin, there = (0, 0) if kept is None else (kept.rows, kept.texts)
         if there:
             console.log(f"{part}: {there:,} of {len(texts):,} items are embedded already")
         try:
             with console.progress(len(texts) - there, f"Embedding {len(texts) - there:,} items") as advance:
-                for start in range(sum(map(len, pieces)), len(order), batch_size):
-                    batch = order[start : start + batch_size]
-                    piece_ND = embedder.embed(batch).to("cpu", torch.float32).numpy()
-                    if kept is not None and not kept.add(start, piece_ND):
+                for start in range(begin, len(rows.order), batch_size):
+                    piece_MD = embedder.embed(rows.order[start : start + batch_size]).to("cpu", torch.float32)
+                    if kept is not None and not kept.add(start, piece_MD.numpy()):
                         kept = None
-                    pieces.append(piece_ND)
-                    items = sum(counts[text] for text in batch)
+                    items = rows.fill(start, piece_MD)
                     there += items
                     advance(items)
         except BaseException:
             if kept is not None and there:
                 console.log(f"{part} keeps {there:,} of {len(texts):,} items: the same command goes on from there")
             raise
-        row = {text: i for i, text in enumerate(order)}
-        rows = np.concatenate(pieces)[[row[text] for text in texts]] if pieces else embedder.embed([]).numpy()
-        vectors_ND = torch.from_numpy(rows)
+        vectors_ND = embedder.embed([]) if rows.vectors_ND is None else rows.vectors_ND
         if store(vectors_ND) and kept is not None:
             part.unlink()
     return vectors_ND
 
 
-def _open(part: Path, begin: bytes, stack: ExitStack) -> _Kept | None:
+def _open(part: Path, begin: bytes, rows: TextRows, stack: ExitStack) -> _Kept | None:
     """The part file, ready for the next piece; None where nothing can be kept, which is said."""
     try:
         stack.enter_context(held(part))
@@ -103,7 +97,7 @@ def _open(part: Path, begin: bytes, stack: ExitStack) -> _Kept | None:
         if not _BEGIN.startswith(head):
             console.log(f"{part} is none of ours and is left alone: nothing is kept if this is interrupted")
             return None
-        kept = _Kept(part, begin)
+        kept = _Kept(part, begin, rows)
     except (Rl4RecError, OSError) as error:
         reason = error.message if isinstance(error, Rl4RecError) else f"{part}: {error.strerror or error}"
         console.log(f"{reason}: nothing is kept if this is interrupted")
@@ -117,20 +111,21 @@ class _Kept:
 
     Args:
         begin: the line that says what it is of.
+        rows: the matrix that takes its pieces.
 
     Raises:
         OSError: it cannot be read or written.
     """
 
-    def __init__(self, part: Path, begin: bytes) -> None:
+    def __init__(self, part: Path, begin: bytes, rows: TextRows) -> None:
         self._part = part
-        self.pieces: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-        """`[rows, dim]` each, in the order of the texts."""
+        self.rows, self.texts = 0, 0
+        """Rows that it had, and how many texts they are of."""
         end = 0
         with part.open("rb") as file:
             head = file.readline(_LONGEST_LINE)
             if head == begin:
-                end = self._read(file)
+                end = self._read(file, rows)
             elif head:
                 console.log(f"{part} was of other items, another model or type, or other batches: begun anew")
         self._file = part.open("r+b", buffering=0)  # what a full disk refuses must not be tried again at the end
@@ -140,22 +135,23 @@ class _Kept:
         if not end:
             self._write(begin)
 
-    def _read(self, file: IO[bytes]) -> int:
+    def _read(self, file: IO[bytes], rows: TextRows) -> int:
         """Take the whole pieces until the first that is not; returns the offset behind them."""
-        rows, end = 0, file.tell()
+        end = file.tell()
         while line := file.readline(_LONGEST_LINE):
             try:
                 about = json.loads(line)
                 count, dim = int(about["rows"]), int(about["dim"])
-                data = file.read(max(0, count * dim * 4))
-                whole = about["start"] == rows and about["sha256"] == sha256(data)
-                piece_ND = np.frombuffer(data, np.float32).reshape(count, dim)
+                data = memoryview(bytearray(file.read(max(0, count * dim * 4))))
+                whole = about["start"] == self.rows and about["sha256"] == sha256(data)
+                piece_MD = torch.from_numpy(np.frombuffer(data, np.float32).reshape(count, dim))
             except (ValueError, KeyError, TypeError, OverflowError, MemoryError):
                 break
-            if not whole or (self.pieces and dim != self.pieces[0].shape[1]):
+            fits = self.rows + count <= len(rows.order)
+            if not (whole and fits) or (rows.vectors_ND is not None and dim != rows.vectors_ND.shape[1]):
                 break
-            self.pieces.append(piece_ND)
-            rows, end = rows + count, file.tell()
+            self.texts += rows.fill(self.rows, piece_MD)
+            self.rows, end = self.rows + count, file.tell()
         return end
 
     def add(self, start: int, piece_ND: np.ndarray[Any, np.dtype[np.float32]]) -> bool:

@@ -2,14 +2,13 @@
 
 Decides: what may be memory-mapped: float32 rows of unit length in a `.safetensors` file, for these are ranked as they
 are, and every rank is that of the vectors held in memory, to the last bit.
-Hides: blocks, and the mapping. What is mapped can only be read: writing to such a tensor ends the process.
+Hides: the mapping. What is mapped can only be read: writing to such a tensor ends the process.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +18,10 @@ from torch import Tensor
 
 from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.files.digests import sha256
-from rl4rec_cli.retrieval.embedding import is_blank, normalised
+from rl4rec_cli.retrieval.embedding import is_blank, normalised, row_blocks
 
 if TYPE_CHECKING:
     from rl4rec_cli.data.dataset import Dataset
-
-_BLOCK = 1 << 22
-"""Numbers of a block: what a check makes of them takes some ten times as many bytes."""
 
 
 class UnmappableError(EmbeddingError):
@@ -36,13 +32,6 @@ def vectors_digest(vectors_ND: Tensor) -> str:
     """SHA-256 (hex) of the values, which are not copied."""
     values = vectors_ND.contiguous().view(torch.uint8).numpy()
     return sha256(values.data if values.size else b"")
-
-
-def blocks(vectors_ND: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Number of the first row, and rows."""
-    step = max(1, _BLOCK // max(1, vectors_ND.shape[1]))
-    for start in range(0, len(vectors_ND), step):
-        yield start, vectors_ND[start : start + step]
 
 
 def usable_rows(
@@ -62,7 +51,7 @@ def usable_rows(
     bad, zero = list[int](), list[int]()
     is_unit = True
     made_ND = None if mapped else torch.empty(vectors_ND.shape, dtype=torch.float32)
-    for start, block_MD in blocks(vectors_ND):
+    for start, block_MD in row_blocks(vectors_ND):
         block_MD = block_MD.float()
         finite_M = torch.isfinite(block_MD).all(dim=1)
         bad += ((~finite_M).nonzero().flatten() + start).tolist()
