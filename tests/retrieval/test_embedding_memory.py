@@ -1,4 +1,4 @@
-"""Embedding a catalogue takes the memory of its matrix once, and gives the bits of one that is put together at the end."""
+"""Embedding a catalogue holds its matrix once, and gives the bits of one that is put together at the end."""
 
 from __future__ import annotations
 
