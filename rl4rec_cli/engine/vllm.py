@@ -46,14 +46,13 @@ from rl4rec_cli.engine.weights import (
 from rl4rec_cli.errors import ConfigError, EngineError, PolicyError
 from rl4rec_cli.files.digests import sha256_of_tensors
 from rl4rec_cli.models.adapters import is_peft, largest_rank
+from rl4rec_cli.models.devices import TYPE_NAMES
 from rl4rec_cli.plan.memory import ENGINE_TEXTS, engine_cache, pass_tokens
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.policy import GenerationSection, PolicySection
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.engine.sampling import Sampling
-
-_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ class VllmEngine:
         on_gpu = device_of(model).type == "cuda"
         texts = section.batch_size or ENGINE_TEXTS
         options: dict[str, Any] = {
-            "dtype": _TYPES.get(own.dtype, str(model.dtype).removeprefix("torch.")),
+            "dtype": TYPE_NAMES.get(own.dtype, str(model.dtype).removeprefix("torch.")),
             "max_model_len": self._max_length,
             "max_num_seqs": texts,
             "seed": self._seed,

@@ -1,4 +1,4 @@
-"""What the words of a device setting mean: `auto`, `cpu`, `cuda`, `cuda:1`.
+"""What the words of device settings (`auto`, `cpu`, `cuda`, `cuda:1`) and of type settings (`fp32`, `bf16`) mean.
 
 Decides: `auto` is a GPU where torch sees one, and a GPU that is named must be there.
 Hides: torch, which is imported when a device is asked for.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from rl4rec_cli.errors import ConfigError
 
 WORDS = "auto, cpu, cuda, cuda:1 …"
+TYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""What torch and vLLM call the types that settings name."""
 
 
 def resolve_device(device: str, setting: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, safe_open, save_file
@@ -208,16 +209,25 @@ def test_a_service_must_compute_in_the_type_that_is_asked_for(make_dataset: Make
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-def test_vllm_gets_the_type(dtype: str, minilm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_gets_the_type_and_a_querys_prompt(dtype: str, minilm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {}
+    lengths: list[list[int]] = []
+
+    def ask(_: str, ids: list[list[int]], *, doing: str) -> Any:
+        lengths.append([len(row) for row in ids])
+        return np.ones((len(ids), 3), np.float32)
 
     def start(_: str, given: dict[str, Any], **more: Any) -> Any:
         options.update(given)
-        return SimpleNamespace(close=lambda: None)
+        return SimpleNamespace(ask=ask, close=lambda: None)
 
     monkeypatch.setattr(vllm_embedder, "VllmProcess", start)
-    section = RetrievalSection(embedder="vllm", model=minilm, device="cpu", dtype=dtype)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"model": minilm, "device": "cpu", "dtype": dtype, "query_prompt": "a b c "}
+    section = RetrievalSection(embedder="vllm", **settings)
     embedder = open_embedder(section, None)  # type: ignore[arg-type]
+    assert embedder.embed(["d", "", "d"]).norm(dim=1).tolist() == pytest.approx([1, 0, 1])
+    embedder.embed(["d"], query=True)
+    assert lengths == [[2, 3], [6]]  # with the tokens at both ends
     assert options["dtype"] == {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype]
     assert embedder.name == find_embedder(section).identity
 

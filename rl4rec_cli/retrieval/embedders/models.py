@@ -1,20 +1,27 @@
 """Embedding models: what all embedders that load one have in common.
 
-Decides: what a model is known by, and which models are refused before and while they are loaded.
+Decides: what a model is known by, which models are refused before and while they are loaded, and that only queries get
+a prompt.
 Hides: the files of a model, and the Hub.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rl4rec_cli.errors import EmbeddingError, first_line
 from rl4rec_cli.files.digests import sha256, sha256_of_file
 from rl4rec_cli.files.kinds import odd_file
 from rl4rec_cli.models import hub
+from rl4rec_cli.models.devices import resolve_device
 from rl4rec_cli.models.vocabulary import RESIZE, describe_extra, extra_tokens
 from rl4rec_cli.retrieval.embedder import EmbedderKind
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What a model computes with; not its README.
 _MODEL_FILES = (".json", ".txt", ".safetensors", ".bin", ".model", ".onnx", ".jinja")
@@ -41,6 +48,59 @@ class ModelKind(EmbedderKind):
     def check(self) -> None:
         if Path(self.model).expanduser().is_dir():
             check_model(self.model)
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of a `ModelEmbedder`, of this configuration.
+
+        Raises:
+            ConfigError: there is no such device.
+        """
+        section = self.section
+        return {
+            "model": section.model,
+            "device": resolve_device(section.device, "retrieval.device"),
+            "batch_size": section.batch_size,
+            "query_prompt": section.query_prompt,
+            "dtype": section.dtype,
+        }
+
+
+class ModelEmbedder(ABC):
+    """A model of sentence-transformers' kind, whatever runs it.
+
+    Args:
+        model: Hub name or folder.
+        batch_size: texts that go to it at once.
+        query_prompt: text put before queries, not before items.
+        dtype: `fp32`, `bf16` or `fp16`: what it computes in.
+
+    Raises:
+        EmbeddingError: a file of the folder is not what its name says.
+    """
+
+    def __init__(self, model: str, *, batch_size: int, query_prompt: str, dtype: str) -> None:
+        self.name = typed_identity(model, dtype)
+        self.query_prompt = query_prompt
+        self._batch_size = batch_size
+        check_files(model)
+
+    @abstractmethod
+    def _embed(self, texts: list[str]) -> Tensor:
+        """Vectors `[len(texts), dim]` of one batch as the model gives them."""
+
+    def embed(
+        self, texts: Sequence[str], *, query: bool = False, progress: Callable[[int], None] | None = None
+    ) -> Tensor:
+        from rl4rec_cli.retrieval.embedding import each_once
+
+        before = self.query_prompt if query else ""
+        return each_once(
+            texts,
+            lambda batch: self._embed([before + text for text in batch]),
+            self.name,
+            batch_size=self._batch_size,
+            progress=progress,
+        )
 
 
 def check_files(model: str) -> None:

@@ -1,23 +1,21 @@
 """Texts to vectors by a model of sentence-transformers, in this process.
 
-Decides: that a model computes in the type that is asked for, and that only queries get a prompt.
+Decides: that a model computes in the type that is asked for.
 Hides: sentence-transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rl4rec_cli import console
-from rl4rec_cli.retrieval.embedders.models import ModelKind, cannot_load, check_files, check_tokens, typed_identity
+from rl4rec_cli.models.devices import TYPE_NAMES
+from rl4rec_cli.retrieval.embedders.models import ModelEmbedder, ModelKind, cannot_load, check_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rl4rec_cli.data.dataset import Dataset
-
-_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class SentenceTransformers(ModelKind):
@@ -26,27 +24,19 @@ class SentenceTransformers(ModelKind):
     libraries: ClassVar[tuple[str, ...]] = ("sentence_transformers",)
 
     def open(self, dataset: Dataset) -> SentenceTransformerEmbedder:
-        from rl4rec_cli.models.devices import resolve_device
-
-        section = self.section
-        return SentenceTransformerEmbedder(
-            section.model,
-            device=resolve_device(section.device, "retrieval.device"),
-            batch_size=section.batch_size,
-            query_prompt=section.query_prompt,
-            dtype=section.dtype,
-        )
+        return SentenceTransformerEmbedder(**self.arguments())
 
 
-class SentenceTransformerEmbedder:
+class SentenceTransformerEmbedder(ModelEmbedder):
     """A sentence-transformers model.
 
     Args:
-        model: Hub name or folder.
         device: torch device.
-        batch_size: texts per forward pass.
-        query_prompt: text put before queries, not before items.
-        dtype: `fp32`, `bf16` or `fp16`: what it computes in. Left to itself the library takes the type of the files.
+        model, batch_size, query_prompt, dtype: as of `ModelEmbedder`. Left to itself the library computes in the type
+            of the model's files.
+
+    Raises:
+        EmbeddingError: there is no such model, or it cannot be used.
     """
 
     def __init__(
@@ -56,11 +46,8 @@ class SentenceTransformerEmbedder:
         import torch
         from sentence_transformers import SentenceTransformer
 
-        self.name = typed_identity(model, dtype)
-        self.query_prompt = query_prompt
-        self._batch_size = batch_size
-        check_files(model)
-        options = {"dtype": getattr(torch, _TYPES[dtype])}
+        super().__init__(model, batch_size=batch_size, query_prompt=query_prompt, dtype=dtype)
+        options = {"dtype": getattr(torch, TYPE_NAMES[dtype])}
         try:
             self._model = SentenceTransformer(model, device=device, model_kwargs=options)
         except Exception as error:
@@ -71,20 +58,11 @@ class SentenceTransformerEmbedder:
         if tokenizer is not None and hasattr(network, "get_input_embeddings"):  # else as one of static vectors
             check_tokens(tokenizer, network.get_input_embeddings().weight.shape[0], model)
 
-    def embed(
-        self, texts: Sequence[str], *, query: bool = False, progress: Callable[[int], None] | None = None
-    ) -> Tensor:
-        from rl4rec_cli.retrieval.embedding import each_once
-
-        before = self.query_prompt if query else ""
-
-        def embed(batch: Sequence[str]) -> Tensor:
-            return self._model.encode(
-                [before + text for text in batch],
-                prompt="",  # else a model's own default prompt is put before items and queries alike
-                batch_size=self._batch_size,
-                convert_to_tensor=True,
-                show_progress_bar=False,
-            )
-
-        return each_once(texts, embed, self.name, batch_size=self._batch_size, progress=progress)
+    def _embed(self, texts: list[str]) -> Tensor:
+        return self._model.encode(
+            texts,
+            prompt="",  # else a model's own default prompt is put before items and queries alike
+            batch_size=self._batch_size,
+            convert_to_tensor=True,
+            show_progress_bar=False,
+        )

@@ -8,12 +8,12 @@ Hides: vLLM, and the process it runs in.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rl4rec_cli.engine.process import VllmProcess, same_gpu
-from rl4rec_cli.retrieval.embedders.models import ModelKind, cannot_load, check_files, typed_identity
+from rl4rec_cli.models.devices import TYPE_NAMES
+from rl4rec_cli.retrieval.embedders.models import ModelEmbedder, ModelKind, cannot_load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from rl4rec_cli.data.dataset import Dataset
 
 TIMEOUT = 1800.0
-_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class Vllm(ModelKind):
@@ -30,28 +29,15 @@ class Vllm(ModelKind):
     variant: ClassVar[tuple[str, ...]] = ("vllm",)
 
     def open(self, dataset: Dataset) -> VllmEmbedder:
-        from rl4rec_cli.models.devices import resolve_device
-
-        section = self.section
-        return VllmEmbedder(
-            section.model,
-            device=resolve_device(section.device, "retrieval.device"),
-            batch_size=section.batch_size,
-            query_prompt=section.query_prompt,
-            dtype=section.dtype,
-            memory_share=section.memory_share,
-        )
+        return VllmEmbedder(**self.arguments(), memory_share=self.section.memory_share)
 
 
-class VllmEmbedder:
+class VllmEmbedder(ModelEmbedder):
     """A sentence-transformers model, run by vLLM.
 
     Args:
-        model: Hub name or folder.
         device: torch device.
-        batch_size: texts handed to vLLM at once.
-        query_prompt: text put before queries, not before items.
-        dtype: `fp32`, `bf16` or `fp16`: what it computes in.
+        model, batch_size, query_prompt, dtype: as of `ModelEmbedder`.
         memory_share: share of the GPU's memory it may take.
 
     Raises:
@@ -71,10 +57,7 @@ class VllmEmbedder:
         import torch
         from transformers import AutoTokenizer
 
-        self.name = typed_identity(model, dtype)
-        self.query_prompt = query_prompt
-        self._batch_size = batch_size
-        check_files(model)
+        super().__init__(model, batch_size=batch_size, query_prompt=query_prompt, dtype=dtype)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(model)
             self._longest = _longest(model, self._tokenizer)
@@ -83,7 +66,7 @@ class VllmEmbedder:
         options: dict[str, Any] = {
             "model": model,
             "runner": "pooling",
-            "dtype": _TYPES[dtype],
+            "dtype": TYPE_NAMES[dtype],
             "max_model_len": self._longest,
             "max_num_seqs": batch_size,
             "enforce_eager": True,
@@ -96,21 +79,12 @@ class VllmEmbedder:
             options["kv_cache_memory_bytes"] = 256 << 20
         self._process = VllmProcess("retrieval.embedder=vllm", options, timeout=TIMEOUT, environment=environment)
 
-    def embed(
-        self, texts: Sequence[str], *, query: bool = False, progress: Callable[[int], None] | None = None
-    ) -> Tensor:
+    def _embed(self, texts: list[str]) -> Tensor:
         import torch
 
-        from rl4rec_cli.retrieval.embedding import each_once
-
-        before = self.query_prompt if query else ""
-
-        def embed(batch: Sequence[str]) -> Tensor:
-            ids = self._tokenizer([before + text for text in batch], truncation=True, max_length=self._longest)
-            found = self._process.ask("embed", ids["input_ids"], doing=f"embedding {len(batch):,} texts")
-            return torch.from_numpy(found)
-
-        return each_once(texts, embed, self.name, batch_size=self._batch_size, progress=progress)
+        ids = self._tokenizer(texts, truncation=True, max_length=self._longest)
+        vectors = self._process.ask("embed", ids["input_ids"], doing=f"embedding {len(texts):,} texts")
+        return torch.from_numpy(vectors)
 
     def close(self) -> None:
         """End vLLM."""
