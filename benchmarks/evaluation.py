@@ -32,7 +32,7 @@ from rl4rec_cli.eval.baseline import measure_baselines
 from rl4rec_cli.eval.metrics import means, per_user
 from rl4rec_cli.eval.scoring import Task
 from rl4rec_cli.eval.statistics import paired_difference, seeds_difference
-from rl4rec_cli.ranking import ranks as ranking
+from rl4rec_cli.ranking.ranks import target_ranks
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking
 
 USERS, ITEMS, DIM, HISTORY = 22_363, 12_101, 384, 8
@@ -78,7 +78,7 @@ def table_ranking(users: int, items: int, dim: int, rounds: int) -> None:
         whole: lambda: queries_BD @ items_ND.T,
         "torch.matmul, whole (E @ q.T)": lambda: items_ND @ queries_BD.T,
         blocks: blocked(lambda block, some: block @ some.T, queries_BD, items_ND),
-        "ranking.target_ranks": lambda: ranking.target_ranks(queries_BD, retriever.matrix, targets_B, histories),
+        "target_ranks": lambda: target_ranks(queries_BD, retriever.matrix, targets_B, histories),
         "InProcessRetriever.vector_ranks": lambda: retriever.vector_ranks(queries_BD, targets.tolist(), histories),
     }
     some = slice(0, 50)

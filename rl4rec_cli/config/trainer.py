@@ -39,7 +39,7 @@ class SftSection(TrainerSection):
 class RlSection(TrainerSection):
     """What every algorithm of reinforcement learning has."""
 
-    is_rl: ClassVar[bool] = True
+    learns_from_rewards: ClassVar[bool] = True
     start_name: ClassVar[str] = "before RL"
 
     epsilon: PositiveFloat = 0.2

@@ -24,7 +24,7 @@ class TrainerSection(Section):
         algorithm: str
         batch_size: int
 
-    is_rl: ClassVar[bool] = False
+    learns_from_rewards: ClassVar[bool] = False
     """Whether the policy generates completions and learns from their rewards."""
     has_critic: ClassVar[bool] = False
     """Whether a critic is trained beside the policy."""

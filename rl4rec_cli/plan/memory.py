@@ -215,8 +215,8 @@ def _phases(
     kept_bytes, passing_bytes = activation_bytes(
         facts, trainer.micro_batch, prompt + text, types, lora, checkpointing=bool(trainer.gradient_checkpointing)
     )
-    positions = text + 1 if trainer.is_rl else prompt + text
-    logits = _logit_bytes(facts, trainer.micro_batch * positions, types, is_rl=trainer.is_rl, trains_head=lora is None)
+    positions = text + 1 if trainer.learns_from_rewards else prompt + text
+    logits = _logit_bytes(trainer, facts, trainer.micro_batch * positions, types, trains_head=lora is None)
     if logits >= passing_bytes:
         learn |= {"activations": kept_bytes, "logits": logits}
     else:
@@ -272,7 +272,9 @@ def _resident(
     return parts
 
 
-def _logit_bytes(facts: ModelFacts, positions: int, types: _Types, *, is_rl: bool, trains_head: bool) -> int:
+def _logit_bytes(
+    trainer: TrainerSection, facts: ModelFacts, positions: int, types: _Types, *, trains_head: bool
+) -> int:
     """Returns the bytes of logits, of what loss and entropies compute from them in float32, and of their gradients.
 
     Cross-entropy holds logits, their log-softmax and a shifted copy while it computes entropies. Our rewards' loss
@@ -284,7 +286,9 @@ def _logit_bytes(facts: ModelFacts, positions: int, types: _Types, *, is_rl: boo
     head = facts.vocab * facts.hidden * types.trained if trains_head else 0
     half = positions * facts.vocab * types.compute if types.compute < 4 else 0
     softcap_bytes = one if facts.softcap else 0
-    most = max(3 * one, 2 * one + entropies, 2 * one + head) if is_rl else max(3 * one + entropies, 2 * one + head)
+    most = max(3 * one + entropies, 2 * one + head)
+    if trainer.learns_from_rewards:
+        most = max(3 * one, 2 * one + entropies, 2 * one + head)
     return most + half + softcap_bytes
 
 

@@ -218,7 +218,7 @@ def heading(logged: Logged) -> str:
     dataset = " and ".join(names or [Path(path).name for path in data.paths] or [fallback])
     weights = ", ".join(f"{name}@{config.reward.k} × {weight:g}" for name, weight in config.reward.functions.items())
     shaping = f" + rank shaping {config.reward.rank_shaping:g}" if config.reward.rank_shaping else ""
-    reward = f", reward {weights}{shaping}" if config.trainer.is_rl else ""
+    reward = f", reward {weights}{shaping}" if config.trainer.learns_from_rewards else ""
     return f"{logged.algorithm} on {dataset}, model {config.policy.model}{reward}, seed {config.run.seed}"
 
 

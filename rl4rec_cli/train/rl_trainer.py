@@ -97,7 +97,7 @@ class RLTrainer:
         policy: RecPolicy | None = None,
         reward: Callable[..., Sequence[float]] | type | None = None,
     ) -> None:
-        if not config.trainer.is_rl:
+        if not config.trainer.learns_from_rewards:
             raise ConfigError(
                 f"trainer.algorithm is {config.trainer.algorithm}, which is no reinforcement learning",
                 hint='load_config(algorithm="grpo", …)',

@@ -39,7 +39,7 @@ def test_every_key_of_every_algorithm_has_a_meaning_a_type_and_a_default() -> No
 def test_a_setting_says_its_range_and_what_differs_between_algorithms() -> None:
     settings = {setting.key: setting for setting in all_settings()}
     assert settings["run.seed"].facts == "whole number; at least 0, at most 2147483647; default `42`"
-    rl = ", ".join(name for name, section in trainer_sections().items() if section.is_rl)
+    rl = ", ".join(name for name, section in trainer_sections().items() if section.learns_from_rewards)
     assert settings["trainer.learning_rate"].default == f"{rl}: 1e-05; sft: 0.0001"
     assert settings["trainer.lam"].algorithms == ("ppo",)
     assert settings["trainer.max_steps"].algorithms == ()

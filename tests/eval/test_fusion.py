@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval.fusion import WEIGHTS, Fused, choose_weight, cross_fitted, fuse
-from rl4rec_cli.ranking import ranks as ranking
+from rl4rec_cli.ranking.ranks import ItemMatrix, target_ranks
 
 USERS, ITEMS = 40, 90
 
@@ -78,7 +78,7 @@ def test_weights_0_and_1_are_the_parts_alone() -> None:
             targets[row], masks[row] = row, [i for i in range(ITEMS) if i != row + 40]
     fused = fuse(text, text_items, sequence, sequence_items)
     for weight, queries, items in ((1.0, text, text_items), (0.0, sequence, sequence_items)):
-        alone = ranking.target_ranks(queries, ranking.ItemMatrix(items), torch.tensor(targets), masks)
+        alone = target_ranks(queries, ItemMatrix(items), torch.tensor(targets), masks)
         assert fused.ranks(weight, targets, masks).ranks.tolist() == alone.tolist()
         assert alone[20:].tolist() == [2] * 20
 

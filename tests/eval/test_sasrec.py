@@ -15,7 +15,7 @@ from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval import sasrec, sasrec_model
 from rl4rec_cli.eval import sasrec_training as training
 from rl4rec_cli.eval.sasrec import SasRec, SasRecSettings, open_sasrec
-from rl4rec_cli.ranking import ranks as ranking
+from rl4rec_cli.ranking.ranks import ItemMatrix, target_ranks
 from rl4rec_cli.rewards.functions import ndcg
 
 ITEMS = 60
@@ -75,7 +75,7 @@ def test_it_learns_what_follows_what(trained: Trained, dataset: Dataset, histori
     model, _ = trained
     examples = build_examples(dataset, "test")
     targets = torch.tensor([example.target for example in examples])
-    ranks = ranking.target_ranks(model.queries(histories), ranking.ItemMatrix(model.items_ND), targets)
+    ranks = target_ranks(model.queries(histories), ItemMatrix(model.items_ND), targets)
     # Nine in ten follow the chain.
     assert ndcg(ranks.numpy(), 10).mean() > 0.7
     counts = np.bincount([item for sequence in dataset.sequences for item in sequence[:-2]], minlength=ITEMS)
@@ -93,7 +93,7 @@ def test_ranks_are_those_of_its_logits(trained: Trained, dataset: Dataset, histo
     model, _ = trained
     targets = [example.target for example in build_examples(dataset, "test")]
     queries = model.queries(histories)
-    ranks = ranking.target_ranks(queries, ranking.ItemMatrix(model.items_ND), torch.tensor(targets))
+    ranks = target_ranks(queries, ItemMatrix(model.items_ND), torch.tensor(targets))
     logits = queries.double() @ model.items_ND.double().T
     for row, target in enumerate(targets):
         assert ranks[row] == int((logits[row] >= logits[row, target]).sum())

@@ -18,9 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl4rec_cli.errors import DataError, EmbeddingError
-from rl4rec_cli.ranking import blocks, counting, exact_scores, item_matrix, products
-from rl4rec_cli.ranking import ranks as ranking
-from rl4rec_cli.ranking import threads as cores
+from rl4rec_cli.ranking import blocks, counting, exact_scores, item_matrix, products, ranks, threads
 from rl4rec_cli.ranking.ranks import ItemMatrix, count_at_least, pair_scores, score_matrix, search, target_ranks
 
 STORAGES = ["fp32", "fp16", "int8"]
@@ -39,7 +37,7 @@ SMALL_BLOCKS = {"_TILE_SCORES": 64, "QUERIES": 8, "_PAIR_ELEMENTS": 40, "_NEAR_P
 @pytest.fixture(autouse=True)
 def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in KNOBS:
-        for module in (counting, ranking, exact_scores, blocks):
+        for module in (counting, ranks, exact_scores, blocks):
             monkeypatch.setattr(module, name, getattr(module, name, None), raising=False)
     threads = torch.get_num_threads()
     yield
@@ -49,7 +47,7 @@ def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def set_knobs(**values: int) -> None:
     for name, value in values.items():
         owners = [
-            module for module in (counting, ranking, exact_scores, blocks) if getattr(module, name, None) is not None
+            module for module in (counting, ranks, exact_scores, blocks) if getattr(module, name, None) is not None
         ]
         assert owners, name
         for module in owners:
@@ -482,7 +480,7 @@ def test_threads_share_the_blocks_and_change_nothing(storage: Any, monkeypatch: 
 
 
 def test_little_work_is_done_by_the_caller_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores.threading, "Thread", None)
+    monkeypatch.setattr(threads.threading, "Thread", None)
     torch.set_num_threads(2)
     items = ItemMatrix(torch.randn(3000, 8))
     assert target_ranks(torch.randn(4, 8), items, torch.arange(4)).shape == (4,)
@@ -493,7 +491,7 @@ def test_of_few_scores_torch_shares_out_the_products(monkeypatch: pytest.MonkeyP
     items, targets = ItemMatrix(vectors), torch.arange(64)
     torch.set_num_threads(1)
     expected = target_ranks(queries, items, targets)
-    monkeypatch.setattr(cores.threading, "Thread", None)
+    monkeypatch.setattr(threads.threading, "Thread", None)
     torch.set_num_threads(2)
     seen: list[int] = []
     multiply = blocks.product
@@ -522,20 +520,20 @@ def test_an_item_that_ties_with_those_of_another_thread_may_win() -> None:
     items = ItemMatrix(torch.ones(600, 8))
     queries = exact_scores.Queries(torch.zeros(1, 8), items)
     none = np.zeros(0, dtype=np.int64)
-    floor = ranking._Floor(1)
+    floor = ranks._Floor(1)
     floor.raised(np.zeros(1))
     parts = blocks.Scan(queries, items, blocks.Mask(none, none), 1)
-    assert ranking._top_some(parts, iter([(0, 256), (256, 600)]), 3, floor).ids.tolist() == [0, 1, 2]
+    assert ranks._top_some(parts, iter([(0, 256), (256, 600)]), 3, floor).ids.tolist() == [0, 1, 2]
 
 
 def test_share_out_gives_every_job_once_and_in_order() -> None:
     torch.set_num_threads(3)
-    with cores.one_core() as threads:
-        assert (threads, torch.get_num_threads()) == (3, 1)
-        parts = cores.share_out(range(1000), list, threads)
+    with threads.one_core() as count:
+        assert (count, torch.get_num_threads()) == (3, 1)
+        parts = threads.share_out(range(1000), list, count)
     assert sorted(chain.from_iterable(parts)) == list(range(1000))
     assert all(part == sorted(part) for part in parts)
     assert len(parts) == 3
-    torch.set_num_threads(cores.FEW + 1)
-    with cores.one_core() as threads:
-        assert (threads, torch.get_num_threads()) == (1, cores.FEW + 1)
+    torch.set_num_threads(threads.FEW + 1)
+    with threads.one_core() as count:
+        assert (count, torch.get_num_threads()) == (1, threads.FEW + 1)

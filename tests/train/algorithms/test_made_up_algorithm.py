@@ -111,7 +111,7 @@ def test_the_lines_agree_with_the_sections() -> None:
     for name, section in trainer_sections().items():
         trainer = section.model_validate({})
         assert trainer.algorithm == name
-        kind = "supervised" if not trainer.is_rl else "groups" if trainer.has_groups else "single"
+        kind = "supervised" if not trainer.learns_from_rewards else "groups" if trainer.has_groups else "single"
         assert ALGORITHMS[name].kind == kind
         assert section.like is None or section.like in ALGORITHMS
     assert EXAMPLES.keys() <= ALGORITHMS.keys()
