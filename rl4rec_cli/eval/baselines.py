@@ -219,12 +219,14 @@ def measure_fusion(
     """
     from rl4rec_cli.eval.fusion import Fused, choose_weight, cross_fitted, fuse
     from rl4rec_cli.eval.sasrec import open_sasrec
+    from rl4rec_cli.ranking.ranks import ItemMatrix
 
     model = open_sasrec(task.dataset, cache_dir=task.cache, seed=task.seed)
+    items = ItemMatrix(model.items_ND)
 
     def fused(examples: Sequence[Example]) -> Fused:
-        sequence_BE = model.queries([e.history for e in examples])
-        return fuse(queries(examples), task.retriever.vectors_ND, sequence_BE, model.items_ND)
+        sequence = VectorScores(model.queries([e.history for e in examples]), items)
+        return fuse(VectorScores(queries(examples), task.retriever.matrix), sequence)
 
     here = fused(task.examples)
     if split == "validation":
@@ -233,9 +235,8 @@ def measure_fusion(
         others = choose_examples(task.dataset, "validation", FUSION_USERS)
         best_weight = choose_weight(fused(others), *_targets_and_masks(task, others)).weight
         weight = np.full(len(task.examples), best_weight)
-    vector_scores = VectorScores(here.queries(weight), here.matrix)
     notes: dict[str, object] = {"weights_of_text": sorted(set(weight.tolist())), "sasrec": model.summary}
-    return measure(name, vector_scores, task.dataset, task.examples, kind=kind, notes=notes)
+    return measure(name, here.at(weight), task.dataset, task.examples, kind=kind, notes=notes)
 
 
 def _targets_and_masks(task: Task, examples: Sequence[Example]) -> tuple[list[int], list[tuple[int, ...]] | None]:

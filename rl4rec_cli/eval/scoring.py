@@ -7,6 +7,7 @@ Hides: how it ranks scores that are no dot product without a row of the whole ca
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -84,6 +85,19 @@ class VectorScores:
         self.queries_BD = queries_BD
         self.items = items
 
+    def __len__(self) -> int:
+        return len(self.queries_BD)
+
+    @property
+    def num_items(self) -> int:
+        return self.items.num_items
+
+    def of(self, rows: NDArray[np.int64]) -> VectorScores:
+        """Returns the scores of some of the examples."""
+        import torch
+
+        return VectorScores(self.queries_BD[torch.from_numpy(rows).to(self.queries_BD.device)], self.items)
+
     def ranks(self, targets: Sequence[int], masks: Sequence[Sequence[int]] | None) -> Ranking:
         import torch
 
@@ -100,10 +114,19 @@ class VectorScores:
         return Ranking(torch.where(scorable_B, ranks_B, self.items.num_items).numpy(), scorable_B.numpy())
 
     def top(self, k: int, masks: Sequence[Sequence[int]] | None) -> NDArray[np.int64]:
+        return self.best(k, masks)[0]
+
+    def best(self, k: int, masks: Sequence[Sequence[int]] | None) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Returns the ids of the best items as `top` does, and their scores, -inf where no item is left."""
         from rl4rec_cli.ranking import ranks
 
-        parts = [ranks.search(self.queries_BD[p], self.items, k, masks and masks[p])[0].numpy() for p in self._parts()]
-        return np.concatenate(parts) if parts else np.zeros((0, min(k, self.items.num_items)), np.int64)
+        nothing = np.zeros((0, min(k, self.num_items)))
+        ids, scores = [nothing.astype(np.int64)], [nothing]
+        for part in self._parts():
+            ids_BK, scores_BK = ranks.best(self.queries_BD[part], self.items, k, masks and masks[part])
+            ids.append(ids_BK.numpy())
+            scores.append(scores_BK.numpy())
+        return np.concatenate(ids), np.concatenate(scores)
 
     def _parts(self) -> list[slice]:
         """Divides the queries: large parts read the catalogue seldom, small ones hold little memory."""
@@ -127,18 +150,31 @@ class SparseScores:
         base_N: NDArray[np.float64],
         extra: Callable[[int], tuple[NDArray[np.int64], NDArray[np.float64]]],
     ) -> None:
-        self._count, self._base_N, self._extra = count, base_N, extra
+        self._count, self.base_N, self.extra = count, base_N, extra
         self._ascending_N = np.sort(base_N)
         self._order_N = np.argsort(-base_N, kind="stable")
         self._is_zero = not base_N.any()
 
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def num_items(self) -> int:
+        return len(self.base_N)
+
+    def of(self, rows: NDArray[np.int64]) -> SparseScores:
+        """Returns the scores of some of the examples."""
+        some, extra = copy.copy(self), self.extra
+        some._count, some.extra = len(rows), lambda row: extra(int(rows[row]))
+        return some
+
     def ranks(self, targets: Sequence[int], masks: Sequence[Sequence[int]] | None) -> Ranking:
         from rl4rec_cli.retrieval.retriever import Ranking
 
-        base_N, num_items = self._base_N, len(self._base_N)
+        base_N, num_items = self.base_N, len(self.base_N)
         ranks_B, scorable_B = np.full(self._count, num_items), np.ones(self._count, np.bool_)
         for row in range(self._count):
-            ids, more = self._extra(row)
+            ids, more = self.extra(row)
             if self._is_zero and not more.any():
                 scorable_B[row] = False
                 continue
@@ -156,21 +192,25 @@ class SparseScores:
         return Ranking(ranks_B, scorable_B)
 
     def top(self, k: int, masks: Sequence[Sequence[int]] | None) -> NDArray[np.int64]:
-        k = min(k, len(self._base_N))
-        best_BK = np.full((self._count, k), -1, np.int64)
+        return self.best(k, masks)[0]
+
+    def best(self, k: int, masks: Sequence[Sequence[int]] | None) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Returns the ids of the best items as `top` does, and their scores, -inf where no item is left."""
+        k = min(k, len(self.base_N))
+        best_BK, scores_BK = np.full((self._count, k), -1, np.int64), np.full((self._count, k), -np.inf)
         for row in range(self._count):
-            ids, more = self._extra(row)
+            ids, more = self.extra(row)
             out = np.asarray(list(set(masks[row])) if masks is not None else [], np.int64)
             # Enough of the others, best first, that k are left whichever are taken away.
             others = self._order_N[: k + len(ids) + len(out)]
             others = others[~np.isin(others, ids)]
             candidates = np.concatenate([ids, others])
-            scores = np.concatenate([self._base_N[ids] + more, self._base_N[others]])
+            scores = np.concatenate([self.base_N[ids] + more, self.base_N[others]])
             is_ranked = ~np.isin(candidates, out)
             candidates, scores = candidates[is_ranked], scores[is_ranked]
-            best = candidates[np.lexsort((candidates, -scores))][:k]  # equal scores by lower id, as in the kernel
-            best_BK[row, : len(best)] = best
-        return best_BK
+            order = np.lexsort((candidates, -scores))[:k]  # equal scores by lower id, as in the kernel
+            best_BK[row, : len(order)], scores_BK[row, : len(order)] = candidates[order], scores[order]
+        return best_BK, scores_BK
 
 
 def measure(

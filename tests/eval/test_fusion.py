@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl4rec_cli.errors import DataError
-from rl4rec_cli.eval.fusion import WEIGHTS, Fused, choose_weight, cross_fitted, fuse
+from rl4rec_cli.eval.fused_scores import VectorsWithVectors, fuse
+from rl4rec_cli.eval.fusion import WEIGHTS, choose_weight, cross_fitted
+from rl4rec_cli.eval.scoring import VectorScores
 from rl4rec_cli.ranking.ranks import ItemMatrix, target_ranks
 
 USERS, ITEMS = 40, 90
@@ -22,6 +24,15 @@ def vectors(seed: int, users: int = USERS) -> tuple[torch.Tensor, torch.Tensor, 
     sequence, sequence_items = torch.randn(users, 7, generator=draw) * 9, torch.randn(ITEMS, 7, generator=draw) + 2
     unit = torch.nn.functional.normalize
     return unit(text, dim=1), unit(text_items, dim=1), sequence, sequence_items
+
+
+def joined(
+    text: torch.Tensor, text_items: torch.Tensor, sequence: torch.Tensor, sequence_items: torch.Tensor
+) -> VectorsWithVectors:
+    first, second = (VectorScores(q, ItemMatrix(v)) for q, v in ((text, text_items), (sequence, sequence_items)))
+    fused = fuse(first, second)
+    assert isinstance(fused, VectorsWithVectors)
+    return fused
 
 
 def targets_and_masks(seed: int, users: int = USERS) -> tuple[list[int], list[list[int]]]:
@@ -51,17 +62,17 @@ def brute_force(
 def test_ranks_are_those_of_summed_z_scores(seed: int, weight: float) -> None:
     parts = vectors(seed)
     targets, masks = targets_and_masks(seed)
-    found = fuse(*parts).ranks(weight, targets, masks)
+    found = joined(*parts).at(weight).ranks(targets, masks)
     assert found.ranks.tolist() == brute_force(parts, weight, targets, masks)
     assert found.scorable.all()
 
 
 def test_the_deviation_is_that_of_the_scores() -> None:
     parts = vectors(0)
-    fused = fuse(*parts)
-    for found, queries, items in ((fused.text_sd_B, *parts[:2]), (fused.sequence_sd_B, *parts[2:])):
+    fused = joined(*parts)
+    for found, queries, items in ((fused.first_sd_B, *parts[:2]), (fused.second_sd_B, *parts[2:])):
         wanted = (queries.double() @ items.double().T).std(dim=1, correction=0)
-        assert torch.allclose(found, wanted, rtol=1e-12)
+        assert np.allclose(found, wanted, rtol=1e-12)
 
 
 def test_weights_0_and_1_are_the_parts_alone() -> None:
@@ -76,29 +87,32 @@ def test_weights_0_and_1_are_the_parts_alone() -> None:
             items[row] = torch.tensor([1.0, 0.0] + [0.0] * (vectors_.shape[1] - 2))
             items[row + 40] = torch.tensor([0.0, row] + [0.0] * (vectors_.shape[1] - 2))
             targets[row], masks[row] = row, [i for i in range(ITEMS) if i != row + 40]
-    fused = fuse(text, text_items, sequence, sequence_items)
+    fused = joined(text, text_items, sequence, sequence_items)
     for weight, queries, items in ((1.0, text, text_items), (0.0, sequence, sequence_items)):
         alone = target_ranks(queries, ItemMatrix(items), torch.tensor(targets), masks)
-        assert fused.ranks(weight, targets, masks).ranks.tolist() == alone.tolist()
+        assert fused.at(weight).ranks(targets, masks).ranks.tolist() == alone.tolist()
         assert alone[20:].tolist() == [2] * 20
+    # So is a part that remains alone because the other one says nothing.
+    blank = joined(torch.zeros_like(text), text_items, sequence, sequence_items)
+    assert blank.at(0.3).ranks(targets, masks).ranks.tolist() == alone.tolist()
 
 
 def test_each_user_may_have_a_weight() -> None:
-    fused = fuse(*vectors(2))
+    fused = joined(*vectors(2))
     targets, masks = targets_and_masks(2)
     weights = np.tile([0.0, 0.3, 0.8, 1.0], USERS // 4)
-    together = fused.ranks(weights, targets, masks).ranks
+    together = fused.at(weights).ranks(targets, masks).ranks
     for weight in set(weights.tolist()):
-        alone = fused.ranks(weight, targets, masks).ranks
+        alone = fused.at(weight).ranks(targets, masks).ranks
         assert (together[weights == weight] == alone[weights == weight]).all()
 
 
 def test_scale_and_shift_of_a_part_change_nothing() -> None:
     text, text_items, sequence, sequence_items = vectors(3)
     targets, masks = targets_and_masks(3)
-    one = fuse(text, text_items, sequence, sequence_items).ranks(0.4, targets, masks).ranks
-    scaled = fuse(text * 50, text_items, sequence, sequence_items * 0.01).ranks(0.4, targets, masks).ranks
-    moved = fuse(text, text_items + 3, sequence, sequence_items).ranks(0.4, targets, masks).ranks
+    one = joined(text, text_items, sequence, sequence_items).at(0.4).ranks(targets, masks).ranks
+    scaled = joined(text * 50, text_items, sequence, sequence_items * 0.01).at(0.4).ranks(targets, masks).ranks
+    moved = joined(text, text_items + 3, sequence, sequence_items).at(0.4).ranks(targets, masks).ranks
     assert (one == scaled).all()
     assert (one == moved).all()
 
@@ -107,28 +121,28 @@ def test_a_text_that_says_nothing_leaves_the_sequence_model() -> None:
     text, text_items, sequence, sequence_items = vectors(4)
     text[3] = 0
     targets, masks = targets_and_masks(4)
-    fused = fuse(text, text_items, sequence, sequence_items)
-    found, alone = fused.ranks(0.6, targets, masks), fused.ranks(0.0, targets, masks)
+    fused = joined(text, text_items, sequence, sequence_items)
+    found, alone = fused.at(0.6).ranks(targets, masks), fused.at(0.0).ranks(targets, masks)
     assert found.ranks[3] == alone.ranks[3]
     assert found.scorable.all()
     # Nothing at all: not scorable, and last by ties.
-    only_text = fused.ranks(1.0, targets, [[]] * USERS)
+    only_text = fused.at(1.0).ranks(targets, [[]] * USERS)
     assert not only_text.scorable[3]
     assert only_text.ranks[3] == ITEMS
     # Items that are alike but for rounding tell nothing either: it must not be blown up to a score.
     alike = text_items[:1] * (1 + 1e-7 * torch.randn(ITEMS, 12, generator=torch.Generator().manual_seed(0)))
     assert len(alike.unique(dim=0)) > 10
-    flat = fuse(text, alike, sequence, sequence_items)
-    assert not flat.text_sd_B.any()
-    assert (flat.ranks(0.6, targets, masks).ranks == alone.ranks).all()
+    flat = joined(text, alike, sequence, sequence_items)
+    assert not flat.first_sd_B.any()
+    assert (flat.at(0.6).ranks(targets, masks).ranks == alone.ranks).all()
 
 
-def planted(users: int, best: str, seed: int = 5) -> tuple[Fused, list[int]]:
+def planted(users: int, best: str, seed: int = 5) -> tuple[VectorsWithVectors, list[int]]:
     """Each user's target is the first item by one of the parts, or by both summed."""
     parts = vectors(seed, users)
-    fused = fuse(*parts)
+    fused = joined(*parts)
     weight = {"text": 1.0, "sequence": 0.0, "both": 0.5}[best]
-    scores = fused.queries(weight) @ torch.cat([parts[1], parts[3]], dim=1).T
+    scores = fused.at(weight).queries_BD @ torch.cat([parts[1], parts[3]], dim=1).T
     return fused, scores.argmax(1).tolist()
 
 
@@ -156,7 +170,7 @@ def test_a_users_weight_is_chosen_without_its_own_half() -> None:
     assert (found.weights[folds == 1] <= 0.1).all()
     assert (found.weights[folds == 0] >= 0.9).all()
     for row in range(0, 200, 37):
-        wanted = fused.ranks(float(found.weights[row]), targets, None).ranks[row]
+        wanted = fused.at(float(found.weights[row])).ranks(targets, None).ranks[row]
         assert found.ranking.ranks[row] == wanted
     # Changing a user's target changes no weight in its own half.
     changed = list(targets)
@@ -168,9 +182,9 @@ def test_a_users_weight_is_chosen_without_its_own_half() -> None:
 def test_wrong_arguments_are_named() -> None:
     text, text_items, sequence, sequence_items = vectors(6)
     with pytest.raises(DataError, match="40 users and 90 items with those of 39 users and 90 items"):
-        fuse(text, text_items, sequence[1:], sequence_items)
+        joined(text, text_items, sequence[1:], sequence_items)
     with pytest.raises(DataError, match="from 0 to 1"):
-        fuse(text, text_items, sequence, sequence_items).ranks(1.1, [0] * USERS, None)
-    one = fuse(text[:1], text_items, sequence[:1], sequence_items)
+        joined(text, text_items, sequence, sequence_items).at(1.1).ranks([0] * USERS, None)
+    one = joined(text[:1], text_items, sequence[:1], sequence_items)
     with pytest.raises(DataError, match="fewer than two"):
         cross_fitted(one, [0], None)

@@ -1,0 +1,327 @@
+"""The exact ranking by two scores together, for any weights.
+
+Decides: what a fused score is. For a user and an item it is
+
+    w · s₁ / sd(s₁) + (1 - w) · s₂ / sd(s₂),
+
+a weighted sum (Fox & Shaw 1994) of scores with zero mean and unit variance (Montague & Aslam 2001, "Relevance score
+normalization for metasearch"). Each sd is that of the user's own scores over the whole catalogue. The means are left
+out, since a constant for each user changes no rank. A part whose scores are all equal for a user (a blank text, say)
+has sd 0 and is left out of that user's sum. A part that remains alone is ranked as it is: rounding could break its
+near-ties.
+Hides: that nobody holds a row of the whole catalogue. The sd of dot products is √(qᵀ C q) with C the covariance of the
+item vectors, and the sum of two of them is one dot product of vectors put side by side. Sparse scores add three columns
+that hold every item's base to the last bit, and the few items with an extra are counted one by one. Ranks come from the
+same kernel, masks and tie rule as everyone's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl4rec_cli.errors import DataError
+from rl4rec_cli.eval.scoring import Scored, SparseScores, VectorScores
+from rl4rec_cli.ranking.ranks import ItemMatrix, best, count_at_least, pair_scores
+from rl4rec_cli.retrieval.retriever import Ranking
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Weight = float | NDArray[np.float64]
+    Masks = Sequence[Sequence[int]] | None
+
+_ROWS = 1 << 14
+"""Vectors that are widened to float64 at a time."""
+_USERS = 1 << 11
+"""Users whose items with an extra are held at a time."""
+_PAIRS = 1 << 14
+"""Users' items with an extra that are scored at a time."""
+
+
+class Fused(Protocol):
+    """Two scores of the same users over one catalogue. `fuse` makes it."""
+
+    def __len__(self) -> int: ...
+
+    def at(self, weight: Weight) -> Scored:
+        """Returns the fused scores.
+
+        Args:
+            weight: w, from 0 to 1; one for all users or `[B]`, one for each.
+
+        Raises:
+            DataError: a weight is not between 0 and 1.
+        """
+
+
+def fuse(first: VectorScores, second: VectorScores | SparseScores) -> Fused:
+    """Joins two scores of the same users and items.
+
+    Raises:
+        DataError: the two have different users or items.
+        EmbeddingError: a vector is not finite.
+    """
+    if (len(first), first.num_items) != (len(second), second.num_items):
+        raise DataError(
+            f"cannot fuse scores of {len(first):,} users and {first.num_items:,} items with those of "
+            f"{len(second):,} users and {second.num_items:,} items",
+            hint="both must score the same users and items",
+        )
+    if isinstance(second, SparseScores):
+        return VectorsWithSparse(first, second)
+    return VectorsWithVectors(first, second)
+
+
+class VectorsWithVectors:
+    """Two scores that are dot products.
+
+    Attributes:
+        first_sd_B, second_sd_B: float64 `[B]`, the sd of each user's scores over the catalogue; 0 if all are equal.
+    """
+
+    def __init__(self, first: VectorScores, second: VectorScores) -> None:
+        self._parts = (first, second)
+        self.first_sd_B, self.second_sd_B = vector_deviations(first), vector_deviations(second)
+        given = first.items.vectors_ND
+        self._items = ItemMatrix(
+            torch.cat([given, second.items.vectors_ND.to(given.device)], dim=1), device=first.items.device
+        )
+
+    def __len__(self) -> int:
+        return len(self.first_sd_B)
+
+    def at(self, weight: Weight) -> VectorScores:
+        """Returns the fused scores, dot products of vectors put side by side. See `Fused.at`."""
+        scales = _scales(weight, self.first_sd_B, self.second_sd_B)
+        queries = [
+            (part.queries_BD.to(self._items.device).double() * scale_B[:, None].to(self._items.device)).float()
+            for part, scale_B in zip(self._parts, map(torch.from_numpy, scales), strict=True)
+        ]
+        return VectorScores(torch.cat(queries, dim=1), self._items)
+
+
+class VectorsWithSparse:
+    """Scores that are dot products, and sparse ones.
+
+    Attributes:
+        first_sd_B, second_sd_B: as in `VectorsWithVectors`.
+    """
+
+    def __init__(self, first: VectorScores, second: SparseScores) -> None:
+        self.vectors, self.sparse = first, second
+        self.first_sd_B, self.second_sd_B = vector_deviations(first), sparse_deviations(second)
+        given = first.items.vectors_ND
+        columns_N3 = torch.from_numpy(_in_float32(second.base_N)).to(given.device)
+        self.items = ItemMatrix(torch.cat([given, columns_N3], dim=1), device=first.items.device)
+
+    def __len__(self) -> int:
+        return len(self.first_sd_B)
+
+    def at(self, weight: Weight) -> MixedScores:
+        """Returns the fused scores. See `Fused.at`."""
+        return MixedScores(self, *_scales(weight, self.first_sd_B, self.second_sd_B))
+
+
+class _Part(NamedTuple):
+    """Some users who are ranked by both scores, and their items with an extra, E in all."""
+
+    users: NDArray[np.int64]
+    """`[P]`, their places among all users."""
+    queries_PF: Tensor
+    """Their queries for the matrix with the columns of the base."""
+    rows_E: NDArray[np.int64]
+    """Each item's user, from 0 to P - 1, in ascending order."""
+    ids_E: NDArray[np.int64]
+    scores_E: NDArray[np.float64]
+    """Scores of the items, with their extras."""
+    extras: list[dict[int, float]]
+    """By user, what each item scores above its base, in the unit of the queries."""
+
+
+class MixedScores:
+    """Fused scores of `VectorsWithSparse` for certain weights, divided by the scale of the dot product.
+
+    That scale is positive where both parts count. It changes no rank, and a query stays what it was. The score of an
+    item is its float64 dot product with the query and the columns of the base, plus its extra.
+
+    Args:
+        vector_scale_B, sparse_scale_B: float64 `[B]`, from 0 up; 1 and 0 where one part remains alone.
+    """
+
+    def __init__(
+        self, fused: VectorsWithSparse, vector_scale_B: NDArray[np.float64], sparse_scale_B: NDArray[np.float64]
+    ) -> None:
+        self._fused, self._vector_scale_B, self._sparse_scale_B = fused, vector_scale_B, sparse_scale_B
+        has_vectors_B, has_sparse_B = vector_scale_B > 0, sparse_scale_B > 0
+        self._both = np.flatnonzero(has_vectors_B & has_sparse_B)
+        only_vectors, only_sparse = (
+            np.flatnonzero(one_B & ~other_B)
+            for one_B, other_B in ((has_vectors_B, has_sparse_B), (has_sparse_B, has_vectors_B))
+        )
+        # Users with neither are unscorable.
+        self._alone: list[tuple[NDArray[np.int64], VectorScores | SparseScores]] = [
+            (only_vectors, fused.vectors.of(only_vectors)),
+            (only_sparse, fused.sparse.of(only_sparse)),
+        ]
+
+    def ranks(self, targets: Sequence[int], masks: Masks) -> Ranking:
+        ranks_B = np.full(len(self._fused), self._fused.items.num_items)
+        scorable_B = np.zeros(len(self._fused), np.bool_)
+        for users, alone in self._alone:
+            if len(users):
+                ranks_B[users], scorable_B[users] = alone.ranks(*_some(users, targets, masks))
+        for part in self._parts():
+            ranks_B[part.users] = self._ranks(part, *_some(part.users, targets, masks))
+            scorable_B[part.users] = True
+        return Ranking(ranks_B, scorable_B)
+
+    def top(self, k: int, masks: Masks) -> NDArray[np.int64]:
+        return self.best(k, masks)[0]
+
+    def best(self, k: int, masks: Masks) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Returns the ids of the best items as `top` does, and their scores, -inf where no item is left."""
+        k = min(k, self._fused.items.num_items)
+        ids_BK, scores_BK = np.full((len(self._fused), k), -1, np.int64), np.full((len(self._fused), k), -np.inf)
+        for users, alone in self._alone:
+            if len(users):
+                ids_BK[users], scores_BK[users] = alone.best(k, masks and [masks[user] for user in users])
+        for part in self._parts():
+            own_masks = [masks[user] for user in part.users] if masks is not None else [()] * len(part.users)
+            left_out = [[*mask, *extra] for mask, extra in zip(own_masks, part.extras, strict=True)]
+            found = best(part.queries_PF, self._fused.items, k, left_out)
+            plain_PK, plain_scores_PK = (tensor.numpy() for tensor in found)
+            starts = np.searchsorted(part.rows_E, np.arange(len(part.users) + 1))
+            for row, user in enumerate(part.users):
+                own = slice(starts[row], starts[row + 1])
+                is_open = ~np.isin(part.ids_E[own], own_masks[row])
+                ids = np.concatenate([plain_PK[row], part.ids_E[own][is_open]])
+                scores = np.concatenate([plain_scores_PK[row], part.scores_E[own][is_open]])
+                order = np.lexsort((ids, -scores))[:k]  # equal scores by lower id, as in the kernel
+                ids_BK[user], scores_BK[user] = ids[order], scores[order] * self._vector_scale_B[user]
+        return ids_BK, scores_BK
+
+    def _ranks(self, part: _Part, targets: Sequence[int], masks: Masks) -> NDArray[np.int64]:
+        items, targets_P = self._fused.items, np.asarray(targets, np.int64)
+        goals_P = pair_scores(part.queries_PF, items, torch.from_numpy(targets_P)).numpy()
+        goals_P = goals_P + [extra.get(target, 0.0) for target, extra in zip(targets, part.extras, strict=True)]
+        masks = masks if masks is not None else [()] * len(targets)
+        left_out = [[target, *mask, *extra] for target, mask, extra in zip(targets, masks, part.extras, strict=True)]
+        plain_P = count_at_least(part.queries_PF, items, torch.from_numpy(goals_P), left_out).numpy()
+        masked = [set(mask) | {target} for target, mask in zip(targets, masks, strict=True)]
+        reaching_E = np.flatnonzero(part.scores_E >= goals_P[part.rows_E])
+        is_rival = [int(part.ids_E[e]) not in masked[part.rows_E[e]] for e in reaching_E]
+        with_extra_P = np.bincount(part.rows_E[reaching_E[is_rival]], minlength=len(targets))
+        ranks_P: NDArray[np.int64] = 1 + plain_P + with_extra_P
+        return ranks_P
+
+    def _parts(self) -> Iterator[_Part]:
+        """Yields the users who are ranked by both scores, some at a time."""
+        fused = self._fused
+        for start in range(0, len(self._both), _USERS):
+            users = self._both[start : start + _USERS]
+            share_P = (self._sparse_scale_B[users] / self._vector_scale_B[users]).astype(np.float32)
+            queries_PD = fused.vectors.queries_BD[torch.from_numpy(users)].float()
+            shares_P3 = torch.from_numpy(share_P)[:, None].expand(-1, 3).to(queries_PD.device)
+            queries_PF = torch.cat([queries_PD, shares_P3], dim=1)
+            pairs = [fused.sparse.extra(int(user)) for user in users]
+            rows_E = np.repeat(np.arange(len(users)), [len(ids) for ids, _ in pairs])
+            ids_E = np.concatenate([ids for ids, _ in pairs])
+            extras_E = np.concatenate([more for _, more in pairs]) * share_P.astype(np.float64)[rows_E]
+            scores_E = extras_E + _pair_scores(queries_PF, fused.items, rows_E, ids_E)
+            extras: list[dict[int, float]] = [{} for _ in users]
+            for row, item, extra in zip(rows_E.tolist(), ids_E.tolist(), extras_E.tolist(), strict=True):
+                extras[row][item] = extra
+            yield _Part(users, queries_PF, rows_E, ids_E, scores_E, extras)
+
+
+def _pair_scores(
+    queries_PF: Tensor, items: ItemMatrix, rows_E: NDArray[np.int64], ids_E: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    scores = [np.zeros(0)]
+    for start in range(0, len(rows_E), _PAIRS):
+        rows, ids = (torch.from_numpy(ends[start : start + _PAIRS]) for ends in (rows_E, ids_E))
+        scores.append(pair_scores(queries_PF[rows.to(queries_PF.device)], items, ids).numpy())
+    return np.concatenate(scores)
+
+
+def _some(users: NDArray[np.int64], targets: Sequence[int], masks: Masks) -> tuple[list[int], Masks]:
+    return [int(targets[user]) for user in users], None if masks is None else [masks[user] for user in users]
+
+
+def _scales(
+    weight: Weight, first_sd_B: NDArray[np.float64], second_sd_B: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns what each part's scores are multiplied with, float64 `[B]` each.
+
+    1 for a part that remains alone, because the other one has no weight or tells no items apart; 0 for both where
+    neither does.
+
+    Raises:
+        DataError: a weight is not between 0 and 1.
+    """
+    weight_B = np.broadcast_to(np.asarray(weight, np.float64), first_sd_B.shape)
+    if not ((weight_B >= 0) & (weight_B <= 1)).all():
+        raise DataError(f"weights must be from 0 to 1, got {weight}")
+    scales = []
+    for share_B, own_sd_B, other_sd_B in (
+        (weight_B, first_sd_B, second_sd_B),
+        (1 - weight_B, second_sd_B, first_sd_B),
+    ):
+        scale_B = np.divide(share_B, own_sd_B, out=np.zeros_like(own_sd_B), where=own_sd_B > 0)
+        is_alone_B = (share_B == 1) | ((scale_B > 0) & (other_sd_B == 0))
+        scales.append(np.where(is_alone_B, 1.0, scale_B))
+    return scales[0], scales[1]
+
+
+def vector_deviations(scores: VectorScores) -> NDArray[np.float64]:
+    """Returns the standard deviation of each user's dot products over all items, float64 `[B]`: √(qᵀ C q)."""
+    vectors_ND, queries_BD = scores.items.vectors_ND, scores.queries_BD
+    count, dim = vectors_ND.shape
+    mean_D = torch.zeros(dim, dtype=torch.float64, device=vectors_ND.device)
+    covariance_DD = torch.zeros(dim, dim, dtype=torch.float64, device=vectors_ND.device)
+    for block_ND in torch.split(vectors_ND, _ROWS):
+        mean_D += block_ND.double().sum(0) / count
+    for block_ND in torch.split(vectors_ND, _ROWS):
+        centred_ND = block_ND.double() - mean_D
+        covariance_DD += centred_ND.T @ centred_ND / count
+    # Rounding leaves about this much of a zero variance: items all alike, or alike in the query's direction.
+    nothing = 1e-13 * (covariance_DD.trace() + mean_D.square().sum())
+    variances = [torch.zeros(0, dtype=torch.float64)]
+    for some_BD in torch.split(queries_BD.to(vectors_ND.device), _ROWS):
+        wide_BD = some_BD.double()
+        variance_B = ((wide_BD @ covariance_DD) * wide_BD).sum(1)
+        variances.append(torch.where(variance_B > nothing * wide_BD.square().sum(1), variance_B, 0.0).cpu())
+    deviations_B: NDArray[np.float64] = torch.cat(variances).sqrt().numpy()
+    return deviations_B
+
+
+def sparse_deviations(scores: SparseScores) -> NDArray[np.float64]:
+    """Returns the standard deviation of each user's sparse scores over all items, float64 `[B]`."""
+    base_N, count = scores.base_N, scores.num_items
+    # The rounding of a mean would make a variance of equal numbers.
+    centred_N = base_N - base_N.mean() if np.ptp(base_N) > 0 else np.zeros(count)
+    base_squares = float((centred_N**2).sum())
+    variances_B = np.zeros(len(scores))
+    for row in range(len(scores)):
+        ids, more = scores.extra(row)
+        shift = more.sum() / count
+        variance = (base_squares + (more * (2 * centred_N[ids] + more)).sum()) / count - shift**2
+        nothing = 1e-13 * (base_squares + (more**2).sum()) / count
+        variances_B[row] = variance if variance > nothing else 0.0
+    deviations_B: NDArray[np.float64] = np.sqrt(variances_B)
+    return deviations_B
+
+
+def _in_float32(base_N: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Returns three columns `[N, 3]` whose sum is each number, to the last bit."""
+    columns, rest_N = [], base_N.astype(np.float64)
+    for _ in range(3):
+        column_N = rest_N.astype(np.float32)
+        columns.append(column_N)
+        rest_N = rest_N - column_N
+    return np.stack(columns, axis=1)
