@@ -81,7 +81,7 @@ def text(budget: Budget) -> str:
 # Hardware: one GPU with {budget.gigabytes} GB ({human(needs)} by plan for {budget.model}; not measured on one yet).
 # Time:     that of the recipe below it; more where activations are computed twice.
 # Command:  rl4rec train grpo -r {BASE} -r {budget.name} --model {budget.model} --dataset data/beauty
-# Written by scripts/make_gpu_recipes.py from what `rl4rec plan` chooses: {PROMPTS} prompts x 8 texts a step.
+# Written by scripts/make_gpu_recipes.py from what `rl4rec plan` chooses: {PROMPTS} prompts x 8 completions a step.
 policy:
   dtype: bf16
   quantization: {budget.quantization}

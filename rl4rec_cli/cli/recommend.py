@@ -137,6 +137,6 @@ def _show(answer: Recommendation, *, as_json: bool, is_list: bool) -> None:
     if is_list:
         console.result(f"# user {console.clean(str(answer.user))}")
     console.table("History", ["item", "title"], [[i.item_id, i.title] for i in answer.history])
-    console.result(f"\nText: {console.clean(answer.text)}\n")
+    console.result(f"\nCompletion: {console.clean(answer.text)}\n")
     rows = [[i.rank, i.item_id, f"{i.score:.4f}", i.title] for i in answer.items]
     console.table("Recommended", ["rank", "item", "score", "title"], rows)

@@ -82,7 +82,7 @@ def complain(section: PolicySection, placement: Placement) -> None:
         raise Rl4RecError(verdict, hint=set_flags(placement.ways_out[0].sets))
     raise Rl4RecError(
         f"{verdict}, and nothing that can be cut makes it fit",
-        hint="a smaller model, a larger GPU (--gpu 80), or shorter prompts and texts (prompt.max_prompt_length)",
+        hint="a smaller model, a larger GPU (--gpu 80), or shorter prompts and completions (prompt.max_prompt_length)",
     )
 
 

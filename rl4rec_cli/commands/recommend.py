@@ -106,7 +106,9 @@ class Recommender:
         prompt = self.builder.build(user, history)
         text = generate_texts(self.policy, [prompt.ids], self.sampling, batch_size=1)[0]
         if not text:
-            raise DataError("the policy wrote an empty text for this history", hint="try another checkpoint or history")
+            raise DataError(
+                "the policy wrote an empty completion for this history", hint="try another checkpoint or history"
+            )
         matches = self.retriever.search([text], k, [list(history)] if self.dataset.mask_history else None)[0]
         if matches.items and not any(matches.scores):
             raise DataError(

@@ -144,7 +144,8 @@ def memory_share(model: Any, tokens: int, texts: int) -> float:
     need = engine_need(weight_bytes(model) + scale_bytes(model), cache, passes, on_gpu=True)
     if need > 0.95 * total:
         raise ConfigError(
-            f"generation.engine=vllm needs {need / 1e9:.1f} GB for {texts} texts; the GPU has {total / 1e9:.1f} GB",
+            f"generation.engine=vllm needs {need / 1e9:.1f} GB for {texts} completions; "
+            f"the GPU has {total / 1e9:.1f} GB",
             hint="lower generation.batch_size, or set generation.vllm.memory_share",
         )
     return round(need / total, 3)

@@ -137,7 +137,7 @@ class VllmEngine:
             "ignore_eos": True,  # `stop_token_ids` alone decide what ends a completion
         }
         token_ids = [list(prompt) for prompt in prompts]
-        completions = process.ask("write", token_ids, settings, seeds, doing=f"writing {len(prompts):,} texts")
+        completions = process.ask("write", token_ids, settings, seeds, doing=f"writing {len(prompts):,} completions")
         if self._section.vllm.sleep:
             self._tell_of_sleep(model, *process.ask("sleep", doing="going to sleep"))
             self._sleeps = True

@@ -65,7 +65,7 @@ def write_texts(
     prompts = [builder.build(example.user, example.history).ids for example in examples]
     sampling = Sampling.from_section(config.generation, temperature=config.eval.temperature)
     set_seed(config.run.seed)
-    with console.progress(len(prompts), f"Writing texts: {name}") as advance:
+    with console.progress(len(prompts), f"Writing completions: {name}") as advance:
         return generate_texts(policy, prompts, sampling, batch_size=config.eval.batch_size, progress=advance)
 
 

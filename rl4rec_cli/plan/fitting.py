@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 # What a change costs, as far as one can say: the order is what counts.
 _COSTS = {
     "eval_batch": (0.2, "validation in smaller batches"),
-    "write_parts": (0.4, "a step's texts are written in several parts: writing takes longer"),
+    "write_parts": (0.4, "a step's completions are written in several parts: writing takes longer"),
     "vectors": (0.6, "ranking reads a smaller copy of the item vectors, or their file: slower, to the same ranks"),
-    "split": (0.3, "smaller micro-batches, as many texts a step: a little slower"),
+    "split": (0.3, "smaller micro-batches, as many completions a step: a little slower"),
     "retrieval_cpu": (1.5, "embedding and ranking on the CPU: rewards take longer"),
     "checkpointing": (2.0, "activations are computed twice: learning takes about a third longer"),
     "4bit": (3.0, "weights are rounded to 4 bits, and unpacked at every use: slower"),
     "lora": (6.0, "an adapter instead of all weights: it can learn less"),
-    "fewer": (9.0, "fewer texts a step: noisier gradients"),
-    "shorter": (12.0, "shorter prompts or texts: the policy reads or writes less"),
+    "fewer": (9.0, "fewer completions a step: noisier gradients"),
+    "shorter": (12.0, "shorter prompts or completions: the policy reads or writes less"),
 }
 _FEW = 8
 """Sequences below which a GPU is mostly idle."""

@@ -34,11 +34,11 @@ class Phase(StrEnum):
 _WORDS = {
     Phase.LOADING: "loading weights",
     Phase.SAVING: "saving a checkpoint",
-    Phase.WRITING: "writing texts",
+    Phase.WRITING: "writing completions",
     Phase.LEARNING: "learning",
     Phase.UPDATING: "updating the weights",
     Phase.MEASURING: "measuring validation users",
-    Phase.RANKING: "embedding and ranking texts",
+    Phase.RANKING: "embedding and ranking completions",
 }
 
 

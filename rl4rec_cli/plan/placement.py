@@ -275,13 +275,13 @@ def _vllm(config: RunConfig, facts: ModelFacts, surroundings: Surroundings, gpu:
     """Chooses the share of the GPU that vLLM gets."""
     if beside := _engine_size(config, facts, surroundings, gpu):
         texts = config.generation.batch_size or ENGINE_TEXTS
-        why = f"weights of its own and the cache of {texts} texts take {human(beside)} (generation.engine=vllm)"
+        why = f"weights of its own and the cache of {texts} completions take {human(beside)} (generation.engine=vllm)"
         return Choice("vLLM share", f"{beside / gpu.total:.2f}" if gpu else "0", why if gpu else f"no GPU: {why}")
     if gpu is None or not config.policy.fast_inference:
-        return Choice("vLLM share", "0", "texts are written by the policy itself (generation.engine)")
+        return Choice("vLLM share", "0", "completions are written by the policy itself (generation.engine)")
     writing_phase = next((p for p in estimate(config, facts, surroundings).phases if p.name == "writing"), None)
     if writing_phase is None:
-        return Choice("vLLM share", "0", "no texts are written")
+        return Choice("vLLM share", "0", "no completions are written")
     if (share := config.generation.vllm.memory_share) is not None:
         return Choice("vLLM share", f"{share:.2f}", "generation.vllm.memory_share says so")
     # The engine shares the weights, and needs room beside the cache for a batch of its own.
@@ -289,5 +289,5 @@ def _vllm(config: RunConfig, facts: ModelFacts, surroundings: Surroundings, gpu:
     return Choice(
         "vLLM share",
         f"{min(0.9, need / gpu.total):.2f}",
-        f"weights and the cache of {config.trainer.texts_at_once} texts",
+        f"weights and the cache of {config.trainer.texts_at_once} completions",
     )

@@ -61,7 +61,7 @@ def load_pretrained(
     except Exception as error:  # a damaged file fails in as many ways as there are libraries that read it
         raise cannot_load(f"the policy {name!r}", error, names=source.remote) from error
     if tokenizer.eos_token_id is None:
-        raise PolicyError(f"the tokenizer of {name!r} has no end-of-sequence token", hint="texts could never end")
+        raise PolicyError(f"the tokenizer of {name!r} has no end-of-sequence token", hint="completions could never end")
     _check_held(model, section)
     keep_trainable_layout(model)
     _check_causal(model, name)
@@ -137,7 +137,7 @@ def _check_room(config: Any, name: str, max_length: int | None) -> None:
     room = getattr(config, "max_position_embeddings", None)
     if isinstance(room, int) and max_length is not None and max_length > room:
         raise ConfigError(
-            f"prompt and text may have {max_length:,} tokens together, but {name} reads {room:,} at most",
+            f"prompt and completion may have {max_length:,} tokens together, but {name} reads {room:,} at most",
             hint="lower prompt.max_prompt_length or generation.max_completion_length",
         )
 

@@ -45,19 +45,19 @@ PANELS = (
     Panel(
         "Reward",
         {"avg_reward": "reward, as optimised", "reward/": ""},
-        "mean of the texts",
-        "Of the texts that were written for learning from, on training users.",
+        "mean of the completions",
+        "Of the completions that were written for learning from, on training users.",
     ),
     Panel(
         "Reward by dataset",
         {"avg_reward/": ""},
-        "mean of the texts",
-        "Where several datasets are trained on together: of the texts whose example is of this one.",
+        "mean of the completions",
+        "Where several datasets are trained on together: of the completions whose example is of this one.",
     ),
     Panel("Rank of the target", {"mean_rank": "mean rank"}, "mean rank", "1 is best; logarithmic.", "ranks"),
     Panel(
         "Divergence",
-        {"kl": "from the reference policy", "approximate_kl": "from the policy that wrote the texts"},
+        {"kl": "from the reference policy", "approximate_kl": "from the policy that wrote the completions"},
         "nats per token",
     ),
     Panel(
@@ -98,7 +98,7 @@ PANELS = (
         "share of 1",
         "1: the values are the returns; 0: a constant does as well.",
     ),
-    Panel("Accuracy", {"mean_token_accuracy": "accuracy"}, "tokens", "Tokens of the text to write.", "share"),
+    Panel("Accuracy", {"mean_token_accuracy": "accuracy"}, "tokens", "Tokens of the completion to write.", "share"),
     Panel("Gradient", {"grad_norm": "norm"}, "norm before clipping"),
 )
 
@@ -112,7 +112,7 @@ def figures_of(
         records: the records of one phase, in order.
         phase: the phase's name.
         k: cut-off of the rewards.
-        limit: most tokens of a text.
+        limit: most tokens of a completion.
         marks: see `plots.curves`.
     """
     figures = []

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 FILE = "report.html"
 SAMPLED_STEPS = 6
-"""Steps whose texts are shown."""
+"""Steps whose completions are shown."""
 SAMPLED_TEXTS = 6
 """Texts of each."""
 TEXT = 600
-"""Characters of a text."""
+"""Characters of a completion."""
 WARNINGS = 50
 """Warnings that are shown."""
 
@@ -68,7 +68,7 @@ class Logged:
     Attributes:
         phases: records of each phase, in order. The last phase is the run's own algorithm.
         validation: records of the measurements in between.
-        rollouts: some texts of the steps.
+        rollouts: some completions of the steps.
         warnings: records of health rules.
         remarks: what is missing, and why.
     """
@@ -286,7 +286,7 @@ def plots_of(logged: Logged) -> list[tuple[str, str, list[Figure]]]:
 
 
 def samples(logged: Logged) -> list[dict[str, Any]]:
-    """Returns texts of some steps, evenly over the run. Texts for the same user and target stand together."""
+    """Returns completions of some steps, evenly over the run. Those for the same user and target stand together."""
     by_step: dict[int, list[dict[str, Any]]] = {}
     for record in logged.rollouts:
         by_step.setdefault(record["step"], []).append(record)

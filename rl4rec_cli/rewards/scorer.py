@@ -145,7 +145,7 @@ class Scorer:
                 dataset=self.dataset,
             )
         except (Exception, SystemExit) as error:
-            batch = f"{len(texts)} texts, the first {_example(texts, targets, 0)}" if len(texts) else "no text"
+            batch = f"{len(texts)} completions, the first {_example(texts, targets, 0)}" if len(texts) else "none"
             raise RewardError(
                 f"reward {name!r} raised {type(error).__name__}: {error}{where_raised(error, file)}, given {batch}",
                 hint="mend the reward function; --debug shows the whole traceback",
@@ -159,13 +159,13 @@ class Scorer:
             kind = type(values).__name__
             raise RewardError(f"reward {name!r} returned {kind}, expected a list of {len(texts)} numbers {where}")
         if count != len(texts):
-            raise RewardError(f"reward {name!r} returned {count} values for {len(texts)} texts {where}")
+            raise RewardError(f"reward {name!r} returned {count} values for {len(texts)} completions {where}")
         numbers = [as_number(value) for value in values]
         for i, (value, number) in enumerate(zip(values, numbers, strict=True)):
             if number is None or not np.isfinite(number):
                 raise RewardError(
                     f"reward {name!r} returned {value!r} for {_example(texts, targets, i)} {where}",
-                    hint="every reward must be a finite number; decide in the function what a bad text is worth",
+                    hint="every reward must be a finite number; decide in the function what a bad completion is worth",
                 )
             if abs(number) > LARGEST_REWARD:
                 raise RewardError(
@@ -233,7 +233,7 @@ def _definition(function: Any, file: str) -> str:
 
 
 def _example(texts: Sequence[str], targets: Sequence[int], row: int) -> str:
-    return f"text {row}: {texts[row][:80]!r} (target item {targets[row]})"
+    return f"completion {row}: {texts[row][:80]!r} (target item {targets[row]})"
 
 
 def as_number(value: Any) -> float | None:

@@ -171,7 +171,7 @@ def _advise_without_figures(
         sets = {key.replace("trainer.", "trainer.warm_start.", 1): value for key, value in sets.items()}
     unknown = "the plan does not know this model's architecture, so there are no figures"
     if changed(config, sets) == config:
-        return OutOfMemory(message, hint=f"{unknown}; a smaller model, shorter prompts or shorter texts take less")
+        return OutOfMemory(message, hint=f"{unknown}; a smaller model, shorter prompts or completions take less")
     hint = f"{unknown}. {' '.join(set_texts(sets))} needs less, whether enough cannot be said. {_ABOVE}"
     return OutOfMemory(message, hint=hint, flags=_flags(config, sets))
 

@@ -228,7 +228,9 @@ class RecPolicy:
         """
         as_prompts = self._as_prompts(prompts)
         if not len(as_prompts) == len(texts) > 0:
-            raise DataError(f"log-probabilities need a text for each prompt; got {len(as_prompts)} and {len(texts)}")
+            raise DataError(
+                f"log-probabilities need a completion for each prompt; got {len(as_prompts)} prompts and {len(texts)}"
+            )
         model = self.policy.model if model is None else model
         rows = [self._tokens(prompt, text) for prompt, text in zip(as_prompts, texts, strict=True)]
         before, after = max(len(p.ids) for p in as_prompts), max(map(len, rows))
@@ -334,7 +336,8 @@ class DummyRecPolicy:
     def _rows(self, texts: Sequence[str]) -> list[int]:
         if unknown := [text for text in texts if text not in self.texts]:
             raise DataError(
-                f"{unknown[0]!r:.80} is none of the texts that DummyRecPolicy writes", hint="DummyRecPolicy(texts)"
+                f"{unknown[0]!r:.80} is none of the completions that DummyRecPolicy writes",
+                hint="DummyRecPolicy(texts)",
             )
         return [self.texts.index(text) for text in texts]
 
@@ -351,13 +354,14 @@ def _as_rewards(rewards: Rewards, texts: Sequence[str], prompts: Sequence[Prompt
     numbers = [as_number(value) for value in values]
     if not len(prompts) == len(texts) == len(numbers) > 0:
         raise RewardError(
-            f"an update needs one finite reward per text and one text per prompt; got {len(prompts)} prompts, "
-            f"{len(texts)} texts and {len(numbers)} rewards",
+            f"an update needs one finite reward per completion and one completion per prompt; "
+            f"got {len(prompts)} prompts, {len(texts)} completions and {len(numbers)} rewards",
         )
     for row, (value, number) in enumerate(zip(values, numbers, strict=True)):
         if number is None or not abs(number) <= LARGEST_REWARD:
             raise RewardError(
-                f"an update needs one finite reward per text; got {value!r} for text {row}: {texts[row]!r:.80}",
-                hint=f"a reward is a number of at most {LARGEST_REWARD:g}; decide what a bad text is worth",
+                f"an update needs one finite reward per completion; "
+                f"got {value!r} for completion {row}: {texts[row]!r:.80}",
+                hint=f"a reward is a number of at most {LARGEST_REWARD:g}; decide what a bad completion is worth",
             )
     return torch.tensor(numbers, dtype=torch.float64)

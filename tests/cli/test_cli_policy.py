@@ -95,6 +95,6 @@ def test_texts_longer_than_the_model_reads(tiny_folder: Path, tmp_path: Path) ->
     (tmp_path / "short" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 48}))
     code, error, hint = train(tmp_path, f"policy.model={tmp_path / 'short'}")
     assert code == 2
-    assert error.startswith("error: prompt and text may have 74 tokens together, but ")
+    assert error.startswith("error: prompt and completion may have 74 tokens together, but ")
     assert error.endswith(" reads 48 at most")
     assert "prompt.max_prompt_length" in hint

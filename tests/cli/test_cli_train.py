@@ -274,7 +274,7 @@ def test_eval_with_everything_there_is(done: Done) -> None:
     assert again.returncode == 0, again.stderr
     result = json.loads(again.stdout)
     assert "SASRec round" not in again.stderr
-    assert "Writing texts" not in again.stderr
+    assert "Writing completions" not in again.stderr
     assert result["notes"]["zero-shot, best prompt"]["prompt"] in result["notes"]["zero-shot, best prompt"]["tried"]
     assert all(0 <= w <= 1 for w in result["notes"]["last item + SASRec"]["weights_of_text"])
     assert "nearest history item" not in result["differences"]
@@ -364,7 +364,7 @@ def test_recommend_asks_on_a_terminal(done: Done, terminal: tuple[int, int]) -> 
     assert b"error: no item of" in read_until(ours, b"> ")
     os.write(ours, b"Veltra; navy wool\n")
     seen = read_until(ours, b"> ")
-    assert seen.index(b"History") < seen.index(b"Text: ") < seen.index(b"Recommended")
+    assert seen.index(b"History") < seen.index(b"Completion: ") < seen.index(b"Recommended")
     os.write(ours, b"\n")
     read_until(ours, b"never said")
     assert process.wait() == 0

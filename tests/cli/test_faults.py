@@ -546,7 +546,7 @@ def test_a_disk_that_became_read_only(small_disk: Callable[[int], Path]) -> None
 @pytest.mark.parametrize(
     ("reward", "said"),
     [
-        ("nan_in_4", "error: reward 'PLACE/my.py:nan_in_4' returned nan for text 0: "),
+        ("nan_in_4", "error: reward 'PLACE/my.py:nan_in_4' returned nan for completion 0: "),
         ("raises_in_4", "error: reward 'PLACE/my.py:raises_in_4' raised ValueError: no such word (PLACE/my.py:"),
     ],
 )
@@ -626,7 +626,7 @@ def test_out_of_memory(said: str, tmp_path: Path, uninterrupted: Callable[[str],
             "eval.batch_size=32",
         ),
         ("measuring", "while measuring validation users", "eval.batch_size=32"),
-        ("writing", "at step 4 of grpo, while writing texts", "generation.batch_size=8"),
+        ("writing", "at step 4 of grpo, while writing completions", "generation.batch_size=8"),
         ("updating", "at step 4 of grpo, while updating the weights", ""),
     ],
 )

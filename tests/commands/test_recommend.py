@@ -58,7 +58,7 @@ def test_a_user_without_an_answer(run: Path, monkeypatch: pytest.MonkeyPatch) ->
     texts = iter(["", "", title])
     monkeypatch.setattr(generation, "generate_texts", lambda *args, **kwargs: [next(texts)])
     seen: list[Recommendation] = []
-    with pytest.raises(DataError, match="the policy wrote an empty text"):
+    with pytest.raises(DataError, match="the policy wrote an empty completion"):
         recommend(run, users=["u1", "u2"], show=seen.append)
     assert seen == []
     with pytest.raises(DataError, match="1 of 2 users have no answer"):

@@ -87,7 +87,8 @@ def test_a_run_keeps_its_day_and_refuses_other_prompts(
         assert main(["eval", str(run), "--json"]) == 0
         output = capsys.readouterr()
         lines = (run / "eval" / "validation_users.jsonl").read_text().splitlines()
-        return {r["user"]: r["texts"]["tuned policy"] for r in map(json.loads, lines)}, "Writing texts" in output.err
+        texts = {r["user"]: r["texts"]["tuned policy"] for r in map(json.loads, lines)}
+        return texts, "Writing completions" in output.err
 
     texts, _ = measured()
     is_today(monkeypatch, "2030-01-03")

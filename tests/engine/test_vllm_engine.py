@@ -285,7 +285,7 @@ def test_an_engine_that_dies_is_told_and_nothing_is_left(policy: Policy) -> None
         os.kill(process.pid, signal.SIGKILL)
 
     process._connection.send = send  # type: ignore[method-assign,assignment]
-    with pytest.raises(EngineError, match=r"was killed by SIGKILL while writing 16 texts; its log: .+\.log"):
+    with pytest.raises(EngineError, match=r"was killed by SIGKILL while writing 16 completions; its log: .+\.log"):
         write(policy)
     assert not process.is_open
     policy.close()

@@ -161,7 +161,7 @@ def test_nothing_is_merged_into_quantised_weights(tiny_folder: Path, on_gpu: lis
 
 def test_a_gpu_that_is_too_small_is_told(tiny_folder: Path, on_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 29, 1 << 30))
-    with pytest.raises(ConfigError, match=r"needs .* GB for 256 texts; the GPU has 1\.1 GB"):
+    with pytest.raises(ConfigError, match=r"needs .* GB for 256 completions; the GPU has 1\.1 GB"):
         VllmEngine(config()).write(adapted(tiny_folder).model, [[5]], GREEDY, [2])
 
 

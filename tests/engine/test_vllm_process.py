@@ -91,16 +91,19 @@ def test_it_answers_until_it_is_closed(start: Callable[..., VllmProcess], tmp_pa
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("die", r"vLLM \(a test\) was killed by SIGKILL while writing 3 texts; its log: .+log"),
-        ("leave", r"vLLM \(a test\) ended with status 3 while writing 3 texts; its log: "),
-        ("failed", r"vLLM \(a test\) failed while writing 3 texts: ValueError: no such thing; its log: "),
-        ("memory", r"vLLM \(a test\) ran out of memory while writing 3 texts: ValueError: no such thing; its log: "),
+        ("die", r"vLLM \(a test\) was killed by SIGKILL while writing 3 completions; its log: .+log"),
+        ("leave", r"vLLM \(a test\) ended with status 3 while writing 3 completions; its log: "),
+        ("failed", r"vLLM \(a test\) failed while writing 3 completions: ValueError: no such thing; its log: "),
+        (
+            "memory",
+            r"vLLM \(a test\) ran out of memory while writing 3 completions: ValueError: no such thing; its log: ",
+        ),
     ],
 )
 def test_how_it_ends_is_told(what: str, said: str, start: Callable[..., VllmProcess]) -> None:
     process = start()
     with pytest.raises(EngineError, match=said) as caught:
-        process.ask(what, doing="writing 3 texts")
+        process.ask(what, doing="writing 3 completions")
     assert caught.value.exit_code == 1
     assert "generation.engine=transformers" in str(caught.value.hint)
     assert ("generation.batch_size" in str(caught.value.hint)) == (what in ("memory", "die"))

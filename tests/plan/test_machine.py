@@ -179,7 +179,7 @@ def test_vllm_has_a_part_of_the_memory_and_the_run_the_rest() -> None:
     share, why = choice(engine, "vLLM share")
     # 1.5 B parameters of two bytes, and the cache: 256 texts of 128 + 64 tokens or so of 28 KiB each.
     assert 3.1 + 2.1 < float(share) * 80 < 15
-    assert "256 texts" in why
+    assert "256 completions" in why
     assert plain.room - engine.room == pytest.approx(float(share) * 80e9, rel=0.1)
     assert "writing" not in [phase.name for phase in engine.estimate.phases]
     given = plan(machine(80), load("qwen2.5-1.5b", "generation.engine=vllm", "generation.vllm.memory_share=0.5"))

@@ -100,7 +100,7 @@ def test_supervised_alone(tmp_path: Path) -> None:
     assert titles(found) == ["Loss", "Accuracy", "Gradient"]
     assert "Training: sft" in said
     assert "Warm start" not in said
-    assert "No texts are logged" in said
+    assert "No completions are logged" in said
 
 
 def test_a_run_that_came_no_further_than_its_warm_start(tmp_path: Path) -> None:

@@ -288,16 +288,16 @@ def test_files_and_modules_that_cannot_be_imported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("expression", "words"),
     [
-        ("[0.5, float('nan')]", "returned nan for text 1: '7' (target item 5)"),
-        ("[0.5, float('inf')]", "returned inf for text 1: '7' (target item 5)"),
-        ("[None, 1]", "returned None for text 0: '1' (target item 4)"),
-        ("[0.5, '1.0']", "returned '1.0' for text 1"),
-        ("[0.5, 10 ** 400]", "for text 1"),
-        ("[1e308, -1e308]", "returned 1e+308 for text 0: '1' (target item 4)"),
-        ("[0.5, -1e20]", "returned -1e+20 for text 1: '7' (target item 5)"),
-        ("numpy.array([0.5, 1e300])", "for text 1: '7' (target item 5)"),
-        ("[0.5, 1j]", "returned 1j for text 1"),
-        ("[0.5, [1.0, 2.0]]", "for text 1"),
+        ("[0.5, float('nan')]", "returned nan for completion 1: '7' (target item 5)"),
+        ("[0.5, float('inf')]", "returned inf for completion 1: '7' (target item 5)"),
+        ("[None, 1]", "returned None for completion 0: '1' (target item 4)"),
+        ("[0.5, '1.0']", "returned '1.0' for completion 1"),
+        ("[0.5, 10 ** 400]", "for completion 1"),
+        ("[1e308, -1e308]", "returned 1e+308 for completion 0: '1' (target item 4)"),
+        ("[0.5, -1e20]", "returned -1e+20 for completion 1: '7' (target item 5)"),
+        ("numpy.array([0.5, 1e300])", "for completion 1: '7' (target item 5)"),
+        ("[0.5, 1j]", "returned 1j for completion 1"),
+        ("[0.5, [1.0, 2.0]]", "for completion 1"),
         ("None", "returned NoneType, expected a list of 2 numbers"),
         ("0.5", "returned float, expected a list of 2 numbers"),
         ("'12'", "returned str, expected a list of 2 numbers"),
@@ -305,9 +305,9 @@ def test_files_and_modules_that_cannot_be_imported(tmp_path: Path) -> None:
         ("{1.0, 2.0}", "returned set, expected a list of 2 numbers"),
         ("(x for x in [1.0, 2.0])", "returned generator, expected a list of 2 numbers"),
         ("numpy.float64(1)", "returned float64, expected a list of 2 numbers"),
-        ("[0.5]", "returned 1 values for 2 texts"),
-        ("[]", "returned 0 values for 2 texts"),
-        ("[1, 2, 3]", "returned 3 values for 2 texts"),
+        ("[0.5]", "returned 1 values for 2 completions"),
+        ("[]", "returned 0 values for 2 completions"),
+        ("[1, 2, 3]", "returned 3 values for 2 completions"),
     ],
 )
 def test_what_a_reward_must_not_return(tmp_path: Path, expression: str, words: str) -> None:
@@ -335,7 +335,7 @@ def test_a_reward_that_raises_is_named_with_the_users_line(tmp_path: Path) -> No
     with pytest.raises(RewardError, match="raised JSONDecodeError") as caught:
         run_own(f"{path}:reward")
     assert f"({path}:4)" in caught.value.message  # not the line of the json module
-    assert "text 0: '1' (target item 4)" in caught.value.message
+    assert "completion 0: '1' (target item 4)" in caught.value.message
     path = own_reward(
         tmp_path,
         "from rl4rec_cli.errors import DataError\ndef reward(*args, **kwargs):\n    raise DataError('mine')\n",
@@ -363,7 +363,8 @@ def test_rewards_whose_weighted_sum_is_too_large_are_refused(tmp_path: Path) -> 
     path = own_reward(tmp_path, "def reward(*args, **kwargs):\n    return [1.0, -1e10]\n")
     with pytest.raises(RewardError) as caught:
         run_own(f"{path}:reward", weight=1e6)
-    assert re.search(r"weighted sum of rewards is -1e\+16 for text 1: '7' \(target item 5\), of", caught.value.message)
+    message = caught.value.message
+    assert re.search(r"weighted sum of rewards is -1e\+16 for completion 1: '7' \(target item 5\), of", message)
     assert f"'{path}:reward' is -1e+16 (weight 1e+06)" in caught.value.message
     for key in ("functions.ndcg", "rank_shaping", "mixed_ndcg"):
         with pytest.raises(ConfigError, match=rf"reward\.{key}"):

@@ -182,9 +182,10 @@ def test_shorter_completions_come_last_and_their_cost_is_said() -> None:
     config, room = load("trainer.warm_start=null", "generation.max_completion_length=512"), 5 * GB + GB // 5
     error = say(config, room)
     assert "--set generation.max_completion_length=128" in error.flags
-    assert "fewer texts a step: noisier gradients; shorter prompts or texts: the policy reads or writes less" in str(
-        error.hint
+    costs = (
+        "fewer completions a step: noisier gradients; shorter prompts or completions: the policy reads or writes less"
     )
+    assert costs in str(error.hint)
     after = load("trainer.warm_start=null", *sets_in(error.flags))
     cpu = Surroundings(on_gpu=True, items=0, retrieval_on_device=False)
     assert estimate(after, FACTS, cpu).bytes <= room

@@ -111,7 +111,7 @@ def test_log_probabilities_are_the_models_one_text_at_a_time(policy: RecPolicy) 
             assert mask_T.tolist() == [1] * len(row) + [0] * (len(mask_T) - len(row))
             torch.testing.assert_close(logps_T[: len(row)], alone_T, atol=1e-5, rtol=1e-4)
     for few in ([], ["mint"]):
-        with pytest.raises(DataError, match="a text for each prompt"):
+        with pytest.raises(DataError, match="a completion for each prompt"):
             policy.log_probabilities(prompts[: 2 * len(few)], few)
 
 
@@ -133,11 +133,11 @@ def test_what_cannot_be_learnt_from_changes_nothing(rewards: Any, policy: RecPol
     before = {name: p.detach().clone() for name, p in policy.policy.model.named_parameters()}
     for each in (policy, DummyRecPolicy(["a", "b"])):
         prompts = each.build_prompts([[0], [1]])
-        with pytest.raises(RewardError, match="one finite reward per text"):
+        with pytest.raises(RewardError, match="one finite reward per completion"):
             each.update(prompts, ["a", "b"], rewards)
-        with pytest.raises(RewardError, match="got 0 prompts, 0 texts and 0 rewards"):
+        with pytest.raises(RewardError, match="got 0 prompts, 0 completions and 0 rewards"):
             each.update([], [], [])
-    with pytest.raises(DataError, match="'c' is none of the texts"):
+    with pytest.raises(DataError, match="'c' is none of the completions"):
         each.update(prompts, ["a", "c"], [1.0, 0.0])
     assert all(p.equal(before[name]) for name, p in policy.policy.model.named_parameters())
     assert each.probabilities.tolist() == [0.5, 0.5]

@@ -506,7 +506,7 @@ def test_a_reward_that_is_not_a_number_stops_the_run(
     assert main([*args, *(part for text in (*GRPO, *sets) for part in ("--set", text))]) == 1
     out, err = capfd.readouterr()
     assert out == ""
-    assert f"error: reward {name!r} returned nan for text 15: " in err
+    assert f"error: reward {name!r} returned nan for completion 15: " in err
     assert f"Stopped: the policy of step 2 is in {tmp_path / 'run' / 'checkpoints' / 'checkpoint_step_2'}" in err
     kept = tmp_path / "run" / "checkpoints"
     assert sorted(p.name for p in kept.iterdir()) == ["checkpoint_start", "checkpoint_step_2"]
