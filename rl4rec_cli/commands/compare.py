@@ -26,7 +26,6 @@ from rl4rec_cli.files.writing import check_writable, kept_after, write_text
 
 # torch is imported in the functions that need it, so that an error in the arguments is told before.
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.eval.comparison import Comparison
     from rl4rec_cli.eval.evaluation import Evaluation
@@ -86,7 +85,7 @@ def compare(
         open_retriever(base.retrieval, data, base.data.paths, first_wait=FIRST_WAIT),
         evaluation.examples,
     )
-    measurements = _measure(systems, base, task, evaluation)
+    measurements = _measure(systems, task, evaluation)
     comparison = Comparison(evaluation, data, systems, measurements)
     comparison.about = {
         "remarks": remarks,
@@ -143,9 +142,7 @@ def _openings(systems: Sequence[System], *, opens: bool) -> dict[str, list[dict[
     return openings
 
 
-def _measure(
-    systems: Sequence[System], base: RunConfig, task: Task, evaluation: Evaluation
-) -> dict[str, list[Measured]]:
+def _measure(systems: Sequence[System], task: Task, evaluation: Evaluation) -> dict[str, list[Measured]]:
     """Measures every system. Policies come first: one that cannot be loaded fails before a baseline is trained."""
     measurements: dict[str, list[Measured]] = {}
     models: Models | None = None

@@ -15,7 +15,8 @@ from rl4rec_cli.commands import placement
 from rl4rec_cli.errors import ConfigError, Rl4RecError
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.policy import PolicySection
+    from rl4rec_cli.config.sections import RetrievalSection, RunConfig
     from rl4rec_cli.plan.placement import Placement
 
 
@@ -59,7 +60,7 @@ def dry_run(
     config = config.model_copy(update={"policy": with_own_adapter(config.policy)})
     show(config)
     _check_data(config, seeds or (config.run.seed,), is_new=is_new)
-    check_devices(config)
+    check_devices(config.policy, config.retrieval)
     try:
         return DryRun(config, placement.place(config), None)
     except Rl4RecError as error:
@@ -79,7 +80,7 @@ def _check_data(config: RunConfig, seeds: Sequence[int], *, is_new: bool) -> Non
         console.log(f"dataset {dataset.name}: {len(dataset.users):,} users, {dataset.num_items:,} items")
 
 
-def check_devices(config: RunConfig) -> None:
+def check_devices(policy: PolicySection, retrieval: RetrievalSection) -> None:
     """Checks that the configured GPUs exist, without importing torch.
 
     Raises:
@@ -87,7 +88,7 @@ def check_devices(config: RunConfig) -> None:
     """
     from rl4rec_cli.plan.machine import find_machine
 
-    devices = {"policy.device": config.policy.device, "retrieval.device": config.retrieval.device}
+    devices = {"policy.device": policy.device, "retrieval.device": retrieval.device}
     cuda_devices = {key: device for key, device in devices.items() if device.startswith("cuda")}
     if not cuda_devices:
         return

@@ -77,7 +77,7 @@ def evaluate(
     from rl4rec_cli.retrieval.opening import FIRST_WAIT, open_retriever
 
     if model is not None:
-        check_engine(config)
+        check_engine(config.generation, config.policy)
         prepare_backend(config.policy)
         check_tokenizer(config.policy.model_copy(update={"model": model}))  # before the minutes of embedding
     retriever = open_retriever(config.retrieval, data, config.data.paths, first_wait=FIRST_WAIT)

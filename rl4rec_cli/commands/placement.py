@@ -44,7 +44,7 @@ def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
     find_embedder(config.retrieval).check()
     other_gpus = tuple(parse_gpu(text, index) for index, text in enumerate(gpus))
     machine = find_machine() if not other_gpus else _with(other_gpus)
-    return plan_placement(machine, config, facts, retrieval_facts(config))
+    return plan_placement(machine, config, facts, retrieval_facts(config.data, config.retrieval))
 
 
 def _with(gpus: tuple[Any, ...]) -> Machine:
@@ -131,7 +131,7 @@ def check_memory(config: RunConfig) -> list[MemoryCheck]:
     from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
 
     console.log("Making two real steps of each phase in a process of its own …")
-    facts, retrieval = policy_facts(config.policy), retrieval_facts(config)
+    facts, retrieval = policy_facts(config.policy), retrieval_facts(config.data, config.retrieval)
     checks = []
     for peak in measure_peaks(config):
         lengths = (peak.prompt_tokens, peak.text_tokens)

@@ -229,7 +229,7 @@ def sweep_templates(
     from rl4rec_cli.retrieval.opening import FIRST_WAIT, open_retriever
 
     examples = choose_examples(dataset, "validation", users or CHOSEN_ON)
-    check_engine(config)
+    check_engine(config.generation, config.policy)
     prepare_backend(config.policy)
     retriever = open_retriever(config.retrieval, dataset, config.data.paths, first_wait=FIRST_WAIT)
     task = open_task(config.eval, dataset, retriever, examples)

@@ -196,7 +196,7 @@ def open_recommender(
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
 
-    check_engine(config)
+    check_engine(config.generation, config.policy)
     prepare_backend(config.policy)
     from rl4rec_cli.engine.sampling import Sampling
     from rl4rec_cli.policy.loading import check_tokenizer

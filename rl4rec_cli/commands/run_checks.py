@@ -92,7 +92,7 @@ def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bo
     if is_new:
         check_new(config.run)
     check_datasets(config, datasets)
-    check_engine(config)
+    check_engine(config.generation, config.policy)
     check_one_gpu(config.policy.device)
     check_trackers(config.logging.report_to)
     for phase in config.trainer.phases:

@@ -97,7 +97,7 @@ def write_summaries(
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
     from rl4rec_cli.policy.loading import load_tokenizer_alone
 
-    check_engine(config)
+    check_engine(config.generation, config.policy)
     prepare_backend(config.policy)
     tokenizer = load_tokenizer_alone(config.policy, dataset)
     section = config.prompt.of(dataset.name).model_copy(update={"template": request})

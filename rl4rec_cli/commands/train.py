@@ -194,7 +194,7 @@ def _train_one(
 
     start_time = time.perf_counter()
     scorers = open_scorers(data.retrievers, config.reward)
-    policy = load_for_training(config, _start_section(config, run, place), data.datasets)
+    policy = load_for_training(config, _start_section(config.policy, config.trainer, run, place), data.datasets)
     if run is None:
         config = with_day(config, policy.tokenizer)
     else:
@@ -237,21 +237,23 @@ def _train_one(
     return trained_run
 
 
-def _start_section(config: RunConfig, run: Run | None, place: Place | None) -> PolicySection:
+def _start_section(
+    policy: PolicySection, trainer: TrainerSection, run: Run | None, place: Place | None
+) -> PolicySection:
     """Returns what to load: the one that the last phase started from, if it is known, else the configured one."""
-    if run is not None and place is not None and place.phase >= len(config.trainer.phases) - 1 and run.start.is_dir():
-        return config.policy.model_copy(update={"model": str(run.start)})
-    if makes_base(config.policy):
+    if run is not None and place is not None and place.phase >= len(trainer.phases) - 1 and run.start.is_dir():
+        return policy.model_copy(update={"model": str(run.start)})
+    if makes_base(policy):
         whole = {"lora": None, "quantization": "none", "backend": "hf"}
-        return config.policy.model_copy(update=whole)
-    return config.policy
+        return policy.model_copy(update=whole)
+    return policy
 
 
 def load_start(config: RunConfig, datasets: Sequence[Dataset]) -> Policy:
     """Loads the policy that a new run starts from."""
     from rl4rec_cli.policy.opening import load_for_training
 
-    return load_for_training(config, _start_section(config, None, None), datasets)
+    return load_for_training(config, _start_section(config.policy, config.trainer, None, None), datasets)
 
 
 def makes_base(section: PolicySection) -> bool:

@@ -19,7 +19,8 @@ from rl4rec_cli.plan.phases import Phase
 from rl4rec_cli.shell import setting
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RetrievalSection, RunConfig
+    from rl4rec_cli.config.policy import GenerationSection
+    from rl4rec_cli.config.sections import PromptSection, RetrievalSection, RunConfig
     from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.models.shape import ModelFacts
 
@@ -108,7 +109,7 @@ def way_on(config: RunConfig, facts: ModelFacts, surroundings: Surroundings, roo
 
     It tries as many completions per step first, then fewer, then shorter ones.
     """
-    for shorter in ({}, *_shorter(config)):
+    for shorter in ({}, *_shorter(config.generation, config.prompt)):
         ways = find_ways_out(changed(config, shorter), facts, surroundings, room, keep_texts=False, keep_weights=True)
         if ways and shorter:
             price, words = _COSTS["shorter"]
@@ -123,7 +124,8 @@ def way_on(config: RunConfig, facts: ModelFacts, surroundings: Surroundings, roo
 def least(config: RunConfig, facts: ModelFacts, surroundings: Surroundings) -> Estimate:
     """Estimates a started run with everything cut that `way_on` may cut."""
     trainer = config.trainer
-    sets = {**(_shorter(config) or [{}])[-1], **(_fewer(trainer) or [{}])[-1], **_checkpointing(trainer)}
+    shorter = (_shorter(config.generation, config.prompt) or [{}])[-1]
+    sets = {**shorter, **(_fewer(trainer) or [{}])[-1], **_checkpointing(trainer)}
     smallest = changed(config, {**sets, "eval.batch_size": 1, "generation.batch_size": 1})
     smallest = changed(smallest, _split(smallest.trainer, smallest.trainer.divisors[-1], "trainer"))
     here = replace(surroundings, retrieval_on_device=surroundings.retrieval_on_device and not surroundings.on_gpu)
@@ -283,9 +285,9 @@ def _fewer(trainer: TrainerSection) -> list[dict[str, Any]]:
     return ways
 
 
-def _shorter(config: RunConfig) -> list[dict[str, Any]]:
+def _shorter(generation: GenerationSection, prompt_section: PromptSection) -> list[dict[str, Any]]:
     """Returns settings with shorter completions, then with shorter prompts, too: half, then a quarter."""
-    text, prompt = config.generation.max_completion_length, config.prompt.max_prompt_length
+    text, prompt = generation.max_completion_length, prompt_section.max_prompt_length
     ways = [{"generation.max_completion_length": text // 2}] if text > 1 else []
     for parts in (2, 4):
         if text >= parts and prompt >= parts:

@@ -357,9 +357,9 @@ def engine_bytes(config: RunConfig, facts: ModelFacts, surroundings: Surrounding
     return engine_need(weight_bytes(facts, own), cache, passes, on_gpu=surroundings.on_gpu)
 
 
-def plain_weights(config: RunConfig, facts: ModelFacts, surroundings: Surroundings) -> int:
-    """Returns the bytes of the weights without quantisation."""
-    types = _types(config.policy, config.trainer.precision, on_gpu=surroundings.on_gpu)
+def plain_weights(policy: PolicySection, precision: str, facts: ModelFacts, *, on_gpu: bool) -> int:
+    """Returns the bytes of the weights without quantisation, where training computes in `precision`."""
+    types = _types(policy, precision, on_gpu=on_gpu)
     return facts.parameters * types.weights
 
 

@@ -28,7 +28,7 @@ from rl4rec_cli.plan.memory import (
 )
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RetrievalSection, RunConfig
+    from rl4rec_cli.config.sections import DataSection, RetrievalSection, RunConfig
     from rl4rec_cli.models.shape import ModelFacts, RetrievalFacts
 
 
@@ -170,7 +170,7 @@ def place_retrieval(machine: Machine, config: RunConfig) -> RetrievalPlace:
         return RetrievalPlace("in-process", "cuda:0", "one GPU: in this process, beside the policy")
     if gpu is None:
         return RetrievalPlace("in-process", "cuda:0", "in this process, on a GPU that the policy does not use")
-    against = _against_a_service(machine, config)
+    against = _against_a_service(machine, config.data, config.retrieval)
     if against is None:
         own = max(other.index for other in machine.gpus if other.index != gpu.index)
         reason = (
@@ -186,13 +186,13 @@ def _holding(machine: Machine, config: RunConfig, retrieval: RetrievalFacts) -> 
     return plan_catalogue(config.retrieval, retrieval, place_retrieval(machine, config).where, rooms)
 
 
-def _against_a_service(machine: Machine, config: RunConfig) -> str | None:
+def _against_a_service(machine: Machine, data: DataSection, retrieval: RetrievalSection) -> str | None:
     """Says why a run starts no retrieval service of its own although there are enough GPUs; None if it starts one."""
-    if config.retrieval.stays_in_process:
+    if retrieval.stays_in_process:
         return "retrieval.backend says so (--set retrieval.device=cuda:1 for another GPU)"
-    if config.data.synthetic is not None:
+    if data.synthetic is not None:
         return "synthetic data lies in no folder that a service could read"
-    if config.data.sequential_file is not None:
+    if data.sequential_file is not None:
         return "data.sequential_file lies elsewhere than in the folder that a service would read"
     if not machine.has_ray:
         return "a service on another GPU needs Ray (pip install 'rl4rec[ray]'); or --set retrieval.device=cuda:1"
@@ -210,7 +210,7 @@ def _choices(
     policy, trainer = chosen.policy, chosen.trainer
     does_not_fit = "as configured it does not fit"
     plain_bytes, quantised_bytes = (
-        plain_weights(chosen, facts, surroundings),
+        plain_weights(chosen.policy, chosen.trainer.precision, facts, on_gpu=surroundings.on_gpu),
         estimate(chosen, facts, surroundings).phases[-1].parts["weights"],
     )
     if policy.lora is None:

@@ -21,8 +21,7 @@ from rl4rec_cli.errors import ConfigError, PolicyError, first_line
 from rl4rec_cli.variables import check_one_process, import_noted
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.policy import PolicySection
-    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.policy import GenerationSection, PolicySection
 
 PATCHED = ("trl", "transformers", "peft")
 """Packages that Unsloth patches. It must be imported before they are."""
@@ -145,13 +144,12 @@ def _check_unsloth(section: PolicySection) -> None:
         raise ConfigError("policy.dtype=fp16: Unsloth has no fp16 without a GPU", hint="use bf16 or fp32")
 
 
-def check_engine(config: RunConfig) -> None:
+def check_engine(generation: GenerationSection, policy: PolicySection) -> None:
     """Refuses settings that exclude `generation.engine=vllm`, before anything is loaded.
 
     Raises:
         ConfigError: vllm is not installed, or settings exclude each other.
     """
-    generation, policy = config.generation, config.policy
     if generation.engine != "vllm":
         return
     if generation.vllm.server is None:

@@ -20,7 +20,7 @@ from rl4rec_cli.retrieval.embedder import find_embedder
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.policy import PolicySection, TinySection
-    from rl4rec_cli.config.sections import DataSection, RunConfig
+    from rl4rec_cli.config.sections import DataSection, RetrievalSection
 
 # Parameters and dimensions, as published.
 _EMBEDDERS = {
@@ -87,14 +87,14 @@ def _read(path: Path) -> Mapping[str, Any]:
     return settings
 
 
-def retrieval_facts(config: RunConfig) -> RetrievalFacts:
+def retrieval_facts(data: DataSection, retrieval: RetrievalSection) -> RetrievalFacts:
     """Returns the sizes of catalogue and embedder. Its notes name those that are assumed."""
     notes: list[str] = []
-    items = _count_items(config.data)
+    items = _count_items(data)
     if items is None:
         items = _ITEMS
         notes.append(f"no dataset is named: a catalogue of {items:,} items is assumed")
-    embedder = find_embedder(config.retrieval)
+    embedder = find_embedder(retrieval)
     parameters, dim = (0, embedder.dim) if embedder.model is None else _embedder(embedder.model, notes)
     return RetrievalFacts(items, parameters, dim, tuple(notes))
 

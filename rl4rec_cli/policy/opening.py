@@ -51,6 +51,9 @@ def load_for_training(
     section = section or config.policy
     # With transformers it is the trainer's alone.
     is_unsloth, is_engine = choose_backend(section).name == "unsloth", section.fast_inference
+    share = None
+    if is_engine:
+        share = engine_share(config, policy_facts(section), retrieval_facts(config.data, config.retrieval))
     return load_policy(
         section,
         dataset=datasets,
@@ -58,5 +61,5 @@ def load_for_training(
         trainable=True,
         max_length=config.max_length,
         gradient_checkpointing=config.trainer.gradient_checkpointing if is_unsloth else False,
-        engine_share=engine_share(config, policy_facts(section), retrieval_facts(config)) if is_engine else None,
+        engine_share=share,
     )

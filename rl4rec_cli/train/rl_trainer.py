@@ -125,7 +125,7 @@ class RLTrainer:
         scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         datasets = open_datasets(config.data) if dataset is None else _as_list(dataset)
         check_datasets(config, datasets)
-        check_engine(config)
+        check_engine(config.generation, config.policy)
         check_one_gpu(config.policy.device)
         loaded = load_rewards(config.reward)
         if own_reward is not None:

@@ -162,14 +162,17 @@ def test_choices_say_why() -> None:
 def test_the_share_that_a_plan_shows_is_the_one_that_unsloth_s_engine_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
 
+    def share_of(config: RunConfig) -> float | None:
+        facts = policy_facts(config.policy), retrieval_facts(config.data, config.retrieval)
+        return placement.engine_share(config, *facts)
+
     monkeypatch.setattr(placement, "find_machine", lambda: machine(80))
     for sets in ([], ["generation.vllm.memory_share=0.33"]):
         config = load("qwen2.5-1.5b", "policy.backend=unsloth", "policy.fast_inference=true", *sets)
-        share = placement.engine_share(config, policy_facts(config.policy), retrieval_facts(config))
+        share = share_of(config)
         assert f"{share:.2f}" == choice(plan(machine(80), config), "vLLM share")[0]
         assert (share == 0.33) == bool(sets)
-    plain = load("qwen2.5-1.5b")
-    assert placement.engine_share(plain, policy_facts(plain.policy), retrieval_facts(plain)) is None
+    assert share_of(load("qwen2.5-1.5b")) is None
 
 
 def test_vllm_has_a_part_of_the_memory_and_the_run_the_rest() -> None:

@@ -123,6 +123,11 @@ def engine_config(**sets: Any) -> RunConfig:
     return load_config(algorithm="grpo", sets=["policy.lora.r=8", "generation.engine=vllm", *texts])
 
 
+def check(**sets: Any) -> None:
+    config = engine_config(**sets)
+    check_engine(config.generation, config.policy)
+
+
 REFUSED = {
     "fp32 and 4 bits": ({"policy__dtype": "fp32", "policy__quantization": "4bit"}, "policy.quantization=4bit with"),
     "fp32 and an adapter": (
@@ -150,7 +155,7 @@ REFUSED = {
 def test_what_vllm_would_compute_otherwise_is_refused(case: str, gpu: Any) -> None:
     sets, said = REFUSED[case]
     with pytest.raises(ConfigError, match=re.escape(said)):
-        check_engine(engine_config(**sets))
+        check(**sets)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +168,7 @@ def test_what_vllm_would_compute_otherwise_is_refused(case: str, gpu: Any) -> No
     ],
 )
 def test_what_vllm_computes_as_asked_is_taken(sets: dict[str, Any], gpu: Any) -> None:
-    check_engine(engine_config(**sets))
+    check(**sets)
 
 
 def test_unsloth_s_engine_is_given_no_critic_s_adapter() -> None:

@@ -165,5 +165,6 @@ def test_what_cannot_go_together_is_refused(sets: list[str], said: str, monkeypa
     from rl4rec_cli.policy import backend
 
     monkeypatch.setattr(backend, "check_installed", lambda what: None)
+    config = load(*sets)
     with pytest.raises(ConfigError, match=said):
-        check_engine(load(*sets))
+        check_engine(config.generation, config.policy)
