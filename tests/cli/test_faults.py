@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ def waits_in_4(texts, targets, histories, **kwargs):
 
 
 ZYGOTE = """
-import json, os, resource, signal, sys
+import gc, json, os, resource, signal, sys
 import datasets, peft, transformers, trl
 from trl import GRPOTrainer, SFTTrainer
 import rl4rec_cli.train.algorithms.grpo, rl4rec_cli.train.algorithms.sft
@@ -90,6 +91,7 @@ import rl4rec_cli.retrieval.embedding as embedding
 import rl4rec_cli.eval.policies as policies
 import torch
 from rl4rec_cli.cli.main import main
+from rl4rec_cli.data.words import words
 from torch.optim import AdamW
 
 def signal_at(owner, name, at, number):
@@ -175,6 +177,9 @@ def child(order):
     finally:
         os._exit(code)
 
+words("é")  # makes a table of Unicode's letters
+gc.collect()
+gc.freeze()  # no child looks through all that is imported, or copies it
 print("ready", flush=True)
 for line in sys.stdin:
     order = json.loads(line)
@@ -186,6 +191,7 @@ for line in sys.stdin:
         if pid == 0:
             child(order)
         print(pid, flush=True)
+os._exit(0)
 """
 
 
@@ -282,22 +288,41 @@ def final(folder: Path) -> dict[str, Any]:
     return {name: w.tolist() for name, w in weights.items()}
 
 
-whole: dict[tuple[str, int], Any] = {}
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
+    """The folder of a run of so many steps with a reward, undisturbed."""
 
-
-@pytest.fixture
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
-    """The final weights of so many steps with a reward, undisturbed."""
-
-    def make(reward: str, steps: int = 8) -> dict[str, Any]:
-        if (reward, steps) not in whole:
-            folder = tmp_path_factory.mktemp("whole")
-            done = run(command(folder, reward=reward, sets_=(f"trainer.max_steps={steps}",)), folder)
-            assert done.returncode == 0, done.stderr
-            whole[reward, steps] = final(folder)
-        return whole[reward, steps]
+    @cache
+    def make(reward: str, steps: int) -> Path:
+        folder = tmp_path_factory.mktemp("whole")
+        done = run(command(folder, reward=reward, sets_=(f"trainer.max_steps={steps}",)), folder)
+        assert done.returncode == 0, done.stderr
+        return folder
 
     return make
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(whole: Callable[[str, int], Path]) -> Callable[..., dict[str, Any]]:
+    """The final weights of such a run."""
+    return lambda reward, steps=8: final(whole(reward, steps))
+
+
+@pytest.fixture(scope="module")
+def sizes(whole: Callable[[str, int], Path]) -> dict[str, int]:
+    """Bytes of each file of the checkpoint of step 2."""
+    folder = whole("length", 2) / "runs" / "r" / "checkpoints" / "checkpoint_step_2"
+    return {file.name: file.stat().st_size for file in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def terminated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of eight steps that SIGTERM ended in the reward of the fourth."""
+    folder = tmp_path_factory.mktemp("terminated")
+    (folder / "signal").write_text(str(int(signal.SIGTERM)))
+    stopped = run(command(folder, reward="signalled_in_4", sets_=("trainer.max_steps=8",)), folder)
+    assert stopped.returncode == 143, stopped.stderr
+    return folder
 
 
 @pytest.mark.parametrize(("number", "code", "word"), [(2, 130, "interrupted"), (15, 143, "terminated")])
@@ -347,6 +372,7 @@ def test_a_second_ctrl_c_while_the_interpreter_ends_prints_no_traceback(tmp_path
     code = (
         "import atexit, os, signal, sys\n"
         "from rl4rec_cli.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run in the background
         "def interrupt() -> None: os.kill(os.getpid(), signal.SIGINT)\n"
         "atexit.register(interrupt)\n"
         "main.app.registered_groups.clear()\n"
@@ -377,7 +403,7 @@ def test_killed_at_any_moment(seed: int, tmp_path: Path, uninterrupted: Callable
     So many steps that some are left to be killed in, however late the signal comes.
     """
     draw = random.Random(seed)
-    args = command(tmp_path, reward="length", sets_=("trainer.max_steps=60",))
+    args = command(tmp_path, reward="length", sets_=("trainer.max_steps=30",))
     for _ in range(2):
         process = start(args, tmp_path)
         left = draw.randrange(1, 6)
@@ -392,17 +418,13 @@ def test_killed_at_any_moment(seed: int, tmp_path: Path, uninterrupted: Callable
         args = resume(tmp_path, reward="length")
     done = run(args, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert steps(tmp_path) == list(range(1, 61))
-    assert final(tmp_path) == uninterrupted("length", 60)
+    assert steps(tmp_path) == list(range(1, 31))
+    assert final(tmp_path) == uninterrupted("length", 30)
 
 
-def test_a_file_size_limit(tmp_path: Path) -> None:
+def test_a_file_size_limit(sizes: dict[str, int], tmp_path: Path) -> None:
     """As a full disk in the midst of a file: the optimiser's is the largest, and the checkpoint is the second one."""
-    first = run(command(tmp_path, reward="length", sets_=("trainer.max_steps=3",)), tmp_path)
-    assert first.returncode == 0, first.stderr
-    sizes = {p.name: p.stat().st_size for p in (tmp_path / "runs/r/checkpoints/checkpoint_step_2").iterdir()}
     assert max(sizes, key=lambda name: sizes[name]) == "optimizer.pt"
-    (tmp_path / "runs").rename(tmp_path / "before")
     args = command(tmp_path, reward="length", sets_=("trainer.max_steps=8",))
     full = run(args, tmp_path, limit=sizes["optimizer.pt"] - 1000)
     assert full.returncode == 1
@@ -435,11 +457,8 @@ def small_disk(tmp_path: Path) -> Callable[[int], Path]:
         subprocess.run(["umount", str(path)], check=True)
 
 
-def test_a_full_disk(small_disk: Callable[[int], Path], tmp_path: Path) -> None:
-    first = run(command(tmp_path, reward="length", sets_=("trainer.max_steps=3",)), tmp_path)
-    size = sum(p.stat().st_size for p in (tmp_path / "runs/r/checkpoints/checkpoint_step_2").iterdir())
-    assert first.returncode == 0, first.stderr
-    folder = small_disk(int(3.4 * size))  # the start, two checkpoints, but not a third
+def test_a_full_disk(small_disk: Callable[[int], Path], sizes: dict[str, int]) -> None:
+    folder = small_disk(int(3.4 * sum(sizes.values())))  # the start, two checkpoints, but not a third
     args = command(folder, reward="length", sets_=("trainer.max_steps=8",))
     full = run(args, folder)
     assert full.returncode == 1, full.stderr
@@ -453,12 +472,13 @@ def test_a_full_disk(small_disk: Callable[[int], Path], tmp_path: Path) -> None:
     assert "Stopped: the policy of step 4 is in runs/r/checkpoints/checkpoint_step_4" in full.stderr
 
 
-def test_a_checkpoint_that_is_cut_short(tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]) -> None:
-    (tmp_path / "signal").write_text(str(int(signal.SIGTERM)))
-    assert run(command(tmp_path, reward="signalled_in_4", sets_=("trainer.max_steps=8",)), tmp_path).returncode == 143
+def test_a_checkpoint_that_is_cut_short(
+    terminated: Path, tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]
+) -> None:
+    shutil.copytree(terminated / "runs", tmp_path / "runs")
     weights = tmp_path / "runs" / "r" / "checkpoints" / "checkpoint_step_3" / "model.safetensors"
     os.truncate(weights, weights.stat().st_size // 2)
-    done = run(resume(tmp_path, reward="signalled_in_4"), tmp_path)
+    done = run(["train", "grpo", "--resume", "runs/r", "--reward", f"{terminated}/my.py:signalled_in_4=1"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "checkpoint_step_3 is damaged (model.safetensors has " in done.stderr
     assert "put aside as damaged_step_3, going on from before it" in done.stderr
@@ -523,23 +543,22 @@ def test_what_was_measured_is_shown_where_it_cannot_be_kept(tmp_path: Path) -> N
     assert refused.stderr.splitlines()[-2] == "error: cache/export: cannot be written: Not a directory"
 
 
-def test_a_disk_that_became_read_only(small_disk: Callable[[int], Path]) -> None:
+def test_a_disk_that_became_read_only(small_disk: Callable[[int], Path], terminated: Path) -> None:
     """As one does whose controller fails: what is on it stays as it is."""
     folder = small_disk(50 << 20)
-    (folder / "signal").write_text(str(int(signal.SIGTERM)))
-    args = command(folder, reward="signalled_in_4", sets_=("trainer.max_steps=8",))
-    assert run(args, folder).returncode == 143
+    shutil.copytree(terminated / "runs", folder / "runs")
+    go_on = ["train", "grpo", "--resume", "runs/r", "--reward", f"{terminated}/my.py:signalled_in_4=1"]
     before = {path: path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()}
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
     another = ["train", "grpo", "--quick-test", *sets(*SMALL, "run.name=new")]
-    refused, new = run(resume(folder, reward="signalled_in_4"), folder), run(another, folder)
+    refused, new = run(go_on, folder), run(another, folder)
     subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
     for ended in (refused, new):
         assert ended.returncode == 1, ended.stderr
         assert "Read-only file system" in ended.stderr
         assert "Traceback" not in ended.stderr
     assert {path: path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()} == before
-    assert run(resume(folder, reward="signalled_in_4"), folder).returncode == 0
+    assert run(go_on, folder).returncode == 0
     assert steps(folder) == list(range(1, 9))
 
 
@@ -745,16 +764,16 @@ def test_two_processes_on_one_folder(tmp_path: Path) -> None:
     assert steps(tmp_path) == [1, 2, 3, 4, 5]
 
 
-def test_what_resume_refuses(tmp_path: Path) -> None:
+def test_what_resume_refuses(terminated: Path, tmp_path: Path) -> None:
     nothing = run(["train", "grpo", "--resume", "runs/r"], tmp_path)
     assert nothing.returncode == 1
     assert "error: runs/r: not a run folder (no config.yaml)" in nothing.stderr
-    (tmp_path / "signal").write_text(str(int(signal.SIGTERM)))
-    assert run(command(tmp_path, reward="signalled_in_4"), tmp_path).returncode == 143
+    shutil.copytree(terminated / "runs", tmp_path / "runs")
+    reward = f"{terminated}/my.py:signalled_in_4=1"
     for more, code, said in (
         (["--seeds", "1"], 2, "--seeds cannot be given with --resume"),
         ([], 2, "my.py:signalled_in_4=1"),
-        (["--reward", "./my.py:signalled_in_4=1", "--set", "trainer.beta=0.5"], 1, "trainer.beta was 0.0, is 0.5"),
+        (["--reward", reward, "--set", "trainer.beta=0.5"], 1, "trainer.beta was 0.0, is 0.5"),
     ):
         refused = run(["train", "grpo", "--resume", "runs/r", *more], tmp_path)
         assert refused.returncode == code, refused.stderr
