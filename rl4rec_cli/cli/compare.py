@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rl4rec_cli.cli.options import Checkpoint, Json, Recipes, Sets, epilog
+from rl4rec_cli.cli.options import Checkpoint, Fuse, Json, Recipes, Sets, epilog
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,6 +27,7 @@ def compare(
     ],
     split: Annotated[str | None, typer.Option(metavar="NAME", help="`validation` or `test`.")] = None,
     users: Annotated[int | None, typer.Option(min=1, metavar="N", help="Measure this many users only.")] = None,
+    fuse: Fuse = None,
     checkpoint: Checkpoint = None,
     recipe: Recipes = None,
     dataset: Annotated[
@@ -59,7 +60,13 @@ def compare(
             print_comparison(comparison.report)
 
     overrides = Overrides(
-        split=split, users=users, recipes=recipe or [], sets=sets or [], dataset=dataset, checkpoint=checkpoint
+        split=split,
+        users=users,
+        fuse=fuse,
+        recipes=recipe or [],
+        sets=sets or [],
+        dataset=dataset,
+        checkpoint=checkpoint,
     )
     command_words = ["rl4rec", *sys.argv[1:]]
     command.compare(systems, overrides, markdown=markdown, html=html, command=command_words, show=show)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rl4rec_cli.cli.options import Checkpoint, Json, PromptFile, Recipes, SequentialFile, Sets, epilog
+from rl4rec_cli.cli.options import Checkpoint, Fuse, Json, PromptFile, Recipes, SequentialFile, Sets, epilog
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,6 +26,7 @@ def evaluate(
     baselines: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="`default`, `all`, `none`, or names such as bm25,sasrec,fusion.")
     ] = None,
+    fuse: Fuse = None,
     checkpoint: Checkpoint = None,
     recipe: Recipes = None,
     dataset: Annotated[
@@ -59,6 +60,7 @@ def evaluate(
         split=split,
         users=users,
         baselines=baselines,
+        fuse=fuse,
         recipes=recipe or [],
         sets=sets or [],
         dataset=dataset,

@@ -30,6 +30,12 @@ Checkpoint = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Which of a run's: best, final, start or step_N; default: the last step."),
 ]
+Fuse = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Also rank together with a sequence model: `sasrec` (trained here) or `transitions`."
+    ),
+]
 SequentialFile = Annotated[
     str | None, typer.Option(metavar="FILE", help="Users' sequences, if not the folder's sequential_data.txt.")
 ]

@@ -19,14 +19,13 @@ from rl4rec_cli.eval.statistics import seeds_difference
 from rl4rec_cli.eval.tables import (
     BEHAVIOUR,
     behaviour_table,
-    difference_table,
     metric_table,
     p_text,
     probe_table,
     shown_names,
     slice_table,
     slices_title,
-    tested_title,
+    tested_tables,
 )
 from rl4rec_cli.report.compare_page import (
     TITLES,
@@ -72,7 +71,7 @@ def print_evaluation(evaluation: Evaluation, *, title: str, whole: bool = False)
     result = evaluation.as_json()
     labels = shown_names(result["kinds"])
     console.table(title, *metric_table(result["methods"], labels))
-    tables = [(tested_title(result), difference_table(result["differences"]))]
+    tables = tested_tables(result)
     if whole:
         tables.append((slices_title(result), slice_table(result["slices"], labels)))
         tables.append((BEHAVIOUR, behaviour_table(result["behaviour"])))

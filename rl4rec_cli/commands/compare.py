@@ -17,11 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import __version__, console
 from rl4rec_cli.data.provenance import changed_data
-from rl4rec_cli.eval.baseline import measure_baselines
+from rl4rec_cli.eval.baseline import measure_baselines, open_baseline
+from rl4rec_cli.eval.hybrids import open_fusion
 from rl4rec_cli.eval.measuring import TUNED, audit_line, open_task, start_evaluation
 from rl4rec_cli.eval.policies import Models
 from rl4rec_cli.eval.resolve import Overrides
-from rl4rec_cli.eval.systems import System, check_retrieval, mixed_groups, open_systems, shared_dataset
+from rl4rec_cli.eval.systems import (
+    System,
+    check_retrieval,
+    mixed_groups,
+    open_systems,
+    shared_dataset,
+    with_hybrids,
+)
 from rl4rec_cli.files.writing import check_writable, kept_after, write_text
 
 # torch is imported in the functions that need it, so that an error in the arguments is told before.
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.eval.comparison import Comparison
     from rl4rec_cli.eval.evaluation import Evaluation
+    from rl4rec_cli.eval.hybrids import Fusion
     from rl4rec_cli.eval.scoring import Measured, Task
 
 
@@ -65,6 +74,9 @@ def compare(
     for remark in remarks:
         console.log(f"Note: {remark}")
     evaluation = start_evaluation(base.eval, data, base.eval.split)
+    compared = with_hybrids(systems, base)
+    for word in (e.word for c in compared for e in c.members if e.model is None):
+        open_baseline(word).check(data, evaluation.examples, evaluation.split)
     audit = _audit(systems, data)
     openings = _openings(systems, opens=evaluation.split == "test")
 
@@ -85,8 +97,8 @@ def compare(
         open_retriever(base.retrieval, data, base.data.paths, first_wait=FIRST_WAIT),
         evaluation.examples,
     )
-    measurements = _measure(systems, task, evaluation)
-    comparison = Comparison(evaluation, data, systems, measurements)
+    measurements = _measure(compared, open_fusion(base.eval.fuse), task, evaluation)
+    comparison = Comparison(evaluation, data, compared, measurements)
     comparison.about = {
         "remarks": remarks,
         "audit": audit,
@@ -142,11 +154,13 @@ def _openings(systems: Sequence[System], *, opens: bool) -> dict[str, list[dict[
     return openings
 
 
-def _measure(systems: Sequence[System], task: Task, evaluation: Evaluation) -> dict[str, list[Measured]]:
+def _measure(
+    systems: Sequence[System], fusion: Fusion | None, task: Task, evaluation: Evaluation
+) -> dict[str, list[Measured]]:
     """Measures every system. Policies come first: one that cannot be loaded fails before a baseline is trained."""
     measurements: dict[str, list[Measured]] = {}
     models: Models | None = None
-    for system in sorted(systems, key=lambda c: c.kind == "baseline"):
+    for system in sorted(systems, key=lambda c: (c.kind == "baseline", c.kind == "hybrid")):
         each = []
         for member in system.members:
             if member.model is None:
@@ -156,6 +170,10 @@ def _measure(systems: Sequence[System], task: Task, evaluation: Evaluation) -> d
             models = Models(member.config, task, share=models, started=run_day)
             # By the name `rl4rec eval` gives it, so that one reads what the other measured.
             name = TUNED if member.run is not None else member.model
-            each.append(replace(models.measure(name, member.model), name=member.name))
+            if system.without is None or fusion is None:
+                each.append(replace(models.measure(name, member.model), name=member.name))
+                continue
+            method = models.vector_method(name, member.model)
+            each.append(replace(fusion.measure_with(method, task, evaluation.split), name=system.label))
         measurements[system.label] = each
     return {c.label: measurements[c.label] for c in systems}

@@ -57,9 +57,11 @@ def evaluate(
         Rl4RecError: see the parts.
     """
     run, model, config = resolve_target(None if target is None else str(target), overrides)
-    open_baselines(config.eval.baselines)  # what cannot be opened is told before anything is measured
+    baselines = open_baselines(config.eval.all_baselines)  # what cannot be opened is told before anything is measured
     data = open_dataset(config.data)
     evaluation = start_evaluation(config.eval, data, config.eval.split)
+    for baseline in baselines:
+        baseline.check(data, evaluation.examples, evaluation.split)
     evaluation.about["audit"] = audit_line(config, data, next(iter(config.data.paths), None))
     is_own = True
     if run is not None and model is not None:
@@ -82,7 +84,7 @@ def evaluate(
         check_tokenizer(config.policy.model_copy(update={"model": model}))  # before the minutes of embedding
     retriever = open_retriever(config.retrieval, data, config.data.paths, first_wait=FIRST_WAIT)
     task = open_task(config.eval, data, retriever, evaluation.examples)
-    evaluation.methods.extend(measure_baselines(config.eval.baselines, task, evaluation.split))
+    evaluation.methods.extend(measure_baselines(config.eval.all_baselines, task, evaluation.split))
     if model is not None:
         models = Models(config, task, started=run.day if run is not None else None)
         try:
@@ -128,14 +130,14 @@ def _measure_policies(
     start = untrained(run, config.policy)
     subject = Subject(ours, checkpoint, start, config.trainer.start_name, models, config, task, evaluation.split)
     order = BASELINES.names()
-    baselines = sorted(open_baselines(config.eval.baselines), key=lambda baseline: order.index(baseline.name))
+    baselines = sorted(open_baselines(config.eval.all_baselines), key=lambda baseline: order.index(baseline.name))
     before = (baseline.measure_before(subject) for baseline in baselines)
     evaluation.methods += [method for method in before if method is not None]
     policy_result = models.measure(ours, checkpoint)
     evaluation.methods.append(policy_result)
     evaluation.subject = ours
-    fusions = (baseline.measure_joined(subject) for baseline in baselines)
-    evaluation.methods += [method for method in fusions if method is not None]
+    hybrids = (baseline.measure_joined(subject) for baseline in baselines)
+    evaluation.methods += [method for method in hybrids if method is not None]
     if config.eval.probes:
         evaluation.probes.extend(_probe(evaluation, policy_result, start, models, checkpoint, config, task))
 

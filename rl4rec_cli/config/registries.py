@@ -32,7 +32,8 @@ BASELINES = Registry(
         "transitions": "rl4rec_cli.eval.baselines:transitions",
         "transitions_2": "rl4rec_cli.eval.baselines:transitions_2",
         "sasrec": "rl4rec_cli.eval.baselines:sasrec",
-        "fusion": "rl4rec_cli.eval.baselines:fusion",
+        "fusion": "rl4rec_cli.eval.hybrids:fusion",
+        "fusion_transitions": "rl4rec_cli.eval.hybrids:fusion_transitions",
         "nearest_history_item": "rl4rec_cli.eval.baselines:nearest_history_item",
         "target_text": "rl4rec_cli.eval.baselines:target_text",
         "untrained": "rl4rec_cli.eval.baselines:untrained",
@@ -40,6 +41,9 @@ BASELINES = Registry(
     },
 )
 """`--baselines NAME` and `rl4rec compare … NAME`. The code is a `Baseline` (`eval/baseline.py`)."""
+
+HYBRIDS = {"sasrec": "fusion", "transitions": "fusion_transitions"}
+"""The baseline that `eval.fuse` adds for a sequence model."""
 
 EMBEDDERS = Registry(
     "embedder",

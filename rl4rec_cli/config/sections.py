@@ -28,7 +28,7 @@ from rl4rec_cli.config.base import (
 )
 from rl4rec_cli.config.health import HealthSection
 from rl4rec_cli.config.policy import GenerationSection, PolicySection
-from rl4rec_cli.config.registries import BASELINES, EMBEDDERS, REWARDS
+from rl4rec_cli.config.registries import BASELINES, EMBEDDERS, HYBRIDS, REWARDS
 from rl4rec_cli.config.trainer import trainer_sections
 from rl4rec_cli.config.trainer_base import TrainerSection
 
@@ -312,9 +312,13 @@ class EvalSection(Section):
     baselines: tuple[str, ...] = Field(
         default=("popularity", "last_item", "history_mean", "decayed_mean", "bm25", "transitions", "untrained"),
         description=f"What the policy is compared with: {BASELINES.quoted()} or a plug-in's name. `sasrec` is trained "
-        "here once (minutes), `fusion` joins it to text retrieval, `zero_shot` is the starting model with the best of "
+        "here once (minutes), `fusion` joins it to text retrieval, `fusion_transitions` does so with `transitions`, "
+        "`zero_shot` is the starting model with the best of "
         "several prompts, `nearest_history_item` and `target_text` are ceilings.",
     )
+    fuse: Literal["none", "sasrec", "transitions"] = "none"
+    """`eval` and `compare` also rank by the scores of the policy and of this sequence model together, and by those of
+    the last item and the model: the baselines `fusion` and `fusion_transitions`. Validation users choose the weight."""
     cache_dir: str | None = "data_baselines"
     """Folder where measured baselines are kept, by dataset digest; null keeps nothing."""
     probes: bool = True
@@ -322,6 +326,12 @@ class EvalSection(Section):
     second_embedder: str = "auto"
     """What ranks the same completions a second time: `lsa`, `bm25` or a sentence-transformers model. `auto`: `lsa`, or
     `bm25` where `lsa` is the first."""
+
+    @property
+    def all_baselines(self) -> tuple[str, ...]:
+        """The baselines, and the one that `fuse` adds."""
+        hybrid = HYBRIDS.get(self.fuse)
+        return self.baselines if hybrid is None or hybrid in self.baselines else (*self.baselines, hybrid)
 
 
 class LoggingSection(Section):

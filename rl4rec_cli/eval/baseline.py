@@ -23,7 +23,7 @@ from rl4rec_cli.plan.phases import Phase, during
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.data.dataset import Split
+    from rl4rec_cli.data.dataset import Dataset, Example, Split
     from rl4rec_cli.eval.policies import Models
     from rl4rec_cli.eval.scoring import Kind, Measured, Scored, Task
 
@@ -68,6 +68,13 @@ class Baseline:
     def needs_policy(self) -> bool:
         """Whether it can be measured only with a policy."""
         return type(self).measure is Baseline.measure
+
+    def check(self, dataset: Dataset, examples: Sequence[Example], split: Split) -> None:
+        """Checks before anything is measured whether it can be, on these examples of a split.
+
+        Raises:
+            DataError: it cannot.
+        """
 
     def measure(self, task: Task, split: Split) -> Measured | None:
         """Measures it alone; None if it needs the policy."""
@@ -122,13 +129,19 @@ class ScoreBaseline(Baseline):
         from rl4rec_cli.eval.cache import cached
         from rl4rec_cli.eval.scoring import measure
 
-        label = self.label or self.name.replace("_", " ")
-
         def compute() -> Measured:
-            return measure(label, self.score(task), task.dataset, task.examples, kind=self.kind)
+            return measure(self.shown_name, self.score(task), task.dataset, task.examples, kind=self.kind)
 
-        if not self.is_kept:
-            return replace(compute(), in_brief=self.in_brief)
+        measurement = cached(task, self.key(task), compute) if self.is_kept else compute()
+        return replace(measurement, in_brief=self.in_brief)
+
+    @property
+    def shown_name(self) -> str:
+        """Its name in tables."""
+        return self.label or self.name.replace("_", " ")
+
+    def key(self, task: Task) -> dict[str, object]:
+        """Returns what its scores depend on besides the dataset and the examples."""
         key: dict[str, object] = {
             "baseline": self.name,
             "vectors": task.retriever.digest if self.reads_vectors else "",
@@ -138,7 +151,7 @@ class ScoreBaseline(Baseline):
             key["package"] = self.package
         elif source := inspect.getsourcefile(inspect.unwrap(self.score)):
             key["code"] = sha256_of_file(Path(source))
-        return replace(cached(task, key, compute), in_brief=self.in_brief)
+        return key
 
 
 def scores(**facts: Any) -> Callable[[Callable[[Task], Scored]], ScoreBaseline]:

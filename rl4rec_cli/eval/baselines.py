@@ -7,7 +7,7 @@ Hides: how each computes its scores. torch is imported only when a baseline is m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,19 +15,16 @@ import numpy as np
 from rl4rec_cli import console
 from rl4rec_cli.data.words import LEAST_SHARED, share_with_common_words, words
 from rl4rec_cli.eval.baseline import Baseline, Subject, scores
-from rl4rec_cli.eval.examples import choose_examples
-from rl4rec_cli.eval.scoring import Kind, Measured, Scored, SparseScores, Task, VectorScores, measure
+from rl4rec_cli.eval.scoring import Measured, Scored, SparseScores, Task, VectorScores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from rl4rec_cli.data.dataset import Dataset, Example, Split
+    from rl4rec_cli.data.dataset import Dataset
 
 DECAY = 0.5
 """Weight of a history item relative to the one after it, in `decayed_mean` and `transitions_2`."""
-FUSION_USERS = 5_000
-"""Validation users who choose the weight of a fusion for a result on the test split."""
 BM25_ITEMS = 1
 """Most recent history items whose texts are BM25's query."""
 
@@ -127,9 +124,12 @@ def _followers(task: Task, *, steps: int) -> Scored:
 
     def extra(row: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         history = examples[row].history
-        followers = [graph[[history[-back]]] for back, graph in enumerate(graphs, start=1) if len(history) >= back]
-        ids, place = np.unique(np.concatenate([f.indices for f in followers]).astype(np.int64), return_inverse=True)
-        more = np.concatenate([f.data for f in followers])
+        rows = [(graph, history[-back]) for back, graph in enumerate(graphs, start=1) if len(history) >= back]
+        # Slices of the arrays: an index of scipy's makes a matrix, which costs more than all the rest.
+        ends = [(graph, slice(graph.indptr[item], graph.indptr[item + 1])) for graph, item in rows]
+        items = np.concatenate([graph.indices[row] for graph, row in ends]).astype(np.int64)
+        more = np.concatenate([graph.data[row] for graph, row in ends])
+        ids, place = np.unique(items, return_inverse=True)
         return ids, np.bincount(place, more, minlength=len(ids)).astype(np.float64)
 
     return SparseScores(len(examples), tie_N, extra)
@@ -142,7 +142,8 @@ def sasrec(task: Task) -> Scored:
     from rl4rec_cli.ranking.ranks import ItemMatrix
 
     model = open_sasrec(task.dataset, cache_dir=task.cache, seed=task.seed)
-    return VectorScores(model.queries([e.history for e in task.examples]), ItemMatrix(model.items_ND))
+    queries_BD = model.queries([e.history for e in task.examples])
+    return VectorScores(queries_BD, ItemMatrix(model.items_ND), notes=model.summary)
 
 
 @scores(kind="ceiling")
@@ -184,60 +185,4 @@ class Untrained(Baseline):
         return None if subject.start is None else subject.models.measure(subject.start_name, subject.start)
 
 
-class Fusion(Baseline):
-    """SASRec's scores joined to text retrieval: to the last item's text, and to the policy's completions."""
-
-    def measure(self, task: Task, split: Split) -> Measured:
-        def last_items(examples: Sequence[Example]) -> Tensor:
-            return task.retriever.item_vectors([e.history[-1] for e in examples])
-
-        return measure_fusion("last item + SASRec", task, split, last_items)
-
-    def measure_joined(self, subject: Subject) -> Measured:
-        queries = subject.models.queries(subject.name, subject.checkpoint)
-        return measure_fusion(f"{subject.name} + SASRec", subject.task, subject.split, queries, kind="policy")
-
-
 untrained = Untrained()
-fusion = Fusion()
-
-
-def measure_fusion(
-    name: str,
-    task: Task,
-    split: Split,
-    queries: Callable[[Sequence[Example]], Tensor],
-    *,
-    kind: Kind = "baseline",
-) -> Measured:
-    """Measures text retrieval joined with SASRec, see `fusion.py`.
-
-    Validation users choose the weight. On the validation split each half of the users chooses it for the other.
-
-    Args:
-        queries: returns text vectors `[len(examples), D]` for any examples.
-    """
-    from rl4rec_cli.eval.fusion import Fused, choose_weight, cross_fitted, fuse
-    from rl4rec_cli.eval.sasrec import open_sasrec
-    from rl4rec_cli.ranking.ranks import ItemMatrix
-
-    model = open_sasrec(task.dataset, cache_dir=task.cache, seed=task.seed)
-    items = ItemMatrix(model.items_ND)
-
-    def fused(examples: Sequence[Example]) -> Fused:
-        sequence = VectorScores(model.queries([e.history for e in examples]), items)
-        return fuse(VectorScores(queries(examples), task.retriever.matrix), sequence)
-
-    here = fused(task.examples)
-    if split == "validation":
-        weight = cross_fitted(here, *_targets_and_masks(task, task.examples)).weights
-    else:
-        others = choose_examples(task.dataset, "validation", FUSION_USERS)
-        best_weight = choose_weight(fused(others), *_targets_and_masks(task, others)).weight
-        weight = np.full(len(task.examples), best_weight)
-    notes: dict[str, object] = {"weights_of_text": sorted(set(weight.tolist())), "sasrec": model.summary}
-    return measure(name, here.at(weight), task.dataset, task.examples, kind=kind, notes=notes)
-
-
-def _targets_and_masks(task: Task, examples: Sequence[Example]) -> tuple[list[int], list[tuple[int, ...]] | None]:
-    return [e.target for e in examples], [e.history for e in examples] if task.dataset.mask_history else None

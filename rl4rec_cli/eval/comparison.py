@@ -1,7 +1,7 @@
 """The result of a comparison: several systems over the same users, and the verdict on them.
 
-Decides: which differences are tested (every pair of up to three systems, else the first against every other; Holm over
-all of them), which users are shown, and the role of seeds.
+Decides: which differences are tested (every pair of up to three systems, else the first against every other, and each
+hybrid against the one without a policy; Holm over all of them), which users are shown, and the role of seeds.
 Hides: nothing of the ranks: every number can be computed again from the records.
 """
 
@@ -66,6 +66,11 @@ class Comparison:
     def labels(self) -> list[str]:
         return [c.label for c in self.systems]
 
+    @property
+    def _plain(self) -> list[System]:
+        """The systems that are no policy's hybrid."""
+        return [c for c in self.systems if c.without is None]
+
     def values(self, label: str) -> dict[str, Values]:
         """Returns every metric by name, `[seeds, users]`."""
         each = [per_user(m.ranking, self.evaluation.ks) for m in self.measured[label]]
@@ -79,9 +84,11 @@ class Comparison:
     @cached_property
     def pairs(self) -> list[dict[str, Any]]:
         """The tested differences, `ours` minus `theirs`, with p values adjusted over all of them."""
-        names = list(itertools.combinations(self.labels, 2))
-        if len(self.labels) > EVERY_PAIR:
-            names = [(self.labels[0], other) for other in self.labels[1:]]
+        plain = [c.label for c in self._plain]
+        names = list(itertools.combinations(plain, 2))
+        if len(plain) > EVERY_PAIR:
+            names = [(plain[0], other) for other in plain[1:]]
+        names += [(c.label, c.without) for c in self.systems if c.without is not None]
         differences = [paired(*self._aligned(ours, theirs)) for ours, theirs in names]
         p_values = holm([d["p_value"] for d in differences])
         return [
@@ -205,7 +212,7 @@ class Comparison:
             "methods": means,
             "intervals": spans,
             "contestants": {c.label: self._about(c) for c in self.systems},
-            "tested": "every pair" if len(self.labels) <= EVERY_PAIR else f"{self.labels[0]} against every other",
+            "tested": self._tested(),
             "pairs": self.pairs,
             "most_different": {"ours": ours, "theirs": theirs, **self.most_different(ours, theirs)},
             "slices": {
@@ -214,12 +221,18 @@ class Comparison:
                 for name, in_slice in evaluation.slices.items()
             },
             "behaviour": conduct,
-            "settings": differing_settings(self.systems),
-            "rewards": {c.label: curves for c in self.systems if (curves := reward_curves(c))},
+            "settings": differing_settings(self._plain),
+            "rewards": {c.label: curves for c in self._plain if (curves := reward_curves(c))},
             **evaluation.about,
             **self.about,
             "records": self.records(),
         }
+
+    def _tested(self) -> str:
+        """Returns in words which pairs are tested."""
+        plain, bases = self._plain, dict.fromkeys(c.without for c in self.systems if c.without is not None)
+        text = "every pair" if len(plain) <= EVERY_PAIR else f"{plain[0].label} against every other"
+        return ", ".join([text, *(f"each hybrid against {base}" for base in bases)])
 
     def _about(self, system: System) -> dict[str, Any]:
         each = self.measured[system.label]

@@ -1,8 +1,9 @@
 """The result of an evaluation: methods over the same users, the verdict on them, and its files.
 
-Decides: which differences are tested (the subject against every other method that knows as little, Holm over all of
-them), what is reported beside the means, and which claims are made: a method is better only if its interval excludes
-0 and its p value, adjusted over all comparisons, is below .05; otherwise "no difference shown".
+Decides: which differences are tested (the subject against every other method that knows as little, and the best hybrid
+with it against the best one without it; Holm over all of them), what is reported beside the means, and which claims are
+made: a method is better only if its interval excludes 0 and its p value, adjusted over all comparisons, is below .05;
+otherwise "no difference shown".
 Hides: nothing of the ranks: every number here can be computed again from the per-user records.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.eval.probes import Probe
     from rl4rec_cli.eval.scoring import Measured
 
+Name = TypeVar("Name", str, tuple[str, str])
 CACHED = "cached"
 """The note of a measurement from the cache, which is no part of the result."""
 
@@ -78,17 +80,41 @@ class Evaluation:
 
     @property
     def differences(self) -> dict[str, dict[str, Any]]:
-        """The subject minus every other method but ceilings, with p values adjusted over all of them (Holm)."""
-        others = [m.name for m in self.methods if m.name != self.subject and m.kind != "ceiling"]
+        """The subject minus every other method but ceilings, with p values adjusted over all that is tested (Holm)."""
+        return {theirs: d for (ours, theirs), d in self._tested().items() if ours == self.subject}
+
+    @property
+    def hybrids(self) -> dict[str, Any] | None:
+        """The best hybrid with the policy (`ours`) minus the best without it (`theirs`), as in `differences`.
+
+        None if one of them was not measured.
+        """
+        pair = self._hybrid_pair()
+        return None if pair is None else {"ours": pair[0], "theirs": pair[1], **self._tested()[pair]}
+
+    def _hybrid_pair(self) -> tuple[str, str] | None:
+        hybrids = [method for method in self.methods if method.is_hybrid]
+        best = [
+            max(names, key=lambda name: float(self.metric(name).mean()), default=None)
+            for names in ([m.name for m in hybrids if m.kind == kind] for kind in ("policy", "baseline"))
+        ]
+        return None if self.subject is None or best[0] is None or best[1] is None else (best[0], best[1])
+
+    def _tested(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """Returns all tested differences, by the two methods."""
         if self.subject is None:
             return {}
-        return compare_all({name: self.difference(self.subject, name) for name in others})
+        others = [m.name for m in self.methods if m.name != self.subject and m.kind != "ceiling"]
+        pairs = [(self.subject, other) for other in others]
+        pair = self._hybrid_pair()
+        return compare_all({(a, b): self.difference(a, b) for a, b in [*pairs, *([pair] if pair is not None else [])]})
 
     @property
     def verdict(self) -> str:
         """A sentence on whether the subject beats the best baseline and the policy it started from, and by how much.
 
-        It names failed probes. Without a subject it names the best baseline.
+        It says what the subject adds to the best hybrid, and names failed probes. Without a subject it names the best
+        baseline.
         """
         means = {m.name: float(self.metric(m.name).mean()) for m in self.methods}
         where = f"on {len(self.examples):,} {self.split} users"
@@ -99,12 +125,16 @@ class Evaluation:
             if best is None:
                 return "nothing but ceilings was measured."
             return f"{where} the best baseline is {best} ({metric} {means[best]:.4f}); no policy was measured."
-        parts = []
+        parts, differences = [], self.differences
         for role, other in (("the best baseline", best), ("the policy it started from", self._start())):
             if other is not None:
-                parts.append(against(self.differences[other], f"{role}, {other} ({means[other]:.4f})"))
+                parts.append(against(differences[other], f"{role}, {other} ({means[other]:.4f})"))
         text = f"{where} {ours} reaches {metric} {means[ours]:.4f}"
         text += f": {', and '.join(parts)}" if parts else ", and nothing was measured beside it"
+        if (hybrids := self.hybrids) is not None:
+            with_it, without_it = hybrids["ours"], hybrids["theirs"]
+            other = f"the best hybrid without it, {without_it} ({means[without_it]:.4f})"
+            text += f"; the best hybrid with it, {with_it}, reaches {means[with_it]:.4f}, {against(hybrids, other)}"
         failures = [probe.finding for probe in self.probes if probe.passed is False]
         if failures:
             text += "; BUT " + ", and ".join(failures)
@@ -135,6 +165,7 @@ class Evaluation:
                 for name, in_slice in self.slices.items()
             },
             "differences": self.differences,
+            **({"hybrids": hybrids} if (hybrids := self.hybrids) is not None else {}),
             "behaviour": self.behaviour,
             "probes": [probe.as_json() for probe in self.probes],
             **self.about,
@@ -153,7 +184,7 @@ class Evaluation:
         ]
 
 
-def compare_all(differences: Mapping[str, Difference]) -> dict[str, dict[str, Any]]:
+def compare_all(differences: Mapping[Name, Difference]) -> dict[Name, dict[str, Any]]:
     """Returns differences as JSON, each with its p value adjusted over all of them and its reading."""
     p_values = holm([d.p_value for d in differences.values()])
     return {

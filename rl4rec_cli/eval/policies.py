@@ -6,7 +6,8 @@ Hides: when a policy is loaded, and that only one is at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,9 @@ from rl4rec_cli.plan.phases import Phase, during
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
-    from rl4rec_cli.eval.scoring import Measured, Task
+    from rl4rec_cli.eval.scoring import Measured, Task, VectorMethod
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
 
@@ -86,6 +85,7 @@ class Models:
         self._tokenizers: dict[str, Any] = {} if share is None else share._tokenizers
         self._loaded: dict[str, Policy] = {} if share is None else share._loaded
         self._identities: dict[str, str] = {} if share is None else share._identities  # gigabytes are read for one
+        self._measured: dict[tuple[str, tuple[Example, ...]], Measured] = {} if share is None else share._measured
 
     def policy(self, model: str) -> Policy:
         """Returns the policy of a folder or Hub name. It keeps the last one loaded."""
@@ -115,20 +115,36 @@ class Models:
     def measure(
         self, name: str, model: str, *, reads: Sequence[Example] | None = None, what: str = "", config: Any = None
     ) -> Measured:
-        """Does what `measure_policy` does, through the cache.
-
-        The key has the model's files, the prompts, and all settings that the completions depend on.
-        """
+        """Does what `measure_policy` does, once, and through the cache."""
         from rl4rec_cli.eval.cache import cached
+
+        task, config = self._task, self._dated(config or self._config, model)
+        key = self._key(name, model, config, reads=reads, what=what)
+
+        def compute() -> Measured:
+            policy = self.policy(model)
+            return measure_policy(name, policy, config, task.dataset, task.retriever, task.examples, reads=reads)
+
+        own = json.dumps(key, sort_keys=True, default=str), tuple(task.examples)
+        if own not in self._measured:
+            self._measured[own] = cached(task, key, compute)
+        return self._measured[own]
+
+    def _dated(self, config: RunConfig, model: str) -> RunConfig:
+        return with_day(config, self._tokenizer(model), started=self._started)
+
+    def _key(
+        self, name: str, model: str, config: RunConfig, *, reads: Sequence[Example] | None = None, what: str = ""
+    ) -> dict[str, object]:
+        """Returns the model's files, the prompts, and all settings that the completions and ranks depend on."""
         from rl4rec_cli.policy.pretrained import policy_identity
         from rl4rec_cli.retrieval.embedder import find_embedder
 
         task, tokenizer = self._task, self._tokenizer(model)
-        config = with_day(config or self._config, tokenizer, started=self._started)
         if model not in self._identities:
             self._identities[model] = policy_identity(model)
         embedder = find_embedder(config.retrieval)
-        key = {
+        return {
             "policy": self._identities[model],
             "name": name,
             "reads": what,
@@ -144,19 +160,18 @@ class Models:
             "embedder": [embedder.identity, config.retrieval.query_prompt, *embedder.variant],
         }
 
-        def compute() -> Measured:
-            policy = self.policy(model)
-            return measure_policy(name, policy, config, task.dataset, task.retriever, task.examples, reads=reads)
+    def vector_method(self, name: str, model: str) -> VectorMethod:
+        """Returns the policy as a method that scores any examples by the vectors of its completions."""
+        from rl4rec_cli.eval.scoring import VectorMethod, VectorScores
 
-        return cached(task, key, compute)
+        def of(examples: Sequence[Example]) -> Models:
+            return Models(self._config, replace(self._task, examples=examples), share=self, started=self._started)
 
-    def queries(self, name: str, model: str) -> Callable[[Sequence[Example]], Tensor]:
-        """Returns a function from any examples to the vectors of the policy's completions."""
+        def scores(examples: Sequence[Example]) -> VectorScores:
+            retriever, texts = self._task.retriever, of(examples).measure(name, model).texts or []
+            return VectorScores(retriever.text_vectors(texts), retriever.matrix)
 
-        def vectors(examples: Sequence[Example]) -> Tensor:
-            same = tuple(examples) == tuple(self._task.examples)
-            others = replace(self._task, examples=examples)
-            models = self if same else Models(self._config, others, share=self, started=self._started)
-            return self._task.retriever.text_vectors(models.measure(name, model).texts or [])
+        def key(examples: Sequence[Example]) -> dict[str, object]:
+            return of(examples)._key(name, model, self._dated(self._config, model))
 
-        return vectors
+        return VectorMethod(name, "policy", scores, key)

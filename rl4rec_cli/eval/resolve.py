@@ -68,6 +68,7 @@ class Overrides:
         split: `validation` or `test`.
         users: number of users to measure.
         baselines: `default`, `all`, `none`, or names with commas.
+        fuse: `sasrec`, `transitions` or `none`.
         recipes: names or files; later ones win.
         sets: settings as `KEY=VALUE`; they win over all else.
         dataset: a folder, or the name of one of the run's datasets or of one in `data/`.
@@ -84,6 +85,7 @@ class Overrides:
     checkpoint: str | None = None
     sequential_file: str | None = None
     prompt_file: str | None = None
+    fuse: str | None = None
 
     def flags(self, data: DataSection | None) -> dict[str, Any]:
         """Returns its values as a layer of settings.
@@ -92,7 +94,7 @@ class Overrides:
             data: the run's section, whose datasets come first in the search for a name.
         """
         names = baseline_names(self.baselines) if self.baselines is not None else None
-        eval_settings = {"split": self.split, "users": self.users, "baselines": names}
+        eval_settings = {"split": self.split, "users": self.users, "baselines": names, "fuse": self.fuse}
         flags: dict[str, Any] = {"eval": {key: value for key, value in eval_settings.items() if value is not None}}
         if self.dataset is not None:
             path = find_path(data, self.dataset) if data is not None else self.dataset

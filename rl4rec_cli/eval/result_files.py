@@ -23,7 +23,13 @@ _WANTS: dict[str, type | tuple[type, ...]] = {
     "users": int,
     "subject": (type(None), str),
 }
-_MAY: dict[str, type | tuple[type, ...]] = {"dataset": str, "dataset_digest": str, "audit": str, "checkpoint": dict}
+_MAY: dict[str, type | tuple[type, ...]] = {
+    "dataset": str,
+    "dataset_digest": str,
+    "audit": str,
+    "checkpoint": dict,
+    "hybrids": dict,
+}
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -49,7 +55,7 @@ def result_tables(found: Mapping[str, Any]) -> list[tuple[str, tables.Table]]:
     where = f"{found['users']:,} users"
     titled_tables = [
         (f"Means over {where}", tables.metric_table(found["methods"], labels)),
-        (tables.tested_title(found), tables.difference_table(found["differences"])),
+        *tables.tested_tables(found),
         ("Probes", tables.probe_table(found.get("probes", []))),
         (tables.slices_title(found), tables.slice_table(found.get("slices", {}), labels)),
         (tables.BEHAVIOUR, tables.behaviour_table(found.get("behaviour", {}), labels)),

@@ -8,7 +8,7 @@ Hides: how it ranks scores that are no dot product without a row of the whole ca
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -63,6 +63,8 @@ class Measured:
     """Choices and training on the way, for the result file."""
     in_brief: bool = False
     """Brief overviews show it."""
+    is_hybrid: bool = False
+    """It ranks by the scores of a text, or a history's vector, and of a sequence model together."""
 
 
 class Scored(Protocol):
@@ -79,11 +81,15 @@ class VectorScores:
     Args:
         queries_BD: one vector for each example; a zero one is unscorable and ranks last.
         items: the vectors of the catalogue.
+        notes: what is known of their making, for the result file.
     """
 
-    def __init__(self, queries_BD: torch.Tensor, items: ItemMatrix) -> None:
+    def __init__(
+        self, queries_BD: torch.Tensor, items: ItemMatrix, *, notes: Mapping[str, object] | None = None
+    ) -> None:
         self.queries_BD = queries_BD
         self.items = items
+        self.notes = dict(notes or {})
 
     def __len__(self) -> int:
         return len(self.queries_BD)
@@ -154,6 +160,7 @@ class SparseScores:
         self._ascending_N = np.sort(base_N)
         self._order_N = np.argsort(-base_N, kind="stable")
         self._is_zero = not base_N.any()
+        self.notes: dict[str, object] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -213,6 +220,22 @@ class SparseScores:
         return best_BK, scores_BK
 
 
+@dataclass(frozen=True)
+class VectorMethod:
+    """A method whose scores are dot products, for any examples: what can be fused with a sequence model.
+
+    Attributes:
+        name: its name in tables.
+        scores: scores the catalogue for some examples.
+        key: returns what these scores depend on besides the dataset and the examples, for the cache.
+    """
+
+    name: str
+    kind: Kind
+    scores: Callable[[Sequence[Example]], VectorScores]
+    key: Callable[[Sequence[Example]], dict[str, object]]
+
+
 def measure(
     name: str,
     scored: Scored,
@@ -227,7 +250,8 @@ def measure(
     histories = [e.history for e in examples]
     masks = histories if dataset.mask_history else None
     ranking = scored.ranks([e.target for e in examples], masks)
+    notes = {**getattr(scored, "notes", {}), **(notes or {})}
     top_BK = scored.top(TOP, masks)
     # An unscorable text ties with everything: its best items would be no recommendation.
     top_BK = np.where(ranking.scorable[:, None], top_BK, -1)
-    return Measured(name, ranking, texts, kind, top_BK, notes or {})
+    return Measured(name, ranking, texts, kind, top_BK, notes)

@@ -22,6 +22,7 @@ from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.opening import open_dataset, open_datasets
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.baseline import lone_names, open_baseline
+from rl4rec_cli.eval.hybrids import open_fusion
 from rl4rec_cli.eval.resolve import Overrides, find_run, resolve_target
 from rl4rec_cli.retrieval.embedder import find_embedder
 from rl4rec_cli.shell import set_flags, setting
@@ -63,10 +64,12 @@ class System:
 
     label: str
     members: tuple[Member, ...]
+    without: str | None = None
+    """For a run's or a model's hybrid, the label of the same hybrid without it, which it is compared with."""
 
     @property
     def kind(self) -> str:
-        return self.members[0].kind
+        return self.members[0].kind if self.without is None else "hybrid"
 
     @property
     def runs(self) -> list[Run]:
@@ -235,6 +238,20 @@ def _with_own_labels(systems: Sequence[System]) -> list[System]:
     """Replaces equal labels by the whole words."""
     labels = [c.label for c in systems]
     return [replace(c, label=",".join(e.word for e in c.members)) if labels.count(c.label) > 1 else c for c in systems]
+
+
+def with_hybrids(systems: Sequence[System], base: RunConfig) -> list[System]:
+    """Adds what `eval.fuse` asks for: a hybrid of every run and model, and the one without a policy, a baseline."""
+    fusion = open_fusion(base.eval.fuse)
+    if fusion is None:
+        return list(systems)
+    added = []
+    without = next((c.label for c in systems if c.members[0].word == fusion.name), None)
+    if without is None:
+        without = fusion.own_name
+        added.append(System(without, (Member(fusion.name, fusion.name, None, None, base),)))
+    hybrids = [System(fusion.name_with(c.label), c.members, without) for c in systems if c.kind != "baseline"]
+    return [*systems, *hybrids, *added]
 
 
 def shared_dataset(systems: Sequence[System], base: RunConfig) -> tuple[Dataset, list[str]]:

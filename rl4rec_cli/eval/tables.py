@@ -24,6 +24,15 @@ def tested_title(found: Mapping[str, Any]) -> str:
     return f"{found['subject']} minus …, {found['metric']}, {found['users']:,} users"
 
 
+def tested_tables(found: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    """Returns titles and tables of the tested differences: the subject's, and that of the best hybrid with it."""
+    tables = [(tested_title(found), difference_table(found["differences"]))]
+    if (hybrids := found.get("hybrids")) is not None:
+        title = tested_title({**found, "subject": hybrids["ours"]})
+        tables.append((title, difference_table({hybrids["theirs"]: hybrids})))
+    return tables
+
+
 def slices_title(found: Mapping[str, Any]) -> str:
     return f"{found['metric']} by slice (users in it)"
 

@@ -1,0 +1,194 @@
+"""Hybrids: one ranking by what a text says and by what a sequence model knows.
+
+Decides: that a hybrid with the policy stands beside one without it, by the same sequence model and rules, so that their
+difference is what the policy adds; and that validation users choose the weight. On the validation split each half of
+the users chooses it for the other half. Where nobody can choose a weight, it says so before anything is measured.
+Hides: what is kept in the cache, and which weights are tried (`fusion.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from rl4rec_cli.config.registries import HYBRIDS
+from rl4rec_cli.errors import DataError
+from rl4rec_cli.eval.baseline import Baseline, ScoreBaseline, Subject, open_baseline
+from rl4rec_cli.eval.examples import choose_examples
+from rl4rec_cli.eval.scoring import Measured, SparseScores, Task, VectorMethod, VectorScores, measure
+from rl4rec_cli.files.digests import sha256_of_file
+
+if TYPE_CHECKING:
+    from rl4rec_cli.data.dataset import Dataset, Example, Split
+    from rl4rec_cli.eval.fused_scores import Fused
+
+CHOOSERS = 5_000
+"""Validation users who choose the weight for a result on the test split, and for recommendations."""
+_WITHOUT = "leave out --fuse (eval.fuse), or this baseline"
+
+
+class Fusion(Baseline):
+    """A sequence model's scores joined to text retrieval: to the last item's text, and to the policy's completions.
+
+    Args:
+        sequence_model: name of the baseline that scores by what followed what.
+    """
+
+    def __init__(self, sequence_model: str) -> None:
+        self.sequence_model = sequence_model
+
+    @property
+    def label(self) -> str:
+        """The sequence model's name in tables."""
+        return self._model().shown_name
+
+    def name_with(self, method: str) -> str:
+        """Returns the name in tables of a method's hybrid."""
+        return f"{method} + {self.label}"
+
+    @property
+    def own_name(self) -> str:
+        """The name in tables of the hybrid without a policy."""
+        return self.name_with(_last_item().shown_name)
+
+    def check(self, dataset: Dataset, examples: Sequence[Example], split: Split) -> None:
+        """Checks that the sequence model has something to learn from, and that somebody can choose a weight.
+
+        Raises:
+            DataError: no training part has two items, or there are fewer than two validation users.
+        """
+        if all(len(sequence) < 4 for sequence in dataset.sequences):  # two items of training, and two targets
+            raise DataError(
+                f"dataset {dataset.name}: {self.label} cannot be fused: no training part has two items, so nothing "
+                "follows anything",
+                hint=_WITHOUT,
+            )
+        users = examples if split == "validation" else choosers(dataset)
+        if len(users) < 2:
+            there = f"{len(users)} validation user{'' if len(users) == 1 else 's'}"
+            raise DataError(
+                f"dataset {dataset.name}: {self.label} cannot be fused: validation users choose the weight, and there "
+                f"are fewer than two ({there})",
+                hint=f"measure more users (eval.users), or {_WITHOUT}",
+            )
+
+    def measure(self, task: Task, split: Split) -> Measured:
+        """Measures the hybrid without the policy: the sequence model and the last item's text."""
+        return self.measure_with(last_item(task), task, split)
+
+    def measure_joined(self, subject: Subject) -> Measured:
+        """Measures the hybrid with the policy."""
+        method = subject.models.vector_method(subject.name, subject.checkpoint)
+        return self.measure_with(method, subject.task, subject.split)
+
+    def measure_with(self, method: VectorMethod, task: Task, split: Split) -> Measured:
+        """Measures the hybrid of a method, or reads it from the cache.
+
+        Raises:
+            DataError: as `check`.
+        """
+        self.check(task.dataset, task.examples, split)
+
+        def compute() -> Measured:
+            fused = self._fused(method, task)
+            if split == "validation":
+                from rl4rec_cli.eval.fusion import cross_fitted
+
+                weights_B = cross_fitted(fused, *_targets_and_masks(task)).weights
+            else:
+                weights_B = np.full(len(task.examples), self.choose(method, task))
+            notes: dict[str, object] = {"weights": sorted(set(weights_B.tolist()))}
+            return self._measure(method, task, fused, weights_B, notes)
+
+        return self._kept(method, task, f"measured on {split}", compute)
+
+    def choose(self, method: VectorMethod, task: Task) -> float:
+        """Returns the weight of the method's own scores that validation users choose. The cache keeps it.
+
+        Raises:
+            DataError: as `check`.
+        """
+        self.check(task.dataset, (), "test")
+        chooser = replace(task, examples=choosers(task.dataset))
+
+        def compute() -> Measured:
+            from rl4rec_cli.eval.fusion import choose_weight
+
+            fused = self._fused(method, chooser)
+            weight, scores = choose_weight(fused, *_targets_and_masks(chooser))
+            tried = {f"{tried_weight:g}": score for tried_weight, score in scores.items()}
+            return self._measure(method, chooser, fused, weight, {"weights": [weight], "ndcg@10": tried})
+
+        kept = self._kept(method, chooser, "weight", compute)
+        return cast("list[float]", kept.notes["weights"])[0]
+
+    def _model(self) -> ScoreBaseline:
+        return cast(ScoreBaseline, open_baseline(self.sequence_model))
+
+    def _fused(self, method: VectorMethod, task: Task) -> Fused:
+        from rl4rec_cli.eval.fused_scores import fuse
+
+        own = method.scores(task.examples)  # a policy that cannot be loaded fails before a model is trained
+        return fuse(own, cast("VectorScores | SparseScores", self._model().score(task)))
+
+    def _measure(
+        self, method: VectorMethod, task: Task, fused: Fused, weight: object, notes: dict[str, object]
+    ) -> Measured:
+        """Measures the fused scores; `weight` as for `Fused.at`."""
+        scored = fused.at(weight)  # type: ignore[arg-type]
+        name = self.name_with(method.name)
+        return measure(name, scored, task.dataset, task.examples, kind=method.kind, notes=notes)
+
+    def _kept(self, method: VectorMethod, task: Task, what: str, compute: Callable[[], Measured]) -> Measured:
+        from rl4rec_cli.eval.cache import cached
+
+        folder = Path(__file__).parent
+        key: dict[str, object] = {
+            "hybrid": what,
+            "method": method.key(task.examples),
+            "sequence model": self._model().key(task),
+            "code": [sha256_of_file(folder / f"{name}.py") for name in ("hybrids", "fusion", "fused_scores")],
+        }
+        return replace(cached(task, key, compute), is_hybrid=True)
+
+
+fusion = Fusion("sasrec")
+fusion_transitions = Fusion("transitions")
+
+
+def open_fusion(sequence_model: str) -> Fusion | None:
+    """Returns the fusion that `eval.fuse` names, or None for `none`."""
+    name = HYBRIDS.get(sequence_model)
+    return None if name is None else cast(Fusion, open_baseline(name))
+
+
+def choosers(dataset: Dataset) -> list[Example]:
+    """Returns the validation users who choose a weight for others.
+
+    Raises:
+        DataError: there is none.
+    """
+    return choose_examples(dataset, "validation", CHOOSERS)
+
+
+def last_item(task: Task) -> VectorMethod:
+    """Returns retrieval by the last item's text."""
+    baseline = _last_item()
+
+    def scores(examples: Sequence[Example]) -> VectorScores:
+        return cast(VectorScores, baseline.score(replace(task, examples=examples)))
+
+    return VectorMethod(baseline.shown_name, baseline.kind, scores, lambda examples: baseline.key(task))
+
+
+def _last_item() -> ScoreBaseline:
+    return cast(ScoreBaseline, open_baseline("last_item"))
+
+
+def _targets_and_masks(task: Task) -> tuple[list[int], list[tuple[int, ...]] | None]:
+    histories = [example.history for example in task.examples]
+    return [example.target for example in task.examples], histories if task.dataset.mask_history else None
