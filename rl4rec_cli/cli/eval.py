@@ -12,7 +12,10 @@ from rl4rec_cli.cli.options import Checkpoint, Fuse, Json, PromptFile, Recipes, 
 def add_to(app: typer.Typer) -> None:
     app.command(
         "eval",
-        epilog=epilog("rl4rec eval runs/my-run --split test", "rl4rec eval --dataset data/beauty -r beauty-cpu --json"),
+        epilog=epilog(
+            "rl4rec eval runs/my-run --split test --fuse sasrec",
+            "rl4rec eval --dataset data/beauty -r beauty-cpu --json",
+        ),
     )(evaluate)
 
 

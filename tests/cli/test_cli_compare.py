@@ -138,6 +138,64 @@ def test_seeds_of_one_method(work: Path) -> None:
     assert found["contestants"][group]["seeds"] == [1, 42]
 
 
+FUSED = ["--fuse", "transitions", "--split", "test", "--users", "40"]
+
+
+def test_runs_are_fused_with_a_sequence_model(work: Path) -> None:
+    process = rl4rec("compare", "runs/a", "runs/b", *FUSED, "--html", "fused.html", "--markdown", "fused.md", cwd=work)
+    assert process.returncode == 0, process.stderr
+    labels = ["a", "b", "a + transitions", "b + transitions", "last item + transitions"]
+    lines = process.stdout.splitlines()
+    assert [re.split(r"  +", line)[0] for line in lines[2:7]] == labels
+    [title] = [line for line in lines if line.startswith("Paired differences")]
+    assert title.endswith("every pair, each hybrid against last item + transitions, p adjusted over 5 (Holm), 40 users")
+    verdicts = [line for line in lines if line.startswith("Verdict: on 40 test users ")]
+    assert len(verdicts) == 5
+    assert verdicts[3].startswith("Verdict: on 40 test users a + transitions reaches ndcg@10 ")
+    assert " last item + transitions (" in verdicts[3]
+    for name in ("fused.html", "fused.md"):
+        assert "b + transitions" in (work / name).read_text().replace("\\", "")
+
+    again = rl4rec("compare", "runs/a", "runs/b", *FUSED, "--json", cwd=work)
+    found = result(again)
+    assert "Writing texts" not in again.stderr
+    assert [(pair["ours"], pair["theirs"]) for pair in found["pairs"]] == [
+        *(("a", "b"), ("a", labels[4]), ("b", labels[4])),
+        *((labels[2], labels[4]), (labels[3], labels[4])),
+    ]
+    assert {label: found["contestants"][label]["kind"] for label in labels[2:]} == {
+        **dict.fromkeys(labels[2:4], "hybrid"),
+        labels[4]: "baseline",
+    }
+    assert found["settings"].keys().isdisjoint({"policy.model"})
+    assert all(set(cells) == {"a", "b"} for cells in found["settings"].values())
+    [notes] = found["contestants"]["a + transitions"]["notes"]
+    assert len(notes["weights"]) == 1
+
+    # `eval` says the same of the same users, and shows the pair by itself.
+    command = ["eval", "runs/a", *FUSED, "--baselines", "popularity", "--set", "eval.probes=false"]
+    evaluated = result(rl4rec(*command, "--json", cwd=work))
+    names = ["popularity", "last item + transitions", "tuned policy", "tuned policy + transitions"]
+    assert list(evaluated["methods"]) == names
+    assert evaluated["methods"][names[3]] == found["methods"]["a + transitions"]
+    assert evaluated["methods"][names[1]] == found["methods"][labels[4]]
+    assert evaluated["hybrids"]["mean"] == pytest.approx(found["pairs"][3]["mean"])
+    assert f"the best hybrid with it, {names[3]}, reaches " in evaluated["verdict"]
+    printed = rl4rec(*command, cwd=work).stdout.splitlines()
+    title = printed.index("tuned policy + transitions minus …, ndcg@10, 40 users")
+    assert re.split(r"  +", printed[title + 2])[0] == "last item + transitions"
+
+
+def test_seeds_of_one_method_are_fused_each(work: Path) -> None:
+    """On validation users, each half of whom chooses the weight for the other."""
+    found = result(rl4rec("compare", "runs/a,runs/b", "popularity", "--fuse", "transitions", "--json", cwd=work))
+    group, hybrid, without = "a, b (2 seeds)", "a, b (2 seeds) + transitions", "last item + transitions"
+    assert list(found["methods"]) == [group, "popularity", hybrid, without]
+    pair = found["pairs"][-1]
+    assert (pair["ours"], pair["theirs"], pair["seeds"]["count"]) == (hybrid, without, 2)
+    assert all(len(notes["weights"]) <= 2 for notes in found["contestants"][hybrid]["notes"])
+
+
 def test_titles_that_are_html_stay_text(work: Path) -> None:
     data = work / "hostile"
     assert rl4rec("data", "synth", data, "--users", "40", "--items", "25", cwd=work).returncode == 0
@@ -172,6 +230,8 @@ def test_titles_that_are_html_stay_text(work: Path) -> None:
         ),
         (["runs/a", "runs/b", "--split", "train"], 2, "eval.split"),
         (["runs/a", "runs/b", "--users", "0"], 2, "--users"),
+        (["runs/a", "runs/b", "--fuse", "bm25"], 2, "eval.fuse"),
+        (["runs/a", "runs/b", "--fuse", "sasrec", "--users", "1"], 2, "there are fewer than two (1 validation user)"),
     ],
 )
 def test_usage(work: Path, args: list[str], code: int, said: str) -> None:

@@ -276,8 +276,18 @@ def test_eval_with_everything_there_is(done: Done) -> None:
     assert "SASRec round" not in again.stderr
     assert "Writing completions" not in again.stderr
     assert result["notes"]["zero-shot, best prompt"]["prompt"] in result["notes"]["zero-shot, best prompt"]["tried"]
-    assert all(0 <= w <= 1 for w in result["notes"]["last item + SASRec"]["weights_of_text"])
+    assert all(0 <= w <= 1 for w in result["notes"]["last item + SASRec"]["weights"])
     assert "nearest history item" not in result["differences"]
+    # --fuse sasrec measures what the baseline `fusion` does; both read what is kept.
+    fused = rl4rec(
+        *("eval", "runs/a", "--fuse", "sasrec", "--baselines", "none", "--split", "test", "--users", "40", "--json"),
+        cwd=done.folder,
+    )
+    assert fused.returncode == 0, fused.stderr
+    assert "SASRec round" not in fused.stderr
+    methods = json.loads(fused.stdout)["methods"]
+    assert list(methods) == ["last item + SASRec", "tuned policy", "tuned policy + SASRec"]
+    assert methods == {name: result["methods"][name] for name in methods}
     for line in first.stdout.splitlines():
         if line.startswith("SASRec  "):
             assert f"{result['methods']['SASRec']['ndcg@10']:.4f}" in line
