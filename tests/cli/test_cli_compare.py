@@ -158,7 +158,7 @@ def test_runs_are_fused_with_a_sequence_model(work: Path) -> None:
 
     again = rl4rec("compare", "runs/a", "runs/b", *FUSED, "--json", cwd=work)
     found = result(again)
-    assert "Writing texts" not in again.stderr
+    assert "Writing completions" not in again.stderr
     assert [(pair["ours"], pair["theirs"]) for pair in found["pairs"]] == [
         *(("a", "b"), ("a", labels[4]), ("b", labels[4])),
         *((labels[2], labels[4]), (labels[3], labels[4])),
