@@ -20,7 +20,7 @@ from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.retrieval.opening import open_retriever
 from rl4rec_cli.retrieval.retriever import InProcessRetriever
-from rl4rec_cli.retrieval.service.client import ServiceClient
+from rl4rec_cli.retrieval.service.requests import ServiceClient
 
 pytestmark = pytest.mark.ray
 BACKENDS: dict[str, dict[str, Any]] = {

@@ -133,7 +133,7 @@ def read_status(section: RetrievalSection) -> ServiceStatus:
     Raises:
         ServiceError: it is not there.
     """
-    from rl4rec_cli.retrieval.service.client import ServiceClient
+    from rl4rec_cli.retrieval.service.requests import ServiceClient
 
     service = section.service.model_copy(update={"wait": 0.0, "retries": 0})
     client = ServiceClient(section.model_copy(update={"service": service}))

@@ -101,7 +101,7 @@ def test_addresses_that_lead_nowhere() -> None:
 
 def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     from rl4rec_cli.retrieval.service import serving
-    from rl4rec_cli.retrieval.service.client import ServiceClient
+    from rl4rec_cli.retrieval.service.requests import ServiceClient
 
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
     for call in (
@@ -184,12 +184,24 @@ def test_the_settings_that_are_printed_give_the_same_vectors(settings: dict[str,
 
 
 def test_a_command_looks_for_a_service_that_is_gone_but_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rl4rec_cli.retrieval.service import client
+    from rl4rec_cli.retrieval.service import requests
 
     pytest.importorskip("ray", reason="pip install 'rl4rec[ray]'")
     lines: list[str] = []
-    monkeypatch.setattr(client.console, "log", lines.append)
+    monkeypatch.setattr(requests.console, "log", lines.append)
     with pytest.raises(ServiceError, match="no service runs on this machine") as caught:
-        client.ServiceClient(RetrievalSection(backend="ray"), first_wait=0.1)
+        requests.ServiceClient(RetrievalSection(backend="ray"), first_wait=0.1)
     assert lines == ["RetrievalService: no service runs on this machine; waiting 0.1 s for it"]
     assert "or do without: --set retrieval.backend=in-process" in (caught.value.hint or "")
+
+
+def test_that_no_service_runs_is_said_without_torch() -> None:
+    pytest.importorskip("ray", reason="pip install 'rl4rec[ray]'")
+    code = (
+        "import sys; from rl4rec_cli.cli.main import main\n"
+        "code = main(['serve-retrieval', '--status'])\n"
+        "print(code, sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "no service runs on this machine" in done.stderr
+    assert done.stdout == "1 []\n"

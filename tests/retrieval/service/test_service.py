@@ -13,6 +13,8 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,16 @@ def many(dataset: Dataset, count: int) -> tuple[list[str], list[int], list[list[
     titles = [str(item["title"]) for item in dataset.items]
     texts = [f"{' '.join([titles[i % len(titles)]] * 12)} {titles[i * 7 % len(titles)]} {i}" for i in range(count)]
     return texts, [i % len(titles) for i in range(count)], [[]] * count
+
+
+def together(*commands: tuple[list[str], dict[str, str]]) -> list[subprocess.CompletedProcess[str]]:
+    """Runs commands at the same time, each in its environment: most of the time they wait for Ray."""
+
+    def run(command: tuple[list[str], dict[str, str]]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command[0], env=command[1], capture_output=True, text=True, check=False)
+
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return list(pool.map(run, commands))
 
 
 def until_busy(ray: Any, actor: Any) -> None:
@@ -229,7 +241,7 @@ def test_embeddings_of_another_dimension(
 def test_a_service_that_is_started_after_the_trainer_and_gone_for_good(
     cluster: Cluster, start: Callable[..., Any], catalogue: Any, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rl4rec_cli.retrieval.service import client as ray_client
+    from rl4rec_cli.retrieval.service import requests
 
     ray, waits, opened, lines = cluster[0], threading.Event(), [], []
 
@@ -238,7 +250,7 @@ def test_a_service_that_is_started_after_the_trainer_and_gone_for_good(
         if "waiting 120 s" in line:
             waits.set()
 
-    monkeypatch.setattr(ray_client.console, "log", log)
+    monkeypatch.setattr(requests.console, "log", log)
     section = RetrievalSection.model_validate(
         {
             "backend": "ray",
@@ -285,13 +297,15 @@ def test_without_the_token_nobody_is_let_in(cluster: Cluster, service: Any, tmp_
     plain |= {"RAY_NUM_REDIS_GET_RETRIES": "1", "XDG_CACHE_HOME": str(tmp_path), "RAY_LOG_TO_STDERR": "0"}
     ask = [*COMMAND, "serve-retrieval", "--status", "--address", address, "--actor-name", "Service"]
 
-    def status(**more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(ask, capture_output=True, text=True, env={**plain, **more}, check=False)
-
-    right = status(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+    tokens = (
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)},
+        {"RAY_AUTH_MODE": "disabled"},
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(wrong)},
+    )
+    right, *others = together(*((ask, {**plain, **more}) for more in tokens))
     assert right.returncode == 0, right.stderr
     assert "shop 301 × 24" in right.stdout
-    for refused in (status(RAY_AUTH_MODE="disabled"), status(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(wrong))):
+    for refused in others:
         assert refused.returncode == 1
         assert "cannot be joined" in refused.stderr
         assert "shop" not in refused.stdout
@@ -329,33 +343,43 @@ def kill(texts, targets, histories, **_):
 """
 
 
-@pytest.fixture
-def train(catalogue: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """A small GRPO run whose reward file kills the service in the third step, if it is told to."""
-    from rl4rec_cli.commands.train import train as run
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a dataset, `made`, a reward file that kills the service in the third step, if it is told to, and
+    the runs that are trained with them."""
     from rl4rec_cli.data.saving import save_dataset
     from rl4rec_cli.data.synthetic import synthesize
 
-    folder, reward = tmp_path / "made", tmp_path / "reward.py"
-    save_dataset(synthesize(40, 60, 1), folder)
-    reward.write_text(REWARD)
+    place = tmp_path_factory.mktemp("trained")
+    save_dataset(synthesize(40, 60, 1), place / "made")
+    (place / "reward.py").write_text(REWARD)
+    return place
 
+
+@pytest.fixture(scope="module")
+def train(place: Path) -> Callable[..., Path]:
+    """A small GRPO run; one of the same name is made once."""
+    from rl4rec_cli.commands.train import train as run
+
+    @cache
     def train(name: str, *sets: str, killed: str = "", for_good: bool = False) -> Path:
-        monkeypatch.setenv("KILLED", killed)
-        monkeypatch.setenv("FOR_GOOD", "yes" if for_good else "no")
         small = (
-            *("data.synthetic=null", f"data.path={folder}", f"run.output_dir={tmp_path / 'runs'}", f"run.name={name}"),
+            *("data.synthetic=null", f"data.path={place / 'made'}"),
+            *(f"run.output_dir={place / 'runs'}", f"run.name={name}"),
             *("trainer.max_steps=5", "trainer.batch_size=4", "trainer.num_generations=4", "trainer.warm_start=null"),
             *("eval.steps=null", "eval.baselines=[]", "eval.cache_dir=null", "logging.steps=1", "retrieval.lsa_dim=24"),
         )
         config = load_config(
             algorithm="grpo",
             recipes=["quick-test"],
-            flags={"reward.functions": {"ndcg": 1.0, f"{reward}:kill": 0.0}},
+            flags={"reward.functions": {"ndcg": 1.0, f"{place / 'reward.py'}:kill": 0.0}},
             sets=[*small, *sets],
         )
-        run(config, (7,))
-        return tmp_path / "runs" / name
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KILLED", killed)
+            patch.setenv("FOR_GOOD", "yes" if for_good else "no")
+            run(config, (7,))
+        return place / "runs" / name
 
     return train
 
@@ -369,9 +393,9 @@ def curve(run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_training_goes_on_to_the_same_rewards_when_the_service_is_killed(
-    train: Callable[..., Path], start: Callable[..., Any], tmp_path: Path
+    train: Callable[..., Path], start: Callable[..., Any], place: Path
 ) -> None:
-    start("Trained", [tmp_path / "made"])
+    start("Trained", [place / "made"])
     here = train("here", "retrieval.backend=in-process")
     ray_settings = ("retrieval.backend=ray", "retrieval.service.name=Trained", "retrieval.service.wait=0")
     there = train("there", *ray_settings, killed="Trained")
@@ -384,14 +408,14 @@ def test_training_goes_on_to_the_same_rewards_when_the_service_is_killed(
 
 @pytest.mark.slow
 def test_several_datasets_by_one_service_give_the_same_curve(
-    train: Callable[..., Path], start: Callable[..., Any], tmp_path: Path
+    train: Callable[..., Path], start: Callable[..., Any], place: Path
 ) -> None:
     from rl4rec_cli.data.saving import save_dataset
     from rl4rec_cli.data.synthetic import synthesize
 
-    save_dataset(synthesize(30, 26, 2), tmp_path / "other")
-    start("Both", [tmp_path / "made", tmp_path / "other"])
-    both = (f"data.path=[{tmp_path / 'made'}, {tmp_path / 'other'}]", "trainer.max_steps=4")
+    save_dataset(synthesize(30, 26, 2), place / "other")
+    start("Both", [place / "made", place / "other"])
+    both = (f"data.path=[{place / 'made'}, {place / 'other'}]", "trainer.max_steps=4")
     here = train("both-here", *both, "retrieval.backend=in-process")
     there = train("both-there", *both, "retrieval.backend=ray", "retrieval.service.name=Both")
     assert curve(here) == curve(there)
@@ -409,15 +433,15 @@ def test_several_datasets_by_one_service_give_the_same_curve(
 
 @pytest.mark.slow
 def test_training_is_saved_when_the_service_stays_away(
-    train: Callable[..., Path], start: Callable[..., Any], tmp_path: Path
+    train: Callable[..., Path], start: Callable[..., Any], place: Path
 ) -> None:
-    start("Trained", [tmp_path / "made"])
+    start("Trained", [place / "made"])
     here = train("here", "retrieval.backend=in-process")
     ray_settings = ("retrieval.backend=ray", "retrieval.service.name=Trained", "retrieval.service.wait=0")
     with pytest.raises(ServiceError, match="Trained not found") as caught:
         train("gone", *ray_settings, "retrieval.service.retries=1", killed="Trained", for_good=True)
     assert (caught.value.exit_code, "rl4rec serve-retrieval" in (caught.value.hint or "")) == (1, True)
-    gone = tmp_path / "runs" / "gone"
+    gone = place / "runs" / "gone"
     assert [folder.name for folder in (gone / "checkpoints").glob("checkpoint_step_*")] == ["checkpoint_step_3"]
     assert curve(gone) == curve(here)[:3]
 
@@ -489,46 +513,32 @@ def test_the_command_serves_until_it_is_told_to_stop(catalogue: Any, tmp_path: P
     assert "301" in lines[2]
     assert "--set retrieval.backend=ray" in lines[-1]
     family = psutil.Process(serve.pid).children(recursive=True)
-    done = subprocess.run(
-        [*COMMAND, "serve-retrieval", "--status"], env=env, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, "ok" in done.stdout) == (0, True), done.stderr
-    second = subprocess.run(
-        [*COMMAND, "serve-retrieval", "--datasets", str(catalogue[0]), "--embedder", "lsa"],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    (second,) = together(([*COMMAND, "serve-retrieval", "--datasets", str(catalogue[0]), "--embedder", "lsa"], env))
     assert second.returncode == 1
     assert "RetrievalService in namespace rl4rec runs on this machine already at 127.0.0.1:" in second.stderr
     assert "--actor-name NAME" in second.stderr
-    done = subprocess.run(
-        [*COMMAND, "serve-retrieval", "--status", "--connect"], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr  # the second has hidden nothing
-    program = done.stdout[done.stdout.index("import os") :]
+    status = [*COMMAND, "serve-retrieval", "--status"]
     code = "from rl4rec_cli.api import RetrievalSection, read_status; s = read_status(RetrievalSection())"
     code += "; print(s.python_lines()); print(s.shell_lines()); print(s.health['datasets'])"
-    asked = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    plain, done, asked = together((status, env), ([*status, "--connect"], env), ([sys.executable, "-c", code], env))
+    assert (plain.returncode, "ok" in plain.stdout) == (0, True), plain.stderr  # the second has hidden nothing
+    assert done.returncode == 0, done.stderr
+    program = done.stdout[done.stdout.index("import os") :]
     assert asked.stdout.startswith(program.rstrip()), asked.stderr
     assert asked.stdout.splitlines()[-2] in done.stdout
     assert asked.stdout.splitlines()[-1].startswith("{'shop': ")
     bare = {key: value for key, value in env.items() if key != "XDG_CACHE_HOME"}
-    pasted = subprocess.run([sys.executable, "-c", program], env=bare, capture_output=True, text=True, check=False)
-    assert (pasted.returncode, "(1, 301)" in pasted.stdout) == (0, True), pasted.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("export RAY_ADDRESS=")]
     script = f"{line}; {sys.executable} -c 'import ray; ray.init(log_to_driver=False); print(ray.cluster_resources())'"
-    shell = subprocess.run(["bash", "-c", script], env=bare, capture_output=True, text=True, check=False)
+    pasted, shell = together(([sys.executable, "-c", program], bare), (["bash", "-c", script], bare))
+    assert (pasted.returncode, "(1, 301)" in pasted.stdout) == (0, True), pasted.stderr
     assert "node:127.0.0.1" in shell.stdout, shell.stderr
     serve.send_signal(signal.SIGTERM)
     _, errors = serve.communicate(timeout=120)
     assert serve.returncode == 0, errors
     assert "Stopping" in errors
     assert all(ends(process.pid, 60) for process in family)
-    done = subprocess.run(
-        [*COMMAND, "serve-retrieval", "--status"], env=env, capture_output=True, text=True, check=False
-    )
+    (done,) = together((status, env))
     assert done.returncode == 1
     assert "RetrievalService not found" in done.stderr
     assert "hint: start it: rl4rec serve-retrieval" in done.stderr
