@@ -3,6 +3,7 @@
     python benchmarks/ranking.py                 # the tables of docs/results/ranking.md, about ten minutes on two cores
     python benchmarks/ranking.py --quick         # does everything run? seconds
     python benchmarks/ranking.py --only holding  # memory and time of retrieval.storage and retrieval.memory_map
+    python benchmarks/ranking.py --only fused --threads 1  # several texts of a user as one
     python benchmarks/ranking.py --only device   # on a CUDA GPU: tiles, the fused kernel, matmul + topk, reading alone
 
 What a run prints is a section of that page, to be pasted as it is.
@@ -37,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rl4rec_cli.ranking import counting
 from rl4rec_cli.ranking.blocks import blocks_of
 from rl4rec_cli.ranking.exact_scores import Queries
+from rl4rec_cli.ranking.fused import fused_search, fused_target_ranks
 from rl4rec_cli.ranking.products import product
 from rl4rec_cli.ranking.ranks import ItemMatrix, search, target_ranks
 from rl4rec_cli.retrieval.embedding_rows import map_rows
@@ -84,23 +86,25 @@ def peak_memory(out: dict[str, float]) -> Iterator[None]:
         out["extra"], out["total"] = (peak - start) / MIB, peak / MIB
 
 
-def take_turns(variants: Variants, rounds: int, slow_rounds: int) -> dict[str, list[float]]:
+def take_turns(
+    variants: Variants, rounds: int, slow_rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each variant, in turns; what takes over ten times the quickest gets fewer rounds."""
     first: dict[str, float] = {}
     for name, run in variants.items():
         run()
-        begin = time.perf_counter()
+        begin = clock()
         run()
-        first[name] = time.perf_counter() - begin
+        first[name] = clock() - begin
     limit = 10 * min(first.values())
     times: dict[str, list[float]] = {name: [] for name in variants}
     for i in range(rounds):
         for name, run in variants.items():
             if i >= slow_rounds and first[name] > limit:
                 continue
-            begin = time.perf_counter()
+            begin = clock()
             run()
-            times[name].append(time.perf_counter() - begin)
+            times[name].append(clock() - begin)
     return times
 
 
@@ -340,6 +344,57 @@ def table_scaling(quick: bool, rounds: int) -> None:
     show(["", "median ms", "min ms", "ns per pair", "(min)"], rows)
 
 
+def table_fused(users: int, count: int, dim: int, rounds: int) -> None:
+    """Several texts of a user as one, each rule against the bare product of as many texts; in processor time.
+
+    Threads that wait for others by turning round would count as work: to be run with `--threads 1`.
+    """
+    items, targets_U = unit_vectors(count, dim, 0), torch.randint(0, count, (users,))
+    matrix = ItemMatrix(items)
+    rows = []
+    for each in (1, 4, 16):
+        # Texts of a user are alike: about .8 in cosine.
+        queries = unit_vectors(users, dim, 1).repeat_interleave(each, 0) + 0.5 * unit_vectors(users * each, dim, 2)
+        queries = torch.nn.functional.normalize(queries, dim=1)
+        top_U = fused_search(queries, [each] * users, matrix, min(100, count))[0][:, -1]
+        whole, blocks = "torch.matmul, whole (E @ q.T)", "torch.matmul, same blocks"
+        variants: Variants = {
+            whole: lambda queries=queries: items @ queries.T,
+            blocks: blocked(lambda block, some: block @ some.T, queries, items),
+            "oneDNN product, same blocks": blocked(product, queries, items),
+            "target_ranks of each text": lambda queries=queries, each=each: target_ranks(
+                queries, matrix, targets_U.repeat_interleave(each)
+            ),
+        }
+        for fusion in ("logsumexp", "max", "mean", "rrf"):
+            call = {"fusion": fusion}
+            variants[f"{fusion}: ranks, targets anywhere"] = lambda q=queries, n=each, call=call: fused_target_ranks(
+                q, [n] * users, matrix, targets_U, **call
+            )
+            if fusion == "logsumexp":
+                variants[f"{fusion}: ranks, targets at rank 100"] = lambda q=queries, n=each, t=top_U: (
+                    fused_target_ranks(q, [n] * users, matrix, t)
+                )
+            variants[f"{fusion}: search k=10"] = lambda q=queries, n=each, call=call: fused_search(
+                q, [n] * users, matrix, 10, **call
+            )
+        times = take_turns(variants, rounds, 2, time.process_time)
+        for name, values in times.items():
+            memory: dict[str, float] = {}
+            with peak_memory(memory):
+                variants[name]()
+            ratios = [
+                f"{choose(values) / choose(times[base]):.2f}"
+                for base in (whole, blocks, "oneDNN product, same blocks")
+                for choose in (np.median, min)
+            ]
+            ms = f"{np.median(values) * 1e3:.1f}"
+            rows.append([f"{each}", name, ms, f"{min(values) * 1e3:.1f}", *ratios, f"{memory['extra']:.0f}"])
+    print(f"### Fused: {users} users, 1 to 16 texts each, x {count:,} items x {dim} dimensions, fp32\n")
+    heads = ["texts", "", "median ms of processor", "min", "÷ whole", "(min)", "÷ blocks", "(min)", "÷ oneDNN", "(min)"]
+    show([*heads, "extra MiB"], rows)
+
+
 WAYS = {
     "fp32 in memory": ("fp32", False),
     "fp32 in the mapped file": ("fp32", True),
@@ -413,7 +468,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, two rounds")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, help="threads of torch and faiss; torch's own choice by default")
-    parser.add_argument("--only", choices=["sizes", "storage", "holding", "scaling", "device"])
+    parser.add_argument("--only", choices=["sizes", "storage", "holding", "scaling", "fused", "device"])
     parser.add_argument("--way", nargs=2, metavar=("NAME", "FILE"), help="used by --only holding: measure one")
     parser.add_argument("--texts", type=int, default=64, help="of --way")
     parser.add_argument("--device", default="cuda", help="of --only device")
@@ -454,6 +509,9 @@ def main() -> None:
         table_holding(*((16, 4000, 64) if args.quick else (64, 1_000_000, 384)), rounds, args.folder)
     if args.only in (None, "scaling"):
         table_scaling(args.quick, rounds)
+    if args.only in (None, "fused"):
+        for size in [(8, 2000, 64)] if args.quick else [(64, 12_000, 384), (64, 20_000, 1024)]:
+            table_fused(*size, rounds)
     if args.only == "device":
         if args.device.startswith("cuda"):
             print(f"{torch.cuda.get_device_name(args.device)}\n", flush=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl4rec_cli.ranking.exact_scores import QUERIES, Queries
+from rl4rec_cli.ranking.exact_scores import QUERIES, Queries, exact_scores, reaches
 from rl4rec_cli.ranking.item_matrix import GRANULE, ItemMatrix
 from rl4rec_cli.ranking.products import WORD, int8_pays, int8_product, long_row, product
 from rl4rec_cli.ranking.threads import one_core, share_out
@@ -129,6 +129,18 @@ class Scan:
         self._codes_DB, self._scales_B, self._gaps_B = None, np.ones(len(queries)), np.zeros(len(queries))
         if len(queries) and items.codes(0, 1) is not None and int8_pays():
             self._codes_DB, self._scales_B, self._gaps_B = queries.int8()
+
+    def __len__(self) -> int:
+        """How many columns its tiles have: queries, or users whose queries are fused."""
+        return len(self.queries)
+
+    def exact(self, columns: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """The scores proper of single pairs, float64 `[M]`."""
+        return exact_scores(self.queries, self.items, columns, ids)
+
+    def reaches(self, columns: np.ndarray, ids: np.ndarray, target_scores: np.ndarray) -> np.ndarray:
+        """Whether the scores proper of single pairs are at least `target_scores`, bool `[M]`."""
+        return reaches(self.queries, self.items, columns, ids, target_scores)
 
     def share_out(self, work: Callable[[Iterator[Block]], Result]) -> list[Result]:
         """`work` in each core's thread, on some of the blocks, ascending; each block goes to one of them."""

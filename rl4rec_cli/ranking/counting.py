@@ -38,7 +38,7 @@ def count(scan: Scan, target_scores_B: np.ndarray) -> np.ndarray:
     """How many unmasked items score at least `target_scores_B`, int64 `[B]`."""
     kernel = _kernel(scan.items, len(target_scores_B))
     if kernel is None:
-        return _by_tiles(scan, target_scores_B)
+        return count_by_tiles(scan, target_scores_B)
     # Texts of a batch differ a little from step to step (repeated texts are ranked once).
     work = (
         scan.items.device,
@@ -49,10 +49,11 @@ def count(scan: Scan, target_scores_B: np.ndarray) -> np.ndarray:
     )
     if work not in _quicker:
         _quicker[work] = _try_both(kernel, scan, target_scores_B)
-    return _fused(kernel, scan, target_scores_B) if _quicker[work] else _by_tiles(scan, target_scores_B)
+    return _fused(kernel, scan, target_scores_B) if _quicker[work] else count_by_tiles(scan, target_scores_B)
 
 
-def _by_tiles(scan: Scan, target_scores_B: np.ndarray) -> np.ndarray:
+def count_by_tiles(scan: Scan, target_scores_B: np.ndarray) -> np.ndarray:
+    """As `count`, by tiles of scores, whatever the device."""
     counts_B = np.zeros(len(target_scores_B), dtype=np.int64)
     for some_B in scan.share_out(lambda blocks: _count_tiles(scan, blocks, target_scores_B)):
         counts_B += some_B
@@ -118,7 +119,7 @@ class _Counter:
 
     def _settle_all(self) -> None:
         queries, ids = (np.concatenate(part) for part in zip(*self._near, strict=True))
-        reached = reaches(self._scan.queries, self._scan.items, queries, ids, self._target_scores_B[queries])
+        reached = self._scan.reaches(queries, ids, self._target_scores_B[queries])
         np.add.at(self._counts_B, queries, reached)
         self._near.clear()
         self._waiting = 0
@@ -200,7 +201,7 @@ def _try_both(kernel: ModuleType, scan: Scan, target_scores_B: np.ndarray) -> bo
             f"Ranking by tiles of scores: the fused kernel does not run here ({type(error).__name__}: {reason})"
         )
         return False
-    tiles, theirs_B = seconds(lambda: _by_tiles(scan, target_scores_B))
+    tiles, theirs_B = seconds(lambda: count_by_tiles(scan, target_scores_B))
     if not np.array_equal(ours_B, theirs_B):
         console.log(f"Ranking by tiles of scores: the fused kernel counts otherwise ({work}); please report it")
         return False

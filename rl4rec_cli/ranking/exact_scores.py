@@ -90,18 +90,25 @@ def reaches(
 
     float32 products added in float64 settle nearly all; their margin is D times narrower than the tile's.
     """
+    sums, margins = near_scores(queries, items, rows, ids)
+    reached = sums >= target_scores
+    unsure = np.flatnonzero(np.abs(sums - target_scores) <= margins)
+    if len(unsure):
+        reached[unsure] = exact_scores(queries, items, rows[unsure], ids[unsure]) >= target_scores[unsure]
+    return reached
+
+
+def near_scores(
+    queries: Queries, items: ItemMatrix, rows: np.ndarray, ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32 products added in float64, and what each sum may be off the score proper, `[M]` each."""
     sums = np.empty(len(rows))
     step = _pairs_at_once(items)
     for i in range(0, len(rows), step):
         products_MD = items.rows(torch.from_numpy(ids[i : i + step]))
         products_MD *= queries.vectors_BD.index_select(0, torch.from_numpy(rows[i : i + step]).to(items.device))
         sums[i : i + step] = products_MD.sum(1, dtype=torch.float64).cpu().numpy()
-    margins = queries.norms_B[rows] * items.norms(ids) * (2.0**-24 + items.dim * 2.0**-50) + items.dim * 2.0**-124
-    reached = sums >= target_scores
-    unsure = np.flatnonzero(np.abs(sums - target_scores) <= margins)
-    if len(unsure):
-        reached[unsure] = exact_scores(queries, items, rows[unsure], ids[unsure]) >= target_scores[unsure]
-    return reached
+    return sums, queries.norms_B[rows] * items.norms(ids) * (2.0**-24 + items.dim * 2.0**-50) + items.dim * 2.0**-124
 
 
 def exact_scores(queries: Queries, items: ItemMatrix, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ it the pair is scored again as above.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, fields
 from itertools import chain
 
@@ -66,10 +66,10 @@ def target_ranks(queries_BD: Tensor, items: ItemMatrix, targets_B: Tensor, masks
     """
     with strict_products(), worker_threads(len(queries_BD), items) as cores:
         queries = Queries(queries_BD, items)
-        targets = _one_each(targets_B, queries, items)
+        targets = one_each(targets_B, queries, items)
         target_scores_B = exact_scores(queries, items, np.arange(len(queries)), targets)
         # The target is counted too, as the 1: its score is the goal itself.
-        rows, ids = _flatten(masks, queries, items)
+        rows, ids = flatten(masks, queries, items)
         others = ids != targets[rows]
         scan = Scan(queries, items, Mask(rows[others], ids[others]), cores)
         return torch.from_numpy(count(scan, target_scores_B))
@@ -84,7 +84,7 @@ def pair_scores(queries_BD: Tensor, items: ItemMatrix, ids_B: Tensor) -> Tensor:
     """
     with strict_products(), one_core():
         queries = Queries(queries_BD, items)
-        scores_B = exact_scores(queries, items, np.arange(len(queries)), _one_each(ids_B, queries, items))
+        scores_B = exact_scores(queries, items, np.arange(len(queries)), one_each(ids_B, queries, items))
     return torch.from_numpy(np.ldexp(scores_B, queries.exponents_B))
 
 
@@ -113,7 +113,7 @@ def count_at_least(queries_BD: Tensor, items: ItemMatrix, target_scores_B: Tenso
         ):
             raise DataError(f"need {len(queries)} finite float64 target scores, one for each query")
         target_scores = np.ldexp(target_scores_B.cpu().numpy(), -queries.exponents_B)
-        scan = Scan(queries, items, Mask(*_flatten(masks, queries, items)), cores)
+        scan = Scan(queries, items, Mask(*flatten(masks, queries, items)), cores)
         return torch.from_numpy(count(scan, target_scores))
 
 
@@ -144,8 +144,8 @@ def best(queries_BD: Tensor, items: ItemMatrix, k: int, exclude: Ids | None = No
         raise DataError(f"k must be at least 1, got {k}")
     with strict_products(), worker_threads(len(queries_BD), items) as cores:
         queries = Queries(queries_BD, items)
-        scan = Scan(queries, items, Mask(*_flatten(exclude, queries, items)), cores)
-        ids_BK, scores_BK = _top_k(scan, min(k, items.num_items))
+        scan = Scan(queries, items, Mask(*flatten(exclude, queries, items)), cores)
+        ids_BK, scores_BK = top_k(scan, min(k, items.num_items))
     return torch.from_numpy(ids_BK), torch.from_numpy(np.ldexp(scores_BK, queries.exponents_B[:, None]))
 
 
@@ -170,13 +170,13 @@ def score_matrix(queries_BD: Tensor, items: ItemMatrix) -> Tensor:
                     tile_BN = product(block_ND, queries.vectors_BD[first : first + QUERIES]).T[: last - first].cpu()
                     scores_BN[first:last, start:stop] = torch.ldexp(tile_BN, exponents_B[first:last, None])
 
-        Scan(queries, items, Mask(*_flatten(None, queries, items)), cores).share_out(fill)
+        Scan(queries, items, Mask(*flatten(None, queries, items)), cores).share_out(fill)
         return scores_BN
 
 
-def _top_k(scan: Scan, k: int) -> tuple[np.ndarray, np.ndarray]:
+def top_k(scan: Scan, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids and float64 scores `[B, k]` of the best unmasked items."""
-    floor = _Floor(len(scan.queries))
+    floor = _Floor(len(scan))
     parts = scan.share_out(lambda blocks: _top_some(scan, blocks, k, floor))
     candidates = _Candidates.joined(parts)
     if len(parts) > 1:
@@ -184,7 +184,7 @@ def _top_k(scan: Scan, k: int) -> tuple[np.ndarray, np.ndarray]:
     order, place = candidates.order()
     order, place = order[place < k], place[place < k]
     candidates = candidates[order]
-    ids_BK = np.full((len(scan.queries), k), -1, dtype=np.int64)
+    ids_BK = np.full((len(scan), k), -1, dtype=np.int64)
     scores_BK = np.full(ids_BK.shape, -np.inf)
     ids_BK[candidates.queries, place], scores_BK[candidates.queries, place] = candidates.ids, candidates.low
     return ids_BK, scores_BK
@@ -206,7 +206,7 @@ def _top_some(scan: Scan, blocks: Iterator[Block], k: int, floor: _Floor) -> _Ca
     """What may be among the k best of the catalogue, of these tiles, scored."""
     # What k items surely score: of all tiles, and of those before in this thread. These come in order of id: an item
     # that only ties with them loses, against items of other threads it may win.
-    own_B = np.full(len(scan.queries), -np.inf)
+    own_B = np.full(len(scan), -np.inf)
     floor_B = floor.raised(own_B)
 
     def lowest(tile: Tile) -> tuple[np.ndarray]:
@@ -226,7 +226,7 @@ def _top_some(scan: Scan, blocks: Iterator[Block], k: int, floor: _Floor) -> _Ca
         left = left[left.high >= floor_B[left.queries]]
         if exact or len(left) > max(_NEAR_PAIRS, 2 * k * len(own_B)):
             unsure = left.low < left.high
-            left.low[unsure] = exact_scores(scan.queries, scan.items, left.queries[unsure], left.ids[unsure])
+            left.low[unsure] = scan.exact(left.queries[unsure], left.ids[unsure])
             left.high[unsure] = left.low[unsure]
             order, place = left.order()
             own_B = left.raised(own_B, order[place == k - 1])
@@ -311,14 +311,24 @@ def _ids(values: Tensor | Sequence[int], items: ItemMatrix, what: str) -> np.nda
     return array.astype(np.int64)
 
 
-def _one_each(values: Tensor, queries: Queries, items: ItemMatrix) -> np.ndarray:
+def one_each(values: Tensor, queries: Sized, items: ItemMatrix) -> np.ndarray:
+    """Item ids, one for each query, int64 `[B]`.
+
+    Raises:
+        DataError: another number of them, or an id outside the catalogue.
+    """
     ids = _ids(values, items, "target")
     if len(ids) != len(queries):
         raise DataError(f"{len(ids)} targets for {len(queries)} queries")
     return ids
 
 
-def _flatten(lists: Ids | None, queries: Queries, items: ItemMatrix) -> tuple[np.ndarray, np.ndarray]:
+def flatten(lists: Ids | None, queries: Sized, items: ItemMatrix) -> tuple[np.ndarray, np.ndarray]:
+    """Lists of item ids, one for each query, as (query, item) pairs.
+
+    Raises:
+        DataError: another number of lists, or an id outside the catalogue.
+    """
     if lists is None:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     if len(lists) != len(queries):

@@ -114,13 +114,13 @@ def test_each_work_is_timed_once(quicker: bool, word: str, said: list[str], monk
         clock[0] += 1.0 if quicker else 3.0
         return count_range(*args, **at)
 
-    tiles = counting._by_tiles
+    tiles = counting.count_by_tiles
 
     def by_tiles(*args: Any) -> Any:
         clock[0] += 2.0
         return tiles(*args)
 
-    monkeypatch.setattr(counting, "_by_tiles", by_tiles)
+    monkeypatch.setattr(counting, "count_by_tiles", by_tiles)
     monkeypatch.setattr(counting, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     assert rank(monkeypatch, counted)
     assert said == [

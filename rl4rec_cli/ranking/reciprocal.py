@@ -1,0 +1,136 @@
+"""Reciprocal rank fusion: a user's queries each rank the whole catalogue, and an item gets Σ w_i / (60 + rank_i).
+
+Decides: the rank of an item by a query is the number of unmasked items that score at least what it scores, itself
+among them, so equal vectors have equal ranks; w_i is 1, or the query's weight over the user's largest. Each term is
+rounded to a multiple of 2^-56, so that sums are exact in any order and equal sums tie. Hides: that float64 products
+order all but the items that nearly tie, and that one query's scores of all items are held at a time (or of a few, where
+the catalogue is small).
+
+Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods",
+with their constant 60.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+
+from rl4rec_cli.ranking.blocks import Mask
+from rl4rec_cli.ranking.exact_scores import exact_scores
+from rl4rec_cli.ranking.fusing import FLOAT64, UserQueries
+from rl4rec_cli.ranking.item_matrix import ItemMatrix
+from rl4rec_cli.ranking.threads import share_out
+
+CONSTANT = 60
+UNIT = 2.0**-56
+_SCORES = 1 << 19
+_BLOCK_ELEMENTS = 1 << 20
+
+
+def ranks(users: UserQueries, items: ItemMatrix, targets: np.ndarray, mask: Mask, cores: int) -> np.ndarray:
+    """Ranks of the users' targets, int64 `[B]`; the mask has no target of its user."""
+    ranks_B = np.zeros(len(users), dtype=np.int64)
+
+    def rank(user: int, sums_N: np.ndarray, is_counted_N: np.ndarray) -> None:
+        ranks_B[user] = np.count_nonzero(sums_N[is_counted_N] >= sums_N[targets[user]])
+
+    _each_user(users, items, mask, cores, rank)
+    return ranks_B
+
+
+def best(users: UserQueries, items: ItemMatrix, k: int, mask: Mask, cores: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and float64 scores `[B, k]` of the best unmasked items."""
+    ids_BK = np.full((len(users), k), -1, dtype=np.int64)
+    scores_BK = np.full((len(users), k), -np.inf)
+
+    def choose(user: int, sums_N: np.ndarray, is_counted_N: np.ndarray) -> None:
+        ids = np.flatnonzero(is_counted_N)
+        ids = ids[np.argsort(-sums_N[ids], kind="stable")[:k]]
+        ids_BK[user, : len(ids)], scores_BK[user, : len(ids)] = ids, sums_N[ids] * UNIT
+
+    _each_user(users, items, mask, cores, choose)
+    return ids_BK, scores_BK
+
+
+def _each_user(
+    users: UserQueries,
+    items: ItemMatrix,
+    mask: Mask,
+    cores: int,
+    use: Callable[[int, np.ndarray, np.ndarray], None],
+) -> None:
+    """Calls `use` for each user with all items' sums, int64 in units of 2^-56, and which items are not masked."""
+    order = np.argsort(mask.queries, kind="stable")
+    masked, edges = mask.items[order], np.searchsorted(mask.queries[order], np.arange(len(users) + 1))
+
+    def work(parts: Iterator[tuple[int, int]]) -> None:
+        for first, last in parts:
+            rows = _scored_rows(
+                users, items, users.starts_B[first], users.starts_B[last - 1] + users.counts_B[last - 1]
+            )
+            for user in range(first, last):
+                is_counted_N = np.ones(items.num_items, dtype=bool)
+                is_counted_N[masked[edges[user] : edges[user + 1]]] = False
+                sums_N = np.zeros(items.num_items, dtype=np.int64)
+                for row, scores_N in islice(rows, int(users.counts_B[user])):
+                    ranks_N = _all_ranks(users, items, row, scores_N, is_counted_N)
+                    sums_N += np.rint(users.weights_Q[row] / UNIT / (CONSTANT + ranks_N)).astype(np.int64)
+                use(user, sums_N, is_counted_N)
+
+    parts = _parts(users, items.num_items)
+    share_out(parts, work, max(1, min(cores, len(parts))))
+
+
+def _parts(users: UserQueries, num_items: int) -> list[tuple[int, int]]:
+    """Users whose scores of all items are made together: few readings of the catalogue, little memory."""
+    parts, first, most = [], 0, max(1, _SCORES // num_items)
+    ends_B = users.starts_B + users.counts_B
+    while first < len(users):
+        last = max(first + 1, int(np.searchsorted(ends_B, users.starts_B[first] + most, side="right")))
+        parts.append((first, last))
+        first = last
+    return parts
+
+
+def _scored_rows(users: UserQueries, items: ItemMatrix, first: int, last: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Queries `first` to `last`, each with its float64 scores of all items, `[N]`."""
+    step = max(1, _SCORES // items.num_items)
+    for start in range(first, last, step):
+        rows = np.arange(start, min(start + step, last))
+        yield from zip(rows.tolist(), _near_scores(users, items, rows), strict=True)
+
+
+def _near_scores(users: UserQueries, items: ItemMatrix, rows: np.ndarray) -> np.ndarray:
+    """float64 products of some queries with all items, `[R, N]`."""
+    queries_RD = users.queries.vectors_BD[torch.from_numpy(rows).to(items.device)].double()
+    scores_RN = np.empty((len(rows), items.num_items))
+    step = max(1, _BLOCK_ELEMENTS // items.dim)
+    for start in range(0, items.num_items, step):
+        stop = min(start + step, items.num_items)
+        scores_RN[:, start:stop] = (queries_RD @ items.given(start, stop).double().T).cpu().numpy()
+    return scores_RN
+
+
+def _all_ranks(
+    users: UserQueries, items: ItemMatrix, row: int, scores_N: np.ndarray, is_counted_N: np.ndarray
+) -> np.ndarray:
+    """Rank of every item by one query; `scores_N` is overwritten where items nearly tie."""
+    # Twice the bound of a product in float64, whose exact counterpart errs by less; D and some for the rest.
+    norm, _ = items.bounds(0, items.num_items)
+    margin = 2 * (items.dim + 8) * FLOAT64 * users.queries.norms_B[row] * norm + items.dim * 2.0**-1000
+    order = np.argsort(scores_N)
+    close = np.diff(scores_N[order]) <= 2 * margin
+    if close.any() and users.queries.norms_B[row] > 0:
+        ids = order[np.append(close, False) | np.insert(close, 0, False)]
+        scores_N[ids] = exact_scores(users.queries, items, np.full(len(ids), row), ids)
+        order = np.argsort(scores_N)
+    ascending_N, counted_N = scores_N[order], is_counted_N[order]
+    # Counted items before the first of those that tie with it.
+    before_N = np.cumsum(counted_N) - counted_N
+    starts_N = np.maximum.accumulate(np.where(np.diff(ascending_N, prepend=-np.inf) > 0, np.arange(len(order)), 0))
+    ranks_N = np.empty(len(order), dtype=np.int64)
+    ranks_N[order] = np.count_nonzero(is_counted_N) - before_N[starts_N]
+    return ranks_N
