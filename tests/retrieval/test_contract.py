@@ -147,18 +147,24 @@ def test_a_shard_that_dies_is_started_again(
     assert [a["pid"] == b["pid"] for a, b in zip(after, shards, strict=True)] == [True, False, True]
 
 
+@pytest.fixture(scope="module")
+def own(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of retrieval by a model, whose vectors stay in a file."""
+    emb_dir = tmp_path_factory.mktemp("emb")
+    return {"embedder": "sentence-transformers", "model": minilm, "device": "cpu", "emb_dir": str(emb_dir)}
+
+
+@pytest.fixture(scope="module")
+def plain(own: dict[str, Any], catalogue: tuple[Path, Dataset]) -> Any:
+    """Such a retriever in this process."""
+    return open_retriever(RetrievalSection.model_validate({**own, "backend": "in-process"}), catalogue[1])
+
+
 @pytest.mark.parametrize("shards", [1, 2])
 def test_a_service_reads_a_mapped_file(
-    shards: int,
-    start: Callable[..., Any],
-    catalogue: tuple[Path, Dataset],
-    minilm: str,
-    tmp_path_factory: pytest.TempPathFactory,
+    shards: int, start: Callable[..., Any], catalogue: tuple[Path, Dataset], own: dict[str, Any], plain: Any
 ) -> None:
     folder, dataset = catalogue
-    own = {"embedder": "sentence-transformers", "model": minilm, "device": "cpu"}
-    own |= {"emb_dir": str(tmp_path_factory.mktemp("emb"))}
-    plain = open_retriever(RetrievalSection.model_validate({**own, "backend": "in-process"}), dataset)
     held = {"storage": "int8", "memory_map": "on"}
     section, actors = start(f"Mapped{shards}", [folder], service={"shards": shards}, **own, **held)
     served = open_retriever(section, dataset)
