@@ -44,6 +44,12 @@ def recommend(
         str | None, typer.Option(metavar="NAME", help="Which of the run's datasets, where it has several.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, metavar="K", help="Items to show.")] = 10,
+    fuse: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Rank by the completion and a sequence model together: `sasrec` or `transitions`."
+        ),
+    ] = None,
     checkpoint: Checkpoint = None,
     sets: Sets = None,
     as_json: Json = False,
@@ -70,7 +76,7 @@ def recommend(
     from rl4rec_cli.commands import recommend as command
 
     if interactive:
-        recommender = command.open_recommender(run, dataset=dataset, sets=sets or [], checkpoint=checkpoint)
+        recommender = command.open_recommender(run, dataset=dataset, sets=sets or [], checkpoint=checkpoint, fuse=fuse)
         _ask(recommender, k=k, as_json=as_json)
         return
     is_list = len(users) > 1 or "-" in (user or [])
@@ -86,6 +92,7 @@ def recommend(
         k=k,
         sets=sets or [],
         checkpoint=checkpoint,
+        fuse=fuse,
         go_on=is_list,
         show=show,
     )
@@ -139,4 +146,6 @@ def _show(answer: Recommendation, *, as_json: bool, is_list: bool) -> None:
     console.table("History", ["item", "title"], [[i.item_id, i.title] for i in answer.history])
     console.result(f"\nCompletion: {console.clean(answer.text)}\n")
     rows = [[i.rank, i.item_id, f"{i.score:.4f}", i.title] for i in answer.items]
-    console.table("Recommended", ["rank", "item", "score", "title"], rows)
+    fused = answer.fused
+    by = f", by the completion ({fused.weight:g}) and {fused.sequence_model} ({1 - fused.weight:g})" if fused else ""
+    console.table(f"Recommended{by}", ["rank", "item", "score", "title"], rows)

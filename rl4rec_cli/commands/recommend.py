@@ -1,6 +1,7 @@
 """Recommend for one history: the policy's text and the best items.
 
-Decides: which items typed titles mean, and what an answer holds.
+Decides: which items typed titles mean, what an answer holds, and that a sequence model has its say where `eval.fuse`
+names one.
 Hides: how the run is loaded.
 """
 
@@ -21,12 +22,16 @@ from rl4rec_cli.data.provenance import changed_data, is_own_data
 from rl4rec_cli.data.titles import TitleIndex
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
+from rl4rec_cli.eval.hybrids import choosers, open_fusion
+from rl4rec_cli.eval.measuring import TUNED, open_task
+from rl4rec_cli.eval.policies import Models
 from rl4rec_cli.eval.resolve import Overrides, find_run, resolve_target
 
 if TYPE_CHECKING:
     from rl4rec_cli.engine.sampling import Sampling
+    from rl4rec_cli.eval.hybrids import Hybrid
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.retrieval.retriever import VectorRetriever
+    from rl4rec_cli.retrieval.retriever import Found, VectorRetriever
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,18 @@ class RankedItem:
     rank: int
     """From 1."""
     score: float
-    """Cosine of the item's vector and the text's, rounded to six digits."""
+    """Cosine of the item's vector and the text's, or the fused score (`fused_scores.py`); rounded to six digits."""
     item_id: int
     title: str
+
+
+@dataclass(frozen=True)
+class Fusing:
+    """What ranked along with the completion."""
+
+    sequence_model: str
+    weight: float
+    """Of the completion, from 0 to 1; the rest is the sequence model's. Validation users chose it."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,8 @@ class Recommendation:
     """None if the history was given as titles."""
     warning: str | None = None
     """What differs between the data that are there and those the policy was trained on."""
+    fused: Fusing | None = None
+    """The sequence model that ranked along with the completion; None if that ranked alone."""
 
     def as_json(self) -> dict[str, Any]:
         """Returns the answer as `rl4rec recommend --json` prints it, without the user."""
@@ -73,6 +89,7 @@ class Recommendation:
             **({"warning": self.warning} if self.warning else {}),
             "history": [asdict(item) for item in self.history],
             "text": self.text,
+            **({"fused": asdict(self.fused)} if self.fused else {}),
             "items": [asdict(item) for item in self.items],
         }
 
@@ -90,31 +107,24 @@ class Recommender:
     """What is known of the checkpoint that writes."""
     warning: str | None = None
     """What differs between the data that are there and those it was trained on."""
+    hybrid: Hybrid | None = None
+    """What ranks along with the completion."""
 
     def answer(self, history: Sequence[int], *, k: int = 10, user: str | None = None) -> Recommendation:
-        """Returns the policy's text and its `k` best items, without those of the history.
+        """Returns the policy's text and the `k` best items by it, and by the hybrid's model, without the history's.
 
         Args:
             history: item ids, oldest first.
             user: whose prompt of `prompts.json` is read, if there is one; None: the template's.
 
         Raises:
-            DataError: the text is unscorable.
+            DataError: nothing can be ranked by the text; with a hybrid, nor by the sequence model.
         """
         from rl4rec_cli.policy.generation import generate_texts
 
         prompt = self.builder.build(user, history)
         text = generate_texts(self.policy, [prompt.ids], self.sampling, batch_size=1)[0]
-        if not text:
-            raise DataError(
-                "the policy wrote an empty completion for this history", hint="try another checkpoint or history"
-            )
-        matches = self.retriever.search([text], k, [list(history)] if self.dataset.mask_history else None)[0]
-        if matches.items and not any(matches.scores):
-            raise DataError(
-                f"the policy wrote {text!r}, of which the embedder knows nothing",
-                hint="try another checkpoint or history",
-            )
+        matches = self._by_text(text, history, k) if self.hybrid is None else self._fused(self.hybrid, text, history, k)
         return Recommendation(
             checkpoint=str(self.checkpoint["name"]),
             history=tuple(Item(i, self._title(i)) for i in history),
@@ -125,7 +135,34 @@ class Recommender:
             ),
             user=user,
             warning=self.warning,
+            fused=None if self.hybrid is None else Fusing(self.hybrid.label, self.hybrid.weight),
         )
+
+    def _by_text(self, text: str, history: Sequence[int], k: int) -> Found:
+        if not text:
+            raise DataError(
+                "the policy wrote an empty completion for this history", hint="try another checkpoint or history"
+            )
+        matches = self.retriever.search([text], k, [list(history)] if self.dataset.mask_history else None)[0]
+        if matches.items and not any(matches.scores):
+            raise DataError(
+                f"the policy wrote {text!r}, of which the embedder knows nothing",
+                hint="try another checkpoint or history",
+            )
+        return matches
+
+    def _fused(self, hybrid: Hybrid, text: str, history: Sequence[int], k: int) -> Found:
+        from rl4rec_cli.eval.scoring import VectorScores
+        from rl4rec_cli.retrieval.retriever import Found
+
+        own = VectorScores(self.retriever.text_vectors([text]), self.retriever.matrix)
+        ids_K, scores_K = hybrid.best(own, history, k, mask=self.dataset.mask_history)
+        if not scores_K.any() and len(set(history)) < self.dataset.num_items:
+            raise DataError(
+                f"the policy wrote {text!r}, and neither the embedder nor {hybrid.label} can rank by it",
+                hint="try another checkpoint or history",
+            )
+        return Found(ids_K.tolist(), scores_K.tolist())
 
     def history_of(self, user: str) -> tuple[int, ...]:
         """Returns a user's whole sequence: recommendations come after everything that is known.
@@ -168,6 +205,7 @@ def open_recommender(
     dataset: str | None = None,
     sets: Sequence[str] = (),
     checkpoint: str | None = None,
+    fuse: str | None = None,
 ) -> Recommender:
     """Opens the recommender of a run folder or of one of its checkpoints, and logs which checkpoint it is.
 
@@ -176,23 +214,28 @@ def open_recommender(
         users: the users to recommend for. An unknown one is refused before anything is loaded.
         sets: settings other than the run's, as `KEY=VALUE`.
         checkpoint: one of the run's checkpoints, see `find_checkpoint`.
+        fuse: the sequence model that ranks along with the completion, as `eval.fuse`. The first time, the policy
+            writes for validation users, who choose the weight.
 
     Raises:
         RunError: the folder is not a run.
-        DataError: a user does not exist.
+        DataError: a user does not exist, or nobody can choose the weight.
         ConfigError: the run has several datasets and none is chosen, or a setting does not exist.
     """
     run_and_folder = find_run(str(target), checkpoint)
     if run_and_folder is None:
         raise RunError(f"{target}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
     run, folder = run_and_folder
-    _, _, config = resolve_target(str(target), Overrides(sets=sets, dataset=dataset, checkpoint=checkpoint))
+    _, _, config = resolve_target(str(target), Overrides(sets=sets, dataset=dataset, checkpoint=checkpoint, fuse=fuse))
     if not is_own_data(run, config.data):
         data_name = ", ".join(config.data.paths) or "other synthetic data"
         raise ConfigError(f"{data_name}: the run was not trained on it", hint="recommend knows a run's own items")
     data = open_dataset(config.data)
     for user in users:
         data.user_index(user)
+    fusion = open_fusion(config.eval.fuse)
+    if fusion is not None:
+        fusion.check(data, (), "test")
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
 
@@ -205,7 +248,15 @@ def open_recommender(
 
     check_tokenizer(config.policy.model_copy(update={"model": folder}))  # before the minutes of embedding
     retriever = open_retriever(config.retrieval, data, config.data.paths, first_wait=FIRST_WAIT)
-    policy = open_policy(config, data, model=folder)
+    hybrid = None
+    if fusion is None:
+        policy = open_policy(config, data, model=folder)
+    else:
+        task = open_task(config.eval, data, retriever, choosers(data))
+        models = Models(config, task, started=run.day)
+        hybrid = fusion.open_hybrid(models.vector_method(TUNED, folder), task)
+        console.log(f"Ranked by the completion, weight {hybrid.weight:g}, and {hybrid.label} together")
+        policy = models.policy(folder)
     config = with_day(config, policy.tokenizer, started=run.day)
     recommender = Recommender(
         policy=policy,
@@ -215,6 +266,7 @@ def open_recommender(
         sampling=Sampling.from_section(config.generation, temperature=config.eval.temperature),
         checkpoint=describe_checkpoint(run, Path(folder)),
         warning=changed_data(run, config.data, data),
+        hybrid=hybrid,
     )
     console.log(checkpoint_line(recommender.checkpoint))
     if recommender.warning:
@@ -231,6 +283,7 @@ def recommend(
     k: int = 10,
     sets: Sequence[str] = (),
     checkpoint: str | None = None,
+    fuse: str | None = None,
     go_on: bool = False,
     show: Callable[[Recommendation], None] = lambda recommendation: None,
 ) -> list[Recommendation]:
@@ -246,6 +299,7 @@ def recommend(
         k: the number of items.
         sets: settings other than the run's, as `KEY=VALUE`.
         checkpoint: one of the run's checkpoints; its last by default.
+        fuse: `sasrec` or `transitions` ranks along with the completion, see `open_recommender`.
         go_on: after a user without an answer, log the error and go on with the others.
         show: shows each answer as soon as it is there.
 
@@ -255,7 +309,7 @@ def recommend(
     """
     if not users and not titles:
         raise ConfigError("nothing to recommend for: give users or titles")
-    recommender = open_recommender(run, users=users, dataset=dataset, sets=sets, checkpoint=checkpoint)
+    recommender = open_recommender(run, users=users, dataset=dataset, sets=sets, checkpoint=checkpoint, fuse=fuse)
     if not users:
         answer = recommender.answer(recommender.read_history(titles), k=k)
         show(answer)

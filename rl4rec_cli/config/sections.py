@@ -318,7 +318,8 @@ class EvalSection(Section):
     )
     fuse: Literal["none", "sasrec", "transitions"] = "none"
     """`eval` and `compare` also rank by the scores of the policy and of this sequence model together, and by those of
-    the last item and the model: the baselines `fusion` and `fusion_transitions`. Validation users choose the weight."""
+    the last item and the model: the baselines `fusion` and `fusion_transitions`. `recommend` then ranks by the policy
+    and the model. Validation users choose the weight."""
     cache_dir: str | None = "data_baselines"
     """Folder where measured baselines are kept, by dataset digest; null keeps nothing."""
     probes: bool = True

@@ -7,7 +7,7 @@ Hides: how each computes its scores. torch is imported only when a baseline is m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.data.dataset import Dataset, Example
 
 DECAY = 0.5
 """Weight of a history item relative to the one after it, in `decayed_mean` and `transitions_2`."""
@@ -95,19 +95,20 @@ def bm25(task: Task) -> Scored:
 @scores(reads_vectors=False)
 def transitions(task: Task) -> Scored:
     """Items that followed the last item in the training part, by how often; the others by popularity."""
-    return _followers(task, steps=1)
+    return open_transitions(task)(task.examples)
 
 
 @scores(label="transitions (2 items)", reads_vectors=False)
 def transitions_2(task: Task) -> Scored:
     """As `transitions`, plus half of how often items were two places after the last item but one."""
-    return _followers(task, steps=2)
+    return open_transitions(task, steps=2)(task.examples)
 
 
-def _followers(task: Task, *, steps: int) -> Scored:
+def open_transitions(task: Task, *, steps: int = 1) -> Callable[[Sequence[Example]], SparseScores]:
+    """Counts what followed what, and returns a function from any examples to their scores."""
     from scipy.sparse import csr_array
 
-    dataset, examples = task.dataset, task.examples
+    dataset = task.dataset
     graphs = []
     for gap in range(1, steps + 1):
         pairs = [
@@ -122,8 +123,7 @@ def _followers(task: Task, *, steps: int) -> Scored:
     # Below the least weight of one transition: popularity decides only among items that followed equally often.
     tie_N = counts_N * (0.5 * DECAY ** (steps - 1) / (counts_N.max(initial=0) + 1))
 
-    def extra(row: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        history = examples[row].history
+    def extra(history: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         rows = [(graph, history[-back]) for back, graph in enumerate(graphs, start=1) if len(history) >= back]
         # Slices of the arrays: an index of scipy's makes a matrix, which costs more than all the rest.
         ends = [(graph, slice(graph.indptr[item], graph.indptr[item + 1])) for graph, item in rows]
@@ -132,18 +132,23 @@ def _followers(task: Task, *, steps: int) -> Scored:
         ids, place = np.unique(items, return_inverse=True)
         return ids, np.bincount(place, more, minlength=len(ids)).astype(np.float64)
 
-    return SparseScores(len(examples), tie_N, extra)
+    return lambda examples: SparseScores(len(examples), tie_N, lambda row: extra(examples[row].history))
 
 
 @scores(label="SASRec", reads_vectors=False, is_seeded=True)
 def sasrec(task: Task) -> Scored:
     """SASRec with full softmax cross-entropy, which rl4rec trains on the training part; see `sasrec.py`."""
+    return open_sasrec_scores(task)(task.examples)
+
+
+def open_sasrec_scores(task: Task) -> Callable[[Sequence[Example]], VectorScores]:
+    """Trains SASRec or reads it from the cache, and returns a function from any examples to their scores."""
     from rl4rec_cli.eval.sasrec import open_sasrec
     from rl4rec_cli.ranking.ranks import ItemMatrix
 
     model = open_sasrec(task.dataset, cache_dir=task.cache, seed=task.seed)
-    queries_BD = model.queries([e.history for e in task.examples])
-    return VectorScores(queries_BD, ItemMatrix(model.items_ND), notes=model.summary)
+    items = ItemMatrix(model.items_ND)
+    return lambda examples: VectorScores(model.queries([e.history for e in examples]), items, notes=model.summary)
 
 
 @scores(kind="ceiling")

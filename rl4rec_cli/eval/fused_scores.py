@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from rl4rec_cli.errors import DataError
-from rl4rec_cli.eval.scoring import Scored, SparseScores, VectorScores
+from rl4rec_cli.eval.scoring import SparseScores, VectorScores
 from rl4rec_cli.ranking.ranks import ItemMatrix, best, count_at_least, pair_scores
 from rl4rec_cli.retrieval.retriever import Ranking
 
@@ -48,7 +48,7 @@ class Fused(Protocol):
 
     def __len__(self) -> int: ...
 
-    def at(self, weight: Weight) -> Scored:
+    def at(self, weight: Weight) -> VectorScores | MixedScores:
         """Returns the fused scores.
 
         Args:
@@ -59,8 +59,11 @@ class Fused(Protocol):
         """
 
 
-def fuse(first: VectorScores, second: VectorScores | SparseScores) -> Fused:
+def fuse(first: VectorScores, second: VectorScores | SparseScores, *, like: Fused | None = None) -> Fused:
     """Joins two scores of the same users and items.
+
+    Args:
+        like: the same two scores of other users, whose work on the catalogue is used again.
 
     Raises:
         DataError: the two have different users or items.
@@ -73,8 +76,8 @@ def fuse(first: VectorScores, second: VectorScores | SparseScores) -> Fused:
             hint="both must score the same users and items",
         )
     if isinstance(second, SparseScores):
-        return VectorsWithSparse(first, second)
-    return VectorsWithVectors(first, second)
+        return VectorsWithSparse(first, second, like=like if isinstance(like, VectorsWithSparse) else None)
+    return VectorsWithVectors(first, second, like=like if isinstance(like, VectorsWithVectors) else None)
 
 
 class VectorsWithVectors:
@@ -84,13 +87,15 @@ class VectorsWithVectors:
         first_sd_B, second_sd_B: float64 `[B]`, the sd of each user's scores over the catalogue; 0 if all are equal.
     """
 
-    def __init__(self, first: VectorScores, second: VectorScores) -> None:
+    def __init__(self, first: VectorScores, second: VectorScores, *, like: VectorsWithVectors | None = None) -> None:
         self._parts = (first, second)
-        self.first_sd_B, self.second_sd_B = vector_deviations(first), vector_deviations(second)
-        given = first.items.vectors_ND
-        self._items = ItemMatrix(
-            torch.cat([given, second.items.vectors_ND.to(given.device)], dim=1), device=first.items.device
+        self._spreads: tuple[Spread, Spread] = (
+            like._spreads if like is not None else (Spread(first.items), Spread(second.items))
         )
+        self.first_sd_B, self.second_sd_B = (
+            spread.deviations(part.queries_BD) for spread, part in zip(self._spreads, self._parts, strict=True)
+        )
+        self._items: ItemMatrix = like._items if like is not None else _beside(first.items, second.items.vectors_ND)
 
     def __len__(self) -> int:
         return len(self.first_sd_B)
@@ -112,12 +117,11 @@ class VectorsWithSparse:
         first_sd_B, second_sd_B: as in `VectorsWithVectors`.
     """
 
-    def __init__(self, first: VectorScores, second: SparseScores) -> None:
+    def __init__(self, first: VectorScores, second: SparseScores, *, like: VectorsWithSparse | None = None) -> None:
         self.vectors, self.sparse = first, second
-        self.first_sd_B, self.second_sd_B = vector_deviations(first), sparse_deviations(second)
-        given = first.items.vectors_ND
-        columns_N3 = torch.from_numpy(_in_float32(second.base_N)).to(given.device)
-        self.items = ItemMatrix(torch.cat([given, columns_N3], dim=1), device=first.items.device)
+        self._spread: Spread = like._spread if like is not None else Spread(first.items)
+        self.first_sd_B, self.second_sd_B = self._spread.deviations(first.queries_BD), sparse_deviations(second)
+        self.items: ItemMatrix = like.items if like is not None else _beside(first.items, _in_float32(second.base_N))
 
     def __len__(self) -> int:
         return len(self.first_sd_B)
@@ -278,26 +282,33 @@ def _scales(
     return scales[0], scales[1]
 
 
-def vector_deviations(scores: VectorScores) -> NDArray[np.float64]:
-    """Returns the standard deviation of each user's dot products over all items, float64 `[B]`: √(qᵀ C q)."""
-    vectors_ND, queries_BD = scores.items.vectors_ND, scores.queries_BD
-    count, dim = vectors_ND.shape
-    mean_D = torch.zeros(dim, dtype=torch.float64, device=vectors_ND.device)
-    covariance_DD = torch.zeros(dim, dim, dtype=torch.float64, device=vectors_ND.device)
-    for block_ND in torch.split(vectors_ND, _ROWS):
-        mean_D += block_ND.double().sum(0) / count
-    for block_ND in torch.split(vectors_ND, _ROWS):
-        centred_ND = block_ND.double() - mean_D
-        covariance_DD += centred_ND.T @ centred_ND / count
-    # Rounding leaves about this much of a zero variance: items all alike, or alike in the query's direction.
-    nothing = 1e-13 * (covariance_DD.trace() + mean_D.square().sum())
-    variances = [torch.zeros(0, dtype=torch.float64)]
-    for some_BD in torch.split(queries_BD.to(vectors_ND.device), _ROWS):
-        wide_BD = some_BD.double()
-        variance_B = ((wide_BD @ covariance_DD) * wide_BD).sum(1)
-        variances.append(torch.where(variance_B > nothing * wide_BD.square().sum(1), variance_B, 0.0).cpu())
-    deviations_B: NDArray[np.float64] = torch.cat(variances).sqrt().numpy()
-    return deviations_B
+class Spread:
+    """How the items' vectors spread, from which follows how the scores of any query do."""
+
+    def __init__(self, items: ItemMatrix) -> None:
+        vectors_ND = items.vectors_ND
+        count, dim = vectors_ND.shape
+        mean_D = torch.zeros(dim, dtype=torch.float64, device=vectors_ND.device)
+        covariance_DD = torch.zeros(dim, dim, dtype=torch.float64, device=vectors_ND.device)
+        for block_ND in torch.split(vectors_ND, _ROWS):
+            mean_D += block_ND.double().sum(0) / count
+        for block_ND in torch.split(vectors_ND, _ROWS):
+            centred_ND = block_ND.double() - mean_D
+            covariance_DD += centred_ND.T @ centred_ND / count
+        self._covariance_DD = covariance_DD
+        # Rounding leaves about this much of a zero variance: items all alike, or alike in the query's direction.
+        self._nothing = 1e-13 * (covariance_DD.trace() + mean_D.square().sum())
+
+    def deviations(self, queries_BD: Tensor) -> NDArray[np.float64]:
+        """Returns the standard deviation of each query's scores over all items, float64 `[B]`: √(qᵀ C q)."""
+        variances = [torch.zeros(0, dtype=torch.float64)]
+        for some_BD in torch.split(queries_BD.to(self._covariance_DD.device), _ROWS):
+            wide_BD = some_BD.double()
+            variance_B = ((wide_BD @ self._covariance_DD) * wide_BD).sum(1)
+            is_some_B = variance_B > self._nothing * wide_BD.square().sum(1)
+            variances.append(torch.where(is_some_B, variance_B, 0.0).cpu())
+        deviations_B: NDArray[np.float64] = torch.cat(variances).sqrt().numpy()
+        return deviations_B
 
 
 def sparse_deviations(scores: SparseScores) -> NDArray[np.float64]:
@@ -317,11 +328,17 @@ def sparse_deviations(scores: SparseScores) -> NDArray[np.float64]:
     return deviations_B
 
 
-def _in_float32(base_N: NDArray[np.float64]) -> NDArray[np.float32]:
+def _beside(items: ItemMatrix, more_NE: Tensor) -> ItemMatrix:
+    """Returns the items' vectors with more columns."""
+    given_ND = items.vectors_ND
+    return ItemMatrix(torch.cat([given_ND, more_NE.to(given_ND.device)], dim=1), device=items.device)
+
+
+def _in_float32(base_N: NDArray[np.float64]) -> Tensor:
     """Returns three columns `[N, 3]` whose sum is each number, to the last bit."""
     columns, rest_N = [], base_N.astype(np.float64)
     for _ in range(3):
         column_N = rest_N.astype(np.float32)
         columns.append(column_N)
         rest_N = rest_N - column_N
-    return np.stack(columns, axis=1)
+    return torch.from_numpy(np.stack(columns, axis=1))

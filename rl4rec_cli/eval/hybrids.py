@@ -9,22 +9,28 @@ Hides: what is kept in the cache, and which weights are tried (`fusion.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from rl4rec_cli.config.registries import HYBRIDS
+from rl4rec_cli.data.dataset import Example
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval.baseline import Baseline, ScoreBaseline, Subject, open_baseline
+from rl4rec_cli.eval.baselines import open_sasrec_scores, open_transitions
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.scoring import Measured, SparseScores, Task, VectorMethod, VectorScores, measure
 from rl4rec_cli.files.digests import sha256_of_file
 
 if TYPE_CHECKING:
-    from rl4rec_cli.data.dataset import Dataset, Example, Split
+    from numpy.typing import NDArray
+
+    from rl4rec_cli.data.dataset import Dataset, Split
     from rl4rec_cli.eval.fused_scores import Fused
+
+    ScoreExamples = Callable[[Sequence[Example]], VectorScores | SparseScores]
 
 CHOOSERS = 5_000
 """Validation users who choose the weight for a result on the test split, and for recommendations."""
@@ -36,10 +42,12 @@ class Fusion(Baseline):
 
     Args:
         sequence_model: name of the baseline that scores by what followed what.
+        open_scores: opens it for a dataset: returns a function from any examples to their scores.
     """
 
-    def __init__(self, sequence_model: str) -> None:
+    def __init__(self, sequence_model: str, open_scores: Callable[[Task], ScoreExamples]) -> None:
         self.sequence_model = sequence_model
+        self._open_scores = open_scores
 
     @property
     def label(self) -> str:
@@ -126,6 +134,14 @@ class Fusion(Baseline):
         kept = self._kept(method, chooser, "weight", compute)
         return cast("list[float]", kept.notes["weights"])[0]
 
+    def open_hybrid(self, method: VectorMethod, task: Task) -> Hybrid:
+        """Returns the hybrid of a method for histories of today, with the weight that validation users choose.
+
+        Raises:
+            DataError: as `check`.
+        """
+        return Hybrid(self.label, self.choose(method, task), self._open_scores(task))
+
     def _model(self) -> ScoreBaseline:
         return cast(ScoreBaseline, open_baseline(self.sequence_model))
 
@@ -133,7 +149,7 @@ class Fusion(Baseline):
         from rl4rec_cli.eval.fused_scores import fuse
 
         own = method.scores(task.examples)  # a policy that cannot be loaded fails before a model is trained
-        return fuse(own, cast("VectorScores | SparseScores", self._model().score(task)))
+        return fuse(own, self._open_scores(task)(task.examples))
 
     def _measure(
         self, method: VectorMethod, task: Task, fused: Fused, weight: object, notes: dict[str, object]
@@ -156,8 +172,40 @@ class Fusion(Baseline):
         return replace(cached(task, key, compute), is_hybrid=True)
 
 
-fusion = Fusion("sasrec")
-fusion_transitions = Fusion("transitions")
+fusion = Fusion("sasrec", open_sasrec_scores)
+fusion_transitions = Fusion("transitions", open_transitions)
+
+
+@dataclass
+class Hybrid:
+    """A fusion whose weight is chosen, for histories of today. `Fusion.open_hybrid` makes it.
+
+    Attributes:
+        label: the sequence model's name in tables.
+        weight: of the method's own scores.
+    """
+
+    label: str
+    weight: float
+    sequence_scores: ScoreExamples
+    _last: Fused | None = None
+
+    def best(
+        self, own: VectorScores, history: Sequence[int], k: int, *, mask: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Returns the ids and the fused scores of a history's `k` best items, best first, without those left out.
+
+        Args:
+            own: the method's own scores for this history.
+            mask: leave out the history's items.
+        """
+        from rl4rec_cli.eval.fused_scores import fuse
+
+        example = Example("", tuple(history), history[-1])  # scores do not read the target
+        self._last = fuse(own, self.sequence_scores([example]), like=self._last)
+        ids_1K, scores_1K = self._last.at(self.weight).best(k, [history] if mask else None)
+        is_item = ids_1K[0] >= 0
+        return ids_1K[0][is_item], scores_1K[0][is_item]
 
 
 def open_fusion(sequence_model: str) -> Fusion | None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rl4rec_cli.cli.main import main
 from rl4rec_cli.commands.dry_run import dry_run
+from rl4rec_cli.commands.evaluate import evaluate
 from rl4rec_cli.commands.placement import as_json, place
-from rl4rec_cli.commands.recommend import Recommendation, open_recommender, recommend
+from rl4rec_cli.commands.recommend import Fusing, Recommendation, open_recommender, recommend
 from rl4rec_cli.commands.train import train
 from rl4rec_cli.config.layering import dump_config, load_config
+from rl4rec_cli.data.dataset import build_examples
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ConfigError, DataError
+from rl4rec_cli.eval import hybrids
+from rl4rec_cli.eval.resolve import Overrides
 
 SMALL = (
     *("data.synthetic.users=24", "data.synthetic.items=20", "generation.max_completion_length=6"),
@@ -49,6 +56,74 @@ def test_answers_are_what_the_command_prints(run: Path, capsys: pytest.CaptureFi
     assert (typed.text, typed.items) == (answers[0].text, answers[0].items)
     recommender = open_recommender(str(run))
     assert recommender.answer(recommender.history_of("u1"), k=4, user="u1") == answers[1]
+
+
+FUSED = ("generation.max_completion_length=4", "eval.probes=false")
+
+
+def test_a_sequence_model_has_its_say(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the weight that `eval` chose for the test split, and by the same code, to the last item."""
+    sets = [*FUSED, f"eval.cache_dir={tmp_path}"]
+    result = evaluate(run, Overrides(split="test", fuse="transitions", baselines="none", sets=sets))
+    [weight] = result.methods[-1].notes["weights"]  # type: ignore[misc]
+    capsys.readouterr()
+    answers = recommend(run, users=["u3", "u1"], k=6, sets=sets, fuse="transitions")
+    assert "Writing completions" not in capsys.readouterr().err, "the weight is kept"
+    plain = recommend(run, users=["u3"], k=6, sets=sets)[0]
+    assert plain.fused is None
+    assert "fused" not in plain.as_json()
+    recommender = open_recommender(str(run), sets=sets)
+    dataset, retriever = recommender.dataset, recommender.retriever
+    for answer in answers:
+        assert answer.fused == Fusing("transitions", weight)
+        history = recommender.history_of(str(answer.user))
+        counts = np.bincount([i for s in dataset.sequences for i in s[:-2]], minlength=dataset.num_items)
+        after = counts * 0.5 / (counts.max() + 1)
+        for sequence in dataset.sequences:
+            for one, other in itertools.pairwise(sequence[:-2]):
+                after[other] += one == history[-1]
+        cosines = retriever.vectors_ND.double().numpy() @ retriever.text_vectors([answer.text])[0].double().numpy()
+        shares = [(w, part) for w, part in ((weight, cosines), (1 - weight, after)) if w]
+        fused = sum(w * part / part.std() for w, part in shares) if len(shares) > 1 else shares[0][1]
+        left = [i for i in range(dataset.num_items) if i not in history]
+        assert [item.item_id for item in answer.items] == sorted(left, key=lambda i: (-fused[i], i))[:6]
+        assert [item.score for item in answer.items] == pytest.approx(
+            [fused[i.item_id] for i in answer.items], abs=1e-5
+        )
+    assert answers[0].text == plain.text
+    told = [part for one in sets for part in ("--set", one)]
+    assert main(["recommend", str(run), "--user", "u3", "-k", "6", "--fuse", "transitions", *told, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == answers[0].as_json()
+    assert main(["recommend", str(run), "--user", "u3", "-k", "6", "--fuse", "transitions", *told]) == 0
+    title = f"Recommended, by the completion ({weight:g}) and transitions ({1 - weight:g})"
+    assert title in capsys.readouterr().out.splitlines()
+
+
+def test_an_empty_completion_leaves_the_sequence_model(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rl4rec_cli.policy.generation as generation
+
+    hybrid = open_recommender(str(run), sets=FUSED, fuse="transitions")
+    monkeypatch.setattr(generation, "generate_texts", lambda *args, **kwargs: [""])
+    history = hybrid.history_of("u1")
+    assert hybrid.hybrid is not None
+    half, alone = (replace(hybrid, hybrid=replace(hybrid.hybrid, weight=weight)) for weight in (0.5, 0.0))
+    assert half.answer(history).items == alone.answer(history).items
+    assert half.answer(history).text == ""
+    with pytest.raises(DataError, match="neither the embedder nor transitions can rank by it"):
+        replace(hybrid, hybrid=replace(hybrid.hybrid, weight=1.0)).answer(history)
+
+
+def test_what_cannot_be_fused_is_told_before_anything_is_loaded(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["recommend", str(run), "--user", "u1", "--fuse", "bm25"]) == 2
+    assert "eval.fuse" in capsys.readouterr().err
+    monkeypatch.setattr(hybrids, "choosers", lambda dataset: build_examples(dataset, "validation")[:1])
+    assert main(["recommend", str(run), "--user", "u1", "--fuse", "sasrec"]) == 2
+    said = capsys.readouterr().err
+    assert "SASRec cannot be fused: validation users choose the weight, and there are fewer than two (1 " in said
+    assert "leave out --fuse" in said
+    assert "Traceback" not in said
 
 
 def test_a_user_without_an_answer(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,12 @@ from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval import hybrids
 from rl4rec_cli.eval.baseline import measure_baselines, open_baseline
+from rl4rec_cli.eval.baselines import open_transitions
 from rl4rec_cli.eval.evaluation import Evaluation
 from rl4rec_cli.eval.fused_scores import fuse
 from rl4rec_cli.eval.fusion import choose_weight, cross_fitted
-from rl4rec_cli.eval.hybrids import Fusion, last_item, open_fusion
-from rl4rec_cli.eval.scoring import Measured, Task, VectorMethod
+from rl4rec_cli.eval.hybrids import Fusion, Hybrid, last_item, open_fusion
+from rl4rec_cli.eval.scoring import Measured, SparseScores, Task, VectorMethod, VectorScores
 from rl4rec_cli.eval.statistics import holm
 from rl4rec_cli.retrieval.opening import open_retriever
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking
@@ -115,6 +116,37 @@ def test_what_is_kept_is_read_for_the_same_method_only(shop: Shop, tmp_path: Pat
     # Fewer users are measured with the weight that was chosen before.
     fusion().measure_with(method("b"), replace(task, examples=task.examples[:50]), "test")
     assert scored[4:] == [50]
+
+
+@pytest.mark.parametrize("kind", ["sparse", "vectors"])
+def test_the_best_of_one_history_is_that_of_whole_rows(shop: Shop, kind: str) -> None:
+    dataset, retriever = shop
+    test = build_examples(dataset, "test")
+    task = Task(dataset, retriever, test)
+    sequence = {"sparse": open_transitions(task), "vectors": last_item(task).scores}[kind]
+    own_BD = retriever.text_vectors([str(dataset.items[e.history[0]]["title"]) for e in test])
+    hybrid = Hybrid("its label", 0.35, sequence)
+    for row, mask in ((3, True), (7, False), (8, True)):
+        history = test[row].history
+        own = VectorScores(own_BD[row : row + 1], retriever.matrix)
+        ids, scores = hybrid.best(own, history, 12, mask=mask)
+        parts = [
+            retriever.vectors_ND.double().numpy() @ own_BD[row].double().numpy(),
+            whole_row(sequence([test[row]]), dataset.num_items),
+        ]
+        fused = sum(w * part / part.std() for w, part in zip((0.35, 0.65), parts, strict=True))
+        left = [i for i in range(dataset.num_items) if not (mask and i in history)]
+        assert ids.tolist() == sorted(left, key=lambda i: (-fused[i], i))[:12]
+        assert scores == pytest.approx(fused[ids], rel=1e-6)
+    everything, _ = hybrid.best(own, history, 500, mask=True)
+    assert sorted(everything.tolist()) == left, "fewer than were asked for, where no more are left"
+
+
+def whole_row(scored: VectorScores | SparseScores, items: int) -> np.ndarray:
+    ids_1N, scores_1N = scored.best(items, None)
+    row = np.empty(items)
+    row[ids_1N[0]] = scores_1N[0]
+    return row
 
 
 def test_who_cannot_choose_is_told_before_anything_is_scored(make_dataset: Make, scripted: type) -> None:
