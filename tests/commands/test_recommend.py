@@ -22,6 +22,7 @@ from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ConfigError, DataError
 from rl4rec_cli.eval import hybrids
 from rl4rec_cli.eval.resolve import Overrides
+from rl4rec_cli.retrieval import opening
 
 SMALL = (
     *("data.synthetic.users=24", "data.synthetic.items=20", "generation.max_completion_length=6"),
@@ -119,6 +120,7 @@ def test_what_cannot_be_fused_is_told_before_anything_is_loaded(
     assert main(["recommend", str(run), "--user", "u1", "--fuse", "bm25"]) == 2
     assert "eval.fuse" in capsys.readouterr().err
     monkeypatch.setattr(hybrids, "choosers", lambda dataset: build_examples(dataset, "validation")[:1])
+    monkeypatch.setattr(opening, "open_retriever", None)
     assert main(["recommend", str(run), "--user", "u1", "--fuse", "sasrec"]) == 2
     said = capsys.readouterr().err
     assert "SASRec cannot be fused: validation users choose the weight, and there are fewer than two (1 " in said
