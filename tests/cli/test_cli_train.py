@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from forked import Ended, Zygote
 
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.data.synthetic import synthesize
@@ -54,8 +55,25 @@ def sets(*texts: str) -> list[str]:
     return [part for text in texts for part in ("--set", text)]
 
 
-def rl4rec(*args: str | Path, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RL4REC, *map(str, args)], capture_output=True, text=True, cwd=cwd, input=stdin, check=False)
+zygotes: list[Zygote] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def zygote() -> Iterator[None]:
+    with Zygote() as one:
+        zygotes.append(one)
+        yield
+
+
+def whole_process(*args: str | Path, cwd: Path) -> Ended:
+    """The command as a shell starts it."""
+    done = subprocess.run([*RL4REC, *map(str, args)], capture_output=True, text=True, cwd=cwd, check=False)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def rl4rec(*args: str | Path, cwd: Path, stdin: str = "") -> Ended:
+    """The command in a process that has imported what it needs."""
+    return zygotes[-1].run(list(map(str, args)), cwd, stdin=stdin)
 
 
 @dataclass
@@ -80,7 +98,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("work")
     (folder / "my.py").write_text(REWARD)
     args = ["train", "grpo", "--quick-test", "--reward", "ndcg=1", "--reward", "./my.py:words=0.1"]
-    process = rl4rec(*args, *sets(*GRPO, "run.name=a"), cwd=folder)
+    process = whole_process(*args, *sets(*GRPO, "run.name=a"), cwd=folder)
     assert process.returncode == 0, process.stderr
     return Done(folder, process.stdout, process.stderr)
 
@@ -166,7 +184,7 @@ def test_eval_of_a_run_says_what_its_training_said(done: Done) -> None:
     (done.folder / "my.py").unlink()
     users, summary = done.run / "eval" / "validation_users.jsonl", done.run / "eval" / "validation.json"
     before, told = users.read_bytes(), json.loads(summary.read_text())
-    process = rl4rec("eval", "runs/a", "--json", cwd=done.folder)
+    process = whole_process("eval", "runs/a", "--json", cwd=done.folder)
     (done.folder / "my.py").write_text(REWARD)
     assert process.returncode == 0, process.stderr
     result = json.loads(process.stdout)
@@ -302,7 +320,7 @@ def test_eval_says_which_baselines_there_are(done: Done) -> None:
 
 
 def test_recommend_for_a_user_and_for_titles(done: Done) -> None:
-    shown = rl4rec("recommend", "runs/a", "--user", "u3", "--json", cwd=done.folder)
+    shown = whole_process("recommend", "runs/a", "--user", "u3", "--json", cwd=done.folder)
     assert shown.returncode == 0, shown.stderr
     answer = json.loads(shown.stdout)
     history = [item["item_id"] for item in answer["history"]]

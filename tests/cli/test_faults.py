@@ -1,12 +1,7 @@
-"""What can happen to a run, through the command: exit code, message, and what is left on disk.
-
-Every command is a process of its own, with its own signals and limits, forked from one that has imported everything
-and done nothing: importing again takes ten times as long as what is tested.
-"""
+"""What can happen to a run, through the command: exit code, message, and what is left on disk."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
@@ -19,10 +14,11 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
+from forked import Ended, Process, Zygote
 from safetensors.torch import load_file
 
 from rl4rec_cli.files.folders import problems
@@ -77,21 +73,12 @@ def waits_in_4(texts, targets, histories, **kwargs):
 """
 
 
-ZYGOTE = """
-import gc, json, os, resource, signal, sys
-import datasets, peft, transformers, trl
-from trl import GRPOTrainer, SFTTrainer
-import rl4rec_cli.train.algorithms.grpo, rl4rec_cli.train.algorithms.sft
-import rl4rec_cli.commands.train, rl4rec_cli.train.reinforcement
-import rl4rec_cli.eval.measuring, rl4rec_cli.eval.policies, rl4rec_cli.eval.baselines, rl4rec_cli.retrieval.retriever
-import sklearn.decomposition, sklearn.feature_extraction.text
+PREPARE = """
+import torch, transformers
+import rl4rec_cli.eval.policies as policies
+import rl4rec_cli.retrieval.embedding as embedding
 import rl4rec_cli.train.resumable as resumable
 import rl4rec_cli.train.rollouts as rollouts
-import rl4rec_cli.retrieval.embedding as embedding
-import rl4rec_cli.eval.policies as policies
-import torch
-from rl4rec_cli.cli.main import main
-from rl4rec_cli.data.words import words
 from torch.optim import AdamW
 
 def signal_at(owner, name, at, number):
@@ -140,19 +127,7 @@ def not_finite_in_4():
         return unit_rows(vectors, texts, name)
     rollouts.Rollout.write, embedding.unit_rows = counted, overflowing
 
-def child(order):
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.chdir(order["cwd"])
-    os.environ.update(order["env"])
-    for descriptor, path in enumerate(["/dev/null", order["out"], order["err"]]):
-        new = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(new, descriptor)
-        os.close(new)
-    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
-    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", closefd=False)
-    sys.path.insert(0, order["cwd"])
-    if order["limit"]:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"],) * 2)
+def prepare(order):
     if order["memory"]:
         no_memory(*order["memory"])
     if order["nan"]:
@@ -169,86 +144,19 @@ def child(order):
             resumable.torch_save = save
         else:
             signal_at(*PLACES[where], number)
-    code = 1
-    try:
-        code = main(order["args"])
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
-
-words("é")  # makes a table of Unicode's letters
-gc.collect()
-gc.freeze()  # no child looks through all that is imported, or copies it
-print("ready", flush=True)
-for line in sys.stdin:
-    order = json.loads(line)
-    if "wait" in order:
-        _, status = os.waitpid(order["wait"], 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-    else:
-        pid = os.fork()
-        if pid == 0:
-            child(order)
-        print(pid, flush=True)
-os._exit(0)
 """
-
-
-class Ended(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-class Process:
-    """A command in a process of its own; `err` is read as it comes."""
-
-    def __init__(self, folder: Path, args: list[str], **options: Any) -> None:
-        name = f".{next(numbers)}"
-        self._out, fifo = folder.parent / f"{name}.out", folder.parent / f"{name}.err"
-        os.mkfifo(fifo)
-        self._out.touch()
-        order = {"args": args, "cwd": str(folder), "out": str(self._out), "err": str(fifo), "limit": 0, "signals": []}
-        order |= {"memory": [], "nan": False, "env": {}}
-        self.pid = ask({**order, **options})
-        self.err = fifo.open()
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-
-    def end(self) -> Ended:
-        stderr = self.err.read()
-        self.err.close()
-        return Ended(ask({"wait": self.pid}), self._out.read_text(), stderr)
-
-
-numbers = itertools.count()
-zygotes: list[subprocess.Popen[str]] = []
-
-
-def ask(order: dict[str, Any]) -> int:
-    asked, answers = zygotes[-1].stdin, zygotes[-1].stdout
-    assert asked is not None
-    assert answers is not None
-    asked.write(json.dumps(order) + "\n")
-    asked.flush()
-    return int(answers.readline())
+zygotes: list[Zygote] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
 def zygote() -> Iterator[None]:
-    with subprocess.Popen(
-        [sys.executable, "-c", ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        zygotes.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    with Zygote(PREPARE) as one:
+        zygotes.append(one)
         yield
 
 
 def start(args: list[str], folder: Path, **options: Any) -> Process:
-    return Process(folder, args, **options)
+    return zygotes[-1].start(args, folder, **{"signals": [], "memory": [], "nan": False, **options})
 
 
 def run(args: list[str], folder: Path, **options: Any) -> Ended:
