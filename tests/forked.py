@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -33,6 +34,7 @@ from rl4rec_cli.data.words import words
 def child(order):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(order["cwd"])
+    os.environ.clear()
     os.environ.update(order["env"])
     for descriptor, path in enumerate([order["in"], order["out"], order["err"]]):
         new = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -111,17 +113,22 @@ class Zygote:
         asked.flush()
         return int(answers.readline())
 
-    def start(self, args: list[str], folder: Path, *, stdin: str = "", **options: Any) -> Process:
+    def start(
+        self, args: list[str], folder: Path, *, stdin: str = "", env: dict[str, str] | None = None, **options: Any
+    ) -> Process:
         """Begins a command in a folder.
 
         Args:
-            options: `out` (a path in place of a pipe), `limit` (bytes of a file), `env`; and what `prepare` reads.
+            stdin: what it can read.
+            env: variables beside those of this process.
+            options: `out` (a path in place of a pipe), `limit` (bytes of a file), and what `prepare` reads.
         """
+        options["env"] = {**os.environ, **(env or {})}
         return Process(self, next(self._numbers), args, folder, stdin, options)
 
-    def run(self, args: list[str], folder: Path, *, stdin: str = "", **options: Any) -> Ended:
+    def run(self, args: list[str], folder: Path, **options: Any) -> Ended:
         """Runs a command to its end; see `start`."""
-        return self.start(args, folder, stdin=stdin, **options).end()
+        return self.start(args, folder, **options).end()
 
 
 class Process:
@@ -136,7 +143,7 @@ class Process:
         self._out.touch()
         given.write_text(stdin, newline="")
         order = {"args": args, "cwd": str(folder), "in": str(given), "out": str(self._out), "err": str(fifo)}
-        self.pid = zygote.ask({**order, "limit": 0, "env": {}, **options})
+        self.pid = zygote.ask({**order, "limit": 0, **options})
         self.err = fifo.open()
 
     def kill(self) -> None:
@@ -146,3 +153,13 @@ class Process:
         stderr = self.err.read()
         self.err.close()
         return Ended(self._zygote.ask({"wait": self.pid}), self._out.read_text(), stderr)
+
+
+@cache
+def _shared() -> Zygote:
+    return Zygote()  # ends with this process, which holds its stdin
+
+
+def rl4rec(*args: str | Path, cwd: Path, stdin: str = "") -> Ended:
+    """Runs a command in a process that has imported what it needs."""
+    return _shared().run(list(map(str, args)), cwd, stdin=stdin)

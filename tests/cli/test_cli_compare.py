@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked import Ended, rl4rec
 
 from rl4rec_cli.rewards.functions import ndcg
 
@@ -23,11 +24,7 @@ SMALL = [
 ]
 
 
-def rl4rec(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RL4REC, *map(str, args)], capture_output=True, text=True, cwd=cwd, check=False)
-
-
-def result(process: subprocess.CompletedProcess[str]) -> Any:
+def result(process: Ended) -> Any:
     """Standard output as JSON, in which `NaN` is an error."""
     assert process.returncode == 0, process.stderr
 
@@ -68,7 +65,8 @@ def files(folder: Path) -> set[str]:
 
 def test_two_runs_and_a_baseline(work: Path) -> None:
     before = files(work)
-    process = rl4rec("compare", "runs/a", "runs/b", "popularity", cwd=work)
+    command = [*RL4REC, "compare", "runs/a", "runs/b", "popularity"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=work, check=False)
     assert process.returncode == 0, process.stderr
     assert files(work) == before  # nothing is written unless asked
     lines = process.stdout.splitlines()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from forked import Ended, Zygote
+from forked import Ended, rl4rec
 
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.data.synthetic import synthesize
@@ -55,25 +55,10 @@ def sets(*texts: str) -> list[str]:
     return [part for text in texts for part in ("--set", text)]
 
 
-zygotes: list[Zygote] = []
-
-
-@pytest.fixture(scope="module", autouse=True)
-def zygote() -> Iterator[None]:
-    with Zygote() as one:
-        zygotes.append(one)
-        yield
-
-
 def whole_process(*args: str | Path, cwd: Path) -> Ended:
     """The command as a shell starts it."""
     done = subprocess.run([*RL4REC, *map(str, args)], capture_output=True, text=True, cwd=cwd, check=False)
     return Ended(done.returncode, done.stdout, done.stderr)
-
-
-def rl4rec(*args: str | Path, cwd: Path, stdin: str = "") -> Ended:
-    """The command in a process that has imported what it needs."""
-    return zygotes[-1].run(list(map(str, args)), cwd, stdin=stdin)
 
 
 @dataclass
