@@ -160,6 +160,6 @@ def _shared() -> Zygote:
     return Zygote()  # ends with this process, which holds its stdin
 
 
-def rl4rec(*args: str | Path, cwd: Path, stdin: str = "") -> Ended:
+def rl4rec(*args: str | Path, cwd: Path | None = None, stdin: str = "") -> Ended:
     """Runs a command in a process that has imported what it needs."""
-    return _shared().run(list(map(str, args)), cwd, stdin=stdin)
+    return _shared().run(list(map(str, args)), cwd or Path.cwd(), stdin=stdin)

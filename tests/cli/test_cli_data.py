@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Ended, rl4rec
 from safetensors.torch import load_file, save_file
 
 RL4REC = [sys.executable, "-m", "rl4rec_cli.cli.main"]
@@ -22,10 +23,6 @@ code = main(sys.argv[1:])
 print(*[m for m in ("torch", "transformers", "sklearn", "datasets") if m in sys.modules], file=sys.stderr)
 sys.exit(code)
 """
-
-
-def rl4rec(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RL4REC, *map(str, args)], capture_output=True, text=True, cwd=cwd, check=False)
 
 
 def folder(
@@ -43,7 +40,7 @@ def folder(
     return where
 
 
-def refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
+def refused(done: subprocess.CompletedProcess[str] | Ended, *said: str) -> None:
     """Exit 2, nothing on standard output, one error with these words, a hint, no traceback."""
     assert (done.returncode, done.stdout) == (2, "")
     told = [line for line in done.stderr.splitlines() if not line.startswith("Audit: ")]  # said before the error
@@ -180,7 +177,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_embed_writes_what_it_says(good: Path, tmp_path: Path) -> None:
     own = ("--set", "retrieval.lsa_dim=2")
-    done = rl4rec("embed", good, "--embedder", "lsa", *own, "--out", "vectors/x.safetensors", cwd=tmp_path)
+    command = [*RL4REC, "embed", str(good), "--embedder", "lsa", *own, "--out", "vectors/x.safetensors"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout) == (0, "vectors/x.safetensors\n")
     vectors = load_file(tmp_path / "vectors" / "x.safetensors")["embeddings"]
     assert vectors.shape == (len(ITEMS), 2)
