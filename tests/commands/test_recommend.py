@@ -6,6 +6,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +99,23 @@ def test_a_sequence_model_has_its_say(run: Path, tmp_path: Path, capsys: pytest.
     assert main(["recommend", str(run), "--user", "u3", "-k", "6", "--fuse", "transitions", *told]) == 0
     title = f"Recommended, by the completion ({weight:g}) and transitions ({1 - weight:g})"
     assert title in capsys.readouterr().out.splitlines()
+
+
+def test_completions_are_written_once_though_nothing_is_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rl4rec_cli.policy.generation as generation
+
+    written: list[int] = []
+    generate = generation.generate_texts
+
+    def counted(policy: Any, prompts: Any, *args: Any, **kwargs: Any) -> list[str]:
+        written.append(len(prompts))
+        return generate(policy, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(generation, "generate_texts", counted)
+    for split, calls in (("validation", [8]), ("test", [8, 24])):
+        written.clear()
+        evaluate(run, Overrides(split=split, fuse="transitions", baselines="none", sets=FUSED))
+        assert written == calls, "the users who are measured, and on the test split those who choose the weight"
 
 
 def test_an_empty_completion_leaves_the_sequence_model(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
