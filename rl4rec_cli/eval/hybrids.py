@@ -81,7 +81,7 @@ class Fusion(Baseline):
             raise DataError(
                 f"dataset {dataset.name}: {self.label} cannot be fused: validation users choose the weight, and there "
                 f"are fewer than two ({there})",
-                hint=f"measure more users (eval.users), or {_WITHOUT}",
+                hint=f"measure more users (eval.users), or {_WITHOUT}" if split == "validation" else _WITHOUT,
             )
 
     def measure(self, task: Task, split: Split) -> Measured:
@@ -102,14 +102,14 @@ class Fusion(Baseline):
         self.check(task.dataset, task.examples, split)
 
         def compute() -> Measured:
-            fused = self._fused(method, task)
+            fused, notes = self._fused(method, task)
             if split == "validation":
                 from rl4rec_cli.eval.fusion import cross_fitted
 
                 weights_B = cross_fitted(fused, *_targets_and_masks(task)).weights
             else:
                 weights_B = np.full(len(task.examples), self.choose(method, task))
-            notes: dict[str, object] = {"weights": sorted(set(weights_B.tolist()))}
+            notes["weights"] = sorted(set(weights_B.tolist()))
             return self._measure(method, task, fused, weights_B, notes)
 
         return self._kept(method, task, f"measured on {split}", compute)
@@ -126,10 +126,10 @@ class Fusion(Baseline):
         def compute() -> Measured:
             from rl4rec_cli.eval.fusion import choose_weight
 
-            fused = self._fused(method, chooser)
+            fused, notes = self._fused(method, chooser)
             weight, scores = choose_weight(fused, *_targets_and_masks(chooser))
             tried = {f"{tried_weight:g}": score for tried_weight, score in scores.items()}
-            return self._measure(method, chooser, fused, weight, {"weights": [weight], "ndcg@10": tried})
+            return self._measure(method, chooser, fused, weight, {**notes, "weights": [weight], "ndcg@10": tried})
 
         kept = self._kept(method, chooser, "weight", compute)
         return cast("list[float]", kept.notes["weights"])[0]
@@ -145,11 +145,13 @@ class Fusion(Baseline):
     def _model(self) -> ScoreBaseline:
         return cast(ScoreBaseline, open_baseline(self.sequence_model))
 
-    def _fused(self, method: VectorMethod, task: Task) -> Fused:
+    def _fused(self, method: VectorMethod, task: Task) -> tuple[Fused, dict[str, object]]:
+        """Returns the two scores joined, and notes on how the sequence model was made."""
         from rl4rec_cli.eval.fused_scores import fuse
 
         own = method.scores(task.examples)  # a policy that cannot be loaded fails before a model is trained
-        return fuse(own, self._open_scores(task)(task.examples))
+        theirs = self._open_scores(task)(task.examples)
+        return fuse(own, theirs), {self.sequence_model: theirs.notes} if theirs.notes else {}
 
     def _measure(
         self, method: VectorMethod, task: Task, fused: Fused, weight: object, notes: dict[str, object]

@@ -280,6 +280,8 @@ def test_eval_with_everything_there_is(done: Done) -> None:
     assert "Writing completions" not in again.stderr
     assert result["notes"]["zero-shot, best prompt"]["prompt"] in result["notes"]["zero-shot, best prompt"]["tried"]
     assert all(0 <= w <= 1 for w in result["notes"]["last item + SASRec"]["weights"])
+    assert result["notes"]["last item + SASRec"]["sasrec"] == result["notes"]["SASRec"]
+    assert result["notes"]["SASRec"]["rounds"] > 0
     assert "nearest history item" not in result["differences"]
     # --fuse sasrec measures what the baseline `fusion` does; both read what is kept.
     fused = rl4rec(
