@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from rl4rec_cli.config.algorithms import ALGORITHMS
 from rl4rec_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,6 +86,10 @@ def configure(
     from rl4rec_cli.config.layering import load_config
 
     choice = None
+    own = ALGORITHMS[algorithm].recipe if algorithm is not None else None
+    if not recipes and own is not None:
+        recipes = [own]
+        console.log(f"No recipe given: using {own}; another: -r, `rl4rec recipes list`")
     if not recipes:
         from rl4rec_cli.plan.recipe import choose_recipe
 

@@ -33,7 +33,12 @@ app = typer.Typer(
 
 DATA, MODEL, TRAINING, RUN = "Data and reward", "Model", "Training", "Run"
 """Panels of the help."""
-ONLY = {"num_generations": {"groups"}, "temperature": {"groups", "single"}, "k": {"groups", "single"}}
+_RL, _POLICY = {"groups", "single"}, {"groups", "single", "supervised"}
+ONLY = {
+    "num_generations": {"groups"},
+    **dict.fromkeys(("temperature", "k"), _RL),
+    **dict.fromkeys(("prompt_file", "reward", "model", "lora_r", "load_in_4bit", "max_new_tokens"), _POLICY),
+}
 """Options that not every kind of algorithm has."""
 
 
@@ -87,7 +92,8 @@ def _add(name: str, algorithm: Algorithm) -> None:
             float | None, _option(panel=TRAINING, metavar="X", help="Peak learning rate; not the warm start's.")
         ] = None,
         batch_size: Annotated[
-            int | None, _option(panel=TRAINING, metavar="N", help="Prompts (sft: examples) per micro-batch.")
+            int | None,
+            _option(panel=TRAINING, metavar="N", help="Prompts (sft: examples, retriever: users) per micro-batch."),
         ] = None,
         num_generations: Annotated[
             int | None, _option(panel=TRAINING, metavar="N", help="Completions per prompt: the group.")

@@ -19,8 +19,8 @@ from rl4rec_cli import __version__, console
 from rl4rec_cli.data.provenance import changed_data
 from rl4rec_cli.eval.baseline import measure_baselines, open_baseline
 from rl4rec_cli.eval.hybrids import open_fusion
-from rl4rec_cli.eval.measuring import TUNED, audit_line, open_task, start_evaluation
-from rl4rec_cli.eval.policies import Models
+from rl4rec_cli.eval.measuring import audit_line, open_task, start_evaluation
+from rl4rec_cli.eval.policies import Models, Retrievers, open_models
 from rl4rec_cli.eval.resolve import Overrides
 from rl4rec_cli.eval.systems import (
     System,
@@ -82,14 +82,14 @@ def compare(
 
     from rl4rec_cli.policy.backend import prepare_backend
 
-    prepare_backend(*(e.config.policy for c in systems for e in c.members if e.model is not None))
+    prepare_backend(*(e.config.policy for c in systems for e in c.members if e.writes))
     from rl4rec_cli.eval.comparison import Comparison
     from rl4rec_cli.policy.loading import check_tokenizer
     from rl4rec_cli.report import compare_page
     from rl4rec_cli.retrieval.opening import FIRST_WAIT, open_retriever
 
     for member in (e for c in systems for e in c.members):
-        if member.model is not None:  # before the minutes of embedding
+        if member.writes:  # before the minutes of embedding
             check_tokenizer(member.config.policy.model_copy(update={"model": member.model}))
     task = open_task(
         base.eval,
@@ -130,7 +130,7 @@ def _audit(systems: Sequence[System], data: Dataset) -> dict[str, str]:
     lines: dict[str, str] = {}
     line_by_settings: dict[str, str] = {}
     for system in systems:
-        for config in [e.config for e in system.members if e.model is not None][:1]:
+        for config in [e.config for e in system.members if e.writes][:1]:
             key = repr((config.prompt, config.data.train_targets))
             if key not in line_by_settings:
                 line_by_settings[key] = audit_line(config, data, next(iter(config.data.paths), None))
@@ -159,7 +159,7 @@ def _measure(
 ) -> dict[str, list[Measured]]:
     """Measures every system. Policies come first: one that cannot be loaded fails before a baseline is trained."""
     measurements: dict[str, list[Measured]] = {}
-    models: Models | None = None
+    models: Models | Retrievers | None = None
     for system in sorted(systems, key=lambda c: (c.kind == "baseline", c.kind == "hybrid")):
         each = []
         for member in system.members:
@@ -167,9 +167,9 @@ def _measure(
                 each += measure_baselines((member.word,), task, evaluation.split)
                 continue
             run_day = member.run.day if member.run is not None else None
-            models = Models(member.config, task, share=models, started=run_day)
+            models = open_models(member.config, task, share=models, started=run_day)
             # By the name `rl4rec eval` gives it, so that one reads what the other measured.
-            name = TUNED if member.run is not None else member.model
+            name = member.config.trainer.tuned_name if member.run is not None else member.model
             if system.without is None or fusion is None:
                 each.append(replace(models.measure(name, member.model), name=member.name))
                 continue

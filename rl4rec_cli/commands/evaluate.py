@@ -19,14 +19,13 @@ from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.eval.baseline import Subject, measure_baselines, open_baselines
 from rl4rec_cli.eval.evaluation import Evaluation, save_evaluation
 from rl4rec_cli.eval.measuring import (
-    TUNED,
     audit_line,
     finish,
     note_checkpoint,
     open_task,
     start_evaluation,
 )
-from rl4rec_cli.eval.policies import Models
+from rl4rec_cli.eval.policies import Models, Retrievers, open_models
 from rl4rec_cli.eval.resolve import Overrides, resolve_target, untrained
 from rl4rec_cli.files.digests import sha256
 from rl4rec_cli.files.writing import kept_after, warn_unwritable, write_text
@@ -78,7 +77,7 @@ def evaluate(
     from rl4rec_cli.policy.loading import check_tokenizer
     from rl4rec_cli.retrieval.opening import FIRST_WAIT, open_retriever
 
-    if model is not None:
+    if model is not None and config.trainer.trains_policy:
         check_engine(config.generation, config.policy)
         prepare_backend(config.policy)
         check_tokenizer(config.policy.model_copy(update={"model": model}))  # before the minutes of embedding
@@ -86,7 +85,7 @@ def evaluate(
     task = open_task(config.eval, data, retriever, evaluation.examples)
     evaluation.methods.extend(measure_baselines(config.eval.all_baselines, task, evaluation.split))
     if model is not None:
-        models = Models(config, task, started=run.day if run is not None else None)
+        models = open_models(config, task, started=run.day if run is not None else None)
         try:
             _measure_policies(evaluation, run, model, config, task, models)
         finally:
@@ -124,9 +123,9 @@ def _note_openings(evaluation: Evaluation, run: Run | None) -> None:
 
 
 def _measure_policies(
-    evaluation: Evaluation, run: Run | None, checkpoint: str, config: RunConfig, task: Task, models: Models
+    evaluation: Evaluation, run: Run | None, checkpoint: str, config: RunConfig, task: Task, models: Models | Retrievers
 ) -> None:
-    ours = TUNED if run is not None else checkpoint
+    ours = config.trainer.tuned_name if run is not None else checkpoint
     start = untrained(run, config.policy)
     subject = Subject(ours, checkpoint, start, config.trainer.start_name, models, config, task, evaluation.split)
     order = BASELINES.names()
@@ -146,7 +145,7 @@ def _probe(
     evaluation: Evaluation,
     measured: Measured,
     start: str | None,
-    models: Models,
+    models: Models | Retrievers,
     checkpoint: str,
     config: RunConfig,
     task: Task,
@@ -156,7 +155,7 @@ def _probe(
     metric, examples = evaluation.headline, evaluation.examples
     answers = []
     start_result = evaluation.method(config.trainer.start_name) if start is not None else None
-    if start_result is not None:
+    if start_result is not None and measured.texts is not None:
         answers.append(probes.second_embedder(config, task.dataset, examples, measured, start_result, metric))
     for name, change in ((probes.SHUFFLED, probes.shuffled), (probes.OTHER, probes.exchanged)):
         again = models.measure(f"{measured.name}, {name}", checkpoint, reads=change(examples), what=name)

@@ -92,7 +92,7 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     on_gpu = config.policy.device.startswith("cuda") or (config.policy.device == "auto" and torch.cuda.is_available())
     meter = _GpuMeter() if on_gpu else _ProcessMeter()
 
-    from rl4rec_cli.commands import train
+    from rl4rec_cli.commands import train_policy
     from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import save_policy
     from rl4rec_cli.retrieval.opening import open_retrievers
@@ -103,7 +103,7 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
 
     vector_retrievers: Sequence[VectorRetriever] = open_retrievers(config.retrieval, datasets)
     retrievers = {dataset.name: one for dataset, one in zip(datasets, vector_retrievers, strict=True)}
-    policy = train.load_start(config, datasets)
+    policy = train_policy.load_start(config, datasets)
     environments = open_environments(
         config, datasets, retrievers, open_scorers(retrievers, config.reward), policy.tokenizer
     )
@@ -117,8 +117,8 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
         longest_examples = longest[: _examples_needed(phase)]
         some = [replace(d, examples=[e for _, name, e in longest_examples if name == d.name]) for d in environments]
         is_warm_start = phase is not phases[-1]
-        if not is_warm_start and train.makes_base(config.policy):
-            train.put_adapter(policy, run)
+        if not is_warm_start and train_policy.makes_base(config.policy):
+            train_policy.put_adapter(policy, run)
         if not is_warm_start and config.policy.model == "tiny":
             save_policy(policy, run.start)
             policy.model.config._name_or_path = str(run.start)

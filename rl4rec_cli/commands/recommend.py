@@ -1,4 +1,4 @@
-"""Recommend for one history: the policy's text and the best items.
+"""Recommend for one history: the best items, and what the policy wrote to find them.
 
 Decides: which items typed titles mean, what an answer holds, and that a sequence model has its say where `eval.fuse`
 names one.
@@ -23,15 +23,18 @@ from rl4rec_cli.data.titles import TitleIndex
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.hybrids import choosers, open_fusion
-from rl4rec_cli.eval.measuring import TUNED, open_task
-from rl4rec_cli.eval.policies import Models
+from rl4rec_cli.eval.measuring import open_task
+from rl4rec_cli.eval.policies import Models, open_models
 from rl4rec_cli.eval.resolve import Overrides, find_run, resolve_target
 
 if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.engine.sampling import Sampling
     from rl4rec_cli.eval.hybrids import Hybrid
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import Found, VectorRetriever
+    from rl4rec_cli.retrieval.trained import TrainedRetriever
+    from rl4rec_cli.runs.folder import Run
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class RankedItem:
     rank: int
     """From 1."""
     score: float
-    """Cosine of the item's vector and the text's, or the fused score (`fused_scores.py`); rounded to six digits."""
+    """Cosine of the item's vector and the query's (a text's, or a retriever's), or the fused score (`fused_scores.py`);
+    rounded to six digits."""
     item_id: int
     title: str
 
@@ -68,11 +72,11 @@ class Recommendation:
     """The answer for one history."""
 
     checkpoint: str
-    """Name of the checkpoint that wrote the text."""
+    """Name of the checkpoint that answers."""
     history: tuple[Item, ...]
     """Oldest first."""
-    text: str
-    """What the policy wrote."""
+    text: str | None
+    """What the policy wrote; None from a retriever, which writes nothing."""
     items: tuple[RankedItem, ...]
     """The best first, at most `k`, none of the history unless the dataset's users repeat items."""
     user: str | None = None
@@ -88,30 +92,45 @@ class Recommendation:
             "checkpoint": self.checkpoint,
             **({"warning": self.warning} if self.warning else {}),
             "history": [asdict(item) for item in self.history],
-            "text": self.text,
+            **({"text": self.text} if self.text is not None else {}),
             **({"fused": asdict(self.fused)} if self.fused else {}),
             "items": [asdict(item) for item in self.items],
         }
 
 
 @dataclass(frozen=True)
-class Recommender:
-    """A run's policy with its catalogue. It stays loaded between calls of `answer`."""
+class Writer:
+    """A policy with its prompts."""
 
     policy: Policy
     builder: PromptBuilder
+    sampling: Sampling
+
+    def write(self, history: Sequence[int], user: str | None) -> str:
+        """Returns the policy's text."""
+        from rl4rec_cli.policy.generation import generate_texts
+
+        prompt = self.builder.build(user, history)
+        return generate_texts(self.policy, [prompt.ids], self.sampling, batch_size=1)[0]
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """A run's policy or retriever with its catalogue. It stays loaded between calls of `answer`."""
+
+    source: Writer | TrainedRetriever
+    """Where a query comes from: a policy writes it, a retriever makes it of the history."""
     retriever: VectorRetriever
     dataset: Dataset
-    sampling: Sampling
     checkpoint: Mapping[str, Any]
-    """What is known of the checkpoint that writes."""
+    """What is known of the checkpoint that answers."""
     warning: str | None = None
     """What differs between the data that are there and those it was trained on."""
     hybrid: Hybrid | None = None
-    """What ranks along with the completion."""
+    """What ranks along with the query."""
 
     def answer(self, history: Sequence[int], *, k: int = 10, user: str | None = None) -> Recommendation:
-        """Returns the policy's text and the `k` best items by it, and by the hybrid's model, without the history's.
+        """Returns the `k` best items by the query, and by the hybrid's model, without the history's; and the text.
 
         Args:
             history: item ids, oldest first.
@@ -120,11 +139,14 @@ class Recommender:
         Raises:
             DataError: nothing can be ranked by the text; with a hybrid, nor by the sequence model.
         """
-        from rl4rec_cli.policy.generation import generate_texts
-
-        prompt = self.builder.build(user, history)
-        text = generate_texts(self.policy, [prompt.ids], self.sampling, batch_size=1)[0]
-        matches = self._by_text(text, history, k) if self.hybrid is None else self._fused(self.hybrid, text, history, k)
+        exclude = [list(history)] if self.dataset.mask_history else None
+        text = self.source.write(history, user) if isinstance(self.source, Writer) else None
+        if self.hybrid is not None:
+            matches = self._fused(self.hybrid, text, history, k)
+        elif isinstance(self.source, Writer):
+            matches = self._by_text(str(text), k, exclude)
+        else:
+            matches = self.source.search([history], k, exclude)[0]
         return Recommendation(
             checkpoint=str(self.checkpoint["name"]),
             history=tuple(Item(i, self._title(i)) for i in history),
@@ -138,12 +160,12 @@ class Recommender:
             fused=None if self.hybrid is None else Fusing(self.hybrid.label, self.hybrid.weight),
         )
 
-    def _by_text(self, text: str, history: Sequence[int], k: int) -> Found:
+    def _by_text(self, text: str, k: int, exclude: Sequence[Sequence[int]] | None) -> Found:
         if not text:
             raise DataError(
                 "the policy wrote an empty completion for this history", hint="try another checkpoint or history"
             )
-        matches = self.retriever.search([text], k, [list(history)] if self.dataset.mask_history else None)[0]
+        matches = self.retriever.search([text], k, exclude)[0]
         if matches.items and not any(matches.scores):
             raise DataError(
                 f"the policy wrote {text!r}, of which the embedder knows nothing",
@@ -151,15 +173,19 @@ class Recommender:
             )
         return matches
 
-    def _fused(self, hybrid: Hybrid, text: str, history: Sequence[int], k: int) -> Found:
+    def _fused(self, hybrid: Hybrid, text: str | None, history: Sequence[int], k: int) -> Found:
         from rl4rec_cli.eval.scoring import VectorScores
         from rl4rec_cli.retrieval.retriever import Found
 
-        own = VectorScores(self.retriever.text_vectors([text]), self.retriever.matrix)
+        if isinstance(self.source, Writer):
+            own = VectorScores(self.retriever.text_vectors([str(text)]), self.retriever.matrix)
+        else:
+            own = VectorScores(self.source.queries([history]), self.source.matrix)
         ids_K, scores_K = hybrid.best(own, history, k, mask=self.dataset.mask_history)
         if not scores_K.any() and len(set(history)) < self.dataset.num_items:
             raise DataError(
-                f"the policy wrote {text!r}, and neither the embedder nor {hybrid.label} can rank by it",
+                f"neither {hybrid.label} nor the embedder can rank for this history"
+                + ("" if text is None else f", of which the policy wrote {text!r}"),
                 hint="try another checkpoint or history",
             )
         return Found(ids_K.tolist(), scores_K.tolist())
@@ -238,32 +264,32 @@ def open_recommender(
         fusion.check(data, (), "test")
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
-
-    check_engine(config.generation, config.policy)
-    prepare_backend(config.policy)
-    from rl4rec_cli.engine.sampling import Sampling
     from rl4rec_cli.policy.loading import check_tokenizer
-    from rl4rec_cli.policy.opening import open_policy
     from rl4rec_cli.retrieval.opening import FIRST_WAIT, open_retriever
 
-    check_tokenizer(config.policy.model_copy(update={"model": folder}))  # before the minutes of embedding
+    if config.trainer.trains_policy:
+        check_engine(config.generation, config.policy)
+        prepare_backend(config.policy)
+        check_tokenizer(config.policy.model_copy(update={"model": folder}))  # before the minutes of embedding
     retriever = open_retriever(config.retrieval, data, config.data.paths, first_wait=FIRST_WAIT)
+    examples = choosers(data) if fusion is not None else ()
+    task = open_task(config.eval, data, retriever, examples)
+    models = open_models(config, task, started=run.day)
     hybrid = None
-    if fusion is None:
-        policy = open_policy(config, data, model=folder)
+    if fusion is not None:
+        method = models.vector_method(config.trainer.tuned_name, folder)
+        hybrid = fusion.open_hybrid(method, task)
+        what = "the completion" if config.trainer.trains_policy else "the retriever"
+        console.log(f"Ranked by {what}, weight {hybrid.weight:g}, and {hybrid.label} together")
+    source: Writer | TrainedRetriever
+    if isinstance(models, Models):
+        source = _writer(models.policy(folder), config, data, run)
     else:
-        task = open_task(config.eval, data, retriever, choosers(data))
-        models = Models(config, task, started=run.day)
-        hybrid = fusion.open_hybrid(models.vector_method(TUNED, folder), task)
-        console.log(f"Ranked by the completion, weight {hybrid.weight:g}, and {hybrid.label} together")
-        policy = models.policy(folder)
-    config = with_day(config, policy.tokenizer, started=run.day)
+        source = models.retriever(folder)
     recommender = Recommender(
-        policy=policy,
-        builder=PromptBuilder(config.prompt, data, policy.tokenizer),
+        source=source,
         retriever=retriever,
         dataset=data,
-        sampling=Sampling.from_section(config.generation, temperature=config.eval.temperature),
         checkpoint=describe_checkpoint(run, Path(folder)),
         warning=changed_data(run, config.data, data),
         hybrid=hybrid,
@@ -272,6 +298,15 @@ def open_recommender(
     if recommender.warning:
         console.log(f"Warning: {recommender.warning}")
     return recommender
+
+
+def _writer(policy: Policy, config: RunConfig, data: Dataset, run: Run) -> Writer:
+    from rl4rec_cli.engine.sampling import Sampling
+
+    config = with_day(config, policy.tokenizer, started=run.day)
+    builder = PromptBuilder(config.prompt, data, policy.tokenizer)
+    sampling = Sampling.from_section(config.generation, temperature=config.eval.temperature)
+    return Writer(policy, builder, sampling)
 
 
 def recommend(

@@ -62,23 +62,6 @@ def of_seed(config: RunConfig, seed: int, count: int) -> RunConfig:
     return config.model_copy(update={"run": config.run.model_copy(update=own)})
 
 
-def check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> None:
-    """Raises the errors that would otherwise end the run later, after models are loaded or a warm start is done.
-
-    Raises:
-        Rl4RecError: see `check_settings`.
-        PolicyError: the policy's folder is not a model, or one of its files is not what its name says.
-    """
-    from rl4rec_cli.policy.backend import check_policy
-    from rl4rec_cli.policy.sources import find_source
-
-    check_settings(config, datasets, is_new=is_new)
-    checkpointing = next((p.gradient_checkpointing for p in config.trainer.phases if p.gradient_checkpointing), False)
-    backend = check_policy(config.policy, trainable=True, gradient_checkpointing=checkpointing)
-    if config.policy.model != "tiny":
-        find_source(config.policy, backend.name)
-
-
 def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> None:
     """Raises the errors that the settings alone show. It imports nothing heavy.
 
@@ -92,12 +75,16 @@ def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bo
     if is_new:
         check_new(config.run)
     check_datasets(config, datasets)
-    check_engine(config.generation, config.policy)
-    check_one_gpu(config.policy.device)
+    if config.trainer.trains_policy:
+        check_engine(config.generation, config.policy)
+        check_one_gpu(config.policy.device)
     check_trackers(config.logging.report_to)
     for phase in config.trainer.phases:
         number_of_steps(
-            phase, sum(number_of_training_examples(config.data, dataset, seed=config.run.seed) for dataset in datasets)
+            phase,
+            sum(
+                number_of_training_examples(config.training_data, dataset, seed=config.run.seed) for dataset in datasets
+            ),
         )
     for name in config.reward.functions:
         file = name.rpartition(":")[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["groups", "single", "supervised"]
+Kind = Literal["groups", "single", "supervised", "retriever"]
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,12 @@ class Algorithm:
     module: str
     """Module in `train/algorithms`, with `open_lesson` and `make_trainer`."""
     kind: Kind
-    """Several completions per prompt, one per prompt, or none of its own. It decides which options the command
-    has."""
+    """Several completions per prompt, one per prompt, none of its own, or no policy at all. It decides which options
+    the command has."""
     summary: str
     """One sentence of help that fits into 80 columns beside the name."""
+    recipe: str | None = None
+    """Its recipe where the command names none; None: the one for the machine."""
 
     @property
     def help(self) -> str:
@@ -40,6 +42,9 @@ ALGORITHMS: dict[str, Algorithm] = {
     "rloo": Algorithm("RlooSection", "rloo", "groups", "RL with the other completions of a prompt as baseline (RLOO)."),
     "reinforce": Algorithm("ReinforceSection", "ppo", "single", "RL with the batch's mean as baseline (REINFORCE)."),
     "sft": Algorithm("SftSection", "sft", "supervised", "Learn to write the next item's text (the warm start)."),
+    "retriever": Algorithm(
+        "RetrieverSection", "retriever", "retriever", "Fit an embedder to histories and next items.", "retriever"
+    ),
 }
 EXAMPLES = {
     "grpo": ("--quick-test --seeds 0,1,2", "-r beauty-cpu --dataset data/beauty --set trainer.max_steps=200"),
@@ -47,6 +52,7 @@ EXAMPLES = {
     "rloo": ("--quick-test", "-r beauty-cpu --dataset data/beauty --set trainer.beta=0.02"),
     "reinforce": ("--quick-test", "-r beauty-cpu --dataset data/beauty --set trainer.batch_size=64"),
     "sft": ("--quick-test", "-r beauty-grpo --dataset data/beauty --output runs/sft"),
+    "retriever": ("--quick-test", "-r retriever --dataset data/beauty --seeds 0,1,2"),
 }
 """Options of the two commands that end a help, where they are not `PLAIN_EXAMPLES`."""
 PLAIN_EXAMPLES = ("--quick-test", "-r beauty-cpu --dataset data/beauty --set trainer.max_steps=200")

@@ -12,6 +12,7 @@ from __future__ import annotations
 from datetime import date
 from functools import reduce
 from operator import or_
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -231,6 +232,11 @@ class RetrievalSection(Section):
         return is_fitted
 
     @property
+    def label(self) -> str:
+        """A short name of what embeds."""
+        return Path(self.model).name if "model" in EMBEDDERS.load(self.embedder).settings else self.embedder
+
+    @property
     def is_auto(self) -> bool:
         """Whether the machine decides where ranking runs."""
         return self.backend == "auto"
@@ -364,6 +370,11 @@ class RunConfig(Section):
     eval: EvalSection = EvalSection()
     logging: LoggingSection = LoggingSection()
     health: HealthSection = HealthSection()
+
+    @property
+    def training_data(self) -> DataSection:
+        """The data as training reads them: one example for each user where the algorithm learns from whole users."""
+        return self.data.model_copy(update={"train_targets": "last"} if self.trainer.learns_from_users else {})
 
     @property
     def max_length(self) -> int:

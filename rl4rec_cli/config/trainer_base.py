@@ -24,6 +24,10 @@ class TrainerSection(Section):
         algorithm: str
         batch_size: int
 
+    trains_policy: ClassVar[bool] = True
+    """Whether it trains a policy; else a retriever."""
+    learns_from_users: ClassVar[bool] = False
+    """Whether a training example is a user's whole training part, whatever `data.train_targets` says."""
     learns_from_rewards: ClassVar[bool] = False
     """Whether the policy generates completions and learns from their rewards."""
     has_critic: ClassVar[bool] = False
@@ -32,6 +36,8 @@ class TrainerSection(Section):
     """Whether a completion has one policy ratio, that of the whole, so that no correction by tokens applies."""
     normalizations: ClassVar[tuple[str, ...]] = ("auto", "group", "batch", "none")
     """Values of `reward.normalize_rewards` that it takes."""
+    tuned_name: ClassVar[str] = "tuned policy"
+    """What tables call the result of training."""
     start_name: ClassVar[str] = "before SFT"
     """What tables call the policy that training starts from."""
     like: ClassVar[str | None] = None
@@ -69,6 +75,12 @@ class TrainerSection(Section):
     def without_warm_start(self) -> TrainerSection:
         """Returns the same training without the warm start."""
         return self
+
+    @property
+    def stops_after(self) -> int | None:
+        """Measurements of validation users without a better one after which training ends; None: never. Where it may
+        end early, the best measurement's weights are the result."""
+        return None
 
     @property
     def ranks_to_learn(self) -> tuple[int, int | None] | None:

@@ -24,7 +24,7 @@ from rl4rec_cli.plan.phases import Phase, during
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example, Split
-    from rl4rec_cli.eval.policies import Models
+    from rl4rec_cli.eval.policies import Models, Retrievers
     from rl4rec_cli.eval.scoring import Kind, Measured, Scored, Task
 
 
@@ -43,7 +43,7 @@ class Subject:
     checkpoint: str
     start: str | None
     start_name: str
-    models: Models
+    models: Models | Retrievers
     config: RunConfig
     task: Task
     split: Split

@@ -49,14 +49,16 @@ def describe_checkpoint(run: Run, folder: Path) -> dict[str, Any]:
 
     Returns:
         `name`; `weights`, the digest of its weights as the manifest has it; for the best one also `step`, `metric`,
-        `value` and `users` of its choice; for the last one `best_step`, the step of the best one, if there is one.
+        `value` and `users` of its choice, and so for the last one where training ends with its best; for any other last
+        one `best_step`, the step of the best one, if there is one.
     """
     name = folder.resolve().name
     about: dict[str, Any] = {"name": name}
     if (weights := _weights(folder)) is not None:
         about["weights"] = weights
     best = _chosen(run.best)
-    if name == run.best.name and best:
+    is_best = name == run.best.name or (name == run.final.name and run.config.trainer.stops_after is not None)
+    if is_best and best:
         about |= best
     elif name == run.final.name and best:
         about["best_step"] = best["step"]
@@ -73,7 +75,9 @@ def is_of(result: Mapping[str, Any], folder: Path) -> bool:
 
 
 def _weights(folder: Path) -> str | None:
-    digest = written_digest(folder, only=lambda name: name.startswith(("model", "adapter")) and name.endswith(_WEIGHTS))
+    digest = written_digest(
+        folder, only=lambda name: name.startswith(("model", "adapter", "retriever")) and name.endswith(_WEIGHTS)
+    )
     return digest and digest[:16]
 
 

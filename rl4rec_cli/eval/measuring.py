@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from rl4rec_cli.eval.scoring import Task
     from rl4rec_cli.retrieval.retriever import VectorRetriever
 
-TUNED = "tuned policy"
-
 
 def start_evaluation(section: EvalSection, dataset: Dataset, split: Split) -> Evaluation:
     """Starts an evaluation with the users to measure and their slices. Callers add methods as they measure them.

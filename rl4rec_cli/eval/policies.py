@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from rl4rec_cli.eval.scoring import Measured, Task, VectorMethod
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
+    from rl4rec_cli.retrieval.trained import TrainedRetriever
+
+    Measurable = Policy | TrainedRetriever
 
 
 @during(Phase.MEASURING)
 def measure_policy(
     name: str,
-    policy: Policy,
+    policy: Measurable,
     config: RunConfig,
     dataset: Dataset,
     retriever: VectorRetriever,
@@ -36,7 +39,7 @@ def measure_policy(
     *,
     reads: Sequence[Example] | None = None,
 ) -> Measured:
-    """Generates a completion for every example and ranks its target.
+    """Generates a completion for every example and ranks its target; a retriever's query is the history itself.
 
     The run's seed decides the completions if `eval.temperature` is above 0.
 
@@ -44,8 +47,13 @@ def measure_policy(
         reads: the policy reads these examples' histories instead, one for each example (probes).
     """
     from rl4rec_cli.eval.scoring import VectorScores, measure
+    from rl4rec_cli.retrieval.trained import TrainedRetriever
 
-    texts = write_texts(name, policy, config, dataset, reads if reads is not None else examples)
+    reads = reads if reads is not None else examples
+    if isinstance(policy, TrainedRetriever):
+        scores = VectorScores(policy.queries([example.history for example in reads]), policy.matrix)
+        return measure(name, scores, dataset, examples, kind="policy")
+    texts = write_texts(name, policy, config, dataset, reads)
     scores = VectorScores(retriever.text_vectors(texts), retriever.matrix)
     return measure(name, scores, dataset, examples, kind="policy", texts=texts)
 
@@ -66,6 +74,63 @@ def write_texts(
     set_seed(config.run.seed)
     with console.progress(len(prompts), f"Writing completions: {name}") as advance:
         return generate_texts(policy, prompts, sampling, batch_size=config.eval.batch_size, progress=advance)
+
+
+class Retrievers:
+    """The trained retrievers of one evaluation, as `Models` are its policies."""
+
+    def __init__(self, config: RunConfig, task: Task) -> None:
+        self._config, self._task = config, task
+        self._loaded: dict[str, TrainedRetriever] = {}
+
+    def retriever(self, folder: str) -> TrainedRetriever:
+        """Returns the retriever of a checkpoint."""
+        from rl4rec_cli.retrieval.trained import open_trained
+
+        if folder not in self._loaded:
+            self._loaded[folder] = open_trained(self._config, self._task.dataset, self._task.retriever, folder)
+        return self._loaded[folder]
+
+    def close(self) -> None:
+        """Releases what is loaded."""
+        self._loaded.clear()
+
+    def measure(self, name: str, model: str, *, reads: Sequence[Example] | None = None, what: str = "") -> Measured:
+        """Does what `measure_policy` does, through the cache."""
+        from rl4rec_cli.eval.cache import cached
+
+        task, retriever = self._task, self.retriever(model)
+
+        def compute() -> Measured:
+            return measure_policy(
+                name, retriever, self._config, task.dataset, task.retriever, task.examples, reads=reads
+            )
+
+        return cached(task, self._key(name, model, what=what), compute)
+
+    def _key(self, name: str, model: str, *, what: str = "") -> dict[str, object]:
+        """Returns the weights, and what they were trained on."""
+        return {"retriever": self.retriever(model).digest, "name": name, "reads": what}
+
+    def vector_method(self, name: str, model: str) -> VectorMethod:
+        """Returns the retriever as a method that scores any examples by the queries of their histories."""
+        from rl4rec_cli.eval.scoring import VectorMethod, VectorScores
+
+        retriever = self.retriever(model)
+
+        def scores(examples: Sequence[Example]) -> VectorScores:
+            return VectorScores(retriever.queries([example.history for example in examples]), retriever.matrix)
+
+        return VectorMethod(name, "policy", scores, lambda examples: self._key(name, model))
+
+
+def open_models(
+    config: RunConfig, task: Task, *, share: Models | Retrievers | None = None, started: str | None = None
+) -> Models | Retrievers:
+    """Returns what measures the runs of a configuration; see `Models`."""
+    if not config.trainer.trains_policy:
+        return Retrievers(config, task)
+    return Models(config, task, share=share if isinstance(share, Models) else None, started=started)
 
 
 class Models:

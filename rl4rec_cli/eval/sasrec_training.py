@@ -2,7 +2,7 @@
 
 Decides: the loss, which makes SASRec strong according to Klenitskiy & Vasilev 2023, "Turning Dross Into Gold Loss", and
 Petrov & Macdonald 2023, "gSASRec"; and that validation alone selects the weights.
-Hides: batches of like length, and the loss's memory.
+Hides: batches of like length.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rl4rec_cli import console
 from rl4rec_cli.data.dataset import build_examples
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval.sasrec_model import SasRec, SasRecSettings, build_model, cut, item_vectors, next_states, pad
+from rl4rec_cli.models.softmax import cross_entropy, draw_candidates
 from rl4rec_cli.ranking import ranks
 from rl4rec_cli.rewards.functions import ndcg
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 VALIDATION_SEED = 20_030
 """Draws the users for early stopping if there are more than `validation_users`."""
-_CPU_LOGITS, _GPU_LOGITS = 1 << 21, 1 << 26
-"""Logits held at once: 8 MB, which a CPU's cache holds, and 256 MB."""
 
 
 def train_model(dataset: Dataset, settings: SasRecSettings, seed: int, device: str) -> tuple[Any, dict[str, Any]]:
@@ -124,54 +123,13 @@ def epoch_batches(
     return batches
 
 
-class _SoftmaxLoss(torch.autograd.Function):
-    """Mean cross-entropy of a softmax over the candidates, without ever holding `[positions, candidates]`.
-
-    The forward pass computes the gradients of both inputs, a few positions at a time: softmax minus one-hot, times the
-    other input.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, states_PD: Tensor, items_CD: Tensor, targets_P: Tensor, offsets_C: Tensor | None) -> Tensor:
-        count, candidates = len(states_PD), len(items_CD)
-        max_logits = _CPU_LOGITS if states_PD.device.type == "cpu" else _GPU_LOGITS
-        rows = max(1, max_logits // candidates)
-        state_grads_PD, item_grads_CD = torch.empty_like(states_PD), torch.zeros_like(items_CD)
-        total = torch.zeros((), dtype=torch.float64, device=states_PD.device)
-        for start in range(0, count, rows):
-            some_RD, targets_R1 = states_PD[start : start + rows], targets_P[start : start + rows, None]
-            logits_RC = some_RD @ items_CD.T
-            if offsets_C is not None:
-                logits_RC += offsets_C
-            shares_RC = torch.softmax(logits_RC, dim=1)
-            total -= shares_RC.gather(1, targets_R1).clamp_min(1e-30).log().double().sum()
-            shares_RC.scatter_add_(1, targets_R1, torch.full_like(targets_R1, -1, dtype=shares_RC.dtype))
-            torch.mm(shares_RC, items_CD, out=state_grads_PD[start : start + rows])
-            item_grads_CD.addmm_(shares_RC.T, some_RD)
-        ctx.save_for_backward(state_grads_PD.div_(count), item_grads_CD.div_(count))
-        return (total / count).to(states_PD.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        state_grads_PD, item_grads_CD = ctx.saved_tensors
-        return grads[0] * state_grads_PD, grads[0] * item_grads_CD, None, None
-
-
 def softmax_loss(states_PD: Tensor, items_ND: Tensor, targets_P: Tensor, settings: SasRecSettings) -> Tensor:
-    """Returns the cross-entropy of the full softmax, or of a sampled one for more than `full_softmax_items` items.
-
-    Sampled: the batch's targets and `sampled_items` uniform draws represent the catalogue. Each draw that is no target
-    weighs as much as the items it represents, so that the estimate of every softmax's sum is unbiased given the batch.
-    """
-    if len(items_ND) <= settings.full_softmax_items:
-        return _SoftmaxLoss.apply(states_PD, items_ND, targets_P, None)
-    targets_M = torch.unique(targets_P)
-    draws = torch.unique(torch.randint(len(items_ND), (settings.sampled_items,), device=targets_P.device))
-    others = draws[~torch.isin(draws, targets_M)]
-    weight = math.log(max(1, len(items_ND) - len(targets_M)) / max(1, len(others)))
-    offsets_C = torch.cat([torch.zeros(len(targets_M)), torch.full((len(others),), weight)]).to(items_ND)
-    items_CD = items_ND[torch.cat([targets_M, others])]
-    return _SoftmaxLoss.apply(states_PD, items_CD, torch.searchsorted(targets_M, targets_P), offsets_C)
+    """Returns the cross-entropy of the full softmax, or of a sampled one for more than `full_softmax_items` items."""
+    candidates = draw_candidates(
+        targets_P, len(items_ND), sampled=settings.sampled_items, full_up_to=settings.full_softmax_items
+    )
+    items_CD = items_ND if candidates.ids_C is None else items_ND[candidates.ids_C]
+    return cross_entropy(states_PD, items_CD, candidates)
 
 
 def _schedule(share: float) -> float:

@@ -40,7 +40,12 @@ class ZeroShot(Baseline):
 
     needs_policy = True
 
-    def measure_before(self, subject: Subject) -> Measured:
+    def measure_before(self, subject: Subject) -> Measured | None:
+        """None for a retriever, which reads no prompt."""
+        from rl4rec_cli.eval.policies import Models
+
+        if not isinstance(subject.models, Models):
+            return None
         return best_zero_shot(subject.models, subject.start or subject.checkpoint, subject.config, subject.task)
 
 

@@ -54,6 +54,11 @@ class Member:
     config: RunConfig
 
     @property
+    def writes(self) -> bool:
+        """Whether it is a policy, whose model writes completions."""
+        return self.model is not None and self.config.trainer.trains_policy
+
+    @property
     def kind(self) -> Literal["run", "model", "baseline"]:
         return "baseline" if self.model is None else "model" if self.run is None else "run"
 

@@ -41,6 +41,14 @@ class Policy:
     engine: VllmEngine | None = None
     """Generates in the model's place."""
 
+    def write(self, folder: Path, more: Callable[[Path], None] = lambda folder: None, *, size: int = 0) -> None:
+        """Writes a checkpoint, see `write_checkpoint`."""
+        write_checkpoint(self, folder, more, size=size)
+
+    def load(self, folder: Path) -> None:
+        """Loads the weights of a checkpoint, see `load_weights`."""
+        load_weights(self.model, folder)
+
     def close(self) -> None:
         """Ends the engine, if there is one."""
         if self.engine is not None:

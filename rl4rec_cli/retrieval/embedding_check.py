@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import EmbeddingError
+from rl4rec_cli.retrieval.embedders.models import OWN_VECTORS
 from rl4rec_cli.retrieval.embedding import is_blank
-from rl4rec_cli.retrieval.embedding_files import FORMAT, embedding_path, read_safetensors
+from rl4rec_cli.retrieval.embedding_files import FORMAT, read_safetensors, stored_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,9 +89,11 @@ def _draw(dataset: Dataset, emb_type: str) -> dict[int, str]:
 
 def unsigned_file(section: RetrievalSection, dataset: Dataset) -> Path | None:
     """The file that `stored_embeddings` reads, where it does not say what made it, of which items, and its checksum."""
-    path = embedding_path(section, dataset) if section.file is None else Path(section.file)
+    path = stored_path(section, dataset)
     metadata = read_safetensors(path)[1] if path.suffix == ".safetensors" else {}
-    is_signed = metadata.get("format") == FORMAT and {"model", "items_digest", "sha256"} <= metadata.keys()
+    # The vectors in a trained retriever's own folder are not those of the items' texts alone.
+    maker = set() if path.name == OWN_VECTORS else {"model"}
+    is_signed = metadata.get("format") == FORMAT and {"items_digest", "sha256", *maker} <= metadata.keys()
     return None if is_signed else path
 
 
@@ -101,5 +104,5 @@ def untyped_file(section: RetrievalSection, dataset: Dataset) -> Path | None:
     """
     if section.file is not None:
         return None
-    path = embedding_path(section, dataset)
+    path = stored_path(section, dataset)
     return None if "dtype" in read_safetensors(path)[1] else path

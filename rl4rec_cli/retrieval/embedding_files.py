@@ -25,7 +25,7 @@ from rl4rec_cli.models.devices import resolve_device
 from rl4rec_cli.plan.catalogue import Holding, hold_catalogue, why_not_mapped
 from rl4rec_cli.plan.machine import ram
 from rl4rec_cli.retrieval.embedder import find_embedder, open_embedder
-from rl4rec_cli.retrieval.embedders.models import typed_identity
+from rl4rec_cli.retrieval.embedders.models import OWN_VECTORS, typed_identity
 from rl4rec_cli.retrieval.embedding import embed_items
 from rl4rec_cli.retrieval.embedding_parts import embed_in_parts
 from rl4rec_cli.retrieval.embedding_rows import UnmappableError, map_rows, usable_rows, vectors_digest
@@ -50,6 +50,22 @@ def embedding_path(section: RetrievalSection, dataset: Dataset) -> Path:
     return Path(section.emb_dir) / f"{'_'.join(map(file_name, (*parts, *own_type)))}.safetensors"
 
 
+def stored_path(section: RetrievalSection, dataset: Dataset) -> Path:
+    """The file that item vectors are read from: the one that is named, the model's own, or the one in `emb_dir`.
+
+    A trained retriever's folder holds vectors of the items that it was trained on, which say more than their texts do.
+    """
+    if section.file is not None:
+        return Path(section.file)
+    model = find_embedder(section).model
+    own = Path(model or "").expanduser() / OWN_VECTORS
+    if model is not None and own.is_file():
+        if read_safetensors(own)[1].get("items_digest") == dataset.items_digest(section.emb_type):
+            return own
+        console.log(f"{own}: of other items than those of {dataset.name}, which are embedded by their texts alone")
+    return embedding_path(section, dataset)
+
+
 class ItemVectors(NamedTuple):
     """Item vectors, and how they are held."""
 
@@ -60,12 +76,12 @@ class ItemVectors(NamedTuple):
 
 
 def save_embeddings(
-    path: Path, vectors_ND: Tensor, *, model: str, emb_type: str, dataset: Dataset, dtype: str = "fp32"
+    path: Path, vectors_ND: Tensor, *, model: str | None, emb_type: str, dataset: Dataset, dtype: str = "fp32"
 ) -> None:
     """Write item vectors; `.safetensors` with metadata or `.pt` (a bare tensor). Written aside, then renamed.
 
     Args:
-        model: the embedder's name. dtype: what it computes in.
+        model: the embedder's name; None: the file lies in the model's own folder. dtype: what it computes in.
 
     Raises:
         EmbeddingError: the file cannot be written; one that was there before is untouched.
@@ -86,7 +102,7 @@ def save_embeddings(
             else:
                 metadata = {
                     "format": FORMAT,
-                    "model": model,
+                    **({} if model is None else {"model": model}),
                     "dtype": dtype,
                     "emb_type": emb_type,
                     "dataset": dataset.name,
@@ -251,7 +267,7 @@ def stored_embeddings(
             )
         why_not_mapped(section)
         return None
-    path = embedding_path(section, dataset) if section.file is None else Path(section.file)
+    path = stored_path(section, dataset)
     if section.file is None and not path.is_file():
         return None
     holding: Holding | None = None

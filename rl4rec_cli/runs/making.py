@@ -28,7 +28,7 @@ END = "# end"
 
 def run_name(config: RunConfig, dataset: str) -> str:
     """A name for a run: algorithm, dataset, model, seed and time."""
-    model = Path(config.policy.model).name
+    model = Path(config.policy.model).name if config.trainer.trains_policy else config.retrieval.label
     when = datetime.now().strftime("%Y%m%d-%H%M%S")
     parts = [config.trainer.algorithm, *map(file_name, dataset.split("+")), file_name(model)]
     return "-".join([*parts, f"s{config.run.seed}", when])

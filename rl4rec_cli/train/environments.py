@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rl4rec_cli import console
 from rl4rec_cli.data.prompts import PromptBuilder
@@ -25,6 +25,37 @@ if TYPE_CHECKING:
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
     from rl4rec_cli.rewards.scorer import Scorer
+
+
+class TrainingData(Protocol):
+    """A dataset as a run learns from it and is measured on it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dataset(self) -> Dataset: ...
+
+    @property
+    def retriever(self) -> VectorRetriever: ...
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        """The training examples."""
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What a retriever learns from: a dataset's users, and the encoder's vectors of its items."""
+
+    dataset: Dataset
+    retriever: VectorRetriever
+    examples: Sequence[Example]
+    """One for each user: the training part."""
+
+    @property
+    def name(self) -> str:
+        return self.dataset.name
 
 
 @dataclass(frozen=True)
@@ -65,7 +96,7 @@ def open_environments(
             retrievers[dataset.name],
             scorers[dataset.name],
             PromptBuilder(config.prompt, dataset, tokenizer),
-            training_examples(config.data, dataset, seed=config.run.seed),
+            training_examples(config.training_data, dataset, seed=config.run.seed),
         )
         for dataset in datasets
     ]
@@ -85,7 +116,7 @@ def check_datasets(config: RunConfig, datasets: Sequence[Dataset]) -> None:
             )
     if len(datasets) == 1:
         return
-    data, seed = config.data, config.run.seed
+    data, seed = config.training_data, config.run.seed
     counts = {dataset.name: number_of_training_examples(data, dataset, seed=seed) for dataset in datasets}
     if empty := [name for name, count in counts.items() if not count]:
         raise ConfigError(f"dataset {empty[0]} has no training examples: every user needs at least 4 items")
@@ -94,7 +125,7 @@ def check_datasets(config: RunConfig, datasets: Sequence[Dataset]) -> None:
     console.log(f"Training on {len(datasets)} datasets together, {total:,} examples: {shares}")
 
 
-def count_examples(environments: Sequence[Environment]) -> int:
+def count_examples(environments: Sequence[TrainingData]) -> int:
     """Counts the training examples of all environments."""
     return sum(len(environment.examples) for environment in environments)
 

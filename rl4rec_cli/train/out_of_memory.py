@@ -40,7 +40,7 @@ from rl4rec_cli.train.checkpoints import changed_keys
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RetrievalSection, RunConfig
-    from rl4rec_cli.policy.loading import Policy
+    from rl4rec_cli.train.learner import Learner
 
 STEP_DOWN = 0.6
 """Of what is there in a phase only, where the plan believed that it fits and so cannot say how much does."""
@@ -87,7 +87,7 @@ class Usable:
 def advise(
     error: BaseException,
     config: RunConfig,
-    policy: Policy,
+    learner: Learner,
     *,
     when: str,
     phase: Phase,
@@ -105,16 +105,16 @@ def advise(
     reason = f": {first_line(error)}" if str(error) else ""
     message = f"out of memory{f' {when},' if when else ''} while {phase.words}{reason}"
     alone = _alone(config, phase, is_warm_start=is_warm_start)
-    base = policy.model.get_base_model() if hasattr(policy.model, "peft_config") else policy.model
+    base = learner.model.get_base_model() if hasattr(learner.model, "peft_config") else learner.model
     try:
-        facts = read_facts("the policy", base.config.to_dict())
+        facts = read_facts("the policy", base.config.to_dict() if hasattr(base, "config") else {})
     except PolicyError:
         return _advise_without_figures(message, config, alone, phase, is_warm_start=is_warm_start)
-    machine = _machine(str(policy.device))
+    machine = _machine(str(learner.device))
     surroundings = find_surroundings(machine, config, retrieval_facts(config.data, config.retrieval))
     there = _failed(alone, facts, surroundings, phase)
     lasting_bytes = there.lasting - (there.parts.get("optimizer", 0) if is_first else 0)
-    usable = _usable(machine, str(policy.device), lasting_bytes)
+    usable = _usable(machine, str(learner.device), lasting_bytes)
     return advise_by_plan(message, config, facts, surroundings, usable, phase=phase, is_warm_start=is_warm_start)
 
 

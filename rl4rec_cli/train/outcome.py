@@ -21,9 +21,9 @@ from rl4rec_cli.files.writing import kept_after
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.eval.evaluation import Evaluation
-    from rl4rec_cli.policy.loading import Policy
+    from rl4rec_cli.eval.policies import Measurable
     from rl4rec_cli.runs.folder import Run
-    from rl4rec_cli.train.environments import Environment
+    from rl4rec_cli.train.environments import TrainingData
     from rl4rec_cli.train.trackers import Reports
 
 
@@ -37,7 +37,7 @@ class Outcome:
         DataError: a dataset has no validation users.
     """
 
-    def __init__(self, config: RunConfig, environments: Sequence[Environment], audits: Mapping[str, str]) -> None:
+    def __init__(self, config: RunConfig, environments: Sequence[TrainingData], audits: Mapping[str, str]) -> None:
         self._config = config
         self._environments = environments
         self.evaluations: dict[str, Evaluation] = {}
@@ -55,7 +55,7 @@ class Outcome:
             )
             evaluation.methods.extend(measure_baselines(self._config.eval.baselines, task, "validation"))
 
-    def measure(self, name: str, policy: Policy) -> None:
+    def measure(self, name: str, policy: Measurable) -> None:
         """Measures the policy as it is."""
         for environment in self._environments:
             evaluation, own = self.evaluations[environment.name], (environment.dataset, environment.retriever)
@@ -65,7 +65,7 @@ class Outcome:
         """Compares the tuned policy, which was measured last, with the other methods."""
         for environment in self._environments:
             evaluation = self.evaluations[environment.name]
-            evaluation.subject = measuring.TUNED
+            evaluation.subject = self._config.trainer.tuned_name
             measuring.finish(evaluation, environment.dataset)
             measuring.note_checkpoint(evaluation, run, run.final)
 

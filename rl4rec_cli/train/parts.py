@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the policy learns from in a phase."""
+    """What is learnt from in a phase."""
 
     rows: Any
-    """`datasets.Dataset`: pairs of tokens and labels, or prompts with user, target, history and dataset."""
+    """`datasets.Dataset`: pairs of tokens and labels, or prompts with user, target, history and dataset; a list of
+    users' sequences for a retriever."""
     longest_text: int
     """Tokens of the longest text that the policy is taught or may write."""
     describe: Callable[[dict[str, Any]], dict[str, Any] | None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rl4rec_cli.train.algorithms.opening import open_lesson, open_trainer
 from rl4rec_cli.train.arguments import number_of_steps, release, steps_per_epoch
@@ -26,15 +26,16 @@ if TYPE_CHECKING:
     from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.runs.folder import Run
-    from rl4rec_cli.train.environments import Environment
+    from rl4rec_cli.train.environments import TrainingData
+    from rl4rec_cli.train.learner import Learner
     from rl4rec_cli.train.validation import Validation
 
 
 def train_phase(
     section: TrainerSection,
     run: Run,
-    policy: Policy,
-    environments: Sequence[Environment],
+    learner: Learner,
+    environments: Sequence[TrainingData],
     log: JsonLines,
     rollouts: JsonLines,
     *,
@@ -42,17 +43,17 @@ def train_phase(
     resume: Path | None = None,
     validation: Validation | None = None,
 ) -> tuple[int, int]:
-    """Trains the policy in place by the section's algorithm.
+    """Trains a policy or a retriever in place by the section's algorithm.
 
     Args:
         section: the run's own, or its warm start's.
-        environments: the policy learns from all of them together.
+        environments: it learns from all of them together.
         is_warm_start: checkpoints are `checkpoint_warm_N`.
         resume: the checkpoint to go on from.
-        validation: measures the policy at regular steps.
+        validation: measures it at regular steps.
 
     Returns:
-        The number of steps in all, and the tokens of the longest text that the policy was taught or might write.
+        The number of steps that were made, and the tokens of the longest text that a policy was taught or might write.
 
     Raises:
         ConfigError: the settings do not go together, or there are too few examples.
@@ -61,7 +62,7 @@ def train_phase(
     """
     config, phase, examples = run.config, section.algorithm, count_examples(environments)
     steps = number_of_steps(section, examples)
-    lesson = open_lesson(section, config.generation, policy, environments, rollouts, shown=config.logging.rollouts)
+    lesson = open_lesson(section, config.generation, learner, environments, rollouts, shown=config.logging.rollouts)
     reward = lesson.reward
     view = TrainingView(
         "Warm start" if is_warm_start else phase.upper(),
@@ -71,7 +72,7 @@ def train_phase(
         samples=reward.last if reward is not None else None,
     )
     with tempfile.TemporaryDirectory() as scratch, shown(view) as live_view:
-        trainer = open_trainer(TrainerParts(section, config, policy, steps, Path(scratch), lesson))
+        trainer = open_trainer(TrainerParts(section, config, cast("Policy", learner), steps, Path(scratch), lesson))
         watch = Watch(config.health, log, phase=phase) if reward is not None else None
         trainer.add_callback(
             StepLog(
@@ -86,7 +87,7 @@ def train_phase(
         )
         keeper = Keeper(
             run,
-            policy,
+            learner,
             phase=phase,
             is_warm_start=is_warm_start,
             resume=resume,
@@ -98,5 +99,7 @@ def train_phase(
         release(trainer)
         if critic := getattr(trainer, "critic", None):
             critic.remove()
-    policy.model.eval()
+        if section.stops_after is not None:
+            steps = trainer.state.global_step
+    learner.model.eval()
     return steps, lesson.longest_text

@@ -10,6 +10,7 @@ Hides: where results lie.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,19 +18,21 @@ from rl4rec_cli import console
 from rl4rec_cli.config.layering import dump_config
 from rl4rec_cli.data.opening import dataset_name
 from rl4rec_cli.errors import RunError
-from rl4rec_cli.policy.loading import write_checkpoint
 from rl4rec_cli.train.checkpoints import PROGRESS, RECIPE, final_steps
 
 if TYPE_CHECKING:
-    from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.runs.folder import Run
+    from rl4rec_cli.train.learner import Learner
 
 
-def write_final(policy: Policy, run: Run, *, steps: int) -> None:
+def write_final(
+    learner: Learner, run: Run, *, steps: int, beside: Callable[[Path], None] = lambda folder: None
+) -> None:
     """Writes `checkpoint_final`. Replaces one of fewer steps, and first puts its results aside.
 
     Args:
         steps: of the run's last phase.
+        beside: writes more files into its argument, the folder.
 
     Raises:
         PolicyError, RunError: it cannot be written; the checkpoint and results from before are untouched.
@@ -39,10 +42,11 @@ def write_final(policy: Policy, run: Run, *, steps: int) -> None:
         (folder / RECIPE).write_text(dump_config(run.config), encoding="utf-8")
         progress = {"phase": run.config.trainer.algorithm, "step": steps, "dataset": run.digest}
         (folder / PROGRESS).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
+        beside(folder)
 
     if run.final.is_dir():
         _put_results_aside(run, final_steps(run))
-    write_checkpoint(policy, run.final, more)
+    learner.write(run.final, more)
 
 
 def _put_results_aside(run: Run, steps: int | None) -> None:

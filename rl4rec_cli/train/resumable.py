@@ -25,7 +25,6 @@ from rl4rec_cli.config.layering import dump_config
 from rl4rec_cli.errors import Rl4RecError
 from rl4rec_cli.files.folders import torch_save
 from rl4rec_cli.plan.phases import Phase, phase_of, phases_of
-from rl4rec_cli.policy.loading import load_weights, write_checkpoint
 from rl4rec_cli.runs.environment import environment
 from rl4rec_cli.train.checkpoints import (
     ALGORITHM,
@@ -43,8 +42,8 @@ from rl4rec_cli.train.out_of_memory import OutOfMemory, advise, is_out_of_memory
 from rl4rec_cli.train.snapshot import random_states_kept, restore, size, take
 
 if TYPE_CHECKING:
-    from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.runs.folder import Run
+    from rl4rec_cli.train.learner import Learner
     from rl4rec_cli.train.snapshot import Snapshot, Stateful
     from rl4rec_cli.train.validation import Validation
     from rl4rec_cli.train.watch import Watch
@@ -73,7 +72,9 @@ class Resumable:
         return loader
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
+        if self.keeper is None:
+            raise RuntimeError("a checkpoint is loaded by the Keeper, which is not there")
+        self.keeper.learner.load(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -154,6 +155,7 @@ class Keeper(TrainerCallback):
     """Keeps the last whole step of a phase. Saves it every `logging.save_steps` steps and when the training ends early.
 
     Args:
+        learner: what is trained.
         phase: name of the phase, as `sft` or `grpo`.
         is_warm_start: its checkpoints are `checkpoint_warm_N`.
         resume: the checkpoint to go on from.
@@ -165,7 +167,7 @@ class Keeper(TrainerCallback):
     def __init__(
         self,
         run: Run,
-        policy: Policy,
+        learner: Learner,
         *,
         phase: str,
         is_warm_start: bool = False,
@@ -175,7 +177,7 @@ class Keeper(TrainerCallback):
         watch: Watch | None = None,
     ) -> None:
         self._run = run
-        self._policy = policy
+        self.learner = learner
         self._phase = phase
         self._is_warm_start = is_warm_start
         self._validation = validation
@@ -205,7 +207,7 @@ class Keeper(TrainerCallback):
             raise TypeError(f"{type(trainer).__name__} has no Resumable before it: see train/algorithms/bases.py")
         self._trainer, trainer.keeper = trainer, self
         if self._resume is not None and self.done >= trainer.args.max_steps:
-            load_weights(trainer.model, self._resume)
+            self.learner.load(self._resume)
             return  # transformers would make one more step
         trainer.add_callback(self)
         with self._on_failure():
@@ -234,7 +236,7 @@ class Keeper(TrainerCallback):
         self._validate(step)
         if self._watch is not None:
             self._watch.stop()
-        if step >= self._trainer.state.max_steps:
+        if step >= self._trainer.state.max_steps or self._trainer.control.should_training_stop:
             self._save_end(self._snapshot)
         elif step % self._run.config.logging.save_steps == 0:
             self._save(self._snapshot)
@@ -255,10 +257,14 @@ class Keeper(TrainerCallback):
             return
         with random_states_kept():  # measuring changes no later draw
             if validation.measure(self._phase, step):
-                write_checkpoint(self._policy, self._run.best, validation.describe)
+                self.learner.write(self._run.best, validation.describe)
         if self._watch is not None:
             self._watch.see_validation(step, validation.metric, validation.values[-1][1])
             self._watch.tell()
+        patience = self._run.config.trainer.stops_after
+        if patience is not None and validation.since_best >= patience:
+            console.log(f"Training ends here: {patience} measurements of validation users without a better one")
+            self._trainer.control.should_training_stop = True
         if self._snapshot is not None:
             self._snapshot.algorithm["parts"].update({name: part.state() for name, part in self._parts.items()})
 
@@ -284,7 +290,7 @@ class Keeper(TrainerCallback):
 
         signals.hold()
         try:
-            write_checkpoint(self._policy, folder, more, size=size(optimizer) + size(snapshot.algorithm))
+            self.learner.write(folder, more, size=size(optimizer) + size(snapshot.algorithm))
             self._written = snapshot.step
             folders = run.warm_steps() if self._is_warm_start else run.steps()
             # Only what is older: of a later one (of a copied folder, say) nobody knows whether it is whole.
@@ -325,7 +331,7 @@ class Keeper(TrainerCallback):
         return advise(
             error,
             self._run.config,
-            self._policy,
+            self.learner,
             when=f"{when} of {self._phase}",
             phase=phase_of(error, otherwise=Phase.UPDATING if self._is_torn else Phase.LEARNING),
             is_warm_start=self._is_warm_start,

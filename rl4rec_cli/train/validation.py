@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.policy.loading import Policy
+    from rl4rec_cli.eval.policies import Measurable
     from rl4rec_cli.runs.folder import Run
-    from rl4rec_cli.train.environments import Environment
+    from rl4rec_cli.train.environments import TrainingData
 
 LOG = "validation_log.jsonl"
 
 
 class Validation:
-    """Measures the policy every `eval.steps` steps, and at the last one.
+    """Measures a policy or a retriever every `eval.steps` steps, and at the last one.
 
     Args:
         report: gets every record of `validation_log.jsonl`.
@@ -40,8 +40,8 @@ class Validation:
     def __init__(
         self,
         run: Run,
-        policy: Policy,
-        environments: Sequence[Environment],
+        policy: Measurable,
+        environments: Sequence[TrainingData],
         *,
         report: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
@@ -87,6 +87,12 @@ class Validation:
         mean = f" (mean of {apart})" if apart else ""
         console.log(f"Validation after step {step:,}: {self.metric} {value:.4f}{mean}, {so_far}")
         return is_best
+
+    @property
+    def since_best(self) -> int:
+        """Measurements since the best one."""
+        values = [value for _, value in self.values]
+        return len(values) - 1 - values.index(max(values)) if values else 0
 
     def course(self) -> tuple[str, list[tuple[int, float]]]:
         """Returns the metric's name, and its steps and values so far."""

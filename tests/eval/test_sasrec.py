@@ -15,6 +15,7 @@ from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval import sasrec, sasrec_model
 from rl4rec_cli.eval import sasrec_training as training
 from rl4rec_cli.eval.sasrec import SasRec, SasRecSettings, open_sasrec
+from rl4rec_cli.models import softmax
 from rl4rec_cli.ranking.ranks import ItemMatrix, target_ranks
 from rl4rec_cli.rewards.functions import ndcg
 
@@ -230,7 +231,7 @@ def test_the_loss_and_its_gradients_are_those_of_cross_entropy(monkeypatch: pyte
     targets = torch.randint(40, (23,), generator=draw)
     wanted = torch.nn.functional.cross_entropy(states @ items.T, targets)
     wanted_grads = torch.autograd.grad(wanted * 3, (states, items))
-    monkeypatch.setattr(training, "_CPU_LOGITS", 40 * 4)  # four positions at a time
+    monkeypatch.setattr(softmax, "_CPU_LOGITS", 40 * 4)  # four positions at a time
     loss = training.softmax_loss(states, items, targets, SMALL)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
     for found, right in zip(torch.autograd.grad(loss * 3, (states, items)), wanted_grads, strict=True):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # What a model computes with; not its README.
 _MODEL_FILES = (".json", ".txt", ".safetensors", ".bin", ".model", ".onnx", ".jinja")
+OWN_VECTORS = "item_vectors.safetensors"
+"""In a trained retriever's folder: the vectors of the items that it was trained on."""
 
 
 class ModelKind(EmbedderKind):
@@ -39,7 +41,10 @@ class ModelKind(EmbedderKind):
 
     @property
     def label(self) -> str:
-        return Path(self.section.model).name or "model"
+        path = Path(self.section.model)
+        # Every run's checkpoint has the same name.
+        run = path.resolve().parent.parent.name if path.name.startswith("checkpoint_") else ""
+        return f"{run}_{path.name}" if run else path.name or "model"
 
     @property
     def model(self) -> str:
@@ -85,8 +90,12 @@ class ModelEmbedder(ABC):
         check_files(model)
 
     @abstractmethod
-    def _embed(self, texts: list[str]) -> Tensor:
-        """Vectors `[len(texts), dim]` of one batch as the model gives them."""
+    def _embed(self, texts: list[str], *, query: bool) -> Tensor:
+        """Vectors `[len(texts), dim]` of one batch as the model gives them.
+
+        Args:
+            query: they are queries, for models that have a way for these and another for items.
+        """
 
     def embed(
         self, texts: Sequence[str], *, query: bool = False, progress: Callable[[int], None] | None = None
@@ -96,7 +105,7 @@ class ModelEmbedder(ABC):
         before = self.query_prompt if query else ""
         return each_once(
             texts,
-            lambda batch: self._embed([before + text for text in batch]),
+            lambda batch: self._embed([before + text for text in batch], query=query),
             self.name,
             batch_size=self._batch_size,
             progress=progress,

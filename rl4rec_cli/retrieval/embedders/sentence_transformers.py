@@ -42,27 +42,38 @@ class SentenceTransformerEmbedder(ModelEmbedder):
     def __init__(
         self, model: str, *, device: str, batch_size: int, query_prompt: str = "", dtype: str = "fp32"
     ) -> None:
-        console.quiet_libraries()
-        import torch
-        from sentence_transformers import SentenceTransformer
-
         super().__init__(model, batch_size=batch_size, query_prompt=query_prompt, dtype=dtype)
-        options = {"dtype": getattr(torch, TYPE_NAMES[dtype])}
-        try:
-            self._model = SentenceTransformer(model, device=device, model_kwargs=options)
-        except Exception as error:
-            # Each broken file of a model folder gives an error class of its own, some of them Rust's.
-            raise cannot_load(model, error) from error
+        self._model = open_model(model, device=device, dtype=dtype)
+        ways = {name for module in self._model for name in getattr(module, "sub_modules", ())}
+        self._has_ways = {"query", "document"} <= ways
         tokenizer = getattr(self._model[0], "tokenizer", None)
         network: Any = getattr(self._model[0], "auto_model", None) or getattr(self._model[0], "model", None)
         if tokenizer is not None and hasattr(network, "get_input_embeddings"):  # else as one of static vectors
             check_tokens(tokenizer, network.get_input_embeddings().weight.shape[0], model)
 
-    def _embed(self, texts: list[str]) -> Tensor:
+    def _embed(self, texts: list[str], *, query: bool) -> Tensor:
         return self._model.encode(
             texts,
             prompt="",  # else a model's own default prompt is put before items and queries alike
             batch_size=self._batch_size,
             convert_to_tensor=True,
             show_progress_bar=False,
+            **({"task": "query" if query else "document"} if self._has_ways else {}),
         )
+
+
+def open_model(model: str, *, device: str, dtype: str = "fp32") -> Any:
+    """Loads a model of sentence-transformers, which then computes in `dtype`.
+
+    Raises:
+        EmbeddingError: it cannot be loaded.
+    """
+    console.quiet_libraries()
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(model, device=device, model_kwargs={"dtype": getattr(torch, TYPE_NAMES[dtype])})
+    except Exception as error:
+        # Each broken file of a model folder gives an error class of its own, some of them Rust's.
+        raise cannot_load(model, error) from error

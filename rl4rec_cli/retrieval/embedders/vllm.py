@@ -79,7 +79,7 @@ class VllmEmbedder(ModelEmbedder):
             options["kv_cache_memory_bytes"] = 256 << 20
         self._process = VllmProcess("retrieval.embedder=vllm", options, timeout=TIMEOUT, environment=environment)
 
-    def _embed(self, texts: list[str]) -> Tensor:
+    def _embed(self, texts: list[str], *, query: bool) -> Tensor:
         import torch
 
         ids = self._tokenizer(texts, truncation=True, max_length=self._longest)

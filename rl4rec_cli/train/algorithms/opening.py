@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import GenerationSection
     from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.files.logs import JsonLines
-    from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.train.environments import Environment
+    from rl4rec_cli.train.environments import TrainingData
+    from rl4rec_cli.train.learner import Learner
     from rl4rec_cli.train.parts import Lesson, TrainerParts
 
 
 def open_lesson(
     section: TrainerSection,
     generation: GenerationSection,
-    policy: Policy,
-    environments: Sequence[Environment],
+    learner: Learner,
+    environments: Sequence[TrainingData],
     rollouts: JsonLines,
     *,
     shown: int,
 ) -> Lesson:
-    """Returns what the policy learns from in a phase.
+    """Returns what the learner learns from in a phase.
 
     Args:
         section: of the phase.
-        environments: the policy learns from all of them together.
+        environments: it learns from all of them together.
         rollouts: gets the first `shown` completions of each step, where the policy writes any.
     """
-    return _module(section).open_lesson(section, generation, policy, environments, rollouts, shown=shown)
+    return _module(section).open_lesson(section, generation, learner, environments, rollouts, shown=shown)
 
 
 def open_trainer(parts: TrainerParts) -> Any:
