@@ -279,6 +279,7 @@ def test_a_second_ctrl_c_while_the_interpreter_ends_prints_no_traceback(tmp_path
     """One during the command, the next from what is done at exit."""
     code = (
         "import atexit, os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell began it with &\n"
         "from rl4rec_cli.cli import main\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run in the background
         "def interrupt() -> None: os.kill(os.getpid(), signal.SIGINT)\n"

@@ -112,6 +112,12 @@ class ModelEmbedder(ABC):
         )
 
 
+def has_ways(model: str) -> bool:
+    """Whether a folder of sentence-transformers has one way for queries and another for items, as a trained retriever."""
+    path = Path(model).expanduser() / "modules.json"
+    return path.is_file() and "router.Router" in path.read_text(encoding="utf-8", errors="replace")
+
+
 def check_files(model: str) -> None:
     """Refuse an embedding model's folder in which a file is not what its name says.
 
