@@ -26,6 +26,7 @@ BASELINES = Registry(
     {
         "popularity": "rl4rec_cli.eval.baselines:popularity",
         "last_item": "rl4rec_cli.eval.baselines:last_item",
+        "history_text": "rl4rec_cli.eval.baselines:history_text",
         "history_mean": "rl4rec_cli.eval.baselines:history_mean",
         "decayed_mean": "rl4rec_cli.eval.baselines:decayed_mean",
         "bm25": "rl4rec_cli.eval.baselines:bm25",

@@ -27,6 +27,8 @@ DECAY = 0.5
 """Weight of a history item relative to the one after it, in `decayed_mean` and `transitions_2`."""
 BM25_ITEMS = 1
 """Most recent history items whose texts are BM25's query."""
+HISTORY_TITLES = 3
+"""Most recent history items whose titles are the one text of `history_text`."""
 
 
 def training_counts(dataset: Dataset) -> NDArray[np.int64]:
@@ -47,6 +49,14 @@ def popularity(task: Task) -> Scored:
 def last_item(task: Task) -> Scored:
     """Items most like the last one of the history."""
     return _like(task, task.retriever.item_vectors([e.history[-1] for e in task.examples]))
+
+
+@scores()
+def history_text(task: Task) -> Scored:
+    """Items most like one text: the titles of the last items of the history, oldest first, a line each."""
+    titles = [str(item["title"]) for item in task.dataset.items]
+    texts = ["\n".join(titles[item] for item in e.history[-HISTORY_TITLES:]) for e in task.examples]
+    return _like(task, task.retriever.text_vectors(texts))
 
 
 @scores(in_brief=True)

@@ -79,6 +79,7 @@ class TrainedRetriever:
             residual_dropout=section.residual_dropout,
             dropout=section.dropout,
         ).to(retriever.device)
+        self.model.eval()
 
     name = "retriever"
     engine = None

@@ -113,7 +113,7 @@ class ModelEmbedder(ABC):
 
 
 def has_ways(model: str) -> bool:
-    """Whether a folder of sentence-transformers has one way for queries and another for items, as a trained retriever."""
+    """Whether a folder of sentence-transformers has a way for queries and another for items, as trained retrievers."""
     path = Path(model).expanduser() / "modules.json"
     return path.is_file() and "router.Router" in path.read_text(encoding="utf-8", errors="replace")
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rl4rec_cli.engine.process import VllmProcess, same_gpu
+from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.models.devices import TYPE_NAMES
-from rl4rec_cli.retrieval.embedders.models import ModelEmbedder, ModelKind, cannot_load
+from rl4rec_cli.retrieval.embedders.models import ModelEmbedder, ModelKind, cannot_load, has_ways
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +29,17 @@ class Vllm(ModelKind):
 
     variant: ClassVar[tuple[str, ...]] = ("vllm",)
 
+    def check(self) -> None:
+        super().check()
+        if has_ways(self.model):
+            raise EmbeddingError(
+                f"{self.model}: vLLM cannot run it: it is a trained retriever, with a way for queries and another for "
+                "items",
+                hint="set retrieval.embedder=sentence-transformers",
+            )
+
     def open(self, dataset: Dataset) -> VllmEmbedder:
+        self.check()
         return VllmEmbedder(**self.arguments(), memory_share=self.section.memory_share)
 
 

@@ -116,7 +116,12 @@ def test_sequences_end_before_the_held_out_items(make_dataset: Callable[..., Dat
     config = load_config(algorithm="retriever", sets=["data.train_targets=all"])
     examples = training_examples(config.training_data, dataset, seed=0)
     rows = open_lesson(
-        RetrieverSection(), config.generation, None, [Histories(dataset, None, examples)], None, shown=0  # type: ignore[arg-type]
+        RetrieverSection(),
+        config.generation,
+        None,
+        [Histories(dataset, None, examples)],
+        None,
+        shown=0,  # type: ignore[arg-type]
     ).rows
     assert rows == [(0, 1, 2), (1, 0)]
     short = RetrieverSection(max_sequence=2)
