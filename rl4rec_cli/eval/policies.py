@@ -110,7 +110,7 @@ class Retrievers:
 
     def _key(self, name: str, model: str, *, what: str = "") -> dict[str, object]:
         """Returns the weights, and what they were trained on."""
-        return {"retriever": self.retriever(model).digest, "name": name, "reads": what}
+        return {"trained": self.retriever(model).digest, "name": name, "reads": what}
 
     def vector_method(self, name: str, model: str) -> VectorMethod:
         """Returns the retriever as a method that scores any examples by the queries of their histories."""

@@ -51,10 +51,7 @@ def embedding_path(section: RetrievalSection, dataset: Dataset) -> Path:
 
 
 def stored_path(section: RetrievalSection, dataset: Dataset) -> Path:
-    """The file that item vectors are read from: the one that is named, the model's own, or the one in `emb_dir`.
-
-    A trained retriever's folder holds vectors of the items that it was trained on, which say more than their texts do.
-    """
+    """The file that item vectors are read from: the one named, the trained retriever's own, or the one in `emb_dir`."""
     if section.file is not None:
         return Path(section.file)
     model = find_embedder(section).model

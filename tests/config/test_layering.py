@@ -11,10 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rl4rec_cli.config.algorithms import ALGORITHMS
 from rl4rec_cli.config.layering import dump_config, load_config, packaged_recipes
 from rl4rec_cli.config.sections import RunConfig
-from rl4rec_cli.config.trainer import GrpoSection, SftSection
+from rl4rec_cli.config.trainer import GrpoSection, SftSection, trainer_sections
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.strict_yaml import MAX_BYTES, YamlError, dump_yaml, load_yaml
 
@@ -346,7 +345,7 @@ def test_a_grpo_recipe_for_sft_is_one_problem(tmp_path: Path) -> None:
     assert error.hint == "use `rl4rec train grpo`"
     other = recipe(tmp_path, "trainer: {num_generations: 8}", "other")
     message = fails(recipes=[other], algorithm="sft").message
-    *others, last = [name for name, algorithm in ALGORITHMS.items() if algorithm.kind != "supervised"]
+    *others, last = [name for name, of in trainer_sections().items() if "num_generations" in of.model_fields]
     owners = f"{', '.join(others)} and {last}"
     assert message.startswith(f"trainer.num_generations: belongs to {owners}, not to sft; under `trainer.grpo`")
 
