@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rl4rec_cli.config.algorithms import ALGORITHMS
 from rl4rec_cli.config.layering import dump_config, load_config, packaged_recipes
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.config.trainer import GrpoSection, SftSection, trainer_sections

@@ -79,8 +79,9 @@ class RetrieverTrainer(Resumable, Trainer):
         """Names the weights of the two maps. Decay would draw every item's own vector to zero at the same pace."""
         return [name for name, _ in model.named_parameters() if name in ("text.weight", "last.weight")]
 
-    def compute_loss(self, model: Any, batch: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
-        return retriever_loss(model, batch["ids_BT"], self._section, self._copies)
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
+        (ids_BT,) = inputs.values()
+        return retriever_loss(model, ids_BT, self._section, self._copies)
 
 
 def retriever_loss(
