@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
-from rl4rec_cli.errors import Rl4RecError
+from rl4rec_cli.errors import ConfigError, Rl4RecError
 from rl4rec_cli.plan.machine import Machine, find_machine, parse_gpu
 from rl4rec_cli.plan.memory import PhaseMemory, human
 from rl4rec_cli.plan.placement import Placement, plan_placement
+from rl4rec_cli.plan.retriever import RETRIEVER, plan_retriever
 from rl4rec_cli.shell import set_flags
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
     from rl4rec_cli.policy.sources import with_own_adapter
     from rl4rec_cli.retrieval.embedder import find_embedder
 
+    other_gpus = tuple(parse_gpu(text, index) for index, text in enumerate(gpus))
+    machine = find_machine() if not other_gpus else _with(other_gpus)
+    if not config.trainer.trains_policy:
+        find_embedder(config.retrieval).check()
+        return plan_retriever(machine, config, retrieval_facts(config.data, config.retrieval))
     config = config.model_copy(update={"policy": with_own_adapter(config.policy)})
     facts = policy_facts(config.policy)
     if Path(config.policy.model).is_dir():
@@ -42,8 +48,6 @@ def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
 
         check_tokenizer(config.policy)
     find_embedder(config.retrieval).check()
-    other_gpus = tuple(parse_gpu(text, index) for index, text in enumerate(gpus))
-    machine = find_machine() if not other_gpus else _with(other_gpus)
     return plan_placement(machine, config, facts, retrieval_facts(config.data, config.retrieval))
 
 
@@ -59,7 +63,7 @@ def _with(gpus: tuple[Any, ...]) -> Machine:
 def brief(placement: Placement) -> list[str]:
     """Returns a few lines for `--dry-run`."""
     choices = ", ".join(f"{c.what} {c.value}" for c in placement.choices)
-    lines = [f"placement: policy on {placement.device}; {choices}", f"memory: {sentence(placement)}"]
+    lines = [f"placement: {placement.trained} on {placement.device}; {choices}", f"memory: {sentence(placement)}"]
     reason = next(c.reason for c in placement.choices if c.what == "retrieval")
     lines.insert(1, f"retrieval: {reason}")
     return lines + [f"way out: {set_flags(way.sets)} ({human(way.estimate.bytes)})" for way in placement.ways_out]
@@ -77,6 +81,10 @@ def complain(section: PolicySection, placement: Placement) -> None:
     """Raises an Rl4RecError with the way out, if the run does not fit."""
     if placement.fits:
         return
+    if placement.trained == RETRIEVER:
+        raise Rl4RecError(
+            f"the retriever {sentence(placement)}", hint="lower trainer.batch_size, trainer.max_sequence or trainer.dim"
+        )
     verdict = f"{section.model} {sentence(placement)}"
     if placement.ways_out:
         raise Rl4RecError(verdict, hint=set_flags(placement.ways_out[0].sets))
@@ -125,8 +133,10 @@ def check_memory(config: RunConfig) -> list[MemoryCheck]:
     """Makes real steps and compares their memory with the prediction for the same lengths.
 
     Raises:
-        Rl4RecError: a step fails.
+        Rl4RecError: a step fails. ConfigError: the run trains a retriever.
     """
+    if not config.trainer.trains_policy:
+        raise ConfigError("--check measures policies only, and this run trains a retriever", hint="leave it out")
     from rl4rec_cli.commands.peak import measure_peaks
     from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
 

@@ -74,7 +74,7 @@ class RetrieverSection(TrainerSection):
     """Most recent items of a user's training part that are learnt from."""
     residual: bool = True
     """Learn a vector of its own for every item, beside its text's."""
-    residual_min_count: Annotated[int, Field(ge=0)] = 1
+    residual_min_count: Annotated[int, Field(ge=0)] = 3
     """Times that an item must stand in the training part to have one; others are what their text says."""
     residual_dropout: Fraction = 0.3
     """Share of these vectors that is left out of a step, so that the texts learn to do without."""

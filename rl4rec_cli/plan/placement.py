@@ -72,6 +72,8 @@ class Placement:
     ways_out: tuple[WayOut, ...]
     """The two cheapest, if the run does not fit."""
     notes: tuple[str, ...] = ()
+    trained: str = "policy"
+    """What is trained."""
 
 
 def plan_placement(

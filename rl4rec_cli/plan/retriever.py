@@ -1,0 +1,60 @@
+"""Where the training of a retriever goes, and what it takes, on paper.
+
+Decides: that it goes where the item vectors are, and that it is estimated at the limits of its settings: sequences as
+long as `trainer.max_sequence`.
+Hides: which tensors live at once (`retrieval/history_model.py`, `train/algorithms/retriever.py`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from rl4rec_cli.models.devices import gpu_index
+from rl4rec_cli.plan.machine import USABLE, Machine
+from rl4rec_cli.plan.memory import RUNTIME_CPU, RUNTIME_GPU, Estimate, PhaseMemory, human
+from rl4rec_cli.plan.phases import Phase
+from rl4rec_cli.plan.placement import Choice, Placement, place_retrieval
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.trainer import RetrieverSection
+    from rl4rec_cli.models.shape import RetrievalFacts
+
+RETRIEVER = "retriever"
+_COPIES = 12
+"""Vectors of a position that live at once in a step, forward and backward."""
+
+
+def plan_retriever(machine: Machine, config: RunConfig, retrieval: RetrievalFacts) -> Placement:
+    """Plans the training of a retriever, as `plan_placement` plans that of a policy."""
+    place = place_retrieval(machine, config)
+    on_gpu = place.where.startswith("cuda")
+    gpu = machine.gpus[gpu_index(place.where, "retrieval.device")] if on_gpu else None
+    free = gpu.free if gpu is not None else machine.ram_free
+    memory = f"{gpu.name}, {human(free)} free" if gpu is not None else f"{human(free)} of memory free, no GPU is used"
+    estimate = Estimate((PhaseMemory(Phase.LEARNING, _parts(config, retrieval, on_gpu=on_gpu)),))
+    section, room = config.trainer, int(USABLE * free)
+    step = Choice("batch", section.batch_words, "every position of each user is learnt from")
+    where = Choice("retrieval", f"{place.backend} on {place.where}", place.reason)
+    return Placement(
+        place.where, memory, room, estimate, estimate.bytes <= room, (step, where), (), retrieval.notes, RETRIEVER
+    )
+
+
+def _parts(config: RunConfig, retrieval: RetrievalFacts, *, on_gpu: bool) -> dict[str, int]:
+    section = cast("RetrieverSection", config.trainer)
+    dim = min(section.dim, retrieval.dim)
+    weights = retrieval.dim * dim + dim * dim + (retrieval.items * dim if section.residual else 0)
+    positions = section.batch_size * section.max_sequence
+    is_whole = retrieval.items <= section.full_softmax_items
+    candidates = retrieval.items if is_whole else positions + section.sampled_items
+    pairs = positions * section.max_sequence  # of a position and an item before it
+    return {
+        "weights": 4 * weights,
+        "gradients": 4 * weights,
+        "optimizer": 8 * weights,
+        "embedder": 4 * retrieval.embedder_parameters,
+        "item matrix": 2 * 4 * retrieval.items * retrieval.dim,
+        "activations": 4 * dim * (_COPIES * positions + 4 * candidates) + 16 * pairs,
+        "context" if on_gpu else "runtime": RUNTIME_GPU if on_gpu else RUNTIME_CPU,
+    }
