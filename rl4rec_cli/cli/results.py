@@ -82,6 +82,7 @@ def print_evaluation(evaluation: Evaluation, *, title: str, whole: bool = False)
             console.table(name, *table)
     for line in (
         result.get("data_line"),
+        result.get("fit_line"),
         result.get("checkpoint_line"),
         result.get("test_openings_line"),
         result.get("audit"),

@@ -110,7 +110,8 @@ def _resume(
         most = number_of_steps(config.trainer, examples)
         place = find_place(run, phases, allow_partial=allow_partial, most=most)
         check_data(run, digests, allow_partial=allow_partial)
-        is_measured = all((run.results(name) / "validation.json").is_file() for name in audits)
+        measured = [dataset.name for dataset in datasets if dataset.has_validation]
+        is_measured = all((run.results(name) / "validation.json").is_file() for name in measured)
         if place.phase == len(phases) and is_measured:
             console.log(f"Run {folder} is finished: there is nothing to go on with")
             console.log(next_commands(run, datasets))

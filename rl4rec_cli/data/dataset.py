@@ -17,6 +17,7 @@ from rl4rec_cli.errors import ConfigError, DataError
 from rl4rec_cli.files.digests import sha256_of_parts
 
 Split = Literal["train", "validation", "test"]
+Fit = Literal["train", "train_and_validation"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,24 @@ class Dataset:
     prompts: Mapping[str, str]
     mask_history: bool
     meta: Mapping[str, Any]
+    fit: Fit = "train"
+    """What everything that is trained is fitted on. With `train_and_validation` the training part of a sequence ends
+    before its last item alone, and there is no validation split."""
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation targets, which nothing is fitted on."""
+        return self.fit == "train"
+
+    @property
+    def held_out(self) -> int:
+        """Last items of a sequence that nothing is fitted on."""
+        return 2 if self.has_validation else 1
+
+    @cached_property
+    def training_parts(self) -> tuple[tuple[int, ...], ...]:
+        """What everything is fitted on, of each user."""
+        return tuple(sequence[: -self.held_out] for sequence in self.sequences)
 
     @property
     def num_items(self) -> int:
@@ -77,13 +96,14 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over items, sequences, prompts and options; not over the name or the rest of `meta`."""
+        """SHA-256 (hex) over items, sequences, prompts, options and `fit`; not over the name or the rest of `meta`."""
         parts = [json.dumps(dict(item), sort_keys=True) for item in self.items]
         rows = [
             f"{user} {' '.join(map(str, sequence))}" for user, sequence in zip(self.users, self.sequences, strict=True)
         ]
         prompts = json.dumps(dict(self.prompts), sort_keys=True)
-        options = json.dumps({"mask_history": self.mask_history})
+        fit = {} if self.fit == "train" else {"fit": self.fit}
+        options = json.dumps({"mask_history": self.mask_history, **fit})
         return sha256_of_parts([str(len(parts)), *parts, str(len(rows)), *rows, prompts, options])
 
     @cached_property
@@ -106,7 +126,7 @@ class Dataset:
 
 def count_train_examples(dataset: Dataset, train_targets: Literal["last", "all"]) -> list[int]:
     """Counts each user's training examples, in the order of `users`, without making them."""
-    lengths = (len(sequence) - 2 for sequence in dataset.sequences)
+    lengths = (len(part) for part in dataset.training_parts)
     return [min(length - 1, 1) if train_targets == "last" else length - 1 for length in lengths]
 
 
@@ -123,14 +143,24 @@ def build_examples(dataset: Dataset, split: Split, *, train_targets: Literal["la
     The last item of a sequence is the test target and the second last the validation target, each with everything
     before it as history. The items before both are the training part: its last item is the target (`last`), or each
     of its items is (`all`). Examples without history are left out.
+
+    Raises:
+        ConfigError: there is no such split. DataError: the validation targets are trained on.
     """
     if split not in ("train", "validation", "test"):
         raise ConfigError(f"no split '{split}'", hint="splits are train, validation and test")
     if train_targets not in ("last", "all"):
         raise ConfigError(f"train_targets is '{train_targets}'", hint="it is last or all")
+    if split == "validation" and not dataset.has_validation:
+        raise DataError(
+            f"dataset {dataset.name}: there is no validation split, as what is trained is fitted on its targets, too "
+            f"(data.fit={dataset.fit})",
+            hint="measure on the test split (--split test); choices are made with data.fit=train",
+        )
     examples = []
     for user, sequence in zip(dataset.users, dataset.sequences, strict=True):
-        end = len(sequence) - {"test": 1, "validation": 2, "train": 3}[split]  # position of the last target
+        # Position of the last target.
+        end = len(sequence) - {"test": 1, "validation": 2, "train": 1 + dataset.held_out}[split]
         first = 1 if split == "train" and train_targets == "all" else end
         for position in range(max(first, 1), end + 1):
             examples.append(Example(user, sequence[:position], sequence[position]))

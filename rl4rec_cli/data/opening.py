@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def open_datasets(section: DataSection) -> list[Dataset]:
     """
     if section.paths:
         files = {"sequential_file": section.sequential_file, "prompt_file": section.prompt_file}
-        datasets = [load_dataset(path, **files) for path in section.paths]
+        datasets = [replace(load_dataset(path, **files), fit=section.fit) for path in section.paths]
         folders: dict[str, str] = {}
         for dataset, path in zip(datasets, section.paths, strict=True):
             if dataset.name in folders:
@@ -130,7 +131,8 @@ def open_datasets(section: DataSection) -> list[Dataset]:
     if section.synthetic is not None:
         from rl4rec_cli.data.synthetic import synthesize  # numpy: not needed to report a broken folder
 
-        return [synthesize(section.synthetic.users, section.synthetic.items, section.synthetic.seed)]
+        made = synthesize(section.synthetic.users, section.synthetic.items, section.synthetic.seed)
+        return [replace(made, fit=section.fit)]
     raise ConfigError(
         "no dataset: data.path is not set",
         hint="give a dataset folder (--dataset PATH, or data.path in a recipe), or --quick-test for made-up data",

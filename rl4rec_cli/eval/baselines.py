@@ -33,7 +33,7 @@ HISTORY_TITLES = 3
 
 def training_counts(dataset: Dataset) -> NDArray[np.int64]:
     """Counts how often each item is in the training part of all users, `[num_items]`."""
-    items = [item for sequence in dataset.sequences for item in sequence[:-2]]
+    items = [item for part in dataset.training_parts for item in part]
     return np.bincount(np.asarray(items, np.int64), minlength=dataset.num_items)
 
 
@@ -122,9 +122,7 @@ def open_transitions(task: Task, *, steps: int = 1) -> Callable[[Sequence[Exampl
     graphs = []
     for gap in range(1, steps + 1):
         pairs = [
-            (sequence[place], sequence[place + gap])
-            for sequence in dataset.sequences
-            for place in range(len(sequence) - 2 - gap)
+            (part[place], part[place + gap]) for part in dataset.training_parts for place in range(len(part) - gap)
         ]
         ends = np.asarray(pairs, np.int64).reshape(-1, 2)
         shape = (dataset.num_items, dataset.num_items)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from rl4rec_cli.retrieval.retriever import VectorRetriever
 
 
+FIT_LINE = "All that is trained here was fitted on the training parts and the validation targets (data.fit)."
+
+
 def start_evaluation(section: EvalSection, dataset: Dataset, split: Split) -> Evaluation:
     """Starts an evaluation with the users to measure and their slices. Callers add methods as they measure them.
 
@@ -38,6 +41,8 @@ def start_evaluation(section: EvalSection, dataset: Dataset, split: Split) -> Ev
     examples = choose_examples(dataset, split, section.users)
     slices = {**target_slices(training_counts(dataset), [e.target for e in examples]), **user_slices(examples)}
     about = {"dataset": dataset.name, "dataset_digest": dataset.digest}
+    if not dataset.has_validation:
+        about |= {"fit": dataset.fit, "fit_line": FIT_LINE}
     return Evaluation(split, examples, section.ks, slices, about=about)
 
 

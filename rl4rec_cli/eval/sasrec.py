@@ -9,7 +9,7 @@ Hides: the files of trained models.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,8 @@ def open_sasrec(
 ) -> SasRec:
     """Returns the dataset's SASRec for this seed and these settings: the one in `cache_dir`, or else a new one.
 
-    It trains on the training part of every sequence and selects weights on the validation targets. It never reads test
+    It trains on the training part of every sequence and selects weights on the validation targets. Where the dataset's
+    `fit` has them in the training part, it trains for as many rounds as they chose without. It never reads test
     targets. It replaces a cached file that is damaged or does not match its name (logged).
 
     Args:
@@ -59,9 +60,14 @@ def open_sasrec(
     path = None if cache_dir is None else _cache_path(cache_dir, dataset.name, identity)
     if path is not None and (cached_model := _load(path, dataset, identity, settings, device)) is not None:
         return cached_model
+    rounds = None
+    if not dataset.has_validation:  # as long as validation chose where it was not trained on
+        chosen_on = replace(dataset, fit="train")
+        chosen = open_sasrec(chosen_on, cache_dir=cache_dir, seed=seed, settings=settings, device=device)
+        rounds = int(chosen.summary["best_round"])
     with torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else []):
         torch.manual_seed(seed)
-        model, summary = train_model(dataset, settings, seed, device)
+        model, summary = train_model(dataset, settings, seed, device, rounds=rounds)
     if path is not None:
         _save(path, model, identity, summary)
     return SasRec(model, settings, summary, device)

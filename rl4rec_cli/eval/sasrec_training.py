@@ -34,10 +34,16 @@ VALIDATION_SEED = 20_030
 """Draws the users for early stopping if there are more than `validation_users`."""
 
 
-def train_model(dataset: Dataset, settings: SasRecSettings, seed: int, device: str) -> tuple[Any, dict[str, Any]]:
-    """Returns the model with its best weights on validation, and the summary."""
+def train_model(
+    dataset: Dataset, settings: SasRecSettings, seed: int, device: str, *, rounds: int | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Returns the model with its best weights on validation, and the summary.
+
+    Args:
+        rounds: train for as many, and take the last weights without looking at validation.
+    """
     windows = training_windows(dataset, settings.max_length)
-    examples = _validation_examples(dataset, settings)
+    examples = _validation_examples(dataset, settings) if rounds is None else []
     lengths = np.fromiter((len(window) - 1 for window in windows), np.int64, len(windows))
     generator = np.random.default_rng(seed)
     model = build_model(dataset.num_items, settings).to(device)
@@ -62,8 +68,15 @@ def train_model(dataset: Dataset, settings: SasRecSettings, seed: int, device: s
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate * _schedule(share)
                 losses.append(_step(model, optimizer, [windows[row] for row in rows], settings, device))
-            score = _validation_ndcg(SasRec(model, settings, {}, device), dataset, examples)
             advance(1)
+            if rounds is not None:
+                weights, best_round = model.state_dict(), number
+                seconds = time.monotonic() - start_time
+                console.log(f"SASRec round {number} of {rounds}: loss {np.mean(losses):.4f}, {seconds:.0f} s")
+                if number == rounds or ending == "time":
+                    break
+                continue
+            score = _validation_ndcg(SasRec(model, settings, {}, device), dataset, examples)
             if score > best:
                 best, best_round, weights = score, number, copy.deepcopy(model.state_dict())
             console.log(
@@ -79,7 +92,7 @@ def train_model(dataset: Dataset, settings: SasRecSettings, seed: int, device: s
         "rounds": number,
         "epochs": number * epochs,
         "best_round": best_round,
-        "validation_ndcg@10": best,
+        "validation_ndcg@10": best if examples else None,
         "validation_users": len(examples),
         "seconds": round(time.monotonic() - start_time, 1),
         "stopped": ending,
@@ -97,8 +110,7 @@ def training_windows(dataset: Dataset, max_length: int) -> list[tuple[int, ...]]
         DataError: no training part has two items.
     """
     windows = []
-    for sequence in dataset.sequences:
-        part = sequence[:-2]
+    for part in dataset.training_parts:
         for stop in range(len(part), 1, -max_length):
             windows.append(part[max(0, stop - max_length - 1) : stop])
     if not windows:

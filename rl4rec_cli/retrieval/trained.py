@@ -237,7 +237,7 @@ def _dense(kind: Any, weight: Tensor, bias: Tensor) -> Any:
 def _with_residual(section: RetrieverSection, dataset: Dataset) -> Tensor:
     """Returns which items stand in the training part often enough to have a vector of their own, bool `[num_items]`."""
     counts_N = torch.zeros(dataset.num_items, dtype=torch.long)
-    items = torch.tensor([item for sequence in dataset.sequences for item in sequence[:-2]], dtype=torch.long)
+    items = torch.tensor([item for part in dataset.training_parts for item in part], dtype=torch.long)
     counts_N.scatter_add_(0, items, torch.ones_like(items))
     return counts_N >= section.residual_min_count
 

@@ -12,11 +12,13 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
+from rl4rec_cli import console
 from rl4rec_cli.eval import measuring
 from rl4rec_cli.eval.baseline import measure_baselines
 from rl4rec_cli.eval.evaluation import save_evaluation
 from rl4rec_cli.eval.policies import measure_policy
 from rl4rec_cli.files.writing import kept_after
+from rl4rec_cli.shell import rl4rec
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
@@ -39,10 +41,10 @@ class Outcome:
 
     def __init__(self, config: RunConfig, environments: Sequence[TrainingData], audits: Mapping[str, str]) -> None:
         self._config = config
-        self._environments = environments
+        self._environments = [one for one in environments if one.dataset.has_validation]
         self.evaluations: dict[str, Evaluation] = {}
-        """By the datasets' names."""
-        for environment in environments:
+        """By the datasets' names; none of a dataset whose validation targets are trained on."""
+        for environment in self._environments:
             evaluation = measuring.start_evaluation(config.eval, environment.dataset, "validation")
             evaluation.about["audit"] = audits[environment.name]
             self.evaluations[environment.name] = evaluation
@@ -63,6 +65,11 @@ class Outcome:
 
     def finish(self, run: Run) -> None:
         """Compares the tuned policy, which was measured last, with the other methods."""
+        if not self.evaluations:
+            console.log(
+                "Nothing is measured here: the validation targets are trained on (data.fit). "
+                f"On the test split: {rl4rec('eval', run.folder, '--split', 'test')}"
+            )
         for environment in self._environments:
             evaluation = self.evaluations[environment.name]
             evaluation.subject = self._config.trainer.tuned_name

@@ -48,8 +48,12 @@ class Validation:
         self._report = report
         self._run, self._policy, self._environments = run, policy, environments
         config: RunConfig = run.config
-        self._every = config.eval.steps
-        self._examples = [choose_examples(one.dataset, "validation", config.eval.step_users) for one in environments]
+        has_users = all(one.dataset.has_validation for one in environments)
+        self._every = config.eval.steps if has_users else None
+        step_users = config.eval.step_users
+        self._examples = [
+            choose_examples(one.dataset, "validation", step_users) if has_users else [] for one in environments
+        ]
         self._users = sum(map(len, self._examples))
         self.metric = headline(config.eval.ks)
         self.values: list[tuple[int, float]] = []

@@ -1,0 +1,105 @@
+"""`data.fit=train_and_validation`: everything trained sees the validation targets, nothing measures them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rl4rec_cli.commands import train as command
+from rl4rec_cli.commands.evaluate import evaluate
+from rl4rec_cli.commands.train import train
+from rl4rec_cli.config.layering import load_config
+from rl4rec_cli.config.sections import RunConfig
+from rl4rec_cli.data.dataset import Dataset, build_examples, count_train_examples
+from rl4rec_cli.data.opening import open_dataset
+from rl4rec_cli.data.synthetic import synthesize
+from rl4rec_cli.errors import DataError
+from rl4rec_cli.eval.baselines import training_counts
+from rl4rec_cli.eval.resolve import Overrides
+from rl4rec_cli.eval.sasrec import SasRecSettings, open_sasrec
+
+SMALL = SasRecSettings(hidden_size=16, layers=1, heads=1, rounds=4, min_steps=8, patience=4, batch_positions=64)
+
+
+def _config(folder: Path, name: str, *more: str, algorithm: str = "retriever") -> RunConfig:
+    sets = [
+        *("data.synthetic.users=40", "data.synthetic.items=30", "trainer.batch_size=8", "trainer.max_steps=6"),
+        *("eval.baselines=[transitions]", f"run.output_dir={folder}", f"run.name={name}", "eval.cache_dir=null"),
+        *("data.fit=train_and_validation", *more),
+    ]
+    return load_config(algorithm=algorithm, recipes=["quick-test"], sets=sets)
+
+
+def test_the_training_part_ends_before_the_last_item(make_dataset: Callable[..., Dataset]) -> None:
+    dataset = make_dataset(sequences=[[0, 1, 2, 3, 4], [5, 4, 3]])
+    both = replace(dataset, fit="train_and_validation")
+    assert both.training_parts == ((0, 1, 2, 3), (5, 4))
+    assert dataset.training_parts == ((0, 1, 2), (5,))
+    assert [(e.history, e.target) for e in build_examples(both, "train")] == [((0, 1, 2), 3), ((5,), 4)]
+    assert len(build_examples(both, "train", train_targets="all")) == sum(count_train_examples(both, "all")) == 4
+    assert build_examples(both, "test") == build_examples(dataset, "test")
+    with pytest.raises(DataError, match="no validation split"):
+        build_examples(both, "validation")
+    assert both.digest != dataset.digest
+    assert both.items_digest() == dataset.items_digest()
+    counts = training_counts(both) - training_counts(dataset)
+    assert counts.tolist() == np.bincount([3, 4], minlength=6).tolist()
+
+
+def test_sasrec_trains_as_long_as_validation_chose(tmp_path: Path) -> None:
+    dataset = synthesize(60, 40, 3)
+    both = replace(dataset, fit="train_and_validation")
+    chosen = open_sasrec(dataset, cache_dir=tmp_path, settings=SMALL)
+    fitted = open_sasrec(both, cache_dir=tmp_path, settings=SMALL)
+    assert fitted.summary["rounds"] == chosen.summary["best_round"]
+    assert fitted.summary["validation_users"] == 0
+    assert not torch.equal(fitted.items_ND, chosen.items_ND)
+    # Planted: other test targets change nothing.
+    planted = replace(both, sequences=tuple((*row[:-1], (row[-1] + 5) % 40) for row in both.sequences))
+    assert torch.equal(open_sasrec(planted, cache_dir=None, settings=SMALL).items_ND, fitted.items_ND)
+
+
+def test_the_retriever_learns_from_validation_targets_and_never_from_test_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def weights(name: str) -> dict[str, torch.Tensor]:
+        return load_file(tmp_path / name / "checkpoints" / "checkpoint_final" / "retriever.safetensors")
+
+    config = _config(tmp_path, "both")
+    (run,) = train(config)
+    assert run.evaluations == {}
+    assert not (run.run.folder / "validation_log.jsonl").exists()
+    assert "--split test" in capsys.readouterr().err
+    dataset = open_dataset(config.data)
+    for name, changed in (("test", -1), ("validation", -2)):
+        rows = [list(row) for row in dataset.sequences]
+        for row in rows:
+            row[changed] = (row[changed] + 7) % 30
+        planted = replace(dataset, sequences=tuple(map(tuple, rows)))
+        monkeypatch.setattr(command, "open_datasets", lambda section, planted=planted: [planted])
+        train(_config(tmp_path, name))
+    monkeypatch.undo()
+    first, same, other = weights("both"), weights("test"), weights("validation")
+    assert all(torch.equal(first[key], same[key]) for key in first)
+    assert not torch.equal(first["text.weight"], other["text.weight"])
+
+    with pytest.raises(DataError, match="no validation split"):
+        evaluate(run.run.folder)
+    evaluation = evaluate(run.run.folder, Overrides(split="test"))
+    assert evaluation.about["fit"] == "train_and_validation"
+    assert {method.name for method in evaluation.methods} >= {"transitions", "trained retriever"}
+    assert train(config, resume=run.run.folder) == []
+
+
+def test_a_policy_is_trained_so_too(tmp_path: Path) -> None:
+    more = ("trainer.warm_start=null", "trainer.num_generations=2", "trainer.max_steps=2")
+    (run,) = train(_config(tmp_path, "policy", *more, algorithm="grpo"))
+    assert run.evaluations == {}
+    evaluation = evaluate(run.run.folder, Overrides(split="test", users=10, sets=["eval.probes=false"]))
+    assert {method.name for method in evaluation.methods} == {"transitions", "tuned policy"}
