@@ -111,7 +111,9 @@ def test_the_lines_agree_with_the_sections() -> None:
     for name, section in trainer_sections().items():
         trainer = section.model_validate({})
         assert trainer.algorithm == name
-        kind = "supervised" if not trainer.learns_from_rewards else "groups" if trainer.has_groups else "single"
+        kind = "supervised" if trainer.trains_policy else "retriever"
+        if trainer.learns_from_rewards:
+            kind = "groups" if trainer.has_groups else "single"
         assert ALGORITHMS[name].kind == kind
         assert section.like is None or section.like in ALGORITHMS
     assert EXAMPLES.keys() <= ALGORITHMS.keys()
