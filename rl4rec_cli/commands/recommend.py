@@ -184,8 +184,9 @@ class Recommender:
         ids_K, scores_K = hybrid.best(own, history, k, mask=self.dataset.mask_history)
         if not scores_K.any() and len(set(history)) < self.dataset.num_items:
             raise DataError(
-                f"neither {hybrid.label} nor the embedder can rank for this history"
-                + ("" if text is None else f", of which the policy wrote {text!r}"),
+                f"the policy wrote {text!r}, and neither the embedder nor {hybrid.label} can rank by it"
+                if text is not None
+                else f"neither the retriever nor {hybrid.label} can rank for this history",
                 hint="try another checkpoint or history",
             )
         return Found(ids_K.tolist(), scores_K.tolist())

@@ -22,6 +22,7 @@ from rl4rec_cli.data.opening import load_dataset
 from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import EmbeddingError, RunError
+from rl4rec_cli.eval.resolve import Overrides
 from rl4rec_cli.retrieval.embedder import find_embedder, open_embedder
 from rl4rec_cli.retrieval.embedding import embed_items
 from rl4rec_cli.retrieval.opening import open_retriever
@@ -192,3 +193,13 @@ def test_an_embedder_that_is_no_model_gives_no_folder(
     train(load_config(algorithm="retriever", recipes=["quick-test"], sets=sets))
     assert "is no model" in capsys.readouterr().err
     assert not (tmp_path / "lsa" / "checkpoints" / "checkpoint_final" / "modules.json").exists()
+
+
+def test_a_hybrid_with_transitions_is_measured_and_recommends(trained: tuple[Run, Dataset, Path]) -> None:
+    run, _, _ = trained
+    evaluation = evaluate(run.folder, Overrides(fuse="transitions", sets=["eval.probes=false"]))
+    names = {method.name for method in evaluation.methods}
+    assert {"trained retriever + transitions", "last item + transitions"} <= names
+    (answer,) = recommend(run.folder, users=["u3"], k=5, fuse="transitions")
+    assert answer.fused is not None
+    assert len(answer.items) == 5
