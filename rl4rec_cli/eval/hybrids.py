@@ -67,20 +67,23 @@ class Fusion(Baseline):
         """Checks that the sequence model has something to learn from, and that somebody can choose a weight.
 
         Raises:
-            DataError: no training part has two items, or there are fewer than two validation users.
+            DataError: no training part has two items, the validation targets are trained on, or there are fewer than
+                two validation users.
         """
-        if all(len(sequence) < 4 for sequence in dataset.sequences):  # two items of training, and two targets
+        refusal = f"dataset {dataset.name}: {self.label} cannot be fused"
+        if all(len(part) < 2 for part in dataset.training_parts):
+            raise DataError(f"{refusal}: no training part has two items, so nothing follows anything", hint=_WITHOUT)
+        if not dataset.has_validation:
             raise DataError(
-                f"dataset {dataset.name}: {self.label} cannot be fused: no training part has two items, so nothing "
-                "follows anything",
-                hint=_WITHOUT,
+                f"{refusal}: validation users choose the weight, and what is trained has seen their targets "
+                f"(data.fit={dataset.fit})",
+                hint=f"fuse what is trained with data.fit=train, or {_WITHOUT}",
             )
         users = examples if split == "validation" else choosers(dataset)
         if len(users) < 2:
             there = f"{len(users)} validation user{'' if len(users) == 1 else 's'}"
             raise DataError(
-                f"dataset {dataset.name}: {self.label} cannot be fused: validation users choose the weight, and there "
-                f"are fewer than two ({there})",
+                f"{refusal}: validation users choose the weight, and there are fewer than two ({there})",
                 hint=f"measure more users (eval.users), or {_WITHOUT}" if split == "validation" else _WITHOUT,
             )
 

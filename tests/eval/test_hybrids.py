@@ -172,6 +172,13 @@ def test_who_cannot_choose_is_told_before_anything_is_scored(make_dataset: Make,
                     attempt()
                 assert told in caught.value.message
                 assert hint in (caught.value.hint or "")
+    # Nobody who was trained on chooses.
+    fitted = replace(make_dataset(sequences=[[0, 1, 2, 3], [1, 2, 3, 4]]), fit="train_and_validation")
+    task = Task(fitted, InProcessRetriever(scripted({}, 2), np_vectors(6)), build_examples(fitted, "test"))
+    for attempt in (lambda: fusion().measure_with(mine, task, "test"), lambda: fusion().choose(mine, task)):
+        with pytest.raises(DataError, match="what is trained has seen their targets") as caught:
+            attempt()
+        assert "data.fit=train" in (caught.value.hint or "")
     # One user is measured, but there are others who choose.
     several = make_dataset(sequences=[[0, 1, 2, 3], [1, 2, 3, 4]])
     one = build_examples(several, "test")[:1]
