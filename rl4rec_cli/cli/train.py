@@ -37,7 +37,9 @@ _RL, _POLICY = {"groups", "single"}, {"groups", "single", "supervised"}
 ONLY = {
     "num_generations": {"groups"},
     **dict.fromkeys(("temperature", "k"), _RL),
-    **dict.fromkeys(("prompt_file", "reward", "model", "lora_r", "load_in_4bit", "max_new_tokens"), _POLICY),
+    **dict.fromkeys(
+        ("prompt_file", "reward", "model", "lora_r", "load_in_4bit", "bf16", "fp16", "max_new_tokens"), _POLICY
+    ),
 }
 """Options that not every kind of algorithm has."""
 

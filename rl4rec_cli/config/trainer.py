@@ -63,6 +63,10 @@ class RetrieverSection(TrainerSection):
     """Gradient clipping."""
     num_train_epochs: PositiveFloat = 4.0
     """Passes over the users, unless `max_steps` comes first."""
+    precision: Literal["fp32"] = "fp32"
+    """The two maps are small: half precision would save nothing."""
+    gradient_checkpointing: Literal[False] = False
+    """There is nothing to recompute."""
     patience: PositiveInt | None = 3
     """Measurements of validation users (`eval.steps`) without a better one after which training ends; null: it never
     ends early. Either way the retriever is that of the best measurement."""
