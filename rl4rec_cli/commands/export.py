@@ -1,4 +1,5 @@
-"""Export a run's policy for other programs: the adapter or one merged model, with a model card, on disk or the Hub.
+"""Export a run for other programs, with a model card, on disk or the Hub: a policy's adapter or one merged model, or a
+retriever's folder of sentence-transformers.
 
 Decides: which files belong to an export; that nothing is merged into quantised weights; that an adapter goes to the Hub
 only if its base is there, too; that a new repository is private unless the user asks for a public one.
@@ -23,7 +24,7 @@ from rl4rec_cli.eval.resolve import find_run
 from rl4rec_cli.files.folders import MANIFEST, write_folder
 from rl4rec_cli.files.writing import why_unwritable
 from rl4rec_cli.policy.sources import ADAPTER, CARRIED, read_base
-from rl4rec_cli.report.model_card import model_card
+from rl4rec_cli.report.model_card import model_card, retriever_card
 from rl4rec_cli.runs.folder import Run
 from rl4rec_cli.shell import command_line
 
@@ -41,7 +42,7 @@ class Export:
 
     folder: Path
     form: str
-    """`merged` or `adapter`."""
+    """`merged`, `adapter` or `retriever`."""
     files: tuple[str, ...]
     """Below the folder, sorted."""
     repository: str | None = None
@@ -64,7 +65,8 @@ def export(
     Args:
         run: run folder or checkpoint.
         form: `merged`: one model; `adapter`: the adapter alone.
-        output: the folder to write; `export/FORM` in the run by default.
+        output: the folder to write; `export/FORM` in the run by default (`export/retriever` for a retriever, which
+            has no forms).
         dtype: the weights of a merged model: `bf16`, `fp16`, `fp32`, or `auto`, as trained.
         push_to: the repository of the Hub to upload to.
         public: make a new repository public.
@@ -81,6 +83,9 @@ def export(
     if match is None:
         raise RunError(f"{run}: not a run folder or a checkpoint of one", hint="runs are made by `rl4rec train`")
     source_run, source = match[0], Path(match[1])
+    options: Any = {"form": form, "dtype": dtype, "push_to": push_to, "public": public, "show": show}
+    if not source_run.config.trainer.trains_policy:
+        return _export_retriever(source_run, source, _folder(output, source_run, "retriever"), **options)
     has_adapter = (source / ADAPTER).is_file()
     if form == "adapter" and not has_adapter:
         raise ConfigError(f"{source}: all its weights were trained, there is no adapter", hint="use --to merged")
@@ -89,21 +94,76 @@ def export(
         raise ConfigError(
             f"--push-to-hub: the base of this adapter is a folder of this machine, {base}", hint="use --to merged"
         )
-    folder = Path(output) if output is not None else source_run.folder / "export" / form
-    if folder.exists():
-        raise RunError(f"{folder}: is there already", hint="name another --output, or remove it")
-    if (reason := why_unwritable(folder)) is not None:  # before a model is loaded
-        raise RunError(f"{folder}: cannot be written: {reason}", hint="name another --output")
+    folder = _folder(output, source_run, form)
     if push_to is not None:
         _check_login()
     console.log(checkpoint_line(describe_checkpoint(source_run, source)))
     _write(source_run, source, folder, form=form, dtype=dtype, base=base)
+    return _show_and_upload(folder, form, push_to, show, public=public)
+
+
+def _folder(output: str | Path | None, run: Run, form: str) -> Path:
+    """Returns the folder to write.
+
+    Raises:
+        RunError: it is there already, or cannot be written.
+    """
+    folder = Path(output) if output is not None else run.folder / "export" / form
+    if folder.exists():
+        raise RunError(f"{folder}: is there already", hint="name another --output, or remove it")
+    if (reason := why_unwritable(folder)) is not None:  # before a model is loaded
+        raise RunError(f"{folder}: cannot be written: {reason}", hint="name another --output")
+    return folder
+
+
+def _show_and_upload(
+    folder: Path, form: str, push_to: str | None, show: Callable[[Export], None], *, public: bool
+) -> Export:
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
     written = Export(folder, form, tuple(files))
     show(written)
     if push_to is None:
         return written
     return replace(written, repository=_upload(folder, push_to, public=public))
+
+
+def _export_retriever(
+    run: Run,
+    checkpoint: Path,
+    folder: Path,
+    *,
+    form: str,
+    dtype: str,
+    push_to: str | None,
+    public: bool,
+    show: Callable[[Export], None],
+) -> Export:
+    """Copies the folder of sentence-transformers with what the retriever knows besides, and writes its card."""
+    if form != FORMS[0] or dtype != "auto":
+        raise ConfigError("--to and --dtype are for policies: a retriever is exported as it is", hint="leave them out")
+    if not (checkpoint / "modules.json").is_file():
+        raise RunError(
+            f"{checkpoint}: not a folder of sentence-transformers",
+            hint="the final checkpoint of a run whose embedder is a model (retrieval.embedder) is one",
+        )
+    if push_to is not None:
+        _check_login()
+    console.log(checkpoint_line(describe_checkpoint(run, checkpoint)))
+    no_part = {MANIFEST, "progress.json", "recipe.yaml"}
+    files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.name not in no_part]
+
+    def fill(temporary: Path) -> None:
+        for file in files:
+            target = temporary / file.relative_to(checkpoint)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        (temporary / "README.md").write_text(retriever_card(run, checkpoint), encoding="utf-8")
+
+    try:
+        write_folder(folder, fill, size=sum(file.stat().st_size for file in files))
+    except OSError as error:
+        raise RunError(f"{folder}: cannot write the export: {error.strerror or error}") from error
+    return _show_and_upload(folder, "retriever", push_to, show, public=public)
 
 
 def _check_words(form: str, dtype: str, push_to: str | None, *, public: bool) -> None:

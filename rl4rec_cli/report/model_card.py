@@ -61,6 +61,44 @@ def model_card(run: Run, checkpoint: Path, *, form: str, base: str, weights: str
     return "\n".join(parts)
 
 
+def retriever_card(run: Run, checkpoint: Path) -> str:
+    """Returns the text of `README.md` for a trained retriever."""
+    config = run.config
+    encoder = config.retrieval.model
+    is_local = Path(encoder).is_dir()
+    head: dict[str, Any] = {
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": ["rl4rec", "recommender-system", config.trainer.algorithm],
+        **({} if is_local else {"base_model": encoder}),
+    }
+    settings = {"retrieval": {"emb_type": config.retrieval.emb_type}, "trainer": config.trainer.model_dump(mode="json")}
+    parts = [
+        f"---\n{dump_yaml(head)}---\n",
+        f"# {run.folder.resolve().name}\n",
+        "An embedder that was fitted to what users chose after what: the encoder's vectors are projected, by one map "
+        "for items and one for queries, so that histories lie near the items that follow. "
+        f"Trained with rl4rec {__version__}.\n",
+        "## Training\n",
+        f"- encoder, unchanged: {f'the folder `{Path(encoder).name}`' if is_local else f'`{encoder}`'}\n"
+        f"- {_checkpoint(run, checkpoint)}; seed {config.run.seed}\n",
+        "## Data\n",
+        _data(run),
+        "## Results\n",
+        "Queries are whole histories, by the weights in `retriever.safetensors`; a single text knows less.\n",
+        _results(run, checkpoint),
+        "## Use\n",
+        '```python\nfrom sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("NAME")\n'
+        'queries = model.encode_query(["a text that says what is wanted"])\n'
+        'items = model.encode_document(["the text of an item"])\n```\n\n'
+        "`item_vectors.safetensors` has the vectors of the items that it was trained on, with what they have beyond "
+        "their texts. rl4rec reads both: `--set retrieval.model=FOLDER`.\n",
+        "## Recipe\n",
+        f"```yaml\n{dump_yaml(settings)}```\n",
+    ]
+    return "\n".join(parts)
+
+
 def _training(run: Run, checkpoint: Path, *, base: str) -> str:
     config = run.config
     lora = config.policy.lora

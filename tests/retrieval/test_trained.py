@@ -13,6 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from rl4rec_cli.commands.evaluate import evaluate
+from rl4rec_cli.commands.export import export
 from rl4rec_cli.commands.recommend import recommend
 from rl4rec_cli.commands.train import train
 from rl4rec_cli.config.layering import load_config
@@ -21,7 +22,7 @@ from rl4rec_cli.data.dataset import Dataset, build_examples
 from rl4rec_cli.data.opening import load_dataset
 from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
-from rl4rec_cli.errors import EmbeddingError, RunError
+from rl4rec_cli.errors import ConfigError, EmbeddingError, RunError
 from rl4rec_cli.eval.resolve import Overrides
 from rl4rec_cli.retrieval.embedder import find_embedder, open_embedder
 from rl4rec_cli.retrieval.embedding import embed_items
@@ -203,3 +204,22 @@ def test_a_hybrid_with_transitions_is_measured_and_recommends(trained: tuple[Run
     (answer,) = recommend(run.folder, users=["u3"], k=5, fuse="transitions")
     assert answer.fused is not None
     assert len(answer.items) == 5
+
+
+def test_the_export_is_the_folder_with_a_card(trained: tuple[Run, Dataset, Path], tmp_path: Path) -> None:
+    run, dataset, _ = trained
+    written = export(run.folder, output=tmp_path / "out")
+    assert written.form == "retriever"
+    assert {"modules.json", "README.md", "item_vectors.safetensors", "retriever.safetensors"} <= set(written.files)
+    assert not {"recipe.yaml", "progress.json"} & set(written.files)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| **trained retriever** |" in card
+    assert "base_model" not in card
+    assert str(tmp_path.parent) not in card
+    text = [dataset.texts()[0]]
+    ours, theirs = (SentenceTransformer(str(path), device="cpu") for path in (tmp_path / "out", run.final))
+    np.testing.assert_array_equal(ours.encode_query(text), theirs.encode_query(text))
+    with pytest.raises(ConfigError, match="are for policies"):
+        export(run.folder, form="adapter", output=tmp_path / "other")
+    with pytest.raises(RunError, match="not a folder of sentence-transformers"):
+        export(run.folder, checkpoint="best", output=tmp_path / "other")
