@@ -28,7 +28,8 @@ DECAY = 0.5
 BM25_ITEMS = 1
 """Most recent history items whose texts are BM25's query."""
 HISTORY_TITLES = 2
-"""Most recent history items whose titles are the one text of `history_text`: of 2, 3, 5 and 10 the best on Amazon Beauty."""
+"""Most recent history items whose titles are the text of `history_text`: of 2, 3, 5 and 10 the best on Amazon Beauty's
+validation users."""
 
 
 def training_counts(dataset: Dataset) -> NDArray[np.int64]:
