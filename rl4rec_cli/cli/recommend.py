@@ -144,7 +144,13 @@ def _show(answer: Recommendation, *, as_json: bool, is_list: bool) -> None:
     if is_list:
         console.result(f"# user {console.clean(str(answer.user))}")
     console.table("History", ["item", "title"], [[i.item_id, i.title] for i in answer.history])
-    console.result(f"\nCompletion: {console.clean(answer.text)}\n" if answer.text is not None else "")
+    if answer.fusion is None:
+        console.result(f"\nCompletion: {console.clean(answer.text)}\n" if answer.text is not None else "")
+    else:
+        console.result(f"\n{len(answer.texts)} completions, ranked as one by {answer.fusion}:")
+        for text in answer.texts:
+            console.result(f"- {console.clean(text)}")
+        console.result("")
     rows = [[i.rank, i.item_id, f"{i.score:.4f}", i.title] for i in answer.items]
     fused = answer.fused
     by = f", by the completion ({fused.weight:g}) and {fused.sequence_model} ({1 - fused.weight:g})" if fused else ""

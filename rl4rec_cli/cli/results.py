@@ -69,7 +69,7 @@ def print_all_seeds(trained: Sequence[TrainedRun]) -> None:
 def print_evaluation(evaluation: Evaluation, *, title: str, whole: bool = False) -> None:
     """Prints means, differences, probes and the verdict; with `whole`, also the slices and the behaviour."""
     result = evaluation.as_json()
-    labels = shown_names(result["kinds"])
+    labels = shown_names(result["kinds"], result["notes"])
     console.table(title, *metric_table(result["methods"], labels))
     tables = tested_tables(result)
     if whole:
@@ -81,6 +81,8 @@ def print_evaluation(evaluation: Evaluation, *, title: str, whole: bool = False)
             console.result("")
             console.table(name, *table)
     for line in (
+        result.get("texts_line"),
+        result.get("probes_line"),
         result.get("data_line"),
         result.get("fit_line"),
         result.get("checkpoint_line"),

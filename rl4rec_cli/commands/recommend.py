@@ -24,10 +24,11 @@ from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.hybrids import choosers, open_fusion
 from rl4rec_cli.eval.measuring import open_task
-from rl4rec_cli.eval.policies import Models, open_models
+from rl4rec_cli.eval.policies import Models, open_models, sampling_of
 from rl4rec_cli.eval.resolve import Overrides, find_run, resolve_target
 
 if TYPE_CHECKING:
+    from rl4rec_cli.config.policy import GenerationSection
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.engine.sampling import Sampling
     from rl4rec_cli.eval.hybrids import Hybrid
@@ -52,8 +53,8 @@ class RankedItem:
     rank: int
     """From 1."""
     score: float
-    """Cosine of the item's vector and the query's (a text's, or a retriever's), or the fused score (`fused_scores.py`);
-    rounded to six digits."""
+    """Cosine of the item's vector and the query's (a text's, or a retriever's), or the fused score of several texts
+    (`ranking/fusing.py`) or of a hybrid (`fused_scores.py`); rounded to six digits."""
     item_id: int
     title: str
 
@@ -75,8 +76,8 @@ class Recommendation:
     """Name of the checkpoint that answers."""
     history: tuple[Item, ...]
     """Oldest first."""
-    text: str | None
-    """What the policy wrote; None from a retriever, which writes nothing."""
+    texts: tuple[str, ...]
+    """What the policy wrote: one text, or `generation.texts_per_user`; none from a retriever, which writes nothing."""
     items: tuple[RankedItem, ...]
     """The best first, at most `k`, none of the history unless the dataset's users repeat items."""
     user: str | None = None
@@ -85,6 +86,13 @@ class Recommendation:
     """What differs between the data that are there and those the policy was trained on."""
     fused: Fusing | None = None
     """The sequence model that ranked along with the completion; None if that ranked alone."""
+    fusion: str | None = None
+    """How several texts are ranked as one; None for one text."""
+
+    @property
+    def text(self) -> str | None:
+        """The text, several with bars between them; None if there is none."""
+        return " | ".join(self.texts) if self.texts else None
 
     def as_json(self) -> dict[str, Any]:
         """Returns the answer as `rl4rec recommend --json` prints it, without the user."""
@@ -92,10 +100,15 @@ class Recommendation:
             "checkpoint": self.checkpoint,
             **({"warning": self.warning} if self.warning else {}),
             "history": [asdict(item) for item in self.history],
-            **({"text": self.text} if self.text is not None else {}),
+            **self._texts(),
             **({"fused": asdict(self.fused)} if self.fused else {}),
             "items": [asdict(item) for item in self.items],
         }
+
+    def _texts(self) -> dict[str, Any]:
+        if self.fusion is not None:
+            return {"texts": list(self.texts), "texts_per_user": len(self.texts), "fusion": self.fusion}
+        return {"text": self.text} if self.texts else {}
 
 
 @dataclass(frozen=True)
@@ -105,13 +118,26 @@ class Writer:
     policy: Policy
     builder: PromptBuilder
     sampling: Sampling
+    generation: GenerationSection
+    """How many texts of a history there are, and how they are ranked as one."""
+    seed: int
+    """Of several texts that are sampled."""
 
-    def write(self, history: Sequence[int], user: str | None) -> str:
-        """Returns the policy's text."""
-        from rl4rec_cli.policy.generation import generate_texts
+    @property
+    def count(self) -> int:
+        """Texts of a history."""
+        return self.generation.texts_per_user
+
+    def write(self, history: Sequence[int], user: str | None) -> list[str]:
+        """Returns the policy's texts. Several depend on the history alone, and not on answers before."""
+        from transformers import set_seed
+
+        from rl4rec_cli.policy.generation import generate_several
 
         prompt = self.builder.build(user, history)
-        return generate_texts(self.policy, [prompt.ids], self.sampling, batch_size=1)[0]
+        if self.count > 1:
+            set_seed(self.seed)
+        return generate_several(self.policy, [prompt.ids], self.sampling, count=self.count, batch_size=self.count)[0]
 
 
 @dataclass(frozen=True)
@@ -140,17 +166,18 @@ class Recommender:
             DataError: nothing can be ranked by the text; with a hybrid, nor by the sequence model.
         """
         exclude = [list(history)] if self.dataset.mask_history else None
-        text = self.source.write(history, user) if isinstance(self.source, Writer) else None
+        texts = self.source.write(history, user) if isinstance(self.source, Writer) else []
         if self.hybrid is not None:
-            matches = self._fused(self.hybrid, text, history, k)
+            # One text, as the configuration refuses several.
+            matches = self._fused(self.hybrid, texts[0] if texts else None, history, k)
         elif isinstance(self.source, Writer):
-            matches = self._by_text(str(text), k, exclude)
+            matches = self._by_texts(texts, self.source, k, exclude)
         else:
             matches = self.source.search([history], k, exclude)[0]
         return Recommendation(
             checkpoint=str(self.checkpoint["name"]),
             history=tuple(Item(i, self._title(i)) for i in history),
-            text=text,
+            texts=tuple(texts),
             items=tuple(
                 RankedItem(rank, round(score, 6), i, self._title(i))
                 for rank, (i, score) in enumerate(zip(matches.items, matches.scores, strict=True), start=1)
@@ -158,17 +185,23 @@ class Recommender:
             user=user,
             warning=self.warning,
             fused=None if self.hybrid is None else Fusing(self.hybrid.label, self.hybrid.weight),
+            fusion=self.source.generation.fusion if len(texts) > 1 and isinstance(self.source, Writer) else None,
         )
 
-    def _by_text(self, text: str, k: int, exclude: Sequence[Sequence[int]] | None) -> Found:
-        if not text:
+    def _by_texts(self, texts: Sequence[str], source: Writer, k: int, exclude: Sequence[Sequence[int]] | None) -> Found:
+        if not any(texts):
             raise DataError(
                 "the policy wrote an empty completion for this history", hint="try another checkpoint or history"
             )
-        matches = self.retriever.search([text], k, exclude)[0]
-        if matches.items and not any(matches.scores):
+        if source.count == 1:
+            [matches] = self.retriever.search(texts, k, exclude)
+            is_known = any(matches.scores) or not matches.items
+        else:
+            [matches] = self.retriever.fused_search([texts], k, exclude, source.generation.fusion)
+            is_known = bool(self.retriever.text_vectors(texts).ne(0).any())
+        if not is_known:
             raise DataError(
-                f"the policy wrote {text!r}, of which the embedder knows nothing",
+                f"the policy wrote {' | '.join(texts)!r}, of which the embedder knows nothing",
                 hint="try another checkpoint or history",
             )
         return matches
@@ -302,12 +335,9 @@ def open_recommender(
 
 
 def _writer(policy: Policy, config: RunConfig, data: Dataset, run: Run) -> Writer:
-    from rl4rec_cli.engine.sampling import Sampling
-
     config = with_day(config, policy.tokenizer, started=run.day)
     builder = PromptBuilder(config.prompt, data, policy.tokenizer)
-    sampling = Sampling.from_section(config.generation, temperature=config.eval.temperature)
-    return Writer(policy, builder, sampling)
+    return Writer(policy, builder, sampling_of(config), config.generation, config.run.seed)
 
 
 def recommend(

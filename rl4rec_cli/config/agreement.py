@@ -13,7 +13,7 @@ from typing import Any
 from rl4rec_cli.config import schema
 from rl4rec_cli.config.layers import Tree, value_at
 from rl4rec_cli.config.plugins import Registry
-from rl4rec_cli.config.registries import BASELINES, REWARDS
+from rl4rec_cli.config.registries import BASELINES, HYBRIDS, REWARDS
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.shell import command_line
@@ -38,6 +38,7 @@ def check_sections_agree(config: RunConfig, tree: Tree) -> None:
         problem = "with policy.fast_inference the engine would be given the critic's adapter, too"
         tree.problems.append(f"trainer.critic: {problem} ({source})")
         tree.hints.append("use trainer.critic=head, or leave policy.fast_inference out")
+    _check_completions_agree(config, tree)
     for key in ("file", "service.dataset"):
         value = config.retrieval.file if key == "file" else config.retrieval.service.dataset
         if value is not None and len(config.data.paths) > 1:
@@ -49,6 +50,34 @@ def check_sections_agree(config: RunConfig, tree: Tree) -> None:
         *others, last = trainer.normalizations
         problem = f"with {trainer.algorithm} it must be {', '.join(others)} or {last}, not '{normalize}' ({source})"
         tree.problems.append(f"reward.normalize_rewards: {problem}")
+
+
+def _check_completions_agree(config: RunConfig, tree: Tree) -> None:
+    texts, beams = config.generation.texts_per_user, config.generation.num_beams
+    source = tree.source(("generation", "num_beams" if beams > 1 else "texts_per_user"))
+    if beams > 1 and config.eval.temperature > 0:
+        tree.problems.append(f"generation.num_beams: beam search does not sample, so eval.temperature is 0 ({source})")
+        tree.hints.append("leave one of them out")
+    if beams > 1 and config.policy.fast_inference:
+        tree.problems.append(f"generation.num_beams: the engine of policy.fast_inference samples only ({source})")
+        tree.hints.append("leave one of them out")
+    if texts > 1 and beams == 1 and config.eval.temperature == 0:
+        problem = "at eval.temperature 0 all completions of a user are the same"
+        tree.problems.append(f"generation.texts_per_user: {problem} ({source})")
+        tree.hints.append(f"sample them (eval.temperature=1), or search them (generation.num_beams={texts})")
+    if (texts > 1 or beams > 1) and not config.trainer.trains_policy:
+        key = "num_beams" if beams > 1 else "texts_per_user"
+        tree.problems.append(f"generation.{key}: a retriever writes no completions ({source})")
+        tree.hints.append("leave it out")
+    if texts > 1 and config.eval.probes and config.eval.second_embedder == "bm25":
+        problem = "bm25 ranks one completion at a time"
+        tree.problems.append(f"eval.second_embedder: {problem} ({tree.source(('eval', 'second_embedder'))})")
+        tree.hints.append("name a sentence-transformers model, set eval.probes to false, or texts_per_user to 1")
+    hybrids = [name for name in config.eval.all_baselines if name in HYBRIDS.values()]
+    if texts > 1 and hybrids:
+        problem = f"{hybrids[0]} joins one completion of each user to a sequence model"
+        tree.problems.append(f"generation.texts_per_user: {problem} ({source})")
+        tree.hints.append("leave out eval.fuse and the hybrids among eval.baselines, or set texts_per_user to 1")
 
 
 def check_rewards(tree: Tree, flagged: Mapping[str, Any] | None, trusted: str | None) -> None:

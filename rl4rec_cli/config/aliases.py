@@ -132,6 +132,7 @@ LIBRARIES = (
     Alias("per_device_train_batch_size", "trainer.batch_size", "--batch-size", "prompts, not texts"),
     Alias("train_batch_size", "trainer.batch_size", "--batch-size", "prompts, not texts"),
     Alias("per_device_eval_batch_size", "eval.batch_size"),
+    Alias("num_return_sequences", "generation.texts_per_user", "", "completions that are ranked as one"),
     Alias("num_train_epochs", "trainer.num_train_epochs", "--epochs"),
     Alias("epochs", "trainer.num_train_epochs", "--epochs"),
     Alias("num_ppo_epochs", "trainer.ppo_epochs", "", "ppo only"),

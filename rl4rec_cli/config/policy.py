@@ -140,3 +140,23 @@ class GenerationSection(Section):
     """Sample among the k most likely tokens; 0 = all."""
     repetition_penalty: PositiveFloat = 1.0
     """Above 1 discourages tokens that are already there."""
+    texts_per_user: Annotated[int, Field(ge=1, le=256)] = 1
+    """Completions of each user in `eval`, `compare` and `recommend`, and where training measures. Several are ranked as
+    one; equal ones count once. They are samples (`eval.temperature` above 0) or beams (`generation.num_beams`)."""
+    fusion: Literal["logsumexp", "max", "mean", "rrf"] = "logsumexp"
+    """What makes one score of a user's completions: the log-sum-exp of ten times the cosines, the largest cosine, their
+    mean, or reciprocal ranks (the sum of 1 / (60 + rank)). All rank exactly; `rrf` takes several times as long."""
+    num_beams: Annotated[int, Field(ge=1, le=256)] = 1
+    """Above 1 completions that are measured or recommended by come from beam search of this width, which writes the
+    `texts_per_user` best. Training always samples."""
+
+    @model_validator(mode="after")
+    def _beams_suffice(self) -> GenerationSection:
+        if 1 < self.num_beams < self.texts_per_user:
+            raise ValueError(
+                f"generation.num_beams={self.num_beams} cannot give {self.texts_per_user} completions; set it to at "
+                "least generation.texts_per_user, or to 1 for samples"
+            )
+        if self.num_beams > 1 and self.engine == "vllm":
+            raise ValueError("generation.num_beams: vLLM samples only; use generation.engine=transformers, or samples")
+        return self

@@ -20,6 +20,10 @@ class Sampling:
     repetition_penalty: float = 1.0
     batch_size: int | None = None
     """Most completions generated at once; None: all."""
+    num_beams: int = 1
+    """Width of a beam search, which transformers alone does."""
+    num_return_sequences: int = 1
+    """Completions of each prompt that beam search returns, the best first."""
 
     @classmethod
     def from_section(cls, section: GenerationSection, *, temperature: float | None = None) -> Sampling:

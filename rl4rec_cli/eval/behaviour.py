@@ -46,12 +46,14 @@ def behaviour(
         if target_count > 0:
             values["popularity_bias"] = float(counts[top_items].mean() / target_count)
     if method.texts is not None:
-        words = [_words(text) for text in method.texts]
+        texts = [text for texts in method.texts for text in texts]
+        writers = [example for example, texts in zip(examples, method.texts, strict=True) for _ in texts]
+        words = [_words(text) for text in texts]
         values["text_words"] = float(np.mean([len(text) for text in words]))
-        values["distinct_texts"] = len(set(method.texts)) / len(method.texts)
+        values["distinct_texts"] = len(set(texts)) / len(texts)
         titles = [frozenset(_words(str(item["title"]))) for item in dataset.items]
         rates = []
-        for text, example in zip(words, examples, strict=True):
+        for text, example in zip(words, writers, strict=True):
             if text:
                 history_words = frozenset().union(*(titles[i] for i in example.history))
                 rates.append(sum(word in history_words for word in text) / len(text))

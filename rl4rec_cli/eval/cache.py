@@ -60,7 +60,8 @@ def _read(path: Path, key: str, count: int) -> Measured:
     if about["key"] != key or not len(ranks) == len(scorable) == len(top_BK) == count:
         raise ValueError("it holds something else")
     notes = {**about["notes"], "cached": True}
-    return Measured(about["name"], Ranking(ranks, scorable), about["texts"], about["kind"], top_BK, notes)
+    texts = about["texts"] and [[text] if isinstance(text, str) else text for text in about["texts"]]
+    return Measured(about["name"], Ranking(ranks, scorable), texts, about["kind"], top_BK, notes)
 
 
 def _write(path: Path, key: str, measured: Measured) -> None:
@@ -69,7 +70,7 @@ def _write(path: Path, key: str, measured: Measured) -> None:
         "key": key,
         "name": measured.name,
         "kind": measured.kind,
-        "texts": measured.texts,
+        "texts": None if measured.texts is None else [measured.written(row) for row in range(len(measured.texts))],
         "notes": measured.notes,
     }
     buffer = io.BytesIO()

@@ -89,7 +89,8 @@ def _chosen(best: Path) -> dict[str, Any]:
     metric = next((key for key in values if "@" in key and "/" not in key), None)
     if metric is None or object_flaw(values, {metric: (int, float)}):
         return {}
-    return {"step": values["step"], "metric": metric, "value": values[metric], "users": values.get("users")}
+    several = {key: values[key] for key in ("texts_per_user",) if key in values}
+    return {"step": values["step"], "metric": metric, "value": values[metric], "users": values.get("users"), **several}
 
 
 def checkpoint_line(about: Mapping[str, Any], *, split: str | None = None) -> str:
@@ -101,6 +102,8 @@ def checkpoint_line(about: Mapping[str, Any], *, split: str | None = None) -> st
     name = about["name"]
     if "metric" in about:
         users = f"{about['users']:,} validation users" if isinstance(about.get("users"), int) else "validation users"
+        if "texts_per_user" in about:
+            users += f" with {about['texts_per_user']} completions each"
         line = f"Checkpoint: {name}, after step {about['step']:,}: the best {about['metric']} on {users}"
         if split == "validation":
             line += ", who are among those measured here: its figures read too high"

@@ -146,7 +146,7 @@ class Comparison:
             label: [
                 {
                     "rank": int(m.ranking.ranks[row]),
-                    "text": None if m.texts is None else m.texts[row],
+                    "text": None if m.texts is None else " | ".join(m.texts[row]),
                     "best": [titles[i] for i in m.top_BK[row][:SHOWN_ITEMS] if i >= 0],
                 }
                 for m in self.measured[label]
@@ -173,7 +173,7 @@ class Comparison:
                 "difference": float(gains_B[row]),
                 "ranks": {label: [int(m.ranking.ranks[row]) for m in each] for label, each in self.measured.items()},
                 "texts": {
-                    label: [m.texts[row] for m in each if m.texts is not None]
+                    label: [m.written(row) for m in each if m.texts is not None]
                     for label, each in self.measured.items()
                     if each[0].texts is not None
                 },

@@ -18,6 +18,7 @@ import numpy as np
 
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval.metrics import headline, means, per_user
+from rl4rec_cli.eval.scoring import FUSION, TEXTS
 from rl4rec_cli.eval.statistics import Difference, holm, paired_difference, reads
 from rl4rec_cli.eval.tables import against
 from rl4rec_cli.files.locks import exclusive
@@ -129,7 +130,9 @@ class Evaluation:
         for role, other in (("the best baseline", best), ("the policy it started from", self._start())):
             if other is not None:
                 parts.append(against(differences[other], f"{role}, {other} ({means[other]:.4f})"))
-        text = f"{where} {ours} reaches {metric} {means[ours]:.4f}"
+        texts = self._texts_of(ours)
+        by_several = f" with {texts} completions of each user" if texts != 1 else ""
+        text = f"{where} {ours} reaches {metric} {means[ours]:.4f}{by_several}"
         text += f": {', and '.join(parts)}" if parts else ", and nothing was measured beside it"
         if (hybrids := self.hybrids) is not None:
             with_it, without_it = hybrids["ours"], hybrids["theirs"]
@@ -167,9 +170,24 @@ class Evaluation:
             "differences": self.differences,
             **({"hybrids": hybrids} if (hybrids := self.hybrids) is not None else {}),
             "behaviour": self.behaviour,
+            **self._texts(),
             "probes": [probe.as_json() for probe in self.probes],
             **self.about,
         }
+
+    def _texts_of(self, name: str) -> object:
+        """Returns how many completions of each user a method ranks as one."""
+        method = self.method(name)
+        return 1 if method is None else method.notes.get(TEXTS, 1)
+
+    def _texts(self) -> dict[str, Any]:
+        """Returns what a result says where methods rank several completions of each user as one; else nothing."""
+        names = [method.name for method in self.methods if TEXTS in method.notes]
+        if not names:
+            return {}
+        texts, fusion = (next(m.notes[key] for m in self.methods if key in m.notes) for key in (TEXTS, FUSION))
+        line = f"{texts} completions of each user are ranked as one, by {fusion}: {', '.join(names)}."
+        return {TEXTS: texts, FUSION: fusion, "texts_line": line}
 
     def records(self) -> list[dict[str, Any]]:
         """Returns one record per user: target, and every method's rank and text."""
@@ -178,7 +196,7 @@ class Evaluation:
                 "user": example.user,
                 "target": example.target,
                 "ranks": {m.name: int(m.ranking.ranks[row]) for m in self.methods},
-                "texts": {m.name: m.texts[row] for m in self.methods if m.texts is not None},
+                "texts": {m.name: m.written(row) for m in self.methods if m.texts is not None},
             }
             for row, example in enumerate(self.examples)
         ]

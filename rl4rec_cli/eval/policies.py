@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli import console
 from rl4rec_cli.data.dates import day_line, with_day, writes_day
 from rl4rec_cli.data.prompts import PromptBuilder
+from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.plan.phases import Phase, during
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
 if TYPE_CHECKING:
+    from rl4rec_cli.config.policy import GenerationSection
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
-    from rl4rec_cli.eval.scoring import Measured, Task, VectorMethod
+    from rl4rec_cli.engine.sampling import Sampling
+    from rl4rec_cli.eval.scoring import FusedTexts, Measured, Task, VectorMethod, VectorScores
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
     from rl4rec_cli.retrieval.trained import TrainedRetriever
@@ -39,14 +42,14 @@ def measure_policy(
     *,
     reads: Sequence[Example] | None = None,
 ) -> Measured:
-    """Generates a completion for every example and ranks its target; a retriever's query is the history itself.
+    """Generates completions for every example and ranks its target by them; a retriever's query is the history itself.
 
     The run's seed decides the completions if `eval.temperature` is above 0.
 
     Args:
         reads: the policy reads these examples' histories instead, one for each example (probes).
     """
-    from rl4rec_cli.eval.scoring import VectorScores, measure
+    from rl4rec_cli.eval.scoring import FUSION, TEXTS, VectorScores, measure
     from rl4rec_cli.retrieval.trained import TrainedRetriever
 
     reads = reads if reads is not None else examples
@@ -54,26 +57,50 @@ def measure_policy(
         scores = VectorScores(policy.queries([example.history for example in reads]), policy.matrix)
         return measure(name, scores, dataset, examples, kind="policy")
     texts = write_texts(name, policy, config, dataset, reads)
-    scores = VectorScores(retriever.text_vectors(texts), retriever.matrix)
-    return measure(name, scores, dataset, examples, kind="policy", texts=texts)
+    scored = score_completions(texts, config.generation, retriever)
+    notes: dict[str, object] = {}
+    if (several := config.generation.texts_per_user) > 1:
+        notes = {TEXTS: several, FUSION: config.generation.fusion}
+    return measure(name, scored, dataset, examples, kind="policy", texts=texts, notes=notes)
+
+
+def score_completions(
+    texts: Sequence[Sequence[str]], section: GenerationSection, retriever: VectorRetriever
+) -> VectorScores | FusedTexts:
+    """Returns the scores of examples' completions, those of one example as one."""
+    from rl4rec_cli.eval.scoring import FusedTexts, VectorScores
+
+    if section.texts_per_user == 1:
+        return VectorScores(retriever.text_vectors([text for (text,) in texts]), retriever.matrix)
+    return FusedTexts(texts, retriever.text_vectors, retriever.matrix, section.fusion)
+
+
+def sampling_of(config: RunConfig) -> Sampling:
+    """Returns how completions are generated that are measured, or recommended by."""
+    from rl4rec_cli.engine.sampling import Sampling
+
+    sampling = Sampling.from_section(config.generation, temperature=config.eval.temperature)
+    return replace(sampling, num_beams=config.generation.num_beams)
 
 
 @during(Phase.MEASURING)
 def write_texts(
     name: str, policy: Policy, config: RunConfig, dataset: Dataset, examples: Sequence[Example]
-) -> list[str]:
-    """Returns the text of the policy's completion for each example."""
+) -> list[list[str]]:
+    """Returns the texts of the policy's completions, `generation.texts_per_user` for each example."""
     from transformers import set_seed
 
-    from rl4rec_cli.engine.sampling import Sampling
-    from rl4rec_cli.policy.generation import generate_texts
+    from rl4rec_cli.policy.generation import generate_several
 
     builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
     prompts = [builder.build(example.user, example.history).ids for example in examples]
-    sampling = Sampling.from_section(config.generation, temperature=config.eval.temperature)
+    sampling, count = sampling_of(config), config.generation.texts_per_user
+    total = len(prompts) if sampling.num_beams > 1 else len(prompts) * count
     set_seed(config.run.seed)
-    with console.progress(len(prompts), f"Writing completions: {name}") as advance:
-        return generate_texts(policy, prompts, sampling, batch_size=config.eval.batch_size, progress=advance)
+    with console.progress(total, f"Writing completions: {name}") as advance:
+        return generate_several(
+            policy, prompts, sampling, count=count, batch_size=config.eval.batch_size, progress=advance
+        )
 
 
 class Retrievers:
@@ -131,6 +158,16 @@ def open_models(
     if not config.trainer.trains_policy:
         return Retrievers(config, task)
     return Models(config, task, share=share if isinstance(share, Models) else None, started=started)
+
+
+def _generation_key(section: GenerationSection) -> dict[str, Any]:
+    """Returns the settings that completions and ranks depend on, without those that one likeliest text does not have.
+
+    So what earlier versions kept is still read.
+    """
+    key = section.model_dump(mode="json")
+    left_out = ["texts_per_user", "fusion"] if section.texts_per_user == 1 else []
+    return {name: value for name, value in key.items() if name not in left_out and (name, value) != ("num_beams", 1)}
 
 
 class Models:
@@ -216,7 +253,7 @@ class Models:
             "prompts": PromptBuilder(config.prompt, task.dataset, tokenizer).digest(reads or task.examples),
             "sections": [
                 config.prompt.model_copy(update={"date": None}).model_dump(mode="json"),  # the prompts say it
-                config.generation.model_dump(mode="json"),
+                _generation_key(config.generation),
             ],
             "load": config.policy.model_copy(update={"model": "", "lora": None}).model_dump(mode="json"),
             "temperature": config.eval.temperature,
@@ -229,12 +266,18 @@ class Models:
         """Returns the policy as a method that scores any examples by the vectors of its completions."""
         from rl4rec_cli.eval.scoring import VectorMethod, VectorScores
 
+        if self._config.generation.texts_per_user > 1:  # refused by the configuration, which several systems may mix
+            raise ConfigError(
+                f"{name} has several completions of each user, and hybrids join one to a sequence model",
+                hint="leave out eval.fuse, or set generation.texts_per_user to 1",
+            )
+
         def of(examples: Sequence[Example]) -> Models:
             return Models(self._config, replace(self._task, examples=examples), share=self, started=self._started)
 
         def scores(examples: Sequence[Example]) -> VectorScores:
             retriever, texts = self._task.retriever, of(examples).measure(name, model).texts or []
-            return VectorScores(retriever.text_vectors(texts), retriever.matrix)
+            return VectorScores(retriever.text_vectors([text for (text,) in texts]), retriever.matrix)
 
         def key(examples: Sequence[Example]) -> dict[str, object]:
             return of(examples)._key(name, model, self._dated(self._config, model))

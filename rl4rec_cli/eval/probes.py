@@ -26,7 +26,7 @@ from rl4rec_cli.config.registries import BASELINES, EMBEDDERS
 from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.eval.baseline import ScoreBaseline, open_baseline
 from rl4rec_cli.eval.metrics import per_user
-from rl4rec_cli.eval.scoring import Measured, Scored, VectorScores, measure
+from rl4rec_cli.eval.scoring import Measured, Scored, measure
 from rl4rec_cli.eval.statistics import Difference, paired_difference, reads
 
 if TYPE_CHECKING:
@@ -65,13 +65,19 @@ class Probe:
 
 def second_embedder(
     config: RunConfig, dataset: Dataset, examples: Sequence[Example], ours: Measured, start: Measured, metric: str
-) -> Probe:
+) -> Probe | None:
     """Tests whether `ours` also gains over `start` if another embedder ranks the same texts.
+
+    Returns:
+        None where words are to rank them, which rank one completion at a time, and each user has several.
 
     Raises:
         EmbeddingError: the second embedder is the first, or cannot be opened.
     """
-    name, score_texts = _second(config, dataset)
+    second_scorer = _second(config, dataset)
+    if second_scorer is None:
+        return None
+    name, score_texts = second_scorer
     k = int(metric.partition("@")[2])
 
     def values(method: Measured) -> np.ndarray:
@@ -92,7 +98,8 @@ def second_embedder(
     )
 
 
-def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Sequence[str]], Scored]]:
+def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Sequence[Sequence[str]]], Scored]] | None:
+    from rl4rec_cli.eval.policies import score_completions
     from rl4rec_cli.retrieval.embedder import find_embedder
     from rl4rec_cli.retrieval.opening import open_retriever
 
@@ -103,7 +110,9 @@ def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Sequenc
     if name in BASELINES.built_in:
         baseline = open_baseline(name)
         if isinstance(baseline, ScoreBaseline) and (score_texts := baseline.score_texts) is not None:
-            return baseline.label, lambda texts: score_texts(dataset.texts(), texts)
+            if config.generation.texts_per_user > 1:
+                return None
+            return baseline.label, lambda texts: score_texts(dataset.texts(), [text for (text,) in texts])
     second = _embedded_by(name, first)
     if find_embedder(second).identity == ranks_already:
         raise EmbeddingError(
@@ -111,7 +120,7 @@ def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Sequenc
             hint="name another sentence-transformers model, lsa or bm25",
         )
     retriever = open_retriever(second, dataset)
-    return name, lambda texts: VectorScores(retriever.text_vectors(texts), retriever.matrix)
+    return name, lambda texts: score_completions(texts, config.generation, retriever)
 
 
 def _embedded_by(name: str, section: RetrievalSection) -> RetrievalSection:

@@ -122,7 +122,7 @@ def open_systems(words: Sequence[str], overrides: Overrides | None = None) -> tu
     _check_different([members[word] for word in itertools.chain(*groups)])
     systems = [_system([members[word] for word in group]) for group in groups]
     _check_seeds(systems)
-    return _with_own_labels(systems), base
+    return [_with_texts(c) for c in _with_own_labels(systems)], base
 
 
 def _run_name(word: str, run: Run | None, checkpoint: str | None, *, is_named: bool) -> str:
@@ -243,6 +243,14 @@ def _with_own_labels(systems: Sequence[System]) -> list[System]:
     """Replaces equal labels by the whole words."""
     labels = [c.label for c in systems]
     return [replace(c, label=",".join(e.word for e in c.members)) if labels.count(c.label) > 1 else c for c in systems]
+
+
+def _with_texts(system: System) -> System:
+    """Says in a label how many completions of each user are ranked as one, where it is not 1."""
+    counts = sorted({e.config.generation.texts_per_user for e in system.members if e.model is not None})
+    if counts in ([], [1]):
+        return system
+    return replace(system, label=f"{system.label} ({' or '.join(map(str, counts))} completions)")
 
 
 def with_hybrids(systems: Sequence[System], base: RunConfig) -> list[System]:

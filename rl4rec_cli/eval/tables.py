@@ -14,9 +14,13 @@ Table = tuple[Sequence[str], list[list[str]]]
 """Columns and rows."""
 
 
-def shown_names(kinds: Mapping[str, str]) -> dict[str, str]:
-    """Returns each method's name in tables."""
-    return {name: f"{name} (ceiling)" if kind == "ceiling" else name for name, kind in kinds.items()}
+def shown_names(kinds: Mapping[str, str], notes: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, str]:
+    """Returns each method's name in tables, with the number of completions it ranks as one where it is not 1."""
+    marks = {name: ["ceiling"] if kind == "ceiling" else [] for name, kind in kinds.items()}
+    for name, about in (notes or {}).items():
+        if name in marks and "texts_per_user" in about:
+            marks[name].append(f"{about['texts_per_user']} completions")
+    return {name: f"{name} ({', '.join(some)})" if some else name for name, some in marks.items()}
 
 
 def tested_title(found: Mapping[str, Any]) -> str:

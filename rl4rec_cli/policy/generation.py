@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,19 +48,21 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], s
         prompts: B token sequences.
 
     Returns:
-        B token sequences, with the ending token if the completion ended by itself.
+        B token sequences, with the ending token if the completion ended by itself; of a beam search
+        `num_return_sequences` for each prompt, one prompt after the other.
 
     Raises:
-        PolicyError: the policy's probabilities are not finite.
+        PolicyError: the policy's probabilities are not finite, or its engine is to search beams.
     """
     from transformers import GenerationConfig
 
-    size = sampling.batch_size or len(prompts)
+    size = max(1, (sampling.batch_size or len(prompts) * sampling.num_beams) // sampling.num_beams)
     if len(prompts) > size:  # the cache of keys and values grows with the batch
         parts = (prompts[start : start + size] for start in range(0, len(prompts), size))
         return [ids for part in parts for ids in generate_ids(model, tokenizer, part, sampling)]
     own, ends = model.generation_config, ending_ids(model, tokenizer)
     if has_engine(model):
+        _refuse_beams(sampling)
         return write_by_engine(model, prompts, sampling, ends)
     if sampling.temperature > 0:
         how = {
@@ -74,7 +77,10 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], s
         **how,
         max_new_tokens=sampling.max_new_tokens,
         repetition_penalty=sampling.repetition_penalty,
-        num_beams=1,
+        num_beams=sampling.num_beams,
+        num_return_sequences=sampling.num_return_sequences,
+        length_penalty=1.0,
+        early_stopping=False,
         use_cache=True,
         bos_token_id=own.bos_token_id,
         eos_token_id=ends,
@@ -128,8 +134,17 @@ def write_ids(
         PolicyError: the policy's probabilities are not finite. EngineError: the engine failed.
     """
     if policy.engine is not None:
+        _refuse_beams(sampling)
         return policy.engine.write(policy.model, prompts, sampling, ending_ids(policy.model, policy.tokenizer))
     return generate_ids(model, policy.tokenizer, prompts, sampling), None
+
+
+def _refuse_beams(sampling: Sampling) -> None:
+    if sampling.num_beams > 1:
+        raise PolicyError(
+            "engines sample only, and a beam search is asked for",
+            hint="generate by transformers, or set num_beams to 1",
+        )
 
 
 def ending_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -154,9 +169,35 @@ def generate_texts(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Returns the text of a completion for each prompt, without special tokens; by the engine if the policy has one."""
+    """Returns the text of a completion for each prompt, without special tokens; by the engine if the policy has one.
+
+    Of a beam search there are `num_return_sequences` for each prompt, one prompt after the other.
+    """
     completions = generate_completions(policy, prompts, sampling, batch_size=batch_size, progress=progress)
     return decode_texts(policy.tokenizer, completions)
+
+
+def generate_several(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    count: int,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[str]]:
+    """Returns the texts of `count` completions for each prompt: samples, or the best of a beam search.
+
+    Args:
+        batch_size: completions generated at once.
+        progress: gets the numbers of prompts as they are done; of samples, of completions.
+    """
+    if sampling.num_beams > 1:
+        sampling = replace(sampling, num_return_sequences=count)
+    else:
+        prompts = [prompt for prompt in prompts for _ in range(count)]
+    texts = generate_texts(policy, prompts, sampling, batch_size=batch_size, progress=progress)
+    return [texts[start : start + count] for start in range(0, len(texts), count)]
 
 
 def generate_completions(
@@ -168,17 +209,18 @@ def generate_completions(
     progress: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """Returns the tokens of a completion for each prompt, as `generate_ids` does; see `generate_texts`."""
+    each, batch_size = sampling.num_return_sequences, max(1, batch_size // sampling.num_beams)
     if policy.engine is not None:
         batch_size = _ENGINE_BATCH
     # Prompts of like length share a batch, so that little is spent on padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    completions: list[list[int]] = [[]] * len(prompts)
+    completions: list[list[int]] = [[]] * (len(prompts) * each)
     with writing(policy.model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             ids, _ = write_ids(policy, policy.model, [prompts[i] for i in rows], sampling)
-            for row, tokens in zip(rows, ids, strict=True):
-                completions[row] = tokens
+            for place, row in enumerate(rows):
+                completions[row * each : (row + 1) * each] = ids[place * each : (place + 1) * each]
             if progress is not None:
                 progress(len(rows))
     return completions

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -23,25 +23,28 @@ import torch
 from rl4rec_cli.errors import DataError, EmbeddingError
 from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.ranking.ranks import ItemMatrix, Storage, score_matrix, search, target_ranks
+from rl4rec_cli.retrieval.answers import Found, Ranking, as_found
 from rl4rec_cli.retrieval.embedder import Embedder
 from rl4rec_cli.retrieval.embedding_rows import vectors_digest
+from rl4rec_cli.retrieval.several_texts import SeveralTexts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from rl4rec_cli.ranking.fusing import Fusion
 
-class Ranking(NamedTuple):
-    ranks: NDArray[np.int64]
-    """`[B]`, 1-based rank of each target in the whole catalogue."""
-    scorable: NDArray[np.bool_]
-    """`[B]`, false where the text is unscorable."""
-
-
-class Found(NamedTuple):
-    items: list[int]
-    """Item ids, best first."""
-    scores: list[float]
-    """Their cosine similarities."""
+__all__ = [
+    "Found",
+    "InProcessRetriever",
+    "Ranking",
+    "Retriever",
+    "VectorRetriever",
+    "as_found",
+    "catalogue_digest",
+    "query_vectors",
+    "rank_vectors",
+    "submit_ranks",
+]
 
 
 class Retriever(Protocol):
@@ -54,6 +57,24 @@ class Retriever(Protocol):
     def search(self, texts: Sequence[str], k: int, exclude: Sequence[Sequence[int]] | None = None) -> list[Found]: ...
 
     def calculate_reward(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
+
+    def fused_ranks(
+        self,
+        texts_of_users: Sequence[Sequence[str]],
+        targets: Sequence[int],
+        histories: Sequence[Sequence[int]],
+        fusion: Fusion = "logsumexp",
+        weights: Sequence[Sequence[float]] | None = None,
+    ) -> Ranking: ...
+
+    def fused_search(
+        self,
+        texts_of_users: Sequence[Sequence[str]],
+        k: int,
+        exclude: Sequence[Sequence[int]] | None = None,
+        fusion: Fusion = "logsumexp",
+        weights: Sequence[Sequence[float]] | None = None,
+    ) -> list[Found]: ...
 
 
 class VectorRetriever(Retriever, Protocol):
@@ -89,7 +110,7 @@ def submit_ranks(
     return lambda: retriever.target_ranks(texts, targets, histories)
 
 
-class InProcessRetriever:
+class InProcessRetriever(SeveralTexts):
     """Embeds and ranks in this process.
 
     Args:
@@ -206,12 +227,3 @@ def query_vectors(embedder: Embedder, texts: Sequence[str]) -> torch.Tensor:
             f"embedder {embedder.name} returned shape {list(vectors_UD.shape)} for {len(distinct)} texts"
         )
     return vectors_UD[[distinct[text] for text in texts]]
-
-
-def as_found(ids_BK: NDArray[np.int64], scores_BK: NDArray[np.float32]) -> list[Found]:
-    """The items of a search, without the places where none was left."""
-    found = []
-    for ids, scores in zip(ids_BK.tolist(), scores_BK.tolist(), strict=True):
-        kept = [(i, s) for i, s in zip(ids, scores, strict=True) if i >= 0]
-        found.append(Found([i for i, _ in kept], [s for _, s in kept]))
-    return found

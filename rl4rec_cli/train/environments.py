@@ -159,5 +159,12 @@ def policy_writer(policy: Policy, config: RunConfig) -> Callable[[Dataset, Seque
     """Returns a function that writes a policy's most likely completion for each example of a dataset."""
     from rl4rec_cli.eval.policies import write_texts
 
-    likeliest = config.model_copy(update={"eval": config.eval.model_copy(update={"temperature": 0.0})})
-    return lambda dataset, examples: write_texts("screening", policy, likeliest, dataset, examples)
+    likeliest = config.model_copy(
+        update={
+            "eval": config.eval.model_copy(update={"temperature": 0.0}),
+            "generation": config.generation.model_copy(update={"texts_per_user": 1, "num_beams": 1}),
+        }
+    )
+    return lambda dataset, examples: [
+        text for (text,) in write_texts("screening", policy, likeliest, dataset, examples)
+    ]

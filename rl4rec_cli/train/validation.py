@@ -82,14 +82,16 @@ class Validation:
         self.values.append((step, value))
         log = JsonLines(self._run.folder / LOG, also=self._report)
         try:
-            log.write({"phase": phase, "step": step, "users": self._users, "best": is_best, **metrics, **by_dataset})
+            about = {"phase": phase, "step": step, "users": self._users, "best": is_best, **self._texts()}
+            log.write({**about, **metrics, **by_dataset})
         finally:
             log.close()
         best_step, best = max(self.values, key=lambda pair: (pair[1], -pair[0]))
         so_far = "the best so far" if is_best else f"best {best:.4f} after step {best_step:,}"
         apart = ", ".join(f"{key.partition('/')[2]} {value:.4f}" for key, value in self._own.items())
         mean = f" (mean of {apart})" if apart else ""
-        console.log(f"Validation after step {step:,}: {self.metric} {value:.4f}{mean}, {so_far}")
+        several = f" ({texts} completions of each user)" if (texts := self._texts().get("texts_per_user")) else ""
+        console.log(f"Validation after step {step:,}: {self.metric} {value:.4f}{mean}{several}, {so_far}")
         return is_best
 
     @property
@@ -112,7 +114,13 @@ class Validation:
     def describe(self, folder: Path) -> None:
         """Writes a checkpoint's metrics into its folder."""
         step, value = self.values[-1]
-        write_json(folder / "validation.json", {"step": step, self.metric: value, **self._own, "users": self._users})
+        about = {"step": step, self.metric: value, **self._own, "users": self._users, **self._texts()}
+        write_json(folder / "validation.json", about)
+
+    def _texts(self) -> dict[str, int]:
+        """Says how many completions of each user are ranked as one, where it is not 1."""
+        texts = self._run.config.generation.texts_per_user
+        return {} if texts == 1 else {"texts_per_user": texts}
 
     def state(self) -> dict[str, Any]:
         return {"values": [list(pair) for pair in self.values]}

@@ -61,7 +61,7 @@ def comparison(make_dataset: MakeDataset, *systems: tuple[str, int], said: str =
             run = Run(Path("nowhere") / f"{label}{seed}", config) if seeds else None
             members.append(Member(label, label, run, "model" if seeds else None, config))
             ranks = np.minimum(ITEMS, 1 + generator.geometric(0.04 + 0.05 * place, USERS))
-            texts = [f"{said} {i}" for i in range(USERS)] if seeds else None
+            texts = [[f"{said} {i}"] for i in range(USERS)] if seeds else None
             top = np.tile(np.arange(10), (USERS, 1))
             kind: Any = "policy" if seeds else "baseline"
             each.append(Measured(label, Ranking(ranks, np.ones(USERS, bool)), texts, kind, top))

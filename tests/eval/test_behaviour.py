@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ EXAMPLES = [Example("a", (0, 1), 2), Example("b", (3,), 4)]
 
 def measured(top: list[list[int]], texts: list[str] | None = None) -> Measured:
     ranking = Ranking(np.ones(len(top), np.int64), np.ones(len(top), np.bool_))
-    return Measured("m", ranking, texts, "policy" if texts else "baseline", np.array(top))
+    completions = [[text] for text in texts] if texts is not None else None
+    return Measured("m", ranking, completions, "policy" if texts else "baseline", np.array(top))
 
 
 def test_recommendations_by_hand(make_dataset: Make) -> None:
@@ -45,6 +47,16 @@ def test_texts_by_hand(make_dataset: Make) -> None:
     same = behaviour(measured([[0], [1]], ["oil", "oil"]), dataset, EXAMPLES, np.ones(6, np.int64))
     assert same["distinct_texts"] == 0.5
     assert "copy_rate" not in behaviour(measured([[0], [1]], ["", ""]), dataset, EXAMPLES, np.ones(6, np.int64))
+
+
+def test_every_one_of_several_texts_counts(make_dataset: Make) -> None:
+    one = measured([[0], [1]], ["Rose mint soap", "rose cedar oil oil"])
+    several = replace(one, texts=[["Rose mint soap", "oil"], ["rose cedar oil oil", "oil"]])
+    found = behaviour(several, make_dataset(), EXAMPLES, np.ones(6, np.int64))
+    assert found["text_words"] == (3 + 1 + 4 + 1) / 4
+    assert found["distinct_texts"] == 0.75
+    # "oil" is no word of the first user's history, and one of the second's.
+    assert found["copy_rate"] == pytest.approx((2 / 3 + 0 + 3 / 4 + 1) / 4)
 
 
 @pytest.mark.parametrize("lengths", [[1], [2, 2, 2], [1, 2, 3, 4, 5, 6], [3] * 9 + [4] * 2 + [80]])

@@ -34,7 +34,7 @@ def written(
 ) -> Measured:
     dataset, retriever, examples = shop
     scored = matrix(texts) if matrix else VectorScores(retriever.text_vectors(texts), retriever.matrix)
-    return measure(name, scored, dataset, examples, kind="policy", texts=texts)
+    return measure(name, scored, dataset, examples, kind="policy", texts=[[text] for text in texts])
 
 
 def last_titles(dataset: Dataset, examples: Sequence[Example]) -> list[str]:

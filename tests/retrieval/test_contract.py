@@ -112,6 +112,22 @@ def test_vectors_and_what_is_made_of_them(retriever: Any, expected: Any, batch: 
     assert retriever.digest == expected.digest
 
 
+@pytest.mark.parametrize("fusion", ["logsumexp", "max", "mean", "rrf"])
+def test_several_texts_of_a_user_rank_as_in_process(retriever: Any, expected: Any, batch: Any, fusion: Any) -> None:
+    texts, targets, histories = batch
+    users = [texts[i : i + 3] for i in range(0, len(texts), 3)]
+    own = targets[: len(users)], histories[: len(users)]
+    weights = [[-1.0 * i for i in range(len(some))] for some in users]
+    for given in (None, weights):
+        ranking, wanted = (one.fused_ranks(users, *own, fusion, given) for one in (retriever, expected))
+        assert ranking.ranks.tolist() == wanted.ranks.tolist()
+        assert ranking.scorable.tolist() == wanted.scorable.tolist()
+        assert retriever.fused_search(users, 7, own[1], fusion, given) == expected.fused_search(
+            users, 7, own[1], fusion, given
+        )
+    assert not ranking.scorable[users.index(["", " \n", "nothing known here"])]
+
+
 def test_nothing_in_nothing_out(retriever: Any) -> None:
     ranking = retriever.target_ranks([], [], [])
     assert (len(ranking.ranks), len(ranking.scorable)) == (0, 0)

@@ -19,6 +19,7 @@ from rl4rec_cli.ranking.ranks import ItemMatrix
 from rl4rec_cli.retrieval.embedder import find_embedder
 from rl4rec_cli.retrieval.retriever import Ranking, rank_vectors
 from rl4rec_cli.retrieval.service.requests import Pending, ServiceClient
+from rl4rec_cli.retrieval.several_texts import SeveralTexts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.retrieval.retriever import Found
 
 
-class RayRetriever:
+class RayRetriever(SeveralTexts):
     """One catalogue of the service, with what `InProcessRetriever` offers. Open with `open`.
 
     Baselines and evaluation look at item vectors themselves: `vectors_ND` and `matrix` fetch them once, when they are
