@@ -122,7 +122,9 @@ def test_recommend_by_several(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     recommender = open_recommender(run)
     found = recommender.retriever.fused_search([answer.texts], 4, [[item.item_id for item in answer.history]])[0]
     assert [item.item_id for item in answer.items] == found.items
-    assert recommender.answer(recommender.history_of("u3"), k=4, user="u3") == answer
+    for user in ("u1", "u3"):
+        again = recommender.answer(recommender.history_of(user), k=4, user=user)
+    assert again == answer
     whole = answer.as_json()
     assert "text" not in whole
     assert (whole["texts"], whole["texts_per_user"], whole["fusion"]) == (list(answer.texts), 3, "logsumexp")

@@ -11,6 +11,7 @@ from rl4rec_cli.config.policy import GenerationSection
 from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import DataError
+from rl4rec_cli.eval import scoring
 from rl4rec_cli.ranking.fused import fused_target_ranks
 from rl4rec_cli.ranking.fusing import Fusion
 from rl4rec_cli.retrieval.opening import open_retriever
@@ -38,7 +39,7 @@ def test_the_setting_offers_what_the_kernel_has() -> None:
 
 
 def test_equal_texts_of_a_user_count_once_and_keep_their_largest_weight() -> None:
-    users = different_texts([["a", "b", "a"], ["a"]], [[-3.0, -2.0, -1.0], [-5.0]])
+    users = different_texts([["a", "b", "a"], ["a"]], [[-1.0, -2.0, -3.0], [-5.0]])
     assert users.texts == ["a", "b", "a"]
     assert users.counts.tolist() == [2, 1]
     assert users.log_weights is not None
@@ -83,6 +84,25 @@ def test_several_texts_are_what_the_kernel_makes_of_their_vectors(
         assert ranking.ranks.tolist() == expected.tolist()
         first = retriever.fused_search(of_users, 120, None, fusion, given)
         assert all(len(one.items) == 120 and sorted(one.scores, reverse=True) == one.scores for one in first)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_evaluation_ranks_users_some_at_a_time(
+    fusion: Any, retriever: Any, titles: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_users = [titles[i : i + 1 + i % 4] for i in range(20)] + [[""]]
+    targets, histories = list(range(50, 71)), [[i, 51] for i in range(21)]
+    wanted = retriever.fused_ranks(of_users, targets, histories, fusion)
+    found = [one.items for one in retriever.fused_search(of_users, 10, histories, fusion)]
+    for size in (scoring._QUERIES, 7, 1):
+        monkeypatch.setattr(scoring, "_QUERIES", size)
+        scored = scoring.FusedTexts(of_users, retriever.text_vectors, retriever.matrix, fusion)
+        ranking = scored.ranks(targets, histories)
+        assert ranking.ranks.tolist() == wanted.ranks.tolist()
+        assert ranking.scorable.tolist() == wanted.scorable.tolist()
+        assert scored.top(10, histories).tolist() == found
+    nobody = scoring.FusedTexts([], lambda texts: retriever.text_vectors(["a"])[:0], retriever.matrix, fusion)
+    assert (len(nobody.ranks([], [])[0]), nobody.top(10, []).shape) == (0, (0, 10))
 
 
 def test_two_titles_find_both(retriever: Any, titles: list[str]) -> None:
