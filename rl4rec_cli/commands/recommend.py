@@ -26,6 +26,7 @@ from rl4rec_cli.eval.hybrids import choosers, open_fusion
 from rl4rec_cli.eval.measuring import open_task
 from rl4rec_cli.eval.policies import Models, open_models, sampling_of
 from rl4rec_cli.eval.resolve import Overrides, find_run, resolve_target
+from rl4rec_cli.eval.scoring import FUSION, TEXTS
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.policy import GenerationSection
@@ -106,8 +107,8 @@ class Recommendation:
         }
 
     def _texts(self) -> dict[str, Any]:
-        if self.fusion is not None:
-            return {"texts": list(self.texts), "texts_per_user": len(self.texts), "fusion": self.fusion}
+        if len(self.texts) > 1:
+            return {"texts": list(self.texts), TEXTS: len(self.texts), FUSION: self.fusion}
         return {"text": self.text} if self.texts else {}
 
 
