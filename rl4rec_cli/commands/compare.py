@@ -76,7 +76,7 @@ def compare(
     evaluation = start_evaluation(base.eval, data, base.eval.split)
     compared = with_hybrids(systems, base)
     for word in (e.word for c in compared for e in c.members if e.model is None):
-        open_baseline(word).check(data, evaluation.examples, evaluation.split)
+        open_baseline(word).check(data, evaluation.examples, evaluation.split, base.eval.fuse_weights)
     audit = _audit(systems, data)
     openings = _openings(systems, opens=evaluation.split == "test")
 

@@ -60,7 +60,7 @@ def evaluate(
     data = open_dataset(config.data)
     evaluation = start_evaluation(config.eval, data, config.eval.split)
     for baseline in baselines:
-        baseline.check(data, evaluation.examples, evaluation.split)
+        baseline.check(data, evaluation.examples, evaluation.split, config.eval.fuse_weights)
     evaluation.about["audit"] = audit_line(config, data, next(iter(config.data.paths), None))
     is_own = True
     if run is not None and model is not None:

@@ -296,7 +296,7 @@ def open_recommender(
         data.user_index(user)
     fusion = open_fusion(config.eval.fuse)
     if fusion is not None:
-        fusion.check(data, (), "test")
+        fusion.check(data, (), "test", config.eval.fuse_weights)
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
     from rl4rec_cli.policy.loading import check_tokenizer
@@ -307,7 +307,7 @@ def open_recommender(
         prepare_backend(config.policy)
         check_tokenizer(config.policy.model_copy(update={"model": folder}))  # before the minutes of embedding
     retriever = open_retriever(config.retrieval, data, config.data.paths, first_wait=FIRST_WAIT)
-    examples = choosers(data) if fusion is not None else ()
+    examples = choosers(data) if fusion is not None and data.has_validation else ()
     task = open_task(config.eval, data, retriever, examples)
     models = open_models(config, task, started=run.day)
     hybrid = None

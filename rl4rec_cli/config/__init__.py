@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.base import *  # noqa: F403
+    from rl4rec_cli.config.evaluation import *  # noqa: F403
     from rl4rec_cli.config.health import *  # noqa: F403
     from rl4rec_cli.config.policy import *  # noqa: F403
     from rl4rec_cli.config.sections import *  # noqa: F403
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     # `from rl4rec_cli.config import aliases` asks here first; no section has such a name, and pydantic stays out.
-    for module in ("sections", "policy", "trainer", "health", "base") if name[:1].isupper() else ():
+    for module in ("sections", "evaluation", "policy", "trainer", "health", "base") if name[:1].isupper() else ():
         names = vars(import_module(f"{__name__}.{module}"))
         if name in names:
             return names[name]

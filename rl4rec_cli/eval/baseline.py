@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,8 +69,13 @@ class Baseline:
         """Whether it can be measured only with a policy."""
         return type(self).measure is Baseline.measure
 
-    def check(self, dataset: Dataset, examples: Sequence[Example], split: Split) -> None:
+    def check(
+        self, dataset: Dataset, examples: Sequence[Example], split: Split, weights: Mapping[str, float] | None = None
+    ) -> None:
         """Checks before anything is measured whether it can be, on these examples of a split.
+
+        Args:
+            weights: `eval.fuse_weights`.
 
         Raises:
             DataError: it cannot.

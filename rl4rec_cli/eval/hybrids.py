@@ -8,7 +8,7 @@ Hides: what is kept in the cache, and which weights are tried (`fusion.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -63,8 +63,13 @@ class Fusion(Baseline):
         """The name in tables of the hybrid without a policy."""
         return self.name_with(_last_item().shown_name)
 
-    def check(self, dataset: Dataset, examples: Sequence[Example], split: Split) -> None:
+    def check(
+        self, dataset: Dataset, examples: Sequence[Example], split: Split, weights: Mapping[str, float] | None = None
+    ) -> None:
         """Checks that the sequence model has something to learn from, and that somebody can choose a weight.
+
+        Args:
+            weights: those that are not to be chosen, by the name of what is fused.
 
         Raises:
             DataError: no training part has two items, the validation targets are trained on, or there are fewer than
@@ -74,10 +79,13 @@ class Fusion(Baseline):
         if all(len(part) < 2 for part in dataset.training_parts):
             raise DataError(f"{refusal}: no training part has two items, so nothing follows anything", hint=_WITHOUT)
         if not dataset.has_validation:
+            if weights and _last_item().shown_name in weights:
+                return
             raise DataError(
                 f"{refusal}: validation users choose the weight, and what is trained has seen their targets "
                 f"(data.fit={dataset.fit})",
-                hint=f"fuse what is trained with data.fit=train, or {_WITHOUT}",
+                hint="name the weights that data.fit=train chose, of each that is fused and of the last item: "
+                f"--set 'eval.fuse_weights={{last item: 0.85}}'; or {_WITHOUT}",
             )
         users = examples if split == "validation" else choosers(dataset)
         if len(users) < 2:
@@ -102,11 +110,15 @@ class Fusion(Baseline):
         Raises:
             DataError: as `check`.
         """
-        self.check(task.dataset, task.examples, split)
+        given = self._given(method, task)
+        if given is None:
+            self.check(task.dataset, task.examples, split)
 
         def compute() -> Measured:
             fused, notes = self._fused(method, task)
-            if split == "validation":
+            if given is not None:
+                weights_B = np.full(len(task.examples), given)
+            elif split == "validation":
                 from rl4rec_cli.eval.fusion import cross_fitted
 
                 weights_B = cross_fitted(fused, *_targets_and_masks(task)).weights
@@ -115,7 +127,19 @@ class Fusion(Baseline):
             notes["weights"] = sorted(set(weights_B.tolist()))
             return self._measure(method, task, fused, weights_B, notes)
 
-        return self._kept(method, task, f"measured on {split}", compute)
+        what = f"measured on {split}" if given is None else f"measured with {given!r}"
+        return self._kept(method, task, what, compute)
+
+    def _given(self, method: VectorMethod, task: Task) -> float | None:
+        """Returns the weight that is not to be chosen, or None.
+
+        Raises:
+            DataError: it is not named, and nobody can choose it.
+        """
+        given = task.fuse_weights.get(method.name)
+        if given is None and not task.dataset.has_validation:
+            self.check(task.dataset, (), "test")
+        return given
 
     def choose(self, method: VectorMethod, task: Task) -> float:
         """Returns the weight of the method's own scores that validation users choose. The cache keeps it.
@@ -123,6 +147,8 @@ class Fusion(Baseline):
         Raises:
             DataError: as `check`.
         """
+        if (given := self._given(method, task)) is not None:
+            return given
         self.check(task.dataset, (), "test")
         chooser = replace(task, examples=choosers(task.dataset))
 

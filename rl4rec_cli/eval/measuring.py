@@ -19,7 +19,8 @@ from rl4rec_cli.runs.folder import Run
 
 # torch is imported in the functions that need it, so that errors in the dataset show first.
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import EvalSection, RunConfig
+    from rl4rec_cli.config.evaluation import EvalSection
+    from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.eval.scoring import Task
     from rl4rec_cli.retrieval.retriever import VectorRetriever
@@ -51,7 +52,7 @@ def open_task(section: EvalSection, dataset: Dataset, retriever: VectorRetriever
     from rl4rec_cli.eval.scoring import Task
 
     cache = Path(section.cache_dir).expanduser() if section.cache_dir is not None else None
-    return Task(dataset, retriever, examples, cache=cache)
+    return Task(dataset, retriever, examples, cache=cache, fuse_weights=section.fuse_weights)
 
 
 def finish(evaluation: Evaluation, dataset: Dataset) -> None:

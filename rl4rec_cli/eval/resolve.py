@@ -54,7 +54,7 @@ def find_run(target: str, checkpoint: str | None = None) -> tuple[Run, str] | No
 
 def baseline_names(text: str) -> list[str]:
     """Returns the names that `--baselines` means: `default`, `all` (of rl4rec's own), `none`, or names with commas."""
-    from rl4rec_cli.config.sections import EvalSection
+    from rl4rec_cli.config.evaluation import EvalSection
 
     groups = {"none": [], "default": list(EvalSection().baselines), "all": list(BASELINES.built_in)}
     return groups[text] if text in groups else [name.strip() for name in text.split(",")]

@@ -42,6 +42,7 @@ class Task:
     Attributes:
         seed: for baselines that are trained.
         cache: folder of measurements and trained baselines; None keeps nothing.
+        fuse_weights: weights of hybrids that are not to be chosen, by the name of what is fused.
     """
 
     dataset: Dataset
@@ -49,6 +50,7 @@ class Task:
     examples: Sequence[Example]
     seed: int = 0
     cache: Path | None = None
+    fuse_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

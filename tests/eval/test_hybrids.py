@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rl4rec_cli.config.evaluation import EvalSection
 from rl4rec_cli.config.layering import load_config
-from rl4rec_cli.config.sections import EvalSection, RetrievalSection
+from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset, Example, build_examples
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import DataError
@@ -179,6 +180,14 @@ def test_who_cannot_choose_is_told_before_anything_is_scored(make_dataset: Make,
         with pytest.raises(DataError, match="what is trained has seen their targets") as caught:
             attempt()
         assert "data.fit=train" in (caught.value.hint or "")
+    # Weights that are named are taken as they are, those of others are still missing.
+    named = replace(task, fuse_weights={"last item": 0.25})
+    assert fusion().measure(named, "test").notes["weights"] == [0.25]
+    fusion().check(fitted, named.examples, "test", named.fuse_weights)
+    with pytest.raises(DataError, match="what is trained has seen their targets"):
+        fusion().measure_with(mine, named, "test")
+    with pytest.raises(DataError, match="what is trained has seen their targets"):
+        fusion().check(fitted, named.examples, "test", {"another": 0.5})
     # One user is measured, but there are others who choose.
     several = make_dataset(sequences=[[0, 1, 2, 3], [1, 2, 3, 4]])
     one = build_examples(several, "test")[:1]

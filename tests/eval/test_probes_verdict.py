@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from rl4rec_cli.config.sections import EvalSection, RetrievalSection, RunConfig
+from rl4rec_cli.config.evaluation import EvalSection
+from rl4rec_cli.config.sections import RetrievalSection, RunConfig
 from rl4rec_cli.data.dataset import Dataset, Example, build_examples
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import EmbeddingError
