@@ -112,7 +112,7 @@ class Evaluation:
 
     @property
     def verdict(self) -> str:
-        """A sentence on whether the subject beats the best baseline and the policy it started from, and by how much.
+        """A sentence on whether the subject beats the best baseline and what it started from, and by how much.
 
         It says what the subject adds to the best hybrid, and names failed probes. Without a subject it names the best
         baseline.
@@ -127,7 +127,7 @@ class Evaluation:
                 return "nothing but ceilings was measured."
             return f"{where} the best baseline is {best} ({metric} {means[best]:.4f}); no policy was measured."
         parts, differences = [], self.differences
-        for role, other in (("the best baseline", best), ("the policy it started from", self._start())):
+        for role, other in (("the best baseline", best), ("what it started from", self._start())):
             if other is not None:
                 parts.append(against(differences[other], f"{role}, {other} ({means[other]:.4f})"))
         texts = self._texts_of(ours)

@@ -133,8 +133,12 @@ def figures_of(
     return figures
 
 
-def validation_figure(records: Sequence[Record], metric: str) -> list[Figure]:
-    """Returns the validation metrics at the cut-off of `metric` (`ndcg@10`), or no figure if none were measured."""
+def validation_figure(records: Sequence[Record], metric: str, *, writes: bool = True) -> list[Figure]:
+    """Returns the validation metrics at the cut-off of `metric` (`ndcg@10`), or no figure if none were measured.
+
+    Args:
+        writes: what is trained writes completions.
+    """
     k = int(metric.partition("@")[2])
     points = [r for r in records if _number(r.get(metric)) is not None]
     if not points:
@@ -146,7 +150,7 @@ def validation_figure(records: Sequence[Record], metric: str) -> list[Figure]:
     ]
     best = max(points, key=lambda r: r[metric])
     words = (
-        f"{points[-1].get('users', 0):,} held-out users, the most likely completion for each. "
+        f"{points[-1].get('users', 0):,} held-out users{', the most likely completion for each' if writes else ''}. "
         f"Best {metric}: {best[metric]:.4f} after step {best['step']:,}."
     )
     of = {key: key.partition("/")[2] for key in points[0] if key.startswith(f"{metric}/")}

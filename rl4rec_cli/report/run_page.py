@@ -26,7 +26,7 @@ from rl4rec_cli.files.writing import check_writable, write_text
 from rl4rec_cli.report.run_tables import environment_table, settings_table
 from rl4rec_cli.runs.folder import TRAINING_LOG, WARM_START_LOG
 from rl4rec_cli.runs.making import open_run, resume_command
-from rl4rec_cli.train.checkpoints import CheckpointState, checkpoint_states
+from rl4rec_cli.train.checkpoints import CheckpointState, checkpoint_states, final_steps
 
 if TYPE_CHECKING:
     from rl4rec_cli.eval.tables import Table
@@ -185,6 +185,7 @@ def as_html(logged: Logged) -> str:
         "plots": [(name, words, figures(drawings)) for name, words, drawings in plots_of(logged)],
         "results": [(split, result_tables(result)) for split, result in logged.results.items()],
         "samples": samples(logged),
+        "writes": run.config.trainer.trains_policy,
         "checkpoints": checkpoint_table(logged),
         "settings": settings_table(run.config),
         "environment": environment_table(logged.environment),
@@ -219,7 +220,8 @@ def heading(logged: Logged) -> str:
     weights = ", ".join(f"{name}@{config.reward.k} × {weight:g}" for name, weight in config.reward.functions.items())
     shaping = f" + rank shaping {config.reward.rank_shaping:g}" if config.reward.rank_shaping else ""
     reward = f", reward {weights}{shaping}" if config.trainer.learns_from_rewards else ""
-    return f"{logged.algorithm} on {dataset}, model {config.policy.model}{reward}, seed {config.run.seed}"
+    model = f"model {config.policy.model}" if config.trainer.trains_policy else f"encoder {config.retrieval.label}"
+    return f"{logged.algorithm} on {dataset}, {model}{reward}, seed {config.run.seed}"
 
 
 def status(logged: Logged) -> str:
@@ -227,9 +229,12 @@ def status(logged: Logged) -> str:
     from rl4rec_cli.report.panels import seconds_of
 
     run = logged.run
+    made = {phase: int(records[-1]["step"]) for phase, records in logged.phases.items()}
+    last = run.config.trainer.algorithm
+    if last in made and run.final.is_dir():  # not every step is logged
+        made[last] = max(made[last], final_steps(run) or 0)
     counts = [
-        f"{_steps(records[-1]['step'])} of {phase} in {_time(seconds_of(records))}"
-        for phase, records in logged.phases.items()
+        f"{_steps(made[phase])} of {phase} in {_time(seconds_of(records))}" for phase, records in logged.phases.items()
     ]
     so_far = f"{', '.join(counts)}."
     if run.in_use():
@@ -272,7 +277,9 @@ def plots_of(logged: Logged) -> list[tuple[str, str, list[Figure]]]:
         )
         if phase == logged.algorithm:
             metric = headline(config.eval.ks)
-            phase_figures[1:1] = panels.validation_figure(logged.validation, metric)
+            phase_figures[1:1] = panels.validation_figure(
+                logged.validation, metric, writes=logged.run.config.trainer.trains_policy
+            )
         signs = {sign for _, sign in marks}
         words = [
             plots.AVERAGED if len(records) > plots.SMOOTHED else "",
@@ -355,7 +362,7 @@ def checkpoint_table(logged: Logged) -> Table:
 
 
 _WHAT = {
-    "checkpoint_start": "before reinforcement learning",
+    "checkpoint_start": "before training",
     "checkpoint_best": "best on validation users",
     "checkpoint_final": "the result",
 }

@@ -61,7 +61,7 @@ def test_a_policy_that_cheats_the_embedder_is_named(shop: Any) -> None:
     assert "BUT" not in evaluation.verdict
     evaluation.probes.append(found)
     said = evaluation.verdict
-    assert "above the policy it started from" in said
+    assert "above what it started from" in said
     assert "BUT its gain over before RL vanishes when BM25 ranks the same texts" in said
 
 
@@ -166,7 +166,7 @@ def test_the_verdict_compares_with_the_best_baseline_and_the_start() -> None:
         "on 1,000 test users tuned policy reaches ndcg@10 0.5000: above the best baseline, last item"
     )
     assert "(0.2500)" in said
-    assert "and above the policy it started from, before RL (0.2000) (+0.3000" in said
+    assert "and above what it started from, before RL (0.2000) (+0.3000" in said
     assert "p <.001" in said
     assert "\n" not in said
 
@@ -176,7 +176,7 @@ def test_the_verdict_claims_nothing_it_cannot_show() -> None:
     start, tuned = np.where(users % 30 == 0, 1, 50), np.where(users % 30 == 0, 1, 50)
     tuned[1] = 1
     said = evaluation(method("before RL", start, "policy"), method("t", tuned, "policy"), subject="t").verdict
-    assert "no difference shown from the policy it started from" in said
+    assert "no difference shown from what it started from" in said
     lower = evaluation(method("last item", np.ones(300)), method("t", start, "policy"), subject="t").verdict
     assert "below the best baseline, last item (1.0000)" in lower
     none = evaluation(method("popularity", start), method("last item", np.ones(300)), subject=None).verdict

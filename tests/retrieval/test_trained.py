@@ -24,6 +24,7 @@ from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ConfigError, EmbeddingError, RunError
 from rl4rec_cli.eval.resolve import Overrides
+from rl4rec_cli.report.run_page import write_report
 from rl4rec_cli.retrieval.embedder import find_embedder, open_embedder
 from rl4rec_cli.retrieval.embedding import embed_items
 from rl4rec_cli.retrieval.opening import open_retriever
@@ -223,3 +224,12 @@ def test_the_export_is_the_folder_with_a_card(trained: tuple[Run, Dataset, Path]
         export(run.folder, form="adapter", output=tmp_path / "other")
     with pytest.raises(RunError, match="not a folder of sentence-transformers"):
         export(run.folder, checkpoint="best", output=tmp_path / "other")
+
+
+def test_the_report_speaks_of_a_retriever(trained: tuple[Run, Dataset, Path]) -> None:
+    run, _, _ = trained
+    page = write_report(str(run.folder)).read_text()
+    assert "encoder model" in page  # the folder of MiniLM is named so
+    assert "12 steps of retriever" in page
+    assert "the most likely completion" not in page
+    assert "No completions are logged" not in page
