@@ -10,6 +10,7 @@ import torch
 
 from rl4rec_cli import console
 from rl4rec_cli.ranking import counting
+from rl4rec_cli.ranking.fused import fused_search, fused_target_ranks
 from rl4rec_cli.ranking.ranks import ItemMatrix, search, target_ranks
 
 STORAGES = ["fp32", "fp16", "int8"]
@@ -45,6 +46,22 @@ def test_the_device_gives_the_same_bits(storage: Any, device: str) -> None:
             assert torch.equal(got, expected)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("fusion", ["logsumexp", "max", "mean", "rrf"])
+def test_several_queries_of_a_user_rank_as_on_the_cpu(fusion: Any, storage: Any, device: str) -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(20_000, 96), dim=1)
+    queries = torch.nn.functional.normalize(torch.randn(90, 96), dim=1)
+    vectors[15_000:] = vectors[:5_000].clone()
+    targets, counts = torch.randint(0, 20_000, (20,)), [1, 8] * 10
+    masks, how = torch.randint(0, 20_000, (20, 9)).tolist(), {"fusion": fusion, "log_weights_Q": torch.randn(90)}
+    on_cpu, there = ItemMatrix(vectors), ItemMatrix(vectors, storage=storage, device=device)
+    ranks = fused_target_ranks(queries, counts, there, targets, masks, **how)
+    assert torch.equal(ranks, fused_target_ranks(queries, counts, on_cpu, targets, masks, **how))
+    found, wanted = (fused_search(queries, counts, items, 20, masks, **how) for items in (there, on_cpu))
+    for got, expected in zip(found, wanted, strict=True):
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton, which torch's CUDA build brings")
