@@ -52,7 +52,7 @@ def last_item(task: Task) -> Scored:
     return _like(task, task.retriever.item_vectors([e.history[-1] for e in task.examples]))
 
 
-@scores()
+@scores(is_kept=False)  # a key of the item vectors does not know how queries are embedded
 def history_text(task: Task) -> Scored:
     """Items most like one text: the titles of the last items of the history, oldest first, a line each."""
     titles = [str(item["title"]) for item in task.dataset.items]

@@ -279,7 +279,7 @@ def test_another_seed_setting_or_dataset_is_another_model(
 ) -> None:
     model, folder = trained
     calls = []
-    monkeypatch.setattr(sasrec, "train_model", lambda *given: calls.append(given) or (model._model, {}))
+    monkeypatch.setattr(sasrec, "train_model", lambda *given, **more: calls.append(given) or (model._model, {}))
     monkeypatch.setattr(sasrec, "_save", lambda *_: None)
     open_sasrec(dataset, cache_dir=folder, seed=2, settings=SMALL)
     open_sasrec(dataset, cache_dir=folder, seed=1, settings=replace(SMALL, dropout=0.2))
