@@ -86,6 +86,7 @@ def all_checks(device: str) -> list[Check]:
         setup("vllm-sleep", "vllm", only_gpu=True),
         setup("vllm-unsloth-sleep", "vllm", "unsloth", "bitsandbytes", "vllm_bnb_plugin", only_gpu=True),
         Check("learns", (*RL4REC, "train", "grpo", "--quick-test", *sets), first=True),
+        test("retriever", "test_gpu_retriever.py", first=False),
         test("trainers", "test_gpu_training.py::test_trainer", first=False),
         script("memory", *(() if on_gpu else ("--only", "54 M, LoRA, sft"))),
         script("ranking", "--only", "device", *(() if on_gpu else ("--quick", "--rounds", "3"))),
