@@ -18,6 +18,7 @@ from rl4rec_cli.commands.trained_run import RunData, Show, TrainedRun
 from rl4rec_cli.data.dataset import joint_digest
 from rl4rec_cli.data.opening import open_datasets
 from rl4rec_cli.data.provenance import keep_datasets
+from rl4rec_cli.plan.retriever import in_process
 from rl4rec_cli.runs.folder import Run
 from rl4rec_cli.shell import rl4rec
 from rl4rec_cli.train.arguments import number_of_steps
@@ -86,6 +87,8 @@ def _kind(config: RunConfig) -> Any:
 def _opened(config: RunConfig, datasets: list[Dataset], audits: dict[str, str]) -> Iterator[RunData]:
     from rl4rec_cli.retrieval.opening import open_run_retrievers
 
+    if not config.trainer.trains_policy:  # it is trained where the item vectors are: in this process
+        config = config.model_copy(update={"retrieval": in_process(config.retrieval)})
     with open_run_retrievers(config, datasets) as retrievers:
         yield RunData(datasets, audits, {d.name: one for d, one in zip(datasets, retrievers, strict=True)})
 

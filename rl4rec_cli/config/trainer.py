@@ -45,6 +45,7 @@ class RetrieverSection(TrainerSection):
 
     trains_policy: ClassVar[bool] = False
     learns_from_users: ClassVar[bool] = True
+    keeps_best: ClassVar[bool] = True
     tuned_name: ClassVar[str] = "trained retriever"
     start_name: ClassVar[str] = "before training"
 

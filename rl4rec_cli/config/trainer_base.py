@@ -36,6 +36,8 @@ class TrainerSection(Section):
     """Whether a completion has one policy ratio, that of the whole, so that no correction by tokens applies."""
     normalizations: ClassVar[tuple[str, ...]] = ("auto", "group", "batch", "none")
     """Values of `reward.normalize_rewards` that it takes."""
+    keeps_best: ClassVar[bool] = False
+    """Whether the result is the best measurement of validation users, where there is one; else the last step."""
     tuned_name: ClassVar[str] = "tuned policy"
     """What tables call the result of training."""
     start_name: ClassVar[str] = "before SFT"
@@ -78,8 +80,7 @@ class TrainerSection(Section):
 
     @property
     def stops_after(self) -> int | None:
-        """Measurements of validation users without a better one after which training ends; None: never. Where it may
-        end early, the best measurement's weights are the result."""
+        """Measurements of validation users without a better one after which training ends; None: never."""
         return None
 
     @property

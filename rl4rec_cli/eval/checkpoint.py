@@ -57,7 +57,7 @@ def describe_checkpoint(run: Run, folder: Path) -> dict[str, Any]:
     if (weights := _weights(folder)) is not None:
         about["weights"] = weights
     best = _chosen(run.best)
-    is_best = name == run.best.name or (name == run.final.name and run.config.trainer.stops_after is not None)
+    is_best = name == run.best.name or (name == run.final.name and run.config.trainer.keeps_best)
     if is_best and best:
         about |= best
     elif name == run.final.name and best:

@@ -16,7 +16,7 @@ from rl4rec_cli.plan.phases import Phase
 from rl4rec_cli.plan.placement import Choice, Placement, place_retrieval
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.sections import RetrievalSection, RunConfig
     from rl4rec_cli.config.trainer import RetrieverSection
     from rl4rec_cli.models.shape import RetrievalFacts
 
@@ -25,8 +25,14 @@ _COPIES = 12
 """Vectors of a position that live at once in a step, forward and backward."""
 
 
+def in_process(section: RetrievalSection) -> RetrievalSection:
+    """Returns the section with `backend: auto` decided: a retriever is trained in the process that has the vectors."""
+    return section.model_copy(update={"backend": "in-process"}) if section.is_auto else section
+
+
 def plan_retriever(machine: Machine, config: RunConfig, retrieval: RetrievalFacts) -> Placement:
     """Plans the training of a retriever, as `plan_placement` plans that of a policy."""
+    config = config.model_copy(update={"retrieval": in_process(config.retrieval)})
     place = place_retrieval(machine, config)
     on_gpu = place.where.startswith("cuda")
     gpu = machine.gpus[gpu_index(place.where, "retrieval.device")] if on_gpu else None

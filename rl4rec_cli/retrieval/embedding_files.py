@@ -25,7 +25,7 @@ from rl4rec_cli.models.devices import resolve_device
 from rl4rec_cli.plan.catalogue import Holding, hold_catalogue, why_not_mapped
 from rl4rec_cli.plan.machine import ram
 from rl4rec_cli.retrieval.embedder import find_embedder, open_embedder
-from rl4rec_cli.retrieval.embedders.models import OWN_VECTORS, typed_identity
+from rl4rec_cli.retrieval.embedders.models import own_vectors, typed_identity
 from rl4rec_cli.retrieval.embedding import embed_items
 from rl4rec_cli.retrieval.embedding_parts import embed_in_parts
 from rl4rec_cli.retrieval.embedding_rows import UnmappableError, map_rows, usable_rows, vectors_digest
@@ -54,12 +54,9 @@ def stored_path(section: RetrievalSection, dataset: Dataset) -> Path:
     """The file that item vectors are read from: the one named, the trained retriever's own, or the one in `emb_dir`."""
     if section.file is not None:
         return Path(section.file)
-    model = find_embedder(section).model
-    own = Path(model or "").expanduser() / OWN_VECTORS
-    if model is not None and own.is_file():
-        if read_safetensors(own)[1].get("items_digest") == dataset.items_digest(section.emb_type):
-            return own
-        console.log(f"{own}: of other items than those of {dataset.name}, which are embedded by their texts alone")
+    own = own_vectors(find_embedder(section).model)
+    if own is not None and read_safetensors(own)[1].get("items_digest") == dataset.items_digest(section.emb_type):
+        return own
     return embedding_path(section, dataset)
 
 
@@ -264,7 +261,9 @@ def stored_embeddings(
             )
         why_not_mapped(section)
         return None
-    path = stored_path(section, dataset)
+    path, own = stored_path(section, dataset), own_vectors(find_embedder(section).model)
+    if own is not None and path != own and section.file is None:
+        console.log(f"{own}: of other items than those of {dataset.name}, which are embedded by their texts alone")
     if section.file is None and not path.is_file():
         return None
     holding: Holding | None = None

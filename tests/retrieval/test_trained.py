@@ -92,6 +92,7 @@ def test_other_items_are_embedded_by_their_texts(
     torch.testing.assert_close(served.vectors_ND, expected)
     # The next time they are read from the cache, and the trained items are untouched.
     assert torch.equal(open_retriever(section, other).vectors_ND, served.vectors_ND)
+    assert capsys.readouterr().err.count("of other items than those") == 1
     assert len(open_retriever(section, dataset).vectors_ND) == dataset.num_items
 
 

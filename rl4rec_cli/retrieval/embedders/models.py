@@ -112,6 +112,12 @@ class ModelEmbedder(ABC):
         )
 
 
+def own_vectors(model: str | None) -> Path | None:
+    """The item vectors in a trained retriever's folder; None for any other model."""
+    path = Path(model or "").expanduser() / OWN_VECTORS
+    return path if model is not None and path.is_file() else None
+
+
 def has_ways(model: str) -> bool:
     """Whether a folder of sentence-transformers has a way for queries and another for items, as trained retrievers."""
     path = Path(model).expanduser() / "modules.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from rl4rec_cli.config.trainer import RetrieverSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.eval.checkpoint import describe_checkpoint
 from rl4rec_cli.models.softmax import Candidates
 from rl4rec_cli.retrieval.history_model import HistoryModel
 from rl4rec_cli.train import resumable
@@ -179,6 +181,17 @@ def test_training_ends_early_with_the_best_measurement(tmp_path: Path) -> None:
     assert sorted(path.name for path in checkpoints.glob("checkpoint_step_*"))[-1] == "checkpoint_step_12"
     assert len((run.run.folder / "validation_log.jsonl").read_text().splitlines()) == 3
     assert torch.equal(_weights(run.run.folder)["recency"], _weights(run.run.folder, "checkpoint_best")["recency"])
+
+
+def test_without_patience_the_best_measurement_is_the_result_too(tmp_path: Path) -> None:
+    # A rate that is far too high: later measurements are no better than the first.
+    (trained,) = train(_config(tmp_path, "long", "trainer.patience=null", "trainer.learning_rate=5"))
+    run = trained.run
+    log = [json.loads(line) for line in (run.folder / "validation_log.jsonl").read_text().splitlines()]
+    best = max(log, key=lambda record: (record["ndcg@10"], -record["step"]))
+    assert best["step"] < log[-1]["step"] == 15
+    assert torch.equal(_weights(run.folder)["recency"], _weights(run.folder, "checkpoint_best")["recency"])
+    assert describe_checkpoint(run, run.final)["step"] == best["step"]
 
 
 def test_several_datasets_are_refused(tmp_path: Path) -> None:
