@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,3 +235,18 @@ def test_the_report_speaks_of_a_retriever(trained: tuple[Run, Dataset, Path]) ->
     assert "12 steps of retriever" in page
     assert "the most likely completion" not in page
     assert "No completions are logged" not in page
+
+
+@pytest.mark.ray
+def test_the_service_serves_it_with_its_items(trained: tuple[Run, Dataset, Path], start: Callable[..., Any]) -> None:
+    run, dataset, folder = trained
+    own = {"embedder": "sentence-transformers", "model": str(run.final), "emb_dir": str(folder / "none")}
+    section, _ = start("Trained", [folder / "shop"], **own)
+    served = open_retriever(section, dataset)
+    here = open_retriever(section.model_copy(update={"backend": "in-process"}), dataset)
+    texts, targets = dataset.texts()[:9], list(range(9, 18))
+    histories = [[item] for item in range(9)]
+    assert served.target_ranks(texts, targets, histories).ranks.tolist() == (
+        here.target_ranks(texts, targets, histories).ranks.tolist()
+    )
+    torch.testing.assert_close(served.vectors_ND, here.vectors_ND)
