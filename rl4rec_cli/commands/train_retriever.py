@@ -147,4 +147,7 @@ def _learn(run: Run, place: Place, retriever: TrainedRetriever, histories: Histo
 
     write_final(retriever, run, steps=steps, beside=write_model)
     if retriever.has_model:
-        console.log(f"For other runs: {rl4rec('train', 'grpo', '--set', f'retrieval.model={run.final}')}")
+        # The embedder is named, too: the recipe of a machine without a GPU has one that reads no model.
+        embedder = ("--set", "retrieval.embedder=sentence-transformers", "--set", f"retrieval.model={run.final}")
+        dataset = [word for path in config.data.paths for word in ("--dataset", path)]
+        console.log(f"For other runs: {rl4rec('train', 'grpo', *dataset, *embedder)}")

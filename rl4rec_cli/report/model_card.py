@@ -92,7 +92,8 @@ def retriever_card(run: Run, checkpoint: Path) -> str:
         'queries = model.encode_query(["a text that says what is wanted"])\n'
         'items = model.encode_document(["the text of an item"])\n```\n\n'
         "`item_vectors.safetensors` has the vectors of the items that it was trained on, with what they have beyond "
-        "their texts. rl4rec reads both: `--set retrieval.model=FOLDER`.\n",
+        "their texts. rl4rec reads both: `--set retrieval.embedder=sentence-transformers "
+        "--set retrieval.model=FOLDER`.\n",
         "## Recipe\n",
         f"```yaml\n{dump_yaml(settings)}```\n",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from rl4rec_cli.retrieval.opening import open_retriever
 from rl4rec_cli.retrieval.retriever import InProcessRetriever
 from rl4rec_cli.retrieval.trained import TrainedRetriever, open_trained
 from rl4rec_cli.runs.folder import Run
+from rl4rec_cli.shell import rl4rec
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, minilm: str) -> tuple[Run,
         *("trainer.batch_size=16", "trainer.max_steps=12", "trainer.num_train_epochs=99", "trainer.dim=16"),
         *("trainer.residual_min_count=3", "eval.steps=4", "eval.baselines=[last_item,untrained]"),
     ]
-    (run,) = train(load_config(algorithm="retriever", recipes=["retriever"], sets=sets))
+    with redirect_stderr((folder / "said.txt").open("w", encoding="utf-8", buffering=1)):
+        (run,) = train(load_config(algorithm="retriever", recipes=["retriever"], sets=sets))
     return run.run, load_dataset(folder / "shop"), folder
 
 
@@ -54,6 +57,18 @@ def _open(run: Run, dataset: Dataset) -> tuple[TrainedRetriever, InProcessRetrie
     encoder = open_retriever(run.config.retrieval, dataset)
     assert isinstance(encoder, InProcessRetriever)
     return open_trained(run.config, dataset, encoder, run.final), encoder
+
+
+def test_the_command_for_other_runs_embeds_by_it(trained: tuple[Run, Dataset, Path]) -> None:
+    """With the recipe of a machine without a GPU, whose embedder reads no model."""
+    run, _, folder = trained
+    sets = ["retrieval.embedder=sentence-transformers", f"retrieval.model={run.final}"]
+    command = rl4rec(
+        "train", "grpo", "--dataset", folder / "shop", *(word for text in sets for word in ("--set", text))
+    )
+    assert command in (folder / "said.txt").read_text(encoding="utf-8")
+    config = load_config(algorithm="grpo", recipes=["cpu"], flags={"data.path": str(folder / "shop")}, sets=sets)
+    assert find_embedder(config.retrieval).identity == find_embedder(RetrievalSection(model=str(run.final))).identity
 
 
 def test_plain_sentence_transformers_loads_the_folder(trained: tuple[Run, Dataset, Path]) -> None:
