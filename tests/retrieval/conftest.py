@@ -31,12 +31,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str
 
 @pytest.fixture(scope="session")
 def start(cluster: tuple[Any, str, Path]) -> Callable[..., tuple[RetrievalSection, list[Any]]]:
-    """Starts a service over dataset folders, once by each name; gives the section that finds it, and its actors."""
+    """Starts a service over dataset folders, once by each name; gives the section that finds it, and its actors.
+
+    All test modules that run in this process share the cluster: a name stands for one service in all of them.
+    """
     from rl4rec_cli.retrieval.service.serving import start_service
 
     kept: dict[str, Any] = {}  # an actor lives as long as a handle of this process
+    asked: dict[str, Any] = {}
 
     def start(name: str, folders: list[Path], *, service: dict[str, Any] | None = None, **settings: Any) -> Any:
+        wanted = (folders, service, settings)
+        assert asked.setdefault(name, wanted) == wanted, (
+            f"another test's service is called {name}: give yours a new name"
+        )
         if name in kept:
             return kept[name]
         settings = {"backend": "ray", "embedder": "lsa", "lsa_dim": 24, "device": "cpu", **settings}

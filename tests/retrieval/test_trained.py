@@ -256,7 +256,7 @@ def test_the_report_speaks_of_a_retriever(trained: tuple[Run, Dataset, Path]) ->
 def test_the_service_serves_it_with_its_items(trained: tuple[Run, Dataset, Path], start: Callable[..., Any]) -> None:
     run, dataset, folder = trained
     own = {"embedder": "sentence-transformers", "model": str(run.final), "emb_dir": str(folder / "none")}
-    section, _ = start("Trained", [folder / "shop"], **own)
+    section, _ = start("TrainedRetriever", [folder / "shop"], **own)
     served = open_retriever(section, dataset)
     here = open_retriever(section.model_copy(update={"backend": "in-process"}), dataset)
     texts, targets = dataset.texts()[:9], list(range(9, 18))
