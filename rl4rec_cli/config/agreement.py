@@ -7,13 +7,13 @@ Hides: the wording of the problems.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl4rec_cli.config import schema
-from rl4rec_cli.config.layers import Tree, value_at
+from rl4rec_cli.config.layers import Layer, Tree, value_at
 from rl4rec_cli.config.plugins import Registry
-from rl4rec_cli.config.registries import BASELINES, HYBRIDS, REWARDS
+from rl4rec_cli.config.registries import BASELINES, EMBEDDERS, HYBRIDS, REWARDS
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.shell import command_line
@@ -78,6 +78,36 @@ def _check_completions_agree(config: RunConfig, tree: Tree) -> None:
         problem = f"{hybrids[0]} joins one completion of each user to a sequence model"
         tree.problems.append(f"generation.texts_per_user: {problem} ({source})")
         tree.hints.append("leave out eval.fuse and the hybrids among eval.baselines, or set texts_per_user to 1")
+
+
+def check_embedder_settings(config: RunConfig, tree: Tree, layers: Sequence[Sequence[Layer]]) -> None:
+    """Refuses settings that some embedder reads and the configured one does not: they would be ignored in silence.
+
+    A recipe may lay another embedder over a model. A setting counts only where it comes after the embedder, or on the
+    command line.
+
+    Args:
+        layers: low to high; the last holds the command line.
+    """
+    chosen = config.retrieval.embedder
+    if chosen not in EMBEDDERS.built_in:
+        return  # a plug-in is not imported before it is used
+    read = {name: tuple(EMBEDDERS.load(name).settings) for name in EMBEDDERS.built_in}
+    for key in dict.fromkeys(key for keys in read.values() for key in keys if key not in read[chosen]):
+        path, last = ("retrieval", key), len(layers) - 1
+        setter, chooser = _last_layer(layers, path), _last_layer(layers, ("retrieval", "embedder"))
+        if setter is None or (setter < last and setter <= (-1 if chooser is None else chooser)):
+            continue
+        source, embedder = tree.source(path), f"{chosen} ({tree.source(('retrieval', 'embedder'))})"
+        tree.problems.append(f"retrieval.{key}: embedder {embedder} does not read it ({source})")
+        readers = [name for name, keys in read.items() if key in keys]
+        tree.hints.append(f"leave it out, or give retrieval.embedder={readers[0]}")
+
+
+def _last_layer(layers: Sequence[Sequence[Layer]], path: schema.Path) -> int | None:
+    """The highest place in `layers` that sets a value, or None."""
+    places = [n for n, group in enumerate(layers) if any(value_at(layer.values, path) is not None for layer in group)]
+    return places[-1] if places else None
 
 
 def check_rewards(tree: Tree, flagged: Mapping[str, Any] | None, trusted: str | None) -> None:

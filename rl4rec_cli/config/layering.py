@@ -21,7 +21,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from rl4rec_cli.config import schema
-from rl4rec_cli.config.agreement import REWARD_FUNCTIONS, check_baselines, check_rewards, check_sections_agree
+from rl4rec_cli.config.agreement import (
+    REWARD_FUNCTIONS,
+    check_baselines,
+    check_embedder_settings,
+    check_rewards,
+    check_sections_agree,
+)
 from rl4rec_cli.config.algorithms import DEFAULT_ALGORITHM
 from rl4rec_cli.config.aliases import OPTIONS, flag_of
 from rl4rec_cli.config.dataset_folders import find_folder
@@ -99,6 +105,7 @@ def load_config(
     check_baselines(tree, trusted_source)
     if config is not None:
         check_sections_agree(config, tree)
+        check_embedder_settings(config, tree, [*([layer] for layer in files), line])
     if config is None or tree.problems:
         problems = list(dict.fromkeys(tree.problems))
         if len(problems) > 1:

@@ -447,3 +447,29 @@ def test_a_dump_is_a_recipe_that_gives_the_same_configuration(
             if not isinstance(value, dict):
                 found = getattr(getattr(config, section), key)
                 assert (list(found) if isinstance(found, tuple) else found) == value
+
+
+# Settings that the embedder does not read
+
+
+@pytest.mark.parametrize("how", ["set", "flag", "later recipe"])
+def test_a_model_that_the_embedder_does_not_read_is_refused(tmp_path: Path, how: str) -> None:
+    """A run with `lsa` would ignore the model, and its figures would be those of another embedder."""
+    fitted = recipe(tmp_path, "retrieval: {embedder: lsa}", "fitted")
+    named = recipe(tmp_path, "retrieval: {model: folder}", "named")
+    recipes = {"later recipe": [fitted, named]}.get(how, [fitted])
+    sets = ["retrieval.model=folder"] if how == "set" else []
+    error = fails(*sets, recipes=recipes, flags={"retrieval.model": "folder"} if how == "flag" else {})
+    assert f"retrieval.model: embedder lsa (recipe {fitted}) does not read it" in error.message
+    assert "retrieval.embedder=sentence-transformers" in str(error.hint)
+
+
+def test_an_embedder_may_be_laid_over_a_model_and_a_whole_configuration_names_both(tmp_path: Path) -> None:
+    fitted = recipe(tmp_path, "retrieval: {embedder: lsa}", "fitted")
+    named = recipe(tmp_path, "retrieval: {model: folder}", "named")
+    config = load(recipes=[named, fitted])
+    assert config.retrieval.embedder == "lsa"
+    assert load(recipes=[recipe(tmp_path, dump_config(config), "whole")]) == config
+    assert load("retrieval.lsa_dim=8", recipes=[named, fitted]).retrieval.lsa_dim == 8
+    assert "retrieval.lsa_dim" in fails("retrieval.lsa_dim=8", recipes=[named]).message
+    assert load("retrieval.embedder=vllm", "retrieval.model=folder", recipes=[fitted]).retrieval.model == "folder"
