@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rl4rec_cli import console
 from rl4rec_cli.commands import placement
 from rl4rec_cli.errors import ConfigError, Rl4RecError
+from rl4rec_cli.train.hybrids import preparation
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.policy import PolicySection
@@ -32,8 +33,9 @@ class DryRun:
     """Why the placement is not known."""
 
     def lines(self) -> list[str]:
-        """Returns the placement in a few lines."""
-        return placement.brief(self.placement) if self.placement else [f"placement: not known: {self.problem}"]
+        """Returns the placement in a few lines, and what is fitted before."""
+        place = placement.brief(self.placement) if self.placement else [f"placement: not known: {self.problem}"]
+        return [*preparation(self.config), *place]
 
 
 def dry_run(

@@ -104,9 +104,9 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     vector_retrievers: Sequence[VectorRetriever] = open_retrievers(config.retrieval, datasets)
     retrievers = {dataset.name: one for dataset, one in zip(datasets, vector_retrievers, strict=True)}
     policy = train_policy.load_start(config, datasets)
-    environments = open_environments(
-        config, datasets, retrievers, open_scorers(retrievers, config.reward), policy.tokenizer
-    )
+    # Fused ranks take one matrix more; nothing is fitted to measure it.
+    by_text = config.reward.model_copy(update={"fuse": "none"})
+    environments = open_environments(config, datasets, retrievers, open_scorers(retrievers, by_text), policy.tokenizer)
     longest = [(len(d.builder.build(e.user, e.history).ids), d.name, e) for d in environments for e in d.examples]
     longest.sort(key=lambda one: -one[0])
     run = create_run(config, dataset="+".join(retrievers), digest=joint_digest(datasets))

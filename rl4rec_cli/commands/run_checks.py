@@ -15,6 +15,7 @@ from rl4rec_cli.runs.making import check_new, whole_reward
 from rl4rec_cli.train.arguments import number_of_steps
 from rl4rec_cli.train.environments import check_datasets
 from rl4rec_cli.train.examples import number_of_training_examples
+from rl4rec_cli.train.hybrids import check_hybrids
 from rl4rec_cli.train.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -69,12 +70,14 @@ def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bo
         RunError: the run exists already.
         ConfigError: there are too few examples, a reward file does not exist, or a tracker is not installed or not
             logged in to.
+        DataError: the sequence model of `reward.fuse` cannot be fitted.
     """
     from rl4rec_cli.policy.backend import check_engine, check_one_gpu
 
     if is_new:
         check_new(config.run)
     check_datasets(config, datasets)
+    check_hybrids(config, datasets)
     if config.trainer.trains_policy:
         check_engine(config.generation, config.policy)
         check_one_gpu(config.policy.device)

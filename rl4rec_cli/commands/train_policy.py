@@ -24,6 +24,7 @@ from rl4rec_cli.runs.making import create_run, resume_command
 from rl4rec_cli.train.arguments import resolve_precision
 from rl4rec_cli.train.checkpoints import Place, check_prompts, cut_logs
 from rl4rec_cli.train.environments import open_environments, policy_writer, screen_environments
+from rl4rec_cli.train.hybrids import keep_hybrids, open_hybrids
 from rl4rec_cli.train.trackers import Reports, open_reports
 
 if TYPE_CHECKING:
@@ -94,13 +95,14 @@ def train_one(
     from rl4rec_cli.train.outcome import Outcome
 
     start_time = time.perf_counter()
-    scorers = open_scorers(data.retrievers, config.reward)
+    hybrids = open_hybrids(config, data.datasets, data.retrievers)
+    scorers = open_scorers(data.retrievers, config.reward, hybrids)
     policy = load_for_training(config, _start_section(config.policy, config.trainer, run, place), data.datasets)
     if run is None:
         config = with_day(config, policy.tokenizer)
     else:
         run.config = config = with_day(config, policy.tokenizer, started=run.day)
-    environments = open_environments(config, data.datasets, data.retrievers, scorers, policy.tokenizer)
+    environments = open_environments(config, data.datasets, data.retrievers, scorers, policy.tokenizer, hybrids)
     prompts = "+".join(one.builder.digest(one.examples) for one in environments)
     if run is not None:
         check_prompts(run, prompts, allow_partial=allow_partial)
@@ -119,6 +121,7 @@ def train_one(
                 prompts=prompts,
             )
             stack.enter_context(run.locked())
+        keep_hybrids(run, hybrids, allow_partial=allow_partial)
         policy.engine = make_engine(config, log=run.folder / "vllm.log")
         stack.callback(policy.close)
         stack.enter_context(telling_how_to_go_on(run, policy))

@@ -73,6 +73,10 @@ def _check_completions_agree(config: RunConfig, tree: Tree) -> None:
         problem = f"{config.eval.second_embedder} ranks one completion at a time"
         tree.problems.append(f"eval.second_embedder: {problem} ({tree.source(('eval', 'second_embedder'))})")
         tree.hints.append("name a sentence-transformers model, set eval.probes to false, or texts_per_user to 1")
+    if texts > 1 and config.reward.is_fused:
+        problem = "reward.fuse joins one completion of each user to a sequence model"
+        tree.problems.append(f"generation.texts_per_user: {problem} ({source})")
+        tree.hints.append("leave out reward.fuse, or set texts_per_user to 1")
     hybrids = [name for name in config.eval.all_baselines if name in HYBRIDS.values()]
     if texts > 1 and hybrids:
         problem = f"{hybrids[0]} joins one completion of each user to a sequence model"

@@ -291,10 +291,22 @@ class RewardSection(Section):
     """Weight of Hit in `mixed`."""
     rank_shaping: RewardSize = 0.0
     """ε of ε·(1 − ln rank / ln N), added to the weighted sum."""
+    fuse: Literal["none", "sasrec", "transitions"] = "none"
+    """Reward the rank that the completion's scores and this sequence model's give together, as `eval --fuse` ranks.
+    Each half of the users is scored by a model fitted on the other half. Screening and the measurements of training
+    rank alike."""
+    fuse_weight: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Weight of the completion's own scores in `fuse`. Absent: validation users choose it for the last item's text,
+    before training; they are not those who are measured during training."""
     normalize_rewards: Literal["auto", "group", "batch", "none"] = "auto"
     """Divide advantages by the standard deviation of the group or the batch. `auto`: for grpo `group`, but `none` with
     rank shaping, whose small tail differences a group's deviation would blow up to ±1; for ppo and reinforce `batch`;
     for rloo `none`."""
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether rewards are of a rank by the completion and a sequence model together."""
+        return self.fuse != "none"
 
     @property
     def scale_rewards(self) -> str:

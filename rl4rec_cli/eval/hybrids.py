@@ -42,12 +42,12 @@ class Fusion(Baseline):
 
     Args:
         sequence_model: name of the baseline that scores by what followed what.
-        open_scores: opens it for a dataset: returns a function from any examples to their scores.
+        open_scores: opens it for a task's dataset: returns a function from any examples to their scores.
     """
 
     def __init__(self, sequence_model: str, open_scores: Callable[[Task], ScoreExamples]) -> None:
         self.sequence_model = sequence_model
-        self._open_scores = open_scores
+        self.open_scores = open_scores
 
     @property
     def label(self) -> str:
@@ -141,8 +141,11 @@ class Fusion(Baseline):
             self.check(task.dataset, (), "test")
         return given
 
-    def choose(self, method: VectorMethod, task: Task) -> float:
+    def choose(self, method: VectorMethod, task: Task, *, among: Sequence[Example] | None = None) -> float:
         """Returns the weight of the method's own scores that validation users choose. The cache keeps it.
+
+        Args:
+            among: the users who choose; `choosers` by default.
 
         Raises:
             DataError: as `check`.
@@ -150,7 +153,7 @@ class Fusion(Baseline):
         if (given := self._given(method, task)) is not None:
             return given
         self.check(task.dataset, (), "test")
-        chooser = replace(task, examples=choosers(task.dataset))
+        chooser = replace(task, examples=choosers(task.dataset) if among is None else among)
 
         def compute() -> Measured:
             from rl4rec_cli.eval.fusion import choose_weight
@@ -169,7 +172,7 @@ class Fusion(Baseline):
         Raises:
             DataError: as `check`.
         """
-        return Hybrid(self.label, self.choose(method, task), self._open_scores(task))
+        return Hybrid(self.label, self.choose(method, task), self.open_scores(task))
 
     def _model(self) -> ScoreBaseline:
         return cast(ScoreBaseline, open_baseline(self.sequence_model))
@@ -179,7 +182,7 @@ class Fusion(Baseline):
         from rl4rec_cli.eval.fused_scores import fuse
 
         own = method.scores(task.examples)  # a policy that cannot be loaded fails before a model is trained
-        theirs = self._open_scores(task)(task.examples)
+        theirs = self.open_scores(task)(task.examples)
         return fuse(own, theirs), {self.sequence_model: theirs.notes} if theirs.notes else {}
 
     def _measure(

@@ -7,7 +7,7 @@ Hides: when a policy is loaded, and that only one is at a time.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.engine.sampling import Sampling
-    from rl4rec_cli.eval.scoring import FusedTexts, Measured, Task, VectorMethod, VectorScores
+    from rl4rec_cli.eval.scoring import FusedTexts, Measured, Scored, Task, VectorMethod, VectorScores
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
     from rl4rec_cli.retrieval.trained import TrainedRetriever
@@ -41,6 +41,7 @@ def measure_policy(
     examples: Sequence[Example],
     *,
     reads: Sequence[Example] | None = None,
+    join: Callable[[VectorScores, Sequence[Example]], Scored] | None = None,
 ) -> Measured:
     """Generates completions for every example and ranks its target by them; a retriever's query is the history itself.
 
@@ -48,6 +49,7 @@ def measure_policy(
 
     Args:
         reads: the policy reads these examples' histories instead, one for each example (probes).
+        join: returns the scores of one completion of each example and of a sequence model together (training).
     """
     from rl4rec_cli.eval.scoring import FUSION, TEXTS, VectorScores, measure
     from rl4rec_cli.retrieval.trained import TrainedRetriever
@@ -57,7 +59,9 @@ def measure_policy(
         scores = VectorScores(policy.queries([example.history for example in reads]), policy.matrix)
         return measure(name, scores, dataset, examples, kind="policy")
     texts = write_texts(name, policy, config, dataset, reads)
-    scored = score_completions(texts, config.generation, retriever)
+    scored: Scored = score_completions(texts, config.generation, retriever)
+    if join is not None and isinstance(scored, VectorScores):  # the configuration refuses several completions
+        scored = join(scored, examples)
     notes: dict[str, object] = {}
     if (several := config.generation.texts_per_user) > 1:
         notes = {TEXTS: several, FUSION: config.generation.fusion}

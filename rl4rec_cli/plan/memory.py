@@ -39,6 +39,8 @@ ENGINE_PASS = 8192
 many when it starts; by itself it would take up to 16,384."""
 ENGINE_TEXTS = 256
 """Completions that vLLM generates at once where `generation.batch_size` is not set."""
+SEQUENCE_DIM = 64
+"""Columns that a sequence model adds to the item vectors of each of its three models (`reward.fuse`), at most."""
 # Rows of logits that TRL computes entropies of at once, in three tensors.
 _ENTROPY_ROWS = 128
 _PASSING = frozenset({"activations", "logits", "KV cache", "gradients"})
@@ -268,6 +270,8 @@ def _resident(
             # Weights; of a batch of texts of about 32 tokens, the feed-forward layer's input and output.
             parts["embedder"] = size * (surroundings.embedder_parameters + texts * 32 * 10 * width)
         parts["item matrix"] = surroundings.vector_bytes
+    if config.trainer.learns_from_rewards and config.reward.is_fused:
+        parts["fused item matrices"] = 3 * 4 * surroundings.items * (surroundings.embedding_dim + SEQUENCE_DIM)
     parts["context" if surroundings.on_gpu else "runtime"] = RUNTIME_GPU if surroundings.on_gpu else RUNTIME_CPU
     return parts
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from rl4rec_cli.config.base import LARGEST_REWARD
-from rl4rec_cli.errors import RewardError
+from rl4rec_cli.errors import ConfigError, DataError, RewardError
 from rl4rec_cli.retrieval.retriever import submit_ranks
 from rl4rec_cli.rewards.custom import TextReward, load_reward, where_raised
 from rl4rec_cli.rewards.functions import RankReward, rank_shaping
@@ -41,6 +42,18 @@ class Scores:
     """`[B]` values of every reward function by name, those of weight 0 too, without shaping."""
 
 
+class HybridRanks(Protocol):
+    """Ranks texts of training examples together with a sequence model (`eval/training_hybrid.py`)."""
+
+    def text_ranks(
+        self,
+        texts: Sequence[str],
+        users: Sequence[str],
+        targets: Sequence[int],
+        histories: Sequence[Sequence[int]],
+    ) -> Ranking: ...
+
+
 class Scorer:
     """Ranks texts in one catalogue and turns the ranks into rewards.
 
@@ -49,9 +62,10 @@ class Scorer:
         section: names and weights of rewards.
         dataset: name of the catalogue's dataset, for rewards that read texts.
         rewards: the section's rewards, if they are loaded already.
+        hybrid: ranks instead of the retriever alone, as `reward.fuse` says.
 
     Raises: as `load_reward`, and
-        RewardError: a reward's class cannot be instantiated.
+        RewardError: a reward's class cannot be instantiated. ConfigError: `reward.fuse` is set, and there is no hybrid.
     """
 
     def __init__(
@@ -61,8 +75,14 @@ class Scorer:
         *,
         dataset: str = "",
         rewards: Mapping[str, RankReward | TextReward] | None = None,
+        hybrid: HybridRanks | None = None,
     ) -> None:
-        self.retriever = retriever
+        if section.is_fused and hybrid is None:
+            raise ConfigError(
+                f"reward.fuse={section.fuse}: this scorer ranks by texts alone",
+                hint="`rl4rec train` and RLTrainer fit the sequence model; leave out reward.fuse here",
+            )
+        self.retriever, self._hybrid = retriever, hybrid
         self.section = section
         self.dataset = dataset
         self._by_rank: dict[str, RankReward] = {}
@@ -74,24 +94,44 @@ class Scorer:
             else:
                 self._by_text[name], self.files[name] = reward.bind(retriever, section.k), reward.file
 
-    def score(self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]) -> Scores:
+    def score(
+        self,
+        texts: Sequence[str],
+        targets: Sequence[int],
+        histories: Sequence[Sequence[int]],
+        users: Sequence[str] | None = None,
+    ) -> Scores:
         """Returns the rewards of a batch.
+
+        Args:
+            users: `[B]` names; with a hybrid the half that a user is in decides which model scores.
 
         Raises:
             RewardError: a reward that reads texts raised, or returned something other than one finite number per text.
+            DataError: there is a hybrid, and no users.
         """
-        return self.start(texts, targets, histories)()
+        return self.start(texts, targets, histories, users)()
 
     def start(
-        self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]]
+        self,
+        texts: Sequence[str],
+        targets: Sequence[int],
+        histories: Sequence[Sequence[int]],
+        users: Sequence[str] | None = None,
     ) -> Callable[[], Scores]:
         """Starts `score` and returns a function that finishes it. A retrieval service ranks in between.
 
-        So the requests of several batches overlap.
+        So the requests of several batches overlap. A hybrid ranks in this process, in the second half.
 
         Raises (the second half): as `score`.
         """
-        ranking = submit_ranks(self.retriever, texts, targets, histories)
+        ranking: Callable[[], Ranking]
+        if self._hybrid is None:
+            ranking = submit_ranks(self.retriever, texts, targets, histories)
+        elif users is None:
+            raise DataError("reward.fuse: completions are scored without the names of their users")
+        else:
+            ranking = partial(self._hybrid.text_ranks, texts, users, targets, histories)
         return lambda: self._finish(texts, targets, histories, ranking())
 
     def _finish(
@@ -174,13 +214,21 @@ class Scorer:
         return np.asarray(numbers, np.float64)
 
 
-def open_scorers(retrievers: Mapping[str, Retriever], section: RewardSection) -> dict[str, Scorer]:
+def open_scorers(
+    retrievers: Mapping[str, Retriever], section: RewardSection, hybrids: Mapping[str, HybridRanks] | None = None
+) -> dict[str, Scorer]:
     """Returns a scorer for each dataset. Imports a reward's module once for all of them.
+
+    Args:
+        hybrids: by the datasets' names, as the retrievers.
 
     Raises: as `Scorer`.
     """
-    rewards = load_rewards(section)
-    return {name: Scorer(retriever, section, dataset=name, rewards=rewards) for name, retriever in retrievers.items()}
+    rewards, by_name = load_rewards(section), hybrids or {}
+    return {
+        name: Scorer(retriever, section, dataset=name, rewards=rewards, hybrid=by_name.get(name))
+        for name, retriever in retrievers.items()
+    }
 
 
 def load_rewards(section: RewardSection) -> dict[str, RankReward | TextReward]:
@@ -197,6 +245,7 @@ def start_scores(
     targets: Sequence[int],
     histories: Sequence[Sequence[int]],
     datasets: Sequence[str],
+    users: Sequence[str],
 ) -> Callable[[], Scores]:
     """Does what `Scorer.start` does for a batch of several datasets: ranks each text once, in its own catalogue.
 
@@ -204,12 +253,13 @@ def start_scores(
 
     Args:
         datasets: `[B]` names.
+        users: `[B]` names, each of a user of its dataset.
     """
     pending = []
     for name, scorer in scorers.items():
         rows = [row for row, dataset in enumerate(datasets) if dataset == name]
         if rows:
-            own: list[Any] = [[values[row] for row in rows] for values in (texts, targets, histories)]
+            own: list[Any] = [[values[row] for row in rows] for values in (texts, targets, histories, users)]
             pending.append((rows, scorer.start(*own)))
 
     def finish() -> Scores:

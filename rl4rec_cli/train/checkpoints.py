@@ -124,7 +124,7 @@ def find_place(run: Run, phases: Sequence[str], *, allow_partial: bool, most: in
         )
     _check_recipe(newest / RECIPE, run.config, allow_partial=allow_partial)
     if progress["dataset"] != run.digest:
-        _refuse(f"{newest}: the dataset is not the one it was trained on", "the data changed", allow_partial)
+        refuse(f"{newest}: the dataset is not the one it was trained on", "the data changed", allow_partial)
     return Place(phases.index(progress["phase"]), int(progress["step"]), newest)
 
 
@@ -138,7 +138,7 @@ def check_data(run: Run, digests: Mapping[str, str], *, allow_partial: bool) -> 
         RunError: the data changed.
     """
     for change in changed_datasets(run, digests):
-        _refuse(change, "put the data back that were there, or train a new run with these", allow_partial)
+        refuse(change, "put the data back that were there, or train a new run with these", allow_partial)
 
 
 def check_prompts(run: Run, digest: str, *, allow_partial: bool) -> None:
@@ -155,7 +155,7 @@ def check_prompts(run: Run, digest: str, *, allow_partial: bool) -> None:
     """
     first_digest = run.environment().get("prompts")
     if first_digest and first_digest != digest:
-        _refuse(
+        refuse(
             f"{run.folder}: its prompts are not those it was begun with: the tokenizer or its chat template changed",
             "put the model's files back as they were",
             allow_partial,
@@ -182,7 +182,7 @@ def _newest(folders: Sequence[Path], *, allow_partial: bool) -> Path | None:
         absent_files = sorted(name for name in STATE & _listed(folder) if not (folder / name).is_file())
         if absent_files:
             what = ", ".join(absent_files)
-            _refuse(
+            refuse(
                 f"{folder}: {what} is missing: the run would not go on as it was",
                 f"remove {folder} to go on from the checkpoint before",
                 allow_partial,
@@ -333,14 +333,15 @@ def _check_recipe(path: Path, config: RunConfig, *, allow_partial: bool) -> None
     if is_longer(recipe, config.trainer):
         keys = [key for key in keys if not key.startswith(tuple(f"trainer.{name} " for name in LENGTH))]
     if keys:
-        _refuse(
+        refuse(
             f"the recipe is not the one that {path.parent} was trained with: {'; '.join(keys)}",
             "train a new run with it",
             allow_partial,
         )
 
 
-def _refuse(what: str, instead: str, allow_partial: bool) -> None:
+def refuse(what: str, instead: str, allow_partial: bool) -> None:
+    """Raises a RunError that says what differs and what to do instead, or logs it with `--allow-partial`."""
     if not allow_partial:
         raise RunError(what, hint=f"{instead}, or go on all the same with --allow-partial")
     console.log(f"Going on all the same (--allow-partial): {what}")

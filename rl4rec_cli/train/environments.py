@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.eval.training_hybrid import TrainingHybrid
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
     from rl4rec_cli.rewards.scorer import Scorer
@@ -43,6 +44,10 @@ class TrainingData(Protocol):
     def examples(self) -> Sequence[Example]:
         """The training examples."""
 
+    @property
+    def hybrid(self) -> TrainingHybrid | None:
+        """What ranks along with the completions, where `reward.fuse` names it."""
+
 
 @dataclass(frozen=True)
 class Histories:
@@ -52,6 +57,7 @@ class Histories:
     retriever: VectorRetriever
     examples: Sequence[Example]
     """One for each user: the training part."""
+    hybrid: None = None
 
     @property
     def name(self) -> str:
@@ -68,6 +74,8 @@ class Environment:
     builder: PromptBuilder
     examples: Sequence[Example]
     """The training examples."""
+    hybrid: TrainingHybrid | None = None
+    """Ranks along with the completions, in rewards, screening and validation."""
 
     @property
     def name(self) -> str:
@@ -80,11 +88,12 @@ def open_environments(
     retrievers: Mapping[str, VectorRetriever],
     scorers: Mapping[str, Scorer],
     tokenizer: Any,
+    hybrids: Mapping[str, TrainingHybrid] | None = None,
 ) -> list[Environment]:
     """Returns an environment for each dataset.
 
     Args:
-        retrievers: by the datasets' names; so are the scorers.
+        retrievers: by the datasets' names; so are the scorers and the hybrids, where there are any.
         tokenizer: the policy's.
 
     Raises:
@@ -97,6 +106,7 @@ def open_environments(
             scorers[dataset.name],
             PromptBuilder(config.prompt, dataset, tokenizer),
             training_examples(config.training_data, dataset, seed=config.run.seed),
+            (hybrids or {}).get(dataset.name),
         )
         for dataset in datasets
     ]
@@ -150,7 +160,9 @@ def screen_environments(
         name = one.name if len(environments) > 1 else None
         file = folder / ("screened.json" if name is None else f"screened-{name}.json")
         by_policy = partial(write, one.dataset)
-        examples = screen_examples(section, one.retriever, one.examples, write=by_policy, kept_in=file, name=name)
+        examples = screen_examples(
+            section, one.retriever, one.examples, write=by_policy, kept_in=file, name=name, hybrid=one.hybrid
+        )
         environments_to_train.append(replace(one, examples=examples))
     return environments_to_train
 

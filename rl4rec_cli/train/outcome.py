@@ -55,7 +55,10 @@ class Outcome:
             task = measuring.open_task(
                 self._config.eval, environment.dataset, environment.retriever, evaluation.examples
             )
-            evaluation.methods.extend(measure_baselines(self._config.eval.baselines, task, "validation"))
+            names, hybrid = self._config.eval.baselines, environment.hybrid
+            if hybrid is not None and hybrid.fusion.name not in names:
+                names = (*names, hybrid.fusion.name)
+            evaluation.methods.extend(measure_baselines(names, task, "validation"))
 
     def measure(self, name: str, policy: Measurable) -> None:
         """Measures the policy as it is."""
@@ -73,6 +76,9 @@ class Outcome:
         for environment in self._environments:
             evaluation = self.evaluations[environment.name]
             evaluation.subject = self._config.trainer.tuned_name
+            if environment.hybrid is not None:
+                tuned = evaluation.methods[-1]
+                evaluation.methods.append(environment.hybrid.measure(tuned, evaluation.examples))
             measuring.finish(evaluation, environment.dataset)
             measuring.note_checkpoint(evaluation, run, run.final)
 

@@ -47,6 +47,7 @@ from rl4rec_cli.train.environments import (
     policy_writer,
     screen_environments,
 )
+from rl4rec_cli.train.hybrids import check_hybrids, open_hybrids
 from rl4rec_cli.train.parts import TrainerParts
 from rl4rec_cli.train.snapshot import random_states, random_states_kept, set_random_states
 from rl4rec_cli.variables import settings_win
@@ -140,8 +141,10 @@ class RLTrainer:
         names = [one.name for one in datasets]
         opened = self._stack.enter_context(open_run_retrievers(config, datasets))
         retrievers = dict(zip(names, opened, strict=True))
+        check_hybrids(config, datasets)
+        hybrids = open_hybrids(config, datasets, retrievers)
         self._scorers = {
-            name: Scorer(retriever, config.reward, dataset=name, rewards=loaded)
+            name: Scorer(retriever, config.reward, dataset=name, rewards=loaded, hybrid=hybrids.get(name))
             for name, retriever in retrievers.items()
         }
         policy = rec_policy.policy if rec_policy is not None else self._load_policy(config, datasets, scratch)
@@ -149,7 +152,7 @@ class RLTrainer:
         """The model with its tokenizer. Training changes it in place."""
         self.config: RunConfig = with_day(config, policy.tokenizer)
         """Resolved."""
-        environments = open_environments(self.config, datasets, retrievers, self._scorers, policy.tokenizer)
+        environments = open_environments(self.config, datasets, retrievers, self._scorers, policy.tokenizer, hybrids)
         write = policy_writer(policy, self.config)
         self._environments = screen_environments(config.trainer, environments, write=write, folder=scratch)
         self._open_trainer(scratch)
@@ -249,7 +252,8 @@ class RLTrainer:
         if name not in self._scorers:
             raise DataError(f"there is no dataset {name!r}", hint=f"there is {', '.join(self._scorers)}")
         targets, histories = [e.target for e in examples], [e.history for e in examples]
-        return self._scorers[name].score(list(completions), targets, histories).rewards
+        users = [e.user for e in examples]
+        return self._scorers[name].score(list(completions), targets, histories, users).rewards
 
     def save(self, folder: str | Path) -> Path:
         """Writes the policy as it is: plain `from_pretrained` loads it, and so does `policy.model`.

@@ -112,7 +112,7 @@ class RetrievalReward:
     ) -> list[float]:
         start = time.perf_counter()
         texts = decode_texts(self._tokenizer, completion_ids)
-        await_scores = start_scores(self._scorers, texts, target, history, dataset)
+        await_scores = start_scores(self._scorers, texts, target, history, dataset, user)
         distinct = len(set(texts)) / len(texts)
         scores = await_scores()
         names = log_names(scores.parts)

@@ -21,6 +21,7 @@ from rl4rec_cli.files.writing import write_text
 if TYPE_CHECKING:
     from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.data.dataset import Example
+    from rl4rec_cli.eval.training_hybrid import TrainingHybrid
     from rl4rec_cli.retrieval.retriever import VectorRetriever
 
 _PART = 16_384
@@ -36,6 +37,7 @@ def screen_examples(
     write: Write,
     kept_in: Path,
     name: str | None = None,
+    hybrid: TrainingHybrid | None = None,
 ) -> list[Example]:
     """Returns the examples whose target is neither hopeless nor solved (`trainer.screen_*`), in their order.
 
@@ -45,6 +47,7 @@ def screen_examples(
         write: returns the starting policy's most likely completion for each example.
         kept_in: file of the ranks by the policy.
         name: of the dataset, where there are several.
+        hybrid: ranks along with the texts, as rewards are ranked.
 
     Raises:
         ConfigError: no example remains. RunError: the file cannot be written.
@@ -54,9 +57,10 @@ def screen_examples(
     first, last = section.ranks_to_learn
     last = last or retriever.num_items
     if section.ranks_by_policy:
-        ranks, by = _by_policy(retriever, examples, write, kept_in), "what the starting policy writes"
+        ranks, by = _by_policy(retriever, examples, write, kept_in, hybrid), "what the starting policy writes"
     else:
-        ranks, by = _by_last_item(retriever, examples), "the last item's text"
+        ranks, by = _by_last_item(retriever, examples, hybrid), "the last item's text"
+    by += f" and {hybrid.label}" if hybrid is not None else ""
     reachable = [e for e, rank in zip(examples, ranks, strict=True) if first <= rank <= last]
     place = f"rank {first:,} to {last:,} by {by}"
     summary = f"{len(reachable):,} of {len(examples):,} training examples have their target at {place}"
@@ -66,16 +70,26 @@ def screen_examples(
     return reachable
 
 
-def _by_last_item(retriever: VectorRetriever, examples: Sequence[Example]) -> list[int]:
+def _by_last_item(retriever: VectorRetriever, examples: Sequence[Example], hybrid: TrainingHybrid | None) -> list[int]:
     ranks: list[int] = []
     for start in range(0, len(examples), _PART):
         part = examples[start : start + _PART]
         queries_BD = retriever.item_vectors([e.history[-1] for e in part])
-        ranks += retriever.vector_ranks(queries_BD, [e.target for e in part], [e.history for e in part]).ranks.tolist()
+        if hybrid is not None:
+            ranking = hybrid.vector_ranks(queries_BD, part)
+        else:
+            ranking = retriever.vector_ranks(queries_BD, [e.target for e in part], [e.history for e in part])
+        ranks += ranking.ranks.tolist()
     return ranks
 
 
-def _by_policy(retriever: VectorRetriever, examples: Sequence[Example], write: Write, kept_in: Path) -> list[int]:
+def _by_policy(
+    retriever: VectorRetriever,
+    examples: Sequence[Example],
+    write: Write,
+    kept_in: Path,
+    hybrid: TrainingHybrid | None,
+) -> list[int]:
     cached_ranks = _read_ranks(kept_in) if kept_in.is_file() else []
     if len(cached_ranks) == len(examples):
         return cached_ranks
@@ -83,8 +97,12 @@ def _by_policy(retriever: VectorRetriever, examples: Sequence[Example], write: W
     texts = write(examples)
     for start in range(0, len(examples), _PART):
         part = examples[start : start + _PART]
-        targets, histories = [e.target for e in part], [e.history for e in part]
-        ranks += retriever.target_ranks(texts[start : start + _PART], targets, histories).ranks.tolist()
+        own, targets, histories = texts[start : start + _PART], [e.target for e in part], [e.history for e in part]
+        if hybrid is not None:
+            ranking = hybrid.text_ranks(own, [e.user for e in part], targets, histories)
+        else:
+            ranking = retriever.target_ranks(own, targets, histories)
+        ranks += ranking.ranks.tolist()
     write_text(kept_in, json.dumps({"ranks": ranks, "sha256": sha256_of_json(ranks)}) + "\n")
     return ranks
 

@@ -71,9 +71,9 @@ class Validation:
         each: dict[str, dict[str, float]] = {}
         for environment, examples in zip(self._environments, self._examples, strict=True):
             own = (environment.dataset, environment.retriever, examples)
-            each[environment.name] = means(
-                measure_policy("validation", self._policy, config, *own).ranking, config.eval.ks
-            )
+            join = environment.hybrid.join if environment.hybrid is not None else None
+            measured = measure_policy("validation", self._policy, config, *own, join=join)
+            each[environment.name] = means(measured.ranking, config.eval.ks)
         metrics = {name: float(np.mean([one[name] for one in each.values()])) for name in next(iter(each.values()))}
         by_dataset = {f"{name}/{of}": one[name] for of, one in each.items() for name in one if len(each) > 1}
         self._own = {key: value for key, value in by_dataset.items() if key.startswith(f"{self.metric}/")}
@@ -91,7 +91,9 @@ class Validation:
         apart = ", ".join(f"{key.partition('/')[2]} {value:.4f}" for key, value in self._own.items())
         mean = f" (mean of {apart})" if apart else ""
         several = f" ({texts} completions of each user)" if (texts := self._texts().get("texts_per_user")) else ""
-        console.log(f"Validation after step {step:,}: {self.metric} {value:.4f}{mean}{several}, {so_far}")
+        fuse = self._texts().get("fuse")
+        fused = f" (together with {fuse})" if fuse else ""
+        console.log(f"Validation after step {step:,}: {self.metric} {value:.4f}{mean}{several}{fused}, {so_far}")
         return is_best
 
     @property
@@ -117,10 +119,13 @@ class Validation:
         about = {"step": step, self.metric: value, **self._own, "users": self._users, **self._texts()}
         write_json(folder / "validation.json", about)
 
-    def _texts(self) -> dict[str, int]:
-        """Says how many completions of each user are ranked as one, where it is not 1."""
+    def _texts(self) -> dict[str, Any]:
+        """Says what is ranked besides one completion of each user: several as one, or a sequence model's scores."""
         texts = self._run.config.generation.texts_per_user
-        return {} if texts == 1 else {"texts_per_user": texts}
+        about: dict[str, Any] = {} if texts == 1 else {"texts_per_user": texts}
+        if hybrids := [one.hybrid for one in self._environments if one.hybrid is not None]:
+            about |= {"fuse": hybrids[0].label, "fuse_weight": [hybrid.weight for hybrid in hybrids]}
+        return about
 
     def state(self) -> dict[str, Any]:
         return {"values": [list(pair) for pair in self.values]}

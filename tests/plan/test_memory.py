@@ -164,6 +164,8 @@ def test_what_takes_less_takes_less() -> None:
     assert needs(*lora, on_gpu=False) > needs(*lora)
     assert needs("trainer.beta=0.1") - needs() == 2 * PUBLISHED["llama-3.2-1b"]
     assert needs(*lora, algorithm="sft") > needs(*lora, "trainer.batch_size=1", algorithm="sft")
+    assert needs(*lora, "reward.fuse=sasrec") - needs(*lora) == 3 * 4 * 1000 * (128 + 64)
+    assert needs(*lora, "reward.fuse=sasrec", algorithm="sft") == needs(*lora, algorithm="sft")
 
 
 def test_writing_all_texts_at_once_is_what_the_largest_batch_costs() -> None:

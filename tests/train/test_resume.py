@@ -61,6 +61,10 @@ VARIANTS = {
     "ppo": ("ppo", (*PPO, "trainer.beta=0.05", "trainer.target_kl=0.01")),
     "ppo, accumulated": ("ppo", (*PPO, "trainer.gradient_accumulation_steps=2", "logging.steps=3")),
     "reinforce": ("reinforce", ("trainer.warm_start=null",)),
+    "reinforce, fused": (
+        "reinforce",
+        ("trainer.warm_start=null", "reward.fuse=transitions", "trainer.screen_by=policy", "trainer.screen_rank=20"),
+    ),
     "grpo with an adapter": ("grpo", (*GROUPS, "policy.lora.r=4")),
 }
 # The step that is being made when the process dies: in the first epoch, at its end, in the second one.

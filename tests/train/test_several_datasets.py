@@ -288,7 +288,9 @@ def test_requests_of_all_datasets_are_sent_before_any_is_waited_for() -> None:
         "unused": Service("unused", 0),
     }
     scorers = open_scorers(services, RewardSection(functions={"ndcg": 1.0, "mrr": 0.0}))
-    finish = start_scores(scorers, ["1", "2", "3", "4"], [0] * 4, [[]] * 4, ["toys", "books", "toys", "books"])
+    finish = start_scores(
+        scorers, ["1", "2", "3", "4"], [0] * 4, [[]] * 4, ["toys", "books", "toys", "books"], ["u"] * 4
+    )
     assert events == ["books asked for 2 4", "toys asked for 1 3"]
     scores = finish()
     assert events[2:] == ["books answered", "toys answered"]
@@ -313,7 +315,7 @@ def test_a_reward_of_ones_own_is_run_once_and_told_the_dataset(tmp_path: Path) -
 
     retrievers: dict[str, Any] = {"books": Fixed(), "toys": Fixed()}
     scorers = open_scorers(retrievers, RewardSection(functions={f"{file}:mine": 1.0}))
-    scores = start_scores(scorers, ["a", "b", "c"], [0] * 3, [[]] * 3, ["toys", "books", "toys"])()
+    scores = start_scores(scorers, ["a", "b", "c"], [0] * 3, [[]] * 3, ["toys", "books", "toys"], ["u"] * 3)()
     assert scores.rewards.tolist() == [2.0, 1.0, 2.0]
 
 

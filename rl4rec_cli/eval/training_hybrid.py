@@ -1,0 +1,243 @@
+"""Hybrids in training: the policy is rewarded for the rank that its completion and a sequence model give together.
+
+Decides: that a training example is scored by a model that was fitted without its user. The users are halved by their
+places in the file, whatever they chose; the model of one half scores the other. Halves of users, not of examples: an
+example of the same user holds the target, or what came before and after it. Validation users are scored by the model
+of all training parts, which has not seen their targets, as `eval --fuse` does. One weight serves rewards, screening and
+validation. A completion without meaning earns nothing: its hybrid would be the sequence model's own ranking.
+Hides: `fused_scores.py`, which says what a fused score is; this module ranks by nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rl4rec_cli import console
+from rl4rec_cli.data.dataset import Dataset, Example
+from rl4rec_cli.errors import ConfigError, DataError
+from rl4rec_cli.eval.examples import choose_examples
+from rl4rec_cli.eval.hybrids import Fusion, choosers, last_item, open_fusion
+from rl4rec_cli.eval.scoring import Measured, Scored, SparseScores, Task, VectorMethod, VectorScores
+from rl4rec_cli.files.digests import sha256, sha256_of_json, sha256_of_tensors
+
+# torch is imported where something is ranked, so that errors in the data show first.
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.eval.fused_scores import Fused
+    from rl4rec_cli.retrieval.retriever import Ranking
+
+HALVES_SEED = 20_050
+_NAME_IT = "name it: --set reward.fuse_weight=0.5"
+
+
+def halves_of_users(dataset: Dataset) -> NDArray[np.int64]:
+    """Returns the half that each user is in, 0 or 1, `[users]`. What the users chose has no say."""
+    halves_U = np.zeros(len(dataset.users), np.int64)
+    halves_U[np.random.default_rng(HALVES_SEED).permutation(len(dataset.users))[::2]] = 1
+    return halves_U
+
+
+def without_half(dataset: Dataset, half: int) -> Dataset:
+    """Returns the dataset of the users who are not in a half: what the model that scores this half is fitted on."""
+    rows = np.flatnonzero(halves_of_users(dataset) != half)
+    users = tuple(dataset.users[row] for row in rows)
+    return replace(
+        dataset,
+        name=f"{dataset.name}-half-{2 - half}",
+        users=users,
+        sequences=tuple(dataset.sequences[row] for row in rows),
+        prompts={user: dataset.prompts[user] for user in users if user in dataset.prompts},
+    )
+
+
+class TrainingHybrid:
+    """One dataset's hybrid in training. It fits the models, or reads them from the cache.
+
+    Args:
+        fusion: the sequence model.
+        task: dataset, retriever and cache. Its examples are not read.
+        weight: of the completion's own scores, above 0 and up to 1.
+    """
+
+    def __init__(self, fusion: Fusion, task: Task, weight: float) -> None:
+        self.fusion, self.weight, self._task = fusion, weight, task
+        dataset = task.dataset
+        self._half_of = dict(zip(dataset.users, halves_of_users(dataset).tolist(), strict=True))
+        fitted_on = [without_half(dataset, 0), without_half(dataset, 1)]
+        if dataset.has_validation:
+            fitted_on.append(dataset)
+        self._scorers = [fusion.open_scores(replace(task, dataset=one)) for one in fitted_on]
+        self._fused: dict[int, Fused] = {}
+
+    @property
+    def label(self) -> str:
+        """The sequence model's name in tables."""
+        return self.fusion.label
+
+    def text_ranks(
+        self,
+        texts: Sequence[str],
+        users: Sequence[str],
+        targets: Sequence[int],
+        histories: Sequence[Sequence[int]],
+    ) -> Ranking:
+        """Ranks the targets of training examples by completions and the model that has not seen their users.
+
+        Args:
+            texts: `[B]` completions; so are `users`, `targets` and `histories`.
+
+        Raises:
+            DataError: a user is not the dataset's.
+        """
+        rows = zip(users, histories, targets, strict=True)
+        examples = [Example(user, tuple(history), target) for user, history, target in rows]
+        return self.vector_ranks(self._task.retriever.text_vectors(texts), examples)
+
+    def vector_ranks(self, queries_BD: Tensor, examples: Sequence[Example]) -> Ranking:
+        """Does what `text_ranks` does, by vectors. A zero one is unscorable and ranks last."""
+        from rl4rec_cli.retrieval.retriever import Ranking
+
+        scorable_B = queries_BD.ne(0).any(dim=1).cpu().numpy()
+        ranks_B = np.full(len(examples), self._task.dataset.num_items)
+        halves_B = np.array([self._half(example.user) for example in examples], np.int64)
+        own = VectorScores(queries_BD, self._task.retriever.matrix)
+        for half in (0, 1):
+            rows = np.flatnonzero(scorable_B & (halves_B == half))
+            if len(rows):
+                some = [examples[row] for row in rows.tolist()]
+                targets, masks = self._targets_and_masks(some)
+                ranks_B[rows] = self._join(half, own.of(rows), some).ranks(targets, masks).ranks
+        return Ranking(ranks_B, scorable_B)
+
+    def join(self, own: VectorScores, examples: Sequence[Example]) -> Scored:
+        """Returns the hybrid's scores of validation examples, by the model of all training parts."""
+        return self._join(2, own, examples)
+
+    def measure(self, measured: Measured, examples: Sequence[Example]) -> Measured:
+        """Measures the hybrid of completions that are measured, as `eval --fuse` does on the validation split."""
+        texts = [text for (text,) in measured.texts or []]
+        retriever = self._task.retriever
+
+        def scores(examples: Sequence[Example]) -> VectorScores:
+            return VectorScores(retriever.text_vectors(texts), retriever.matrix)
+
+        key: dict[str, object] = {
+            "texts": sha256_of_json(texts),
+            "vectors": sha256_of_tensors({"queries": retriever.text_vectors(texts), "items": retriever.vectors_ND}),
+        }
+        method = VectorMethod(measured.name, measured.kind, scores, lambda examples: key)
+        return self.fusion.measure_with(method, replace(self._task, examples=examples), "validation")
+
+    def facts(self) -> dict[str, object]:
+        """Returns what its ranks depend on besides the data: a run keeps it, and goes on with no other."""
+        probe = [Example("", (0,), 0)]
+        return {
+            "sequence_model": self.fusion.sequence_model,
+            "weight": self.weight,
+            "models": [_digest(scores(probe)) for scores in self._scorers],
+        }
+
+    def _half(self, user: str) -> int:
+        if user not in self._half_of:
+            self._task.dataset.user_index(user)  # raises
+        return self._half_of[user]
+
+    def _join(self, model: int, own: VectorScores, examples: Sequence[Example]) -> Scored:
+        from rl4rec_cli.eval.fused_scores import fuse
+
+        fused = fuse(own, self._scorers[model](examples), like=self._fused.get(model))
+        self._fused[model] = fused
+        return fused.at(self.weight)
+
+    def _targets_and_masks(self, examples: Sequence[Example]) -> tuple[list[int], list[tuple[int, ...]] | None]:
+        histories = [example.history for example in examples]
+        return [example.target for example in examples], histories if self._task.dataset.mask_history else None
+
+
+def _digest(scored: VectorScores | SparseScores) -> str:
+    """Returns SHA-256 (hex) of a fitted model's part that does not depend on the example."""
+    if isinstance(scored, SparseScores):
+        return sha256(np.ascontiguousarray(scored.base_N).data)
+    return sha256_of_tensors({"items": scored.items.vectors_ND.cpu().contiguous()})
+
+
+def check_training_hybrid(config: RunConfig, dataset: Dataset) -> None:
+    """Checks that the models of a run's hybrid can be fitted on this dataset, and that its weight is known.
+
+    Raises:
+        DataError: half of the users have nothing to learn from, or nobody can choose the weight.
+    """
+    fusion = open_fusion(config.reward.fuse)
+    if fusion is None:
+        return
+    for half in (0, 1):
+        if all(len(part) < 2 for part in without_half(dataset, half).training_parts):
+            raise DataError(
+                f"dataset {dataset.name}: reward.fuse={config.reward.fuse} fits {fusion.label} on each half of the "
+                "users, and in one of them no training part has two items, so nothing follows anything",
+                hint="leave out reward.fuse, or give more users",
+            )
+    if dataset.has_validation:
+        fusion.check(dataset, choose_examples(dataset, "validation", config.eval.users), "validation")
+    if config.reward.fuse_weight is not None:
+        return
+    if not dataset.has_validation:
+        raise DataError(
+            f"dataset {dataset.name}: validation users choose reward.fuse_weight, and what is trained has seen their "
+            f"targets (data.fit={dataset.fit})",
+            hint=f"{_NAME_IT}; data.fit=train prints the one that it chooses",
+        )
+    if len(others := _choosers(config, dataset)) < 2:
+        raise DataError(
+            f"dataset {dataset.name}: validation users who are not measured during training choose reward.fuse_weight, "
+            f"and there {'is' if len(others) == 1 else 'are'} {len(others)} (eval.step_users={config.eval.step_users})",
+            hint=f"{_NAME_IT}; or lower eval.step_users",
+        )
+
+
+def open_training_hybrid(config: RunConfig, task: Task) -> TrainingHybrid | None:
+    """Fits what a run's hybrid needs for a dataset, and chooses its weight; None without `reward.fuse`.
+
+    Validation users choose the weight for the last item's text, before any training: a weight that followed the
+    policy would move its rewards. They are not those who are measured during training.
+
+    Raises:
+        DataError: as `check_training_hybrid`. ConfigError: the completions would have no weight.
+    """
+    fusion = open_fusion(config.reward.fuse)
+    if fusion is None:
+        return None
+    dataset = task.dataset
+    check_training_hybrid(config, dataset)
+    weight, chosen = config.reward.fuse_weight, "reward.fuse_weight"
+    if weight is None:
+        users = _choosers(config, dataset)
+        weight = fusion.choose(last_item(task), replace(task, fuse_weights={}), among=users)
+        chosen = f"chosen by {len(users):,} validation users for the last item's text"
+    if weight <= 0:
+        raise ConfigError(
+            f"dataset {dataset.name}: {fusion.label} ranks best without the last item's text ({chosen}: weight 0), and "
+            "without weight no completion would change its reward",
+            hint=_NAME_IT,
+        )
+    hybrid = TrainingHybrid(fusion, task, weight)
+    console.log(
+        f"Rewards are of the rank by the completion ({weight:g}) and {hybrid.label} ({1 - weight:g}) together on "
+        f"{dataset.name}; {chosen}. Each half of the users is scored by the {hybrid.label} of the other half"
+    )
+    return hybrid
+
+
+def _choosers(config: RunConfig, dataset: Dataset) -> list[Example]:
+    """Returns the validation users who choose the weight: not those who are measured during training."""
+    if config.eval.steps is None:
+        return choosers(dataset)
+    measured = {example.user for example in choose_examples(dataset, "validation", config.eval.step_users)}
+    return [example for example in choosers(dataset) if example.user not in measured]
