@@ -152,20 +152,30 @@ def _pad(text: str, columns: int, right: bool) -> str:
 
 
 @contextmanager
-def progress(total: int | None, description: str, *, every: float = 10.0) -> Iterator[Callable[[int], None]]:
+def progress(
+    total: int | None, description: str, *, every: float = 10.0, rows: Callable[[], int] | None = None
+) -> Iterator[Callable[[int], None]]:
     """Shows how far something is, on standard error: `with progress(n, "embedding") as advance: … advance(batch)`.
 
     It draws a bar on a terminal. Elsewhere it prints a line every `every` seconds, so that quick work prints none.
+
+    Args:
+        rows: what has been done, where `total` counts something else, such as bytes; shown with its rate.
     """
     if is_terminal(sys.stderr):
-        with _bar(total, description) as advance:
+        with _bar(total, description, rows) as advance:
             yield advance
         return
     position, started, last_line_at = 0, time.monotonic(), time.monotonic()
 
     def say() -> None:
+        seconds = time.monotonic() - started
+        if rows is not None:
+            left = f", {(total - position) / position * seconds:.0f} s left" if total and 0 < position <= total else ""
+            log(f"{description}: {rows():,} rows, {rows() / max(seconds, 1e-9):,.0f} a second, {seconds:.0f} s{left}")
+            return
         of = f"/{total:,} ({position / total:.0%})" if total else ""
-        log(f"{description}: {position:,}{of}, {time.monotonic() - started:.0f} s")
+        log(f"{description}: {position:,}{of}, {seconds:.0f} s")
 
     def plain(count: int = 1) -> None:
         nonlocal position, last_line_at
@@ -180,13 +190,13 @@ def progress(total: int | None, description: str, *, every: float = 10.0) -> Ite
 
 
 @contextmanager
-def _bar(total: int | None, description: str) -> Iterator[Callable[[int], None]]:
+def _bar(total: int | None, description: str, rows: Callable[[], int] | None) -> Iterator[Callable[[int], None]]:
     from rich import progress as rich_progress
 
     columns = (
         rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
+        rich_progress.MofNCompleteColumn() if rows is None else rich_progress.TextColumn("{task.fields[rows]}"),
         rich_progress.TimeElapsedColumn(),
         rich_progress.TimeRemainingColumn(),
     )
@@ -194,8 +204,8 @@ def _bar(total: int | None, description: str) -> Iterator[Callable[[int], None]]
         drawing() as console,
         rich_progress.Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar,
     ):
-        task = bar.add_task(clean(description), total=total)
-        yield partial(_advance, bar, task)
+        task = bar.add_task(clean(description), total=total, rows="")
+        yield partial(_advance, bar, task, rows)
 
 
 @contextmanager
@@ -214,8 +224,11 @@ def drawing() -> Iterator[Console]:
         _drawing.pop()
 
 
-def _advance(bar: Progress, task: TaskID, count: int = 1) -> None:
+def _advance(bar: Progress, task: TaskID, rows: Callable[[], int] | None, count: int = 1) -> None:
     bar.advance(task, count)
+    if rows is not None:
+        elapsed = bar.tasks[bar.task_ids.index(task)].elapsed or 1e-9
+        bar.update(task, rows=f"{rows():,} rows, {rows() / elapsed:,.0f} a second")
 
 
 def quiet_libraries() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rl4rec_cli.config.algorithms import ALGORITHMS
+from rl4rec_cli.config.importers import IMPORTERS
 from rl4rec_cli.config.plugins import Registry
 from rl4rec_cli.config.registries import BASELINES, EMBEDDERS, REWARDS
 from rl4rec_cli.config.trainer import trainer_sections
@@ -21,6 +22,8 @@ from rl4rec_cli.config.trainer import trainer_sections
 PACKAGE = Path(__file__).parents[1] / "rl4rec_cli"
 ALSO_ENGINES = frozenset({"vllm"})
 """Names that mean something else elsewhere: compared with an attribute of the kind they count all the same."""
+ALSO_FORMATS = frozenset({"csv"})
+"""Names of sources that are formats of results, too."""
 BACKENDS = frozenset({"config/sections.py", "plan/placement.py", "retrieval/service/cluster.py"})
 
 
@@ -74,6 +77,13 @@ KINDS = [
         attributes=frozenset({"embedder"}),
         classes=frozenset(target.partition(":")[2] for target in EMBEDDERS.built_in.values()),
         own=frozenset({"config/registries.py"}) | modules_of(EMBEDDERS),
+    ),
+    Kind(
+        "source",
+        names=frozenset(IMPORTERS.built_in) - ALSO_FORMATS,
+        attributes=frozenset({"source"}),
+        classes=frozenset(target.partition(":")[2] for target in IMPORTERS.built_in.values()),
+        own=frozenset({"config/importers.py"}) | modules_of(IMPORTERS),
     ),
     Kind("retrieval backend", names=frozenset({"ray", "in-process"}), attributes=frozenset(), own=BACKENDS),
 ]

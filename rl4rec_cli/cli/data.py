@@ -1,4 +1,4 @@
-"""`rl4rec data synth|stats|audit`."""
+"""`rl4rec data import|synth|stats|audit`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
+from rl4rec_cli.cli import data_import
 from rl4rec_cli.cli.options import Json, Recipes, Sets, epilog
 
 app = typer.Typer(
-    help="Make and inspect dataset folders.",
-    epilog=epilog("rl4rec data synth data/toy", "rl4rec data stats data/toy"),
+    help="Import, make and inspect dataset folders.",
+    epilog=epilog("rl4rec data import movielens raw/ml-1m data/ml-1m", "rl4rec data stats data/ml-1m"),
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+data_import.add_to(app)
 
 
 @app.command(

@@ -5,6 +5,7 @@ A line says where the code is. The code is imported when its name is used, so th
 
 from __future__ import annotations
 
+from rl4rec_cli.config.importers import IMPORTERS
 from rl4rec_cli.config.plugins import Registry
 
 REWARDS = Registry(
@@ -57,5 +58,5 @@ EMBEDDERS = Registry(
 )
 """`retrieval.embedder`. The code is an `EmbedderKind` (`retrieval/embedder.py`)."""
 
-REGISTRIES = (REWARDS, EMBEDDERS, BASELINES)
+REGISTRIES = (REWARDS, EMBEDDERS, BASELINES, IMPORTERS)
 """What `rl4rec doctor` lists plug-ins of."""

@@ -52,6 +52,12 @@ class Dataset:
     fit: Fit = "train"
     """What everything that is trained is fitted on. With `train_and_validation` the training part of a sequence ends
     before its last item alone, and there is no validation split."""
+    training_only_users: tuple[str, ...] = ()
+    """Users of whom nothing is held out, in addition to `users`."""
+    training_only: tuple[tuple[int, ...], ...] = ()
+    """What they chose, oldest first, at least one item."""
+    times: tuple[tuple[float, ...], ...] | None = None
+    """When it was chosen, in seconds since 1970, item by item: of `sequences`, then of `training_only`."""
 
     @property
     def has_validation(self) -> bool:
@@ -65,8 +71,13 @@ class Dataset:
 
     @cached_property
     def training_parts(self) -> tuple[tuple[int, ...], ...]:
-        """What everything is fitted on, of each user."""
-        return tuple(sequence[: -self.held_out] for sequence in self.sequences)
+        """What everything is fitted on, of each of `training_users`."""
+        return (*(sequence[: -self.held_out] for sequence in self.sequences), *self.training_only)
+
+    @property
+    def training_users(self) -> tuple[str, ...]:
+        """The users, then those who only train."""
+        return (*self.users, *self.training_only_users)
 
     @property
     def num_items(self) -> int:
@@ -96,19 +107,30 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over items, sequences, prompts, options and `fit`; not over the name or the rest of `meta`."""
+        """SHA-256 (hex) over items, sequences, prompts, options and `fit`; not over times, the name or other `meta`."""
         parts = [json.dumps(dict(item), sort_keys=True) for item in self.items]
         rows = [
             f"{user} {' '.join(map(str, sequence))}" for user, sequence in zip(self.users, self.sequences, strict=True)
         ]
         prompts = json.dumps(dict(self.prompts), sort_keys=True)
         fit = {} if self.fit == "train" else {"fit": self.fit}
-        options = json.dumps({"mask_history": self.mask_history, **fit})
+        only = zip(self.training_only_users, self.training_only, strict=True)
+        only_rows = [f"{user} {' '.join(map(str, sequence))}" for user, sequence in only]
+        training = {"training_only": sha256_of_parts(only_rows)} if only_rows else {}
+        options = json.dumps({"mask_history": self.mask_history, **fit, **training})
         return sha256_of_parts([str(len(parts)), *parts, str(len(rows)), *rows, prompts, options])
 
     @cached_property
     def _user_index(self) -> dict[str, int]:
         return {user: i for i, user in enumerate(self.users)}
+
+    def time_ties(self) -> dict[str, int] | None:
+        """Counts the targets of each split that have the time of the item before; None without times."""
+        if self.times is None:
+            return None
+        own = self.times[: len(self.users)]
+        splits = {"validation": 2, "test": 1}
+        return {split: sum(times[-back] == times[-back - 1] for times in own) for split, back in splits.items()}
 
     def user_index(self, user: str) -> int:
         """Returns the position of `user` in `users` and `sequences`.
@@ -125,7 +147,7 @@ class Dataset:
 
 
 def count_train_examples(dataset: Dataset, train_targets: Literal["last", "all"]) -> list[int]:
-    """Counts each user's training examples, in the order of `users`, without making them."""
+    """Counts the training examples of each of `training_users`, in their order, without making them."""
     lengths = (len(part) for part in dataset.training_parts)
     return [min(length - 1, 1) if train_targets == "last" else length - 1 for length in lengths]
 
@@ -158,10 +180,13 @@ def build_examples(dataset: Dataset, split: Split, *, train_targets: Literal["la
             hint="measure on the test split (--split test); choices are made with data.fit=train",
         )
     examples = []
+    if split == "train":
+        for user, part in zip(dataset.training_users, dataset.training_parts, strict=True):
+            last = len(part) - 1
+            for position in range(1 if train_targets == "all" else max(last, 1), last + 1):
+                examples.append(Example(user, part[:position], part[position]))
+        return examples
     for user, sequence in zip(dataset.users, dataset.sequences, strict=True):
-        # Position of the last target.
-        end = len(sequence) - {"test": 1, "validation": 2, "train": 1 + dataset.held_out}[split]
-        first = 1 if split == "train" and train_targets == "all" else end
-        for position in range(max(first, 1), end + 1):
-            examples.append(Example(user, sequence[:position], sequence[position]))
+        position = len(sequence) - {"test": 1, "validation": 2}[split]
+        examples.append(Example(user, sequence[:position], sequence[position]))
     return examples

@@ -39,19 +39,15 @@ def load_dataset(
     if not str(path).strip():
         raise DataError("the dataset's path is empty", hint="name a dataset folder")
     folder = Path(find_folder(str(path))).expanduser()
-    items, users, sequences, prompts, meta = read_folder(
+    contents = read_folder(
         folder,
         sequences=Path(sequential_file).expanduser() if sequential_file is not None else None,
         prompts=Path(prompt_file).expanduser() if prompt_file is not None else None,
     )
     return Dataset(
-        name=_name(folder, meta),
-        items=items,
-        users=users,
-        sequences=sequences,
-        prompts=prompts,
-        mask_history=meta.get("mask_history", True),
-        meta=meta,
+        name=_name(folder, contents.meta),
+        mask_history=contents.meta.get("mask_history", True),
+        **contents._asdict(),
     )
 
 

@@ -11,8 +11,10 @@ ids that the unreadable rows could have had count as known.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +38,8 @@ ITEMS = "items.jsonl"
 SEQUENCES = "sequential_data.txt"
 PROMPTS = "prompts.json"
 META = "meta.json"
+TRAINING_ONLY = "training_only.txt"
+TIMES = "times.txt"
 
 MIN_SEQUENCE = 3
 """Training part, validation target, test target."""
@@ -52,6 +56,9 @@ _LINES_HINT = (
 )
 _SEQUENCES_HINT = f"{SEQUENCES} has one user per line: user_id item1 item2 item3 …, oldest first, split by spaces"
 _PROMPTS_HINT = f'{PROMPTS} is one JSON object: {{"user_id": "prompt text", …}}'
+_TIMES_HINT = (
+    f"{TIMES} has the users of {SEQUENCES}, then of {TRAINING_ONLY}; a time in seconds since 1970 for each item"
+)
 _META_HINT = f'{META} is one JSON object, e.g. {{"name": "beauty", "mask_history": true}}'
 
 
@@ -63,6 +70,9 @@ class FolderContents(NamedTuple):
     sequences: tuple[tuple[int, ...], ...]
     prompts: dict[str, str]
     meta: dict[str, Any]
+    training_only_users: tuple[str, ...]
+    training_only: tuple[tuple[int, ...], ...]
+    times: tuple[tuple[float, ...], ...] | None
 
 
 def read_folder(folder: Path, *, sequences: Path | None = None, prompts: Path | None = None) -> FolderContents:
@@ -82,13 +92,23 @@ def read_folder(folder: Path, *, sequences: Path | None = None, prompts: Path | 
         raise DataError(f"{folder}: {what}", hint=hint)
     problems = Problems(folder)
     items, item_ids = _read_items(folder / ITEMS, problems)
-    users, rows, all_users = _read_sequences(sequences or folder / SEQUENCES, item_ids, problems)
+    line_of: dict[str, int] = {}
+    users, rows, all_users = _read_sequences(sequences or folder / SEQUENCES, item_ids, problems, line_of)
+    only_users: list[str] = []
+    only: list[tuple[int, ...]] = []
+    if os.path.lexists(folder / TRAINING_ONLY):
+        only_users, only, _ = _read_sequences(folder / TRAINING_ONLY, item_ids, problems, line_of, least=1)
     if prompts is not None and not prompts.exists():  # the folder's own may be absent
         problems.add(problems.name(prompts), "the file is missing", hint=_PROMPTS_HINT)
     texts = _read_prompts(prompts or folder / PROMPTS, set(users) if all_users else None, problems)
     meta = _read_meta(folder / META, problems)
     problems.raise_any()
-    return FolderContents(items, tuple(users), tuple(rows), texts, meta)
+    times = None
+    if sequences is None and os.path.lexists(folder / TIMES):  # they are of the folder's own sequences
+        lengths = dict(zip([*users, *only_users], map(len, [*rows, *only]), strict=True))
+        times = _read_times(folder / TIMES, lengths, problems)
+        problems.raise_any()
+    return FolderContents(items, tuple(users), tuple(rows), texts, meta, tuple(only_users), tuple(only), times)
 
 
 def _read_items(path: Path, problems: Problems) -> tuple[tuple[dict[str, Any], ...], set[int] | None]:
@@ -175,12 +195,17 @@ def _read_item(
 
 
 def _read_sequences(
-    path: Path, item_ids: set[int] | None, problems: Problems
+    path: Path, item_ids: set[int] | None, problems: Problems, line_of: dict[str, int], *, least: int = MIN_SEQUENCE
 ) -> tuple[list[str], list[tuple[int, ...]], bool]:
-    """Returns users, their sequences, and whether every line has a readable user."""
+    """Returns users, their sequences, and whether every line has a readable user.
+
+    Args:
+        line_of: where users stand, to which it adds.
+        least: items of the shortest sequence.
+    """
     raw = read_bytes(path, problems, _SEQUENCES_HINT)
     complete = True
-    line_of: dict[str, int] = {}
+    before = len(line_of)
     sequences: list[tuple[int, ...]] = []
     if raw is None:
         return [], [], False
@@ -207,9 +232,9 @@ def _read_sequences(
                 problems.add(where, reason, field="items", hint=_SEQUENCES_HINT)
                 continue
             sequence = tuple(map(int, tokens))
-        if len(sequence) < MIN_SEQUENCE:
-            reason = f"{len(sequence)} item{'s' * (len(sequence) != 1)}; at least {MIN_SEQUENCE} are needed"
-            hint = "leave out users with fewer than 3 items: one each to train, to validate and to test"
+        if len(sequence) < least:
+            reason = f"{len(sequence)} item{'s' * (len(sequence) != 1)}; at least {least} are needed"
+            hint = f"leave out users with fewer than {least} items: one each to train, to validate and to test"
             hint = hint if tokens else _SEQUENCES_HINT  # most likely another separator
             problems.add(where, reason, field="items", hint=hint)
         if item_ids is not None and not item_ids.issuperset(sequence):
@@ -218,7 +243,35 @@ def _read_sequences(
             hint = f"every id in {SEQUENCES} must be an item_id in {ITEMS}"
             problems.add(where, reason, field="items", hint=hint)
         sequences.append(sequence)
-    return list(line_of), sequences, complete
+    return list(line_of)[before:], sequences, complete
+
+
+def _read_times(path: Path, lengths: dict[str, int], problems: Problems) -> tuple[tuple[float, ...], ...]:
+    """Returns the times of each user, in the order of `lengths`, which says how many a user has."""
+    raw = read_bytes(path, problems, _TIMES_HINT)
+    times: list[tuple[float, ...]] = []
+    users = iter(lengths.items())
+    for number, line in read_lines(problems.name(path), raw, problems) if raw is not None else ():
+        user, *tokens = (line or "").split() or [""]
+        name, length = next(users, ("", 0))
+        try:
+            row = tuple(map(float, tokens))
+        except ValueError:
+            row = (math.nan,)
+        if user != name:
+            reason = f"is of {short(user)}, where the sequences have {short(name)}" if name else "is one too many"
+        elif len(tokens) != length:
+            reason = f"{len(tokens):,} times for {length:,} items"
+        elif not all(map(math.isfinite, row)) or any(a > b for a, b in pairwise(row)):
+            reason = "times must be finite numbers that do not fall"
+        else:
+            times.append(row)
+            continue
+        problems.add(f"{problems.name(path)}:{number}", reason, hint=_TIMES_HINT)
+        return ()  # what follows would be of other users
+    if raw is not None and len(times) < len(lengths):
+        problems.add(problems.name(path), f"{len(times):,} users instead of {len(lengths):,}", hint=_TIMES_HINT)
+    return tuple(times)
 
 
 def _read_object(path: Path, problems: Problems, hint: str) -> tuple[dict[str, Any], str] | None:

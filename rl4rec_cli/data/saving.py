@@ -7,14 +7,26 @@ Hides: the form of the files.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.opening import load_dataset
-from rl4rec_cli.data.reading import ITEMS, META, PROMPTS, SEQUENCES
+from rl4rec_cli.data.reading import ITEMS, META, PROMPTS, SEQUENCES, TIMES, TRAINING_ONLY
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.files.folders import new_folder
+
+
+def check_free(folder: Path) -> Path:
+    """Returns a folder's whole path, if a dataset can be saved as it.
+
+    Raises:
+        DataError: it exists and is not empty.
+    """
+    folder = Path(folder).expanduser().resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: already exists and is not an empty folder", hint="name a new folder, or remove it")
+    return folder
 
 
 def save_dataset(dataset: Dataset, folder: Path) -> None:
@@ -25,14 +37,13 @@ def save_dataset(dataset: Dataset, folder: Path) -> None:
     Raises:
         DataError: `folder` exists and is not empty, cannot be written, or the dataset is not valid.
     """
-    folder = Path(folder).expanduser().resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder}: already exists and is not an empty folder", hint="name a new folder, or remove it")
+    folder = check_free(folder)
     try:
         with new_folder(folder) as beside:
             _write_files(dataset, beside)
             try:
-                same = load_dataset(beside).digest == dataset.digest
+                copy = load_dataset(beside)
+                same = copy.digest == dataset.digest and copy.times == dataset.times
             except DataError as error:
                 message = f"dataset {dataset.name} is not valid and was not saved as {folder}"
                 raise DataError(message, hint=error.hint, problems=error.problems) from error
@@ -50,14 +61,24 @@ def _write_files(dataset: Dataset, folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
     write(ITEMS, (json.dumps(dict(item), ensure_ascii=False) for item in dataset.items))
-    rows = zip(dataset.users, dataset.sequences, strict=True)
-    write(SEQUENCES, (" ".join([user, *map(str, sequence)]) for user, sequence in rows))
+
+    def write_users(name: str, users: Iterable[str], values: Iterable[Sequence[object]]) -> None:
+        rows = zip(users, values, strict=True)
+        write(name, (" ".join([user, *map(str, sequence)]) for user, sequence in rows))
+
+    write_users(SEQUENCES, dataset.users, dataset.sequences)
+    if dataset.training_only:
+        write_users(TRAINING_ONLY, dataset.training_only_users, dataset.training_only)
+    if dataset.times is not None:
+        seconds = ([int(time) if float(time).is_integer() else time for time in times] for times in dataset.times)
+        write_users(TIMES, dataset.training_users, seconds)
     if dataset.prompts:
         write(PROMPTS, [json.dumps(dict(dataset.prompts), ensure_ascii=False, indent=1)])
     counts = {
         "users": len(dataset.users),
         "items": dataset.num_items,
-        "interactions": sum(map(len, dataset.sequences)),
+        "interactions": sum(map(len, (*dataset.sequences, *dataset.training_only))),
+        **({"training_only_users": len(dataset.training_only)} if dataset.training_only else {}),
     }
     options = {"name": dataset.name, "mask_history": dataset.mask_history, "counts": counts}
     write(META, [json.dumps({**dataset.meta, **options}, ensure_ascii=False, indent=1)])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def _training_users(section: DataSection, dataset: Dataset, seed: int) -> set[str] | None:
     """Draws the users to train on, or returns None for all."""
     counts = count_train_examples(dataset, section.train_targets)
-    users = sorted(user for user, count in zip(dataset.users, counts, strict=True) if count)
+    users = sorted(user for user, count in zip(dataset.training_users, counts, strict=True) if count)
     limit = section.train_users
     if limit is None or limit >= len(users):
         return None
@@ -43,5 +43,7 @@ def number_of_training_examples(section: DataSection, dataset: Dataset, *, seed:
     training_users = _training_users(section, dataset, seed)
     counts = count_train_examples(dataset, section.train_targets)
     return sum(
-        n for user, n in zip(dataset.users, counts, strict=True) if training_users is None or user in training_users
+        n
+        for user, n in zip(dataset.training_users, counts, strict=True)
+        if training_users is None or user in training_users
     )

@@ -669,3 +669,48 @@ def test_training_examples_are_counted_without_making_them(how: str) -> None:
 def test_an_empty_path_is_no_dataset() -> None:
     with pytest.raises(DataError, match="path is empty"):
         load_dataset("")
+
+
+def test_times_and_users_who_only_train_are_kept(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    base = synthesize(3, 20, 0)
+    sequences = tuple(sequence[:4] for sequence in base.sequences)
+    dataset = replace(
+        base,
+        sequences=sequences,
+        training_only_users=("only",),
+        training_only=((5, 6),),
+        times=((1, 2, 2.5, 2.5), (1, 1, 1, 2), (0, 3, 3, 4), (7, 8)),
+    )
+    save_dataset(dataset, tmp_path / "a")
+    copy = load_dataset(tmp_path / "a")
+    assert (copy.times, copy.training_only, copy.digest) == (dataset.times, dataset.training_only, dataset.digest)
+    assert dataset.digest != replace(dataset, training_only=((6, 5),)).digest
+    assert copy.time_ties() == {"validation": 2, "test": 1}
+    assert copy.training_parts == (*(sequence[:2] for sequence in sequences), (5, 6))
+    assert [e for e in build_examples(copy, "train") if e.user == "only"] == [Example("only", (5,), 6)]
+    assert {e.user for e in build_examples(copy, "test")} == set(base.users)
+    assert sum(count_train_examples(copy, "all")) == len(build_examples(copy, "train", train_targets="all"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "flaw"),
+    [
+        (["u1 1 2 3", "u2 1 2 3"], "times.txt: 2 users instead of 3"),
+        (["u1 1 2 3", "u3 1 2 3", "u2 1 2 3"], 'times.txt:2: is of "u3", where the sequences have "u2"'),
+        (["u1 1 2 3", "u2 1 2", "u3 1 2 3"], "times.txt:2: 2 times for 3 items"),
+        (["u1 1 3 2", "u2 1 2 3", "u3 1 2 3"], "times.txt:1: times must be finite numbers that do not fall"),
+        (["u1 1 x 3", "u2 1 2 3", "u3 1 2 3"], "times.txt:1: times must be finite numbers that do not fall"),
+        (["u1 1 2 3", "u2 1 2 3", "u3 1 2 3", "u4 1"], "times.txt:4: is one too many"),
+    ],
+)
+def test_times_that_are_not_of_the_sequences(tmp_path: Path, lines: list[str], flaw: str) -> None:
+    from dataclasses import replace
+
+    base = synthesize(3, 20, 0)
+    save_dataset(replace(base, sequences=tuple(sequence[:3] for sequence in base.sequences)), tmp_path / "a")
+    (tmp_path / "a" / "times.txt").write_text("".join(f"{line}\n" for line in lines))
+    with pytest.raises(DataError) as caught:
+        load_dataset(tmp_path / "a")
+    assert flaw in str(caught.value)

@@ -156,8 +156,8 @@ def _id_checks(dataset: Dataset, *, shown: bool) -> Iterator[Check]:
 
 
 def _time_ties(dataset: Dataset) -> Check:
-    """Checks `meta["time_ties"]`: how many validation and test targets have the time of the item before."""
-    name, ties = "same-time ties", dataset.meta.get("time_ties")
+    """Checks the times, or else `meta["time_ties"]`: how many targets have the time of the item before."""
+    name, ties = "same-time ties", dataset.time_ties() or dataset.meta.get("time_ties")
     if ties is None:
         return Check(name, "not checked", "the dataset has no times, and meta.json no time_ties")
     parts = [ties[split] for split in ("validation", "test") if split in ties] if isinstance(ties, dict) else []
@@ -174,7 +174,8 @@ def _time_ties(dataset: Dataset) -> Check:
         headline="{share} of targets have the time of the item before",
         meaning="Which came first is not known: the order is that of the source's rows, often of its ids, and what "
         "stands in the history may have come after the target.",
-        remedy="use finer times if the source has them; otherwise mind that the target is one of several",
+        remedy="use finer times if the source has them; otherwise import with --ties shuffle:SEED for several seeds, "
+        "and mind that the target is one of several",
     )
 
 
@@ -289,7 +290,7 @@ def _one_answer(dataset: Dataset) -> Check:
 
 def _cold_targets(dataset: Dataset) -> Check:
     """Counts, for information, the targets of which a policy learns nothing but by their texts."""
-    trained_items = {item for sequence in dataset.sequences for item in sequence[:-2]}
+    trained_items = {item for part in (*(s[:-2] for s in dataset.sequences), *dataset.training_only) for item in part}
     count = sum(sequence[-1] not in trained_items for sequence in dataset.sequences)
     tally = Tally(count, len(dataset.users), "test targets")
     return Check("cold targets", "info", f"{tally} are in nobody's training part")

@@ -17,6 +17,7 @@ import numpy as np
 from rl4rec_cli.config.sections import PromptSection
 from rl4rec_cli.data.audit.findings import Check, Example, Tally, count_of, judge
 from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.data.late_fields import COUNTS, why_late
 from rl4rec_cli.data.prompts import item_renderer
 from rl4rec_cli.data.words import UNPARTED, folded, split
 
@@ -39,31 +40,6 @@ CONTROL_TOKENS = re.compile(
     r"|\[/?INST\]|<</?SYS>>|\[(?:CLS|SEP|PAD|MASK|UNK|BOS|EOS)\]|<｜[^<>]{2,40}｜>"
 )
 """As ChatML, Llama, Gemma, Mistral, BERT and DeepSeek write them."""
-_COUNTS = "Counts and averages are taken over all times, the test period included"
-# Names of fields, folded, and what is wrong with showing them.
-_FIELDS = {
-    "Related items are counted over everyone's purchases, test targets among them": {
-        *("also_bought", "also_viewed", "also_buy", "also_view", "bought_together", "buy_after_viewing", "related"),
-    },
-    "Reviews are written after the purchase, some by the very users that are tested": {
-        *(
-            "review",
-            "reviews",
-            "review_text",
-            "reviewtext",
-            "user_reviews",
-            "comments",
-            "tips",
-            "reviewer",
-            "reviewers",
-        ),
-        *("reviewerid", "reviewer_id", "user_ids", "users"),
-    },
-    _COUNTS: {
-        *("sales_rank", "salesrank", "popularity", "rating_number", "average_rating", "num_ratings", "num_reviews"),
-        *("review_count", "stars"),
-    },
-}
 
 
 def fold(text: str) -> str:
@@ -215,16 +191,11 @@ def _fields(texts: Texts) -> Check:
     """Checks for fields whose names tell that they hold what nobody knew at the time."""
     items = texts.dataset.items
     fields = {key for item in items for key, value in item.items() if value not in (None, "", [], {})}
-    late = {
-        name: why
-        for why, names in _FIELDS.items()
-        for name in sorted(fields)
-        if name.casefold().replace(" ", "_") in names
-    }
+    late = {name: why for name in sorted(fields) if (why := why_late(name)) is not None}
     in_use = {name for _, name, _, _ in string.Formatter().parse(texts.section.item_template)} | {texts.emb_type}
     late_in_use = [name for name in late if name in in_use]
     # Counts do no harm where they are not shown; reviews and lists do as soon as someone writes them into `text`.
-    to_tell = late_in_use or [name for name in late if late[name] is not _COUNTS]
+    to_tell = late_in_use or [name for name in late if late[name] is not COUNTS]
     if not to_tell:
         return Check("fields known too late", "ok", f"none of {count_of(len(fields), 'field')} is one by its name")
     first = to_tell[0]
@@ -233,7 +204,7 @@ def _fields(texts: Texts) -> Check:
         "fields known too late",
         Tally(len(holders), len(items), f"items have {first}"),
         flagged=True,
-        severity="leak" if late_in_use and late[first] is not _COUNTS else "warning",
+        severity="leak" if late_in_use and late[first] is not COUNTS else "warning",
         headline=f"field {', '.join(to_tell)} is {'shown or embedded' if late_in_use else 'there, though not shown'}",
         meaning=f"{late[first]}.",
         remedy="name it neither in prompt.item_template nor in retrieval.emb_type, and leave it out of `text`",
