@@ -28,13 +28,13 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         "import",
         cls=Grouped,
-        short_help="Make a dataset folder of raw files: MovieLens, your own CSV, …",
+        short_help="Make a dataset folder of raw files: Amazon, MovieLens, your own CSV, …",
         help="Make a dataset folder of raw files, which may be packed (gzip, zstd, zip). Nothing is downloaded.\n\n"
         "Every choice is printed, with the rows that were read and dropped and why; meta.json keeps it. The same "
         "command on the same files gives the same folder. The audit runs at the end.\n\n"
         f"Sources, and where they are published:{_SOURCE_LINES}",
         epilog=epilog(
-            "rl4rec data import movielens raw/ml-1m data/ml-1m",
+            "rl4rec data import amazon2023 raw/All_Beauty.jsonl.gz raw/meta_All_Beauty.jsonl.gz data/beauty23",
             "rl4rec data import csv plays.parquet data/mine --user listener --item track --titles tracks.csv",
         ),
     )(import_)

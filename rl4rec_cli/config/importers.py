@@ -21,7 +21,19 @@ class Source:
     """Where they are published."""
 
 
+_AMAZON = "cseweb.ucsd.edu/~jmcauley/datasets.html"
 SOURCES: dict[str, Source] = {
+    "amazon2014": Source(
+        "amazon2014:Amazon2014", "reviews_CAT_5.json.gz or ratings_CAT.csv, and meta_CAT.json.gz", _AMAZON
+    ),
+    "amazon2018": Source(
+        "amazon2018:Amazon2018", "CAT_5.json.gz, CAT.json.gz or CAT.csv, and meta_CAT.json.gz", _AMAZON
+    ),
+    "amazon2023": Source(
+        "amazon2023:Amazon2023",
+        "CAT.jsonl.gz, or benchmark CAT.csv, or its .train, .valid and .test; and meta_CAT.jsonl.gz",
+        "amazon-reviews-2023.github.io",
+    ),
     "csv": Source("csv:Csv", "your own CSV, TSV, Parquet or JSON lines", "columns by --user, --item, …"),
     "movielens": Source(
         "movielens:MovieLens", "100k, 1M, 10M, 20M, 25M, 32M or latest: folder or zip", "grouplens.org/datasets"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,21 +39,25 @@ _NAME_IT = "name it: --set reward.fuse_weight=0.5"
 
 
 def halves_of_users(dataset: Dataset) -> NDArray[np.int64]:
-    """Returns the half that each user is in, 0 or 1, `[users]`. What the users chose has no say."""
-    halves_U = np.zeros(len(dataset.users), np.int64)
-    halves_U[np.random.default_rng(HALVES_SEED).permutation(len(dataset.users))[::2]] = 1
+    """Returns the half that each training user is in, 0 or 1, `[users]`. What the users chose has no say."""
+    users = len(dataset.training_users)
+    halves_U = np.zeros(users, np.int64)
+    halves_U[np.random.default_rng(HALVES_SEED).permutation(users)[::2]] = 1
     return halves_U
 
 
 def without_half(dataset: Dataset, half: int) -> Dataset:
     """Returns the dataset of the users who are not in a half: what the model that scores this half is fitted on."""
-    rows = np.flatnonzero(halves_of_users(dataset) != half)
-    users = tuple(dataset.users[row] for row in rows)
+    own, only = np.split(halves_of_users(dataset) != half, [len(dataset.users)])
+    users = tuple(compress(dataset.users, own))
     return replace(
         dataset,
         name=f"{dataset.name}-half-{2 - half}",
         users=users,
-        sequences=tuple(dataset.sequences[row] for row in rows),
+        sequences=tuple(compress(dataset.sequences, own)),
+        training_only_users=tuple(compress(dataset.training_only_users, only)),
+        training_only=tuple(compress(dataset.training_only, only)),
+        times=None,
         prompts={user: dataset.prompts[user] for user in users if user in dataset.prompts},
     )
 
@@ -69,7 +74,7 @@ class TrainingHybrid:
     def __init__(self, fusion: Fusion, task: Task, weight: float) -> None:
         self.fusion, self.weight, self._task = fusion, weight, task
         dataset = task.dataset
-        self._half_of = dict(zip(dataset.users, halves_of_users(dataset).tolist(), strict=True))
+        self._half_of = dict(zip(dataset.training_users, halves_of_users(dataset).tolist(), strict=True))
         fitted_on = [without_half(dataset, 0), without_half(dataset, 1)]
         if dataset.has_validation:
             fitted_on.append(dataset)

@@ -246,3 +246,20 @@ def test_a_scorer_without_what_it_needs_is_refused(dataset: Dataset, retriever: 
         scorer.score(["a"], [1], [[0]])
     with pytest.raises(DataError, match="has no user 'nobody'"):
         scorer.score(["a"], [1], [[0]], ["nobody"])
+
+
+def test_users_who_only_train_are_in_one_half_each() -> None:
+    base = synthesize(10, 30, 0)
+    dataset = replace(
+        base,
+        users=base.users[:6],
+        sequences=base.sequences[:6],
+        training_only_users=base.users[6:],
+        training_only=base.sequences[6:],
+    )
+    halves = dict(zip(dataset.training_users, halves_of_users(dataset).tolist(), strict=True))
+    assert sum(halves.values()) == 5
+    for half in (0, 1):
+        fitted_on = without_half(dataset, half)
+        assert set(fitted_on.training_users) == {user for user, own in halves.items() if own != half}
+        assert len(fitted_on.training_parts) == 5

@@ -153,13 +153,15 @@ class Catalogue:
     """Collects the items of a source.
 
     Args:
-        text: template of the items' text; None: title and every field that is text, by its name.
+        text: template of the items' text that the user gave, or None.
+        usual: the source's template; None: title and every field that is text, by its name.
         title_from: template that names items without a title.
         leaks: whether fields that are known too late stay.
     """
 
-    def __init__(self, *, text: str | None, title_from: str | None, leaks: bool) -> None:
+    def __init__(self, *, text: str | None, usual: str | None = None, title_from: str | None, leaks: bool) -> None:
         self._text = Template(text, "--text") if text is not None else None
+        self._usual = Template(usual, "--text") if usual is not None else None
         self._title_from = Template(title_from, "--title-from") if title_from is not None else None
         self._leaks = leaks
         self._items: dict[str, dict[str, Any]] = {}
@@ -201,6 +203,8 @@ class Catalogue:
         """Returns the template of the items' text."""
         if self._text is not None:
             return self._text
+        if self._usual is not None:
+            return self._usual
         texts = dict.fromkeys(
             name
             for fields in self._items.values()
@@ -217,7 +221,8 @@ class Catalogue:
             ConfigError: the template names a field that no item has.
         """
         template = self.template()
-        template.check({*self.fields(), "item"})
+        if self._text is not None:
+            self._text.check({*self.fields(), "item"})
         rows = []
         for number, source_id in enumerate(source_ids):
             fields = self._items[source_id]

@@ -41,7 +41,7 @@ class Importer(ABC):
     """What becomes of repeats unless the user says: `none` where users choose an item again."""
     text: ClassVar[str | None] = None
     """Template of the items' text; None: the title and every field that is text."""
-    is_split: ClassVar[bool] = False
+    is_split: bool = False
     """Whether its rows carry the `part` of a split by its publisher."""
 
     def __init__(self, files: Sequence[RawFile], options: ImportOptions, table: RowTable) -> None:

@@ -90,7 +90,7 @@ def import_files(source: str, paths: Sequence[str | Path], options: ImportOption
     core, rounds = take_core(ordered, options.k_core, options.min_length)
     check_any(ordered, core, options)
 
-    catalogue = Catalogue(text=options.text or importer.text, title_from=options.title_from, leaks=options.leaks)
+    catalogue = Catalogue(text=options.text, usual=importer.text, title_from=options.title_from, leaks=options.leaks)
     described = _describe(importer, catalogue, coded, core, titles, table)
     titled, more = take_core(described, options.k_core, options.min_length)
     check_any(described, titled, options)
