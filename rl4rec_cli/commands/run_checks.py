@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.eval.baseline import open_baselines
+from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.runs.making import check_new, whole_reward
 from rl4rec_cli.train.arguments import number_of_steps
 from rl4rec_cli.train.environments import check_datasets
@@ -70,7 +72,8 @@ def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bo
         RunError: the run exists already.
         ConfigError: there are too few examples, a reward file does not exist, or a tracker is not installed or not
             logged in to.
-        DataError: the sequence model of `reward.fuse` cannot be fitted.
+        DataError: the sequence model of `reward.fuse` cannot be fitted, a dataset has no validation users, or a baseline
+            cannot be measured on them.
     """
     from rl4rec_cli.policy.backend import check_engine, check_one_gpu
 
@@ -82,6 +85,7 @@ def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bo
         check_engine(config.generation, config.policy)
         check_one_gpu(config.policy.device)
     check_trackers(config.logging.report_to)
+    _check_baselines(config, datasets)
     for phase in config.trainer.phases:
         number_of_steps(
             phase,
@@ -93,3 +97,13 @@ def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bo
         file = name.rpartition(":")[0]
         if file.endswith(".py") and not Path(file).is_file():
             raise ConfigError(f"reward file {file}: no such file")
+
+
+def _check_baselines(config: RunConfig, datasets: Sequence[Dataset]) -> None:
+    """Opens the baselines that the run measures, and lets each check the validation users."""
+    baselines = open_baselines(config.eval.baselines)
+    for dataset in datasets:
+        if dataset.has_validation:
+            examples = choose_examples(dataset, "validation", config.eval.users)
+            for baseline in baselines:
+                baseline.check(dataset, examples, "validation", config.eval.fuse_weights)

@@ -60,7 +60,8 @@ def _parts(config: RunConfig, retrieval: RetrievalFacts, *, on_gpu: bool) -> dic
         "gradients": 4 * weights,
         "optimizer": 8 * weights,
         "embedder": 4 * retrieval.embedder_parameters,
-        "item matrix": 2 * 4 * retrieval.items * retrieval.dim,
+        # The encoder's, and the projected ones that measurements rank.
+        "item matrix": 4 * retrieval.items * (2 * retrieval.dim + dim),
         "activations": 4 * dim * (_COPIES * positions + 4 * candidates) + 16 * pairs,
         "context" if on_gpu else "runtime": RUNTIME_GPU if on_gpu else RUNTIME_CPU,
     }

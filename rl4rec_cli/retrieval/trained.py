@@ -80,6 +80,9 @@ class TrainedRetriever:
             dropout=section.dropout,
         ).to(retriever.device)
         self.model.eval()
+        self._matrix: ItemMatrix | None = None
+        self._matrix_of: list[tuple[int, int]] = []
+        """The weights that the matrix was made by."""
 
     name = "retriever"
     engine = None
@@ -108,15 +111,21 @@ class TrainedRetriever:
     def close(self) -> None:
         """Nothing is open."""
 
-    @torch.no_grad()
     def items(self) -> Tensor:
-        """Returns the items' vectors, unit `[num_items, dim]`."""
-        self.model.eval()
-        return self.model.items()
+        """Returns the items' vectors, unit `[num_items, dim]`; do not change them."""
+        return self.matrix.vectors_ND
 
     @property
+    @torch.no_grad()
     def matrix(self) -> ItemMatrix:
-        return ItemMatrix(self.items(), device=str(self.device))
+        """The items' vectors as the kernel reads them, made once for the same weights: an answer costs its history."""
+        # torch counts what is written into a tensor in place, by an optimiser or by `load_state_dict`.
+        weights = [(parameter.data_ptr(), parameter._version) for parameter in self.model.parameters()]
+        if self._matrix is None or weights != self._matrix_of:
+            self._matrix = None  # before the next one is made: two may not fit
+            self.model.eval()
+            self._matrix, self._matrix_of = ItemMatrix(self.model.items(), device=str(self.device)), weights
+        return self._matrix
 
     @torch.no_grad()
     @during(Phase.RANKING)

@@ -178,6 +178,27 @@ def test_batches_of_histories_do_not_matter(
     torch.testing.assert_close(retriever.queries(histories), together, atol=1e-6, rtol=0)
 
 
+def test_items_are_projected_once_for_the_same_weights(trained: tuple[Run, Dataset, Path], tmp_path: Path) -> None:
+    run, dataset, _ = trained
+    retriever, _ = _open(run, dataset)
+    retriever.write(tmp_path / "before")
+    before = retriever.matrix
+    retriever.search([dataset.sequences[0]], 3)
+    assert retriever.matrix is before
+    assert retriever.items() is before.vectors_ND
+    # As training moves them.
+    optimizer = torch.optim.AdamW(retriever.model.parameters(), lr=0.1)
+    retriever.model.train()
+    retriever.model.items().square().mul(torch.arange(retriever.items().shape[1])).sum().backward()
+    optimizer.step()
+    moved = retriever.matrix
+    assert not torch.allclose(moved.vectors_ND, before.vectors_ND, atol=1e-3)
+    assert torch.equal(moved.vectors_ND, retriever.model.items().detach())
+    assert not retriever.model.training
+    retriever.load(tmp_path / "before")
+    assert torch.equal(retriever.items(), before.vectors_ND)
+
+
 def test_damaged_and_foreign_checkpoints_are_refused(trained: tuple[Run, Dataset, Path], tmp_path: Path) -> None:
     run, dataset, _ = trained
     retriever, encoder = _open(run, dataset)
