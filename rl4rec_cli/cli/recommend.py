@@ -153,5 +153,6 @@ def _show(answer: Recommendation, *, as_json: bool, is_list: bool) -> None:
         console.result("")
     rows = [[i.rank, i.item_id, f"{i.score:.4f}", i.title] for i in answer.items]
     fused = answer.fused
-    by = f", by the completion ({fused.weight:g}) and {fused.sequence_model} ({1 - fused.weight:g})" if fused else ""
+    what = "the completions" if len(answer.texts) > 1 else "the completion" if answer.texts else "the retriever"
+    by = f", by {what} ({fused.weight:g}) and {fused.sequence_model} ({1 - fused.weight:g})" if fused else ""
     console.table(f"Recommended{by}", ["rank", "item", "score", "title"], rows)

@@ -8,12 +8,13 @@ Hides: how the run is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
+from rl4rec_cli.commands.recommendation import Fusing, Item, RankedItem, Recommendation
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.dates import with_day
 from rl4rec_cli.data.opening import open_dataset
@@ -26,90 +27,17 @@ from rl4rec_cli.eval.hybrids import choosers, open_fusion
 from rl4rec_cli.eval.measuring import open_task
 from rl4rec_cli.eval.policies import Models, open_models, sampling_of
 from rl4rec_cli.eval.resolve import Overrides, find_run, resolve_target
-from rl4rec_cli.eval.scoring import FUSION, TEXTS
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.policy import GenerationSection
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.engine.sampling import Sampling
+    from rl4rec_cli.eval.fused_texts import FusedTexts
     from rl4rec_cli.eval.hybrids import Hybrid
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import Found, VectorRetriever
     from rl4rec_cli.retrieval.trained import TrainedRetriever
     from rl4rec_cli.runs.folder import Run
-
-
-@dataclass(frozen=True)
-class Item:
-    """An item of the catalogue."""
-
-    item_id: int
-    title: str
-
-
-@dataclass(frozen=True)
-class RankedItem:
-    """A recommended item."""
-
-    rank: int
-    """From 1."""
-    score: float
-    """Cosine of the item's vector and the query's (a text's, or a retriever's), or the fused score of several texts
-    (`ranking/fusing.py`) or of a hybrid (`fused_scores.py`); rounded to six digits."""
-    item_id: int
-    title: str
-
-
-@dataclass(frozen=True)
-class Fusing:
-    """What ranked along with the completion."""
-
-    sequence_model: str
-    weight: float
-    """Of the completion, from 0 to 1; the rest is the sequence model's. Validation users chose it."""
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The answer for one history."""
-
-    checkpoint: str
-    """Name of the checkpoint that answers."""
-    history: tuple[Item, ...]
-    """Oldest first."""
-    texts: tuple[str, ...]
-    """What the policy wrote: one text, or `generation.texts_per_user`; none from a retriever, which writes nothing."""
-    items: tuple[RankedItem, ...]
-    """The best first, at most `k`, none of the history unless the dataset's users repeat items."""
-    user: str | None = None
-    """None if the history was given as titles."""
-    warning: str | None = None
-    """What differs between the data that are there and those the policy was trained on."""
-    fused: Fusing | None = None
-    """The sequence model that ranked along with the completion; None if that ranked alone."""
-    fusion: str | None = None
-    """How several texts are ranked as one; None for one text."""
-
-    @property
-    def text(self) -> str | None:
-        """The text, several with bars between them; None if there is none."""
-        return " | ".join(self.texts) if self.texts else None
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns the answer as `rl4rec recommend --json` prints it, without the user."""
-        return {
-            "checkpoint": self.checkpoint,
-            **({"warning": self.warning} if self.warning else {}),
-            "history": [asdict(item) for item in self.history],
-            **self._texts(),
-            **({"fused": asdict(self.fused)} if self.fused else {}),
-            "items": [asdict(item) for item in self.items],
-        }
-
-    def _texts(self) -> dict[str, Any]:
-        if len(self.texts) > 1:
-            return {"texts": list(self.texts), TEXTS: len(self.texts), FUSION: self.fusion}
-        return {"text": self.text} if self.texts else {}
 
 
 @dataclass(frozen=True)
@@ -169,8 +97,7 @@ class Recommender:
         exclude = [list(history)] if self.dataset.mask_history else None
         texts = self.source.write(history, user) if isinstance(self.source, Writer) else []
         if self.hybrid is not None:
-            # One text, as the configuration refuses several.
-            matches = self._fused(self.hybrid, texts[0] if texts else None, history, k)
+            matches = self._fused(self.hybrid, texts, history, k)
         elif isinstance(self.source, Writer):
             matches = self._by_texts(texts, self.source, k, exclude)
         else:
@@ -207,19 +134,21 @@ class Recommender:
             )
         return matches
 
-    def _fused(self, hybrid: Hybrid, text: str | None, history: Sequence[int], k: int) -> Found:
+    def _fused(self, hybrid: Hybrid, texts: Sequence[str], history: Sequence[int], k: int) -> Found:
+        from rl4rec_cli.eval.policies import score_completions
         from rl4rec_cli.eval.scoring import VectorScores
         from rl4rec_cli.retrieval.retriever import Found
 
+        own: VectorScores | FusedTexts
         if isinstance(self.source, Writer):
-            own = VectorScores(self.retriever.text_vectors([str(text)]), self.retriever.matrix)
+            own = score_completions([texts], self.source.generation, self.retriever)
         else:
             own = VectorScores(self.source.queries([history]), self.source.matrix)
         ids_K, scores_K = hybrid.best(own, history, k, mask=self.dataset.mask_history)
         if not scores_K.any() and len(set(history)) < self.dataset.num_items:
             raise DataError(
-                f"the policy wrote {text!r}, and neither the embedder nor {hybrid.label} can rank by it"
-                if text is not None
+                f"the policy wrote {' | '.join(texts)!r}, and neither the embedder nor {hybrid.label} can rank by it"
+                if texts
                 else f"neither the retriever nor {hybrid.label} can rank for this history",
                 hint="try another checkpoint or history",
             )
@@ -314,7 +243,8 @@ def open_recommender(
     if fusion is not None:
         method = models.vector_method(config.trainer.tuned_name, folder)
         hybrid = fusion.open_hybrid(method, task)
-        what = "the completion" if config.trainer.trains_policy else "the retriever"
+        texts = "the completions" if config.generation.texts_per_user > 1 else "the completion"
+        what = texts if config.trainer.trains_policy else "the retriever"
         console.log(f"Ranked by {what}, weight {hybrid.weight:g}, and {hybrid.label} together")
     source: Writer | TrainedRetriever
     if isinstance(models, Models):

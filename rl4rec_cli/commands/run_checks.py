@@ -72,8 +72,8 @@ def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bo
         RunError: the run exists already.
         ConfigError: there are too few examples, a reward file does not exist, or a tracker is not installed or not
             logged in to.
-        DataError: the sequence model of `reward.fuse` cannot be fitted, a dataset has no validation users, or a baseline
-            cannot be measured on them.
+        DataError: the sequence model of `reward.fuse` cannot be fitted, a dataset has no validation users, or a
+            baseline cannot be measured on them.
     """
     from rl4rec_cli.policy.backend import check_engine, check_one_gpu
 

@@ -13,7 +13,7 @@ from typing import Any
 from rl4rec_cli.config import schema
 from rl4rec_cli.config.layers import Layer, Tree, value_at
 from rl4rec_cli.config.plugins import Registry
-from rl4rec_cli.config.registries import BASELINES, EMBEDDERS, HYBRIDS, REWARDS
+from rl4rec_cli.config.registries import BASELINES, EMBEDDERS, REWARDS
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.shell import command_line
@@ -77,11 +77,6 @@ def _check_completions_agree(config: RunConfig, tree: Tree) -> None:
         problem = "reward.fuse joins one completion of each user to a sequence model"
         tree.problems.append(f"generation.texts_per_user: {problem} ({source})")
         tree.hints.append("leave out reward.fuse, or set texts_per_user to 1")
-    hybrids = [name for name in config.eval.all_baselines if name in HYBRIDS.values()]
-    if texts > 1 and hybrids:
-        problem = f"{hybrids[0]} joins one completion of each user to a sequence model"
-        tree.problems.append(f"generation.texts_per_user: {problem} ({source})")
-        tree.hints.append("leave out eval.fuse and the hybrids among eval.baselines, or set texts_per_user to 1")
 
 
 def check_embedder_settings(config: RunConfig, tree: Tree, layers: Sequence[Sequence[Layer]]) -> None:

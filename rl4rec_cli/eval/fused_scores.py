@@ -12,7 +12,7 @@ near-ties.
 Hides: that nobody holds a row of the whole catalogue. The sd of dot products is √(qᵀ C q) with C the covariance of the
 item vectors, and the sum of two of them is one dot product of vectors put side by side. Sparse scores add three columns
 that hold every item's base to the last bit, and the few items with an extra are counted one by one. Ranks come from the
-same kernel, masks and tie rule as everyone's.
+same kernel, masks and tie rule as everyone's. Several texts of a user have no such sum, see `mixed_texts.py`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ import torch
 from torch import Tensor
 
 from rl4rec_cli.errors import DataError
+from rl4rec_cli.eval.fused_texts import FusedTexts
+from rl4rec_cli.eval.mixed_texts import MixedTexts, TextsWithSequence
 from rl4rec_cli.eval.scoring import SparseScores, VectorScores
+from rl4rec_cli.eval.spreads import Spread, scales, sparse_deviations
 from rl4rec_cli.ranking.ranks import ItemMatrix, best, count_at_least, pair_scores
 from rl4rec_cli.retrieval.retriever import Ranking
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Weight = float | NDArray[np.float64]
+    from rl4rec_cli.eval.spreads import Weight
+
     Masks = Sequence[Sequence[int]] | None
 
-_ROWS = 1 << 14
-"""Vectors that are widened to float64 at a time."""
 _USERS = 1 << 11
 """Users whose items with an extra are held at a time."""
 _PAIRS = 1 << 14
@@ -48,7 +50,7 @@ class Fused(Protocol):
 
     def __len__(self) -> int: ...
 
-    def at(self, weight: Weight) -> VectorScores | MixedScores:
+    def at(self, weight: Weight) -> VectorScores | MixedScores | MixedTexts:
         """Returns the fused scores.
 
         Args:
@@ -58,8 +60,11 @@ class Fused(Protocol):
             DataError: a weight is not between 0 and 1.
         """
 
+    def rankings(self, weights: Sequence[float], targets: Sequence[int], masks: Masks) -> list[Ranking]:
+        """Returns what `at` gives for each of several weights."""
 
-def fuse(first: VectorScores, second: VectorScores | SparseScores, *, like: Fused | None = None) -> Fused:
+
+def fuse(first: VectorScores | FusedTexts, second: VectorScores | SparseScores, *, like: Fused | None = None) -> Fused:
     """Joins two scores of the same users and items.
 
     Args:
@@ -75,12 +80,21 @@ def fuse(first: VectorScores, second: VectorScores | SparseScores, *, like: Fuse
             f"{len(second):,} users and {second.num_items:,} items",
             hint="both must score the same users and items",
         )
+    if isinstance(first, FusedTexts):
+        return TextsWithSequence(first, second, like=like if isinstance(like, TextsWithSequence) else None)
     if isinstance(second, SparseScores):
         return VectorsWithSparse(first, second, like=like if isinstance(like, VectorsWithSparse) else None)
     return VectorsWithVectors(first, second, like=like if isinstance(like, VectorsWithVectors) else None)
 
 
-class VectorsWithVectors:
+class _EachWeight:
+    """Ranks anew for every weight."""
+
+    def rankings(self: Fused, weights: Sequence[float], targets: Sequence[int], masks: Masks) -> list[Ranking]:
+        return [self.at(weight).ranks(targets, masks) for weight in weights]
+
+
+class VectorsWithVectors(_EachWeight):
     """Two scores that are dot products.
 
     Attributes:
@@ -102,15 +116,15 @@ class VectorsWithVectors:
 
     def at(self, weight: Weight) -> VectorScores:
         """Returns the fused scores, dot products of vectors put side by side. See `Fused.at`."""
-        scales = _scales(weight, self.first_sd_B, self.second_sd_B)
+        factors = scales(weight, self.first_sd_B, self.second_sd_B)
         queries = [
             (part.queries_BD.to(self._items.device).double() * scale_B[:, None].to(self._items.device)).float()
-            for part, scale_B in zip(self._parts, map(torch.from_numpy, scales), strict=True)
+            for part, scale_B in zip(self._parts, map(torch.from_numpy, factors), strict=True)
         ]
         return VectorScores(torch.cat(queries, dim=1), self._items)
 
 
-class VectorsWithSparse:
+class VectorsWithSparse(_EachWeight):
     """Scores that are dot products, and sparse ones.
 
     Attributes:
@@ -128,7 +142,7 @@ class VectorsWithSparse:
 
     def at(self, weight: Weight) -> MixedScores:
         """Returns the fused scores. See `Fused.at`."""
-        return MixedScores(self, *_scales(weight, self.first_sd_B, self.second_sd_B))
+        return MixedScores(self, *scales(weight, self.first_sd_B, self.second_sd_B))
 
 
 class _Part(NamedTuple):
@@ -255,77 +269,6 @@ def _pair_scores(
 
 def _some(users: NDArray[np.int64], targets: Sequence[int], masks: Masks) -> tuple[list[int], Masks]:
     return [int(targets[user]) for user in users], None if masks is None else [masks[user] for user in users]
-
-
-def _scales(
-    weight: Weight, first_sd_B: NDArray[np.float64], second_sd_B: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns what each part's scores are multiplied with, float64 `[B]` each.
-
-    1 for a part that remains alone, because the other one has no weight or tells no items apart; 0 for both where
-    neither does.
-
-    Raises:
-        DataError: a weight is not between 0 and 1.
-    """
-    weight_B = np.broadcast_to(np.asarray(weight, np.float64), first_sd_B.shape)
-    if not ((weight_B >= 0) & (weight_B <= 1)).all():
-        raise DataError(f"weights must be from 0 to 1, got {weight}")
-    scales = []
-    for share_B, own_sd_B, other_sd_B in (
-        (weight_B, first_sd_B, second_sd_B),
-        (1 - weight_B, second_sd_B, first_sd_B),
-    ):
-        scale_B = np.divide(share_B, own_sd_B, out=np.zeros_like(own_sd_B), where=own_sd_B > 0)
-        is_alone_B = (share_B == 1) | ((scale_B > 0) & (other_sd_B == 0))
-        scales.append(np.where(is_alone_B, 1.0, scale_B))
-    return scales[0], scales[1]
-
-
-class Spread:
-    """How the items' vectors spread, from which follows how the scores of any query do."""
-
-    def __init__(self, items: ItemMatrix) -> None:
-        vectors_ND = items.vectors_ND
-        count, dim = vectors_ND.shape
-        mean_D = torch.zeros(dim, dtype=torch.float64, device=vectors_ND.device)
-        covariance_DD = torch.zeros(dim, dim, dtype=torch.float64, device=vectors_ND.device)
-        for block_ND in torch.split(vectors_ND, _ROWS):
-            mean_D += block_ND.double().sum(0) / count
-        for block_ND in torch.split(vectors_ND, _ROWS):
-            centred_ND = block_ND.double() - mean_D
-            covariance_DD += centred_ND.T @ centred_ND / count
-        self._covariance_DD = covariance_DD
-        # Rounding leaves about this much of a zero variance: items all alike, or alike in the query's direction.
-        self._nothing = 1e-13 * (covariance_DD.trace() + mean_D.square().sum())
-
-    def deviations(self, queries_BD: Tensor) -> NDArray[np.float64]:
-        """Returns the standard deviation of each query's scores over all items, float64 `[B]`: √(qᵀ C q)."""
-        variances = [torch.zeros(0, dtype=torch.float64)]
-        for some_BD in torch.split(queries_BD.to(self._covariance_DD.device), _ROWS):
-            wide_BD = some_BD.double()
-            variance_B = ((wide_BD @ self._covariance_DD) * wide_BD).sum(1)
-            is_some_B = variance_B > self._nothing * wide_BD.square().sum(1)
-            variances.append(torch.where(is_some_B, variance_B, 0.0).cpu())
-        deviations_B: NDArray[np.float64] = torch.cat(variances).sqrt().numpy()
-        return deviations_B
-
-
-def sparse_deviations(scores: SparseScores) -> NDArray[np.float64]:
-    """Returns the standard deviation of each user's sparse scores over all items, float64 `[B]`."""
-    base_N, count = scores.base_N, scores.num_items
-    # The rounding of a mean would make a variance of equal numbers.
-    centred_N = base_N - base_N.mean() if np.ptp(base_N) > 0 else np.zeros(count)
-    base_squares = float((centred_N**2).sum())
-    variances_B = np.zeros(len(scores))
-    for row in range(len(scores)):
-        ids, more = scores.extra(row)
-        shift = more.sum() / count
-        variance = (base_squares + (more * (2 * centred_N[ids] + more)).sum()) / count - shift**2
-        nothing = 1e-13 * (base_squares + (more**2).sum()) / count
-        variances_B[row] = variance if variance > nothing else 0.0
-    deviations_B: NDArray[np.float64] = np.sqrt(variances_B)
-    return deviations_B
 
 
 def _beside(items: ItemMatrix, more_NE: Tensor) -> ItemMatrix:

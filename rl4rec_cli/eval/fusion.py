@@ -55,7 +55,7 @@ def choose_weight(
     Raises:
         DataError: a weight is not between 0 and 1, or the targets or masks are not one for each user.
     """
-    rankings = [fused.at(weight).ranks(targets, masks) for weight in weights]
+    rankings = fused.rankings(weights, targets, masks)
     scores_W = _gains(rankings).mean(axis=1)
     return Choice(weights[int(scores_W.argmax())], dict(zip(weights, scores_W.tolist(), strict=True)))
 
@@ -78,7 +78,7 @@ def cross_fitted(
     """
     if len(targets) < 2:
         raise DataError("a weight cannot be chosen on other users: there are fewer than two")
-    rankings = [fused.at(weight).ranks(targets, masks) for weight in weights]
+    rankings = fused.rankings(weights, targets, masks)
     gains_WB = _gains(rankings)
     folds_B = np.zeros(len(targets), np.int64)
     folds_B[np.random.default_rng(seed).permutation(len(targets))[::2]] = 1

@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 
     from rl4rec_cli.data.dataset import Dataset, Split
     from rl4rec_cli.eval.fused_scores import Fused
+    from rl4rec_cli.eval.fused_texts import FusedTexts
 
     ScoreExamples = Callable[[Sequence[Example]], VectorScores | SparseScores]
 
 CHOOSERS = 5_000
 """Validation users who choose the weight for a result on the test split, and for recommendations."""
+_CODE = ("hybrids", "fusion", "fused_scores", "fused_texts", "mixed_texts", "spreads")
+"""Modules whose text decides a hybrid's ranks."""
 _WITHOUT = "leave out --fuse (eval.fuse), or this baseline"
 
 
@@ -201,7 +204,7 @@ class Fusion(Baseline):
             "hybrid": what,
             "method": method.key(task.examples),
             "sequence model": self._model().key(task),
-            "code": [sha256_of_file(folder / f"{name}.py") for name in ("hybrids", "fusion", "fused_scores")],
+            "code": [sha256_of_file(folder / f"{name}.py") for name in _CODE],
         }
         return replace(cached(task, key, compute), is_hybrid=True)
 
@@ -225,7 +228,7 @@ class Hybrid:
     _last: Fused | None = None
 
     def best(
-        self, own: VectorScores, history: Sequence[int], k: int, *, mask: bool
+        self, own: VectorScores | FusedTexts, history: Sequence[int], k: int, *, mask: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Returns the ids and the fused scores of a history's `k` best items, best first, without those left out.
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli import console
 from rl4rec_cli.data.dates import day_line, with_day, writes_day
 from rl4rec_cli.data.prompts import PromptBuilder
-from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.plan.phases import Phase, during
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.engine.sampling import Sampling
-    from rl4rec_cli.eval.scoring import FusedTexts, Measured, Scored, Task, VectorMethod, VectorScores
+    from rl4rec_cli.eval.fused_texts import FusedTexts
+    from rl4rec_cli.eval.scoring import Measured, Scored, Task, VectorMethod, VectorScores
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
     from rl4rec_cli.retrieval.trained import TrainedRetriever
@@ -51,7 +51,7 @@ def measure_policy(
         reads: the policy reads these examples' histories instead, one for each example (probes).
         join: returns the scores of one completion of each example and of a sequence model together (training).
     """
-    from rl4rec_cli.eval.scoring import FUSION, TEXTS, VectorScores, measure
+    from rl4rec_cli.eval.scoring import VectorScores, measure
     from rl4rec_cli.retrieval.trained import TrainedRetriever
 
     reads = reads if reads is not None else examples
@@ -62,17 +62,15 @@ def measure_policy(
     scored: Scored = score_completions(texts, config.generation, retriever)
     if join is not None and isinstance(scored, VectorScores):  # the configuration refuses several completions
         scored = join(scored, examples)
-    notes: dict[str, object] = {}
-    if (several := config.generation.texts_per_user) > 1:
-        notes = {TEXTS: several, FUSION: config.generation.fusion}
-    return measure(name, scored, dataset, examples, kind="policy", texts=texts, notes=notes)
+    return measure(name, scored, dataset, examples, kind="policy", texts=texts)
 
 
 def score_completions(
     texts: Sequence[Sequence[str]], section: GenerationSection, retriever: VectorRetriever
 ) -> VectorScores | FusedTexts:
     """Returns the scores of examples' completions, those of one example as one."""
-    from rl4rec_cli.eval.scoring import FusedTexts, VectorScores
+    from rl4rec_cli.eval.fused_texts import FusedTexts
+    from rl4rec_cli.eval.scoring import VectorScores
 
     if section.texts_per_user == 1:
         return VectorScores(retriever.text_vectors([text for (text,) in texts]), retriever.matrix)
@@ -268,20 +266,14 @@ class Models:
 
     def vector_method(self, name: str, model: str) -> VectorMethod:
         """Returns the policy as a method that scores any examples by the vectors of its completions."""
-        from rl4rec_cli.eval.scoring import VectorMethod, VectorScores
-
-        if self._config.generation.texts_per_user > 1:  # refused by the configuration, which several systems may mix
-            raise ConfigError(
-                f"{name} has several completions of each user, and hybrids join one to a sequence model",
-                hint="leave out eval.fuse, or set generation.texts_per_user to 1",
-            )
+        from rl4rec_cli.eval.scoring import VectorMethod
 
         def of(examples: Sequence[Example]) -> Models:
             return Models(self._config, replace(self._task, examples=examples), share=self, started=self._started)
 
-        def scores(examples: Sequence[Example]) -> VectorScores:
-            retriever, texts = self._task.retriever, of(examples).measure(name, model).texts or []
-            return VectorScores(retriever.text_vectors([text for (text,) in texts]), retriever.matrix)
+        def scores(examples: Sequence[Example]) -> VectorScores | FusedTexts:
+            texts = of(examples).measure(name, model).texts or []
+            return score_completions(texts, self._config.generation, self._task.retriever)
 
         def key(examples: Sequence[Example]) -> dict[str, object]:
             return of(examples)._key(name, model, self._dated(self._config, model))

@@ -8,7 +8,7 @@ Hides: how it ranks scores that are no dot product without a row of the whole ca
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rl4rec_cli.data.dataset import Dataset, Example
-    from rl4rec_cli.ranking.fusing import Fusion
+    from rl4rec_cli.eval.fused_texts import FusedTexts
     from rl4rec_cli.ranking.ranks import ItemMatrix
     from rl4rec_cli.retrieval.retriever import Ranking, VectorRetriever
-    from rl4rec_cli.retrieval.several_texts import UserTexts
 
 Kind = Literal["baseline", "ceiling", "policy"]
 TOP = 10
@@ -151,66 +150,6 @@ class VectorScores:
         return [slice(i, i + _QUERIES) for i in range(0, len(self.queries_BD), _QUERIES)]
 
 
-class FusedTexts:
-    """Scores of several texts of each example as one, ranked by the kernel, exactly.
-
-    Args:
-        texts_of_users: `[B]` lists of texts; equal ones count once.
-        embed: texts to vectors `[Q, D]`; a zero one is unscorable and left out.
-        items: the vectors of the catalogue.
-        fusion: the rule, see `ranking/fusing.py`.
-    """
-
-    def __init__(
-        self,
-        texts_of_users: Sequence[Sequence[str]],
-        embed: Callable[[Sequence[str]], torch.Tensor],
-        items: ItemMatrix,
-        fusion: Fusion,
-    ) -> None:
-        from rl4rec_cli.retrieval.several_texts import different_texts
-
-        self._users, self._items, self._fusion = different_texts(texts_of_users), items, fusion
-        self._queries_QD = embed(self._users.texts)
-        self._ends = np.cumsum(self._users.counts)
-
-    def ranks(self, targets: Sequence[int], masks: Sequence[Sequence[int]] | None) -> Ranking:
-        from rl4rec_cli.retrieval.answers import Ranking
-        from rl4rec_cli.retrieval.several_texts import rank_users
-
-        rankings = [
-            rank_users(queries_QD, some, self._items, targets[part], masks and masks[part], self._fusion)
-            for part, some, queries_QD in self._parts()
-        ]
-        if not rankings:
-            return Ranking(np.zeros(0, np.int64), np.zeros(0, np.bool_))
-        return Ranking(*(np.concatenate(arrays) for arrays in zip(*rankings, strict=True)))
-
-    def top(self, k: int, masks: Sequence[Sequence[int]] | None) -> NDArray[np.int64]:
-        from rl4rec_cli.ranking.fused import fused_search
-
-        best = [np.zeros((0, min(k, self._items.num_items)), np.int64)]
-        for part, some, queries_QD in self._parts():
-            own_masks = masks and masks[part]
-            best.append(
-                fused_search(queries_QD, some.counts, self._items, k, own_masks, fusion=self._fusion)[0].numpy()
-            )
-        return np.concatenate(best)
-
-    def _parts(self) -> Iterator[tuple[slice, UserTexts, torch.Tensor]]:
-        """Divides the users: large parts read the catalogue seldom, small ones hold little memory."""
-        from rl4rec_cli.retrieval.several_texts import UserTexts
-
-        counts, first = self._users.counts, 0
-        while first < len(counts):
-            start = int(self._ends[first] - counts[first])
-            last = max(first + 1, int(np.searchsorted(self._ends, start + _QUERIES, side="right")))
-            stop = int(self._ends[last - 1])
-            some = UserTexts(self._users.texts[start:stop], counts[first:last], None)
-            yield slice(first, last), some, self._queries_QD[start:stop]
-            first = last
-
-
 class SparseScores:
     """Scores that are no dot product: one score for every item, and for each example a few items that score more.
 
@@ -294,7 +233,7 @@ class SparseScores:
 
 @dataclass(frozen=True)
 class VectorMethod:
-    """A method whose scores are dot products, for any examples: what can be fused with a sequence model.
+    """A method that ranks by vectors, any examples: what can be fused with a sequence model.
 
     Attributes:
         name: its name in tables.
@@ -304,7 +243,7 @@ class VectorMethod:
 
     name: str
     kind: Kind
-    scores: Callable[[Sequence[Example]], VectorScores]
+    scores: Callable[[Sequence[Example]], VectorScores | FusedTexts]
     key: Callable[[Sequence[Example]], dict[str, object]]
 
 

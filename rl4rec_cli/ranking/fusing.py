@@ -79,7 +79,7 @@ class UserQueries:
         *,
         fusion: Fusion,
         scale: float,
-        log_weights_Q: Tensor | Sequence[float] | None,
+        log_weights_Q: Tensor | Sequence[float] | np.ndarray | None,
     ) -> None:
         if fusion not in get_args(Fusion):
             raise DataError(f"unknown fusion {fusion!r}", hint=f"one of {', '.join(get_args(Fusion))}")
@@ -150,6 +150,17 @@ class UserQueries:
             margins[some] = errors_SM.max(0)
         return scores, margins + 2 * self.slack(FLOAT64, float(items.norms(ids).max(initial=0.0)))[users]
 
+    def fused_products(self, user: int, products_SM: np.ndarray) -> np.ndarray:
+        """The fused scores of one user, float64 `[M]`, where the products of the user's queries with M items are known.
+
+        Args:
+            products_SM: float64, of `queries`, which are brought to norm [1/2, 1).
+        """
+        first = self.starts_B[user]
+        rows_S1 = np.arange(first, first + self.counts_B[user])[:, None]
+        rows_SM = np.broadcast_to(rows_S1, products_SM.shape)
+        return self._fuse(rows_SM, np.ones(rows_SM.shape, dtype=bool), products_SM.reshape(-1))
+
     def slack(self, unit: float, norm: float) -> np.ndarray:
         """What the arithmetic of the rule gets wrong at a unit roundoff, for items of up to this norm, `[B]`.
 
@@ -207,7 +218,7 @@ def _counts(counts_B: Sequence[int] | np.ndarray, queries: int) -> np.ndarray:
     return counts.astype(np.int64)
 
 
-def _weights(log_weights_Q: Tensor | Sequence[float], queries: int) -> np.ndarray:
+def _weights(log_weights_Q: Tensor | Sequence[float] | np.ndarray, queries: int) -> np.ndarray:
     array = log_weights_Q.detach().cpu().numpy() if isinstance(log_weights_Q, Tensor) else np.asarray(log_weights_Q)
     weights: np.ndarray = array.astype(np.float64)
     if weights.shape != (queries,):

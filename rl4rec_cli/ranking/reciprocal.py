@@ -63,28 +63,50 @@ def _each_user(
     use: Callable[[int, np.ndarray, np.ndarray], None],
 ) -> None:
     """Calls `use` for each user with all items' sums, int64 in units of 2^-56, and which items are not masked."""
-    order = np.argsort(mask.queries, kind="stable")
-    masked, edges = mask.items[order], np.searchsorted(mask.queries[order], np.arange(len(users) + 1))
+    masked = Masked(mask, len(users))
 
     def work(parts: Iterator[tuple[int, int]]) -> None:
         for first, last in parts:
-            rows = _scored_rows(
-                users, items, users.starts_B[first], users.starts_B[last - 1] + users.counts_B[last - 1]
-            )
-            for user in range(first, last):
-                is_counted_N = np.ones(items.num_items, dtype=bool)
-                is_counted_N[masked[edges[user] : edges[user + 1]]] = False
-                sums_N = np.zeros(items.num_items, dtype=np.int64)
-                for row, scores_N in islice(rows, int(users.counts_B[user])):
-                    ranks_N = _all_ranks(users, items, row, scores_N, is_counted_N)
-                    sums_N += np.rint(users.weights_Q[row] / UNIT / (CONSTANT + ranks_N)).astype(np.int64)
+            for user, sums_N, is_counted_N in sums(users, items, masked, first, last):
                 use(user, sums_N, is_counted_N)
 
-    parts = _parts(users, items.num_items)
+    parts = parts_of(users, items.num_items)
     share_out(parts, work, max(1, min(cores, len(parts))))
 
 
-def _parts(users: UserQueries, num_items: int) -> list[tuple[int, int]]:
+class Masked:
+    """A mask by users.
+
+    Args:
+        users: how many there are.
+    """
+
+    def __init__(self, mask: Mask, users: int) -> None:
+        order = np.argsort(mask.queries, kind="stable")
+        self._items, self._edges = mask.items[order], np.searchsorted(mask.queries[order], np.arange(users + 1))
+
+    def counted(self, user: int, num_items: int) -> np.ndarray:
+        """Which items are not masked for a user, bool `[N]`."""
+        is_counted_N = np.ones(num_items, dtype=bool)
+        is_counted_N[self._items[self._edges[user] : self._edges[user + 1]]] = False
+        return is_counted_N
+
+
+def sums(
+    users: UserQueries, items: ItemMatrix, masked: Masked, first: int, last: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Users `first` to `last`, each with what `_each_user` hands out."""
+    rows = _scored_rows(users, items, users.starts_B[first], users.starts_B[last - 1] + users.counts_B[last - 1])
+    for user in range(first, last):
+        is_counted_N = masked.counted(user, items.num_items)
+        sums_N = np.zeros(items.num_items, dtype=np.int64)
+        for row, scores_N in islice(rows, int(users.counts_B[user])):
+            ranks_N = _all_ranks(users, items, row, scores_N, is_counted_N)
+            sums_N += np.rint(users.weights_Q[row] / UNIT / (CONSTANT + ranks_N)).astype(np.int64)
+        yield user, sums_N, is_counted_N
+
+
+def parts_of(users: UserQueries, num_items: int) -> list[tuple[int, int]]:
     """Users whose scores of all items are made together: few readings of the catalogue, little memory."""
     parts, first, most = [], 0, max(1, _SCORES // num_items)
     ends_B = users.starts_B + users.counts_B
@@ -100,11 +122,11 @@ def _scored_rows(users: UserQueries, items: ItemMatrix, first: int, last: int) -
     step = max(1, _SCORES // items.num_items)
     for start in range(first, last, step):
         rows = np.arange(start, min(start + step, last))
-        yield from zip(rows.tolist(), _near_scores(users, items, rows), strict=True)
+        yield from zip(rows.tolist(), near_products(users, items, rows), strict=True)
 
 
-def _near_scores(users: UserQueries, items: ItemMatrix, rows: np.ndarray) -> np.ndarray:
-    """float64 products of some queries with all items, `[R, N]`."""
+def near_products(users: UserQueries, items: ItemMatrix, rows: np.ndarray) -> np.ndarray:
+    """float64 products of some queries with all items, `[R, N]`, each query brought to norm [1/2, 1)."""
     queries_RD = users.queries.vectors_BD[torch.from_numpy(rows).to(items.device)].double()
     scores_RN = np.empty((len(rows), items.num_items))
     step = max(1, _BLOCK_ELEMENTS // items.dim)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rl4rec_cli.cli.main import main
@@ -135,6 +136,54 @@ def test_recommend_by_several(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert alone.as_json()["text"] == alone.text
 
 
+@pytest.mark.parametrize("fusion", ["logsumexp", "rrf"])
+def test_several_are_joined_to_a_sequence_model(run: Path, fusion: str) -> None:
+    overrides = Overrides(
+        split="test", fuse="transitions", sets=(*SAMPLES, f"generation.fusion={fusion}", "eval.probes=false")
+    )
+    evaluation = evaluate(run, overrides)
+    ours = "tuned policy + transitions"
+    measured = evaluation.method(ours)
+    assert measured is not None
+    [weight] = measured.notes["weights"]  # type: ignore[misc]
+    assert measured.notes["texts_per_user"] == 3
+    assert f"3 completions of each user are ranked as one, by {fusion}" in evaluation.as_json()["texts_line"]
+    recommender = open_recommender(run)
+    dataset, retriever = recommender.dataset, recommender.retriever
+    items = retriever.vectors_ND.double().numpy()
+    followers = np.zeros((dataset.num_items, dataset.num_items))
+    counts = np.zeros(dataset.num_items)
+    for part in dataset.training_parts:
+        np.add.at(counts, list(part), 1)
+        np.add.at(followers, (list(part[:-1]), list(part[1:])), 1)
+    for example, one in zip(evaluation.examples, evaluation.records(), strict=True):
+        vectors = retriever.text_vectors(list(dict.fromkeys(one["texts"]["tuned policy"]))).double().numpy()
+        scores = vectors[vectors.any(1)] @ items.T
+        own = np.log(np.exp(10 * scores).sum(0)) / 10
+        if fusion == "rrf":
+            counted = [i for i in range(dataset.num_items) if i not in example.history or i == example.target]
+            own = sum(1 / (60 + (row[counted] >= row[:, None] - 1e-12).sum(1)) for row in scores)
+        theirs = followers[example.history[-1]] + counts * (0.5 / (counts.max() + 1))
+        mixed = weight * own / own.std() + (1 - weight) * theirs / theirs.std()
+        rivals = [i for i in range(dataset.num_items) if i != example.target and i not in example.history]
+        assert one["ranks"][ours] == 1 + sum(mixed[i] >= mixed[example.target] - 1e-11 for i in rivals)
+    again = evaluate(run, overrides)  # from the cache
+    assert again.records() == evaluation.records()
+
+
+def test_compare_and_recommend_join_several_to_a_sequence_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    comparison = compare([run, "popularity"], Overrides(fuse="transitions"))
+    assert "r (3 completions) + transitions" in comparison.labels
+    assert main(["recommend", str(run), "--user", "u3", "--fuse", "transitions", "-k", "20"]) == 0
+    shown = capsys.readouterr().out
+    assert "3 completions, ranked as one by logsumexp:" in shown
+    assert "by the completions (" in shown
+    [answer] = recommend(run, users=["u3"], k=20, fuse="transitions")
+    assert answer.fused is not None
+    assert (len(answer.texts), answer.fusion, answer.fused.sequence_model) == (3, "logsumexp", "transitions")
+    assert {item.item_id for item in answer.items} == set(range(20)) - {item.item_id for item in answer.history}
+
+
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
@@ -143,8 +192,6 @@ def test_recommend_by_several(run: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["generation.num_beams=2", "eval.temperature=1"], "beam search does not sample"),
         (["generation.num_beams=2", "generation.engine=vllm"], "vLLM samples only"),
         (["generation.num_beams=2", "policy.fast_inference=true"], "the engine of policy.fast_inference samples only"),
-        ([*SAMPLES, "eval.fuse=transitions"], "fusion_transitions joins one completion"),
-        ([*SAMPLES, "eval.baselines=[fusion]"], "fusion joins one completion"),
         ([*SAMPLES, "eval.second_embedder=bm25"], "bm25 ranks one completion at a time"),
     ],
 )

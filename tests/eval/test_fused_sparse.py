@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval import fused_scores
-from rl4rec_cli.eval.fused_scores import MixedScores, VectorsWithSparse, fuse, sparse_deviations
+from rl4rec_cli.eval.fused_scores import MixedScores, VectorsWithSparse, fuse
 from rl4rec_cli.eval.fusion import choose_weight, cross_fitted
 from rl4rec_cli.eval.scoring import SparseScores, VectorScores
+from rl4rec_cli.eval.spreads import sparse_deviations
 from rl4rec_cli.ranking.ranks import ItemMatrix
 
 Extras = list[dict[int, float]]

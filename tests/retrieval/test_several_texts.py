@@ -11,7 +11,7 @@ from rl4rec_cli.config.policy import GenerationSection
 from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import DataError
-from rl4rec_cli.eval import scoring
+from rl4rec_cli.eval import fused_texts
 from rl4rec_cli.ranking.fused import fused_target_ranks
 from rl4rec_cli.ranking.fusing import Fusion
 from rl4rec_cli.retrieval.opening import open_retriever
@@ -94,14 +94,14 @@ def test_evaluation_ranks_users_some_at_a_time(
     targets, histories = list(range(50, 71)), [[i, 51] for i in range(21)]
     wanted = retriever.fused_ranks(of_users, targets, histories, fusion)
     found = [one.items for one in retriever.fused_search(of_users, 10, histories, fusion)]
-    for size in (scoring._QUERIES, 7, 1):
-        monkeypatch.setattr(scoring, "_QUERIES", size)
-        scored = scoring.FusedTexts(of_users, retriever.text_vectors, retriever.matrix, fusion)
+    for size in (fused_texts._QUERIES, 7, 1):
+        monkeypatch.setattr(fused_texts, "_QUERIES", size)
+        scored = fused_texts.FusedTexts(of_users, retriever.text_vectors, retriever.matrix, fusion)
         ranking = scored.ranks(targets, histories)
         assert ranking.ranks.tolist() == wanted.ranks.tolist()
         assert ranking.scorable.tolist() == wanted.scorable.tolist()
         assert scored.top(10, histories).tolist() == found
-    nobody = scoring.FusedTexts([], lambda texts: retriever.text_vectors(["a"])[:0], retriever.matrix, fusion)
+    nobody = fused_texts.FusedTexts([], lambda texts: retriever.text_vectors(["a"])[:0], retriever.matrix, fusion)
     assert (len(nobody.ranks([], [])[0]), nobody.top(10, []).shape) == (0, (0, 10))
 
 
