@@ -21,7 +21,8 @@ from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval.baseline import Baseline, ScoreBaseline, Subject, open_baseline
 from rl4rec_cli.eval.baselines import open_sasrec_scores, open_transitions
 from rl4rec_cli.eval.examples import choose_examples
-from rl4rec_cli.eval.scoring import Measured, SparseScores, Task, VectorMethod, VectorScores, measure
+from rl4rec_cli.eval.scoring import Measured, SparseScores, Task, VectorScores, measure
+from rl4rec_cli.eval.vector_method import VectorMethod
 from rl4rec_cli.files.digests import sha256_of_file
 
 if TYPE_CHECKING:

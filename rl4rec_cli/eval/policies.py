@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.engine.sampling import Sampling
     from rl4rec_cli.eval.fused_texts import FusedTexts
-    from rl4rec_cli.eval.scoring import Measured, Scored, Task, VectorMethod, VectorScores
+    from rl4rec_cli.eval.scoring import Measured, Scored, Task, VectorScores
+    from rl4rec_cli.eval.vector_method import VectorMethod
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
     from rl4rec_cli.retrieval.trained import TrainedRetriever
@@ -143,7 +144,8 @@ class Retrievers:
 
     def vector_method(self, name: str, model: str) -> VectorMethod:
         """Returns the retriever as a method that scores any examples by the queries of their histories."""
-        from rl4rec_cli.eval.scoring import VectorMethod, VectorScores
+        from rl4rec_cli.eval.scoring import VectorScores
+        from rl4rec_cli.eval.vector_method import VectorMethod
 
         retriever = self.retriever(model)
 
@@ -266,7 +268,7 @@ class Models:
 
     def vector_method(self, name: str, model: str) -> VectorMethod:
         """Returns the policy as a method that scores any examples by the vectors of its completions."""
-        from rl4rec_cli.eval.scoring import VectorMethod
+        from rl4rec_cli.eval.vector_method import VectorMethod
 
         def of(examples: Sequence[Example]) -> Models:
             return Models(self._config, replace(self._task, examples=examples), share=self, started=self._started)

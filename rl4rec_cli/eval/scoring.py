@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rl4rec_cli.data.dataset import Dataset, Example
-    from rl4rec_cli.eval.fused_texts import FusedTexts
     from rl4rec_cli.ranking.ranks import ItemMatrix
     from rl4rec_cli.retrieval.retriever import Ranking, VectorRetriever
 
@@ -229,22 +228,6 @@ class SparseScores:
             order = np.lexsort((candidates, -scores))[:k]  # equal scores by lower id, as in the kernel
             best_BK[row, : len(order)], scores_BK[row, : len(order)] = candidates[order], scores[order]
         return best_BK, scores_BK
-
-
-@dataclass(frozen=True)
-class VectorMethod:
-    """A method that ranks by vectors, any examples: what can be fused with a sequence model.
-
-    Attributes:
-        name: its name in tables.
-        scores: scores the catalogue for some examples.
-        key: returns what these scores depend on besides the dataset and the examples, for the cache.
-    """
-
-    name: str
-    kind: Kind
-    scores: Callable[[Sequence[Example]], VectorScores | FusedTexts]
-    key: Callable[[Sequence[Example]], dict[str, object]]
 
 
 def measure(

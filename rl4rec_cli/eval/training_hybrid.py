@@ -22,7 +22,8 @@ from rl4rec_cli.data.dataset import Dataset, Example
 from rl4rec_cli.errors import ConfigError, DataError
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.eval.hybrids import Fusion, choosers, last_item, open_fusion
-from rl4rec_cli.eval.scoring import Measured, Scored, SparseScores, Task, VectorMethod, VectorScores
+from rl4rec_cli.eval.scoring import Measured, Scored, SparseScores, Task, VectorScores
+from rl4rec_cli.eval.vector_method import VectorMethod
 from rl4rec_cli.files.digests import sha256, sha256_of_json, sha256_of_tensors
 
 # torch is imported where something is ranked, so that errors in the data show first.

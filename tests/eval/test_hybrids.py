@@ -23,8 +23,9 @@ from rl4rec_cli.eval.evaluation import Evaluation
 from rl4rec_cli.eval.fused_scores import fuse
 from rl4rec_cli.eval.fusion import choose_weight, cross_fitted
 from rl4rec_cli.eval.hybrids import Fusion, Hybrid, last_item, open_fusion
-from rl4rec_cli.eval.scoring import Measured, SparseScores, Task, VectorMethod, VectorScores
+from rl4rec_cli.eval.scoring import Measured, SparseScores, Task, VectorScores
 from rl4rec_cli.eval.statistics import holm
+from rl4rec_cli.eval.vector_method import VectorMethod
 from rl4rec_cli.retrieval.opening import open_retriever
 from rl4rec_cli.retrieval.retriever import InProcessRetriever, Ranking
 from rl4rec_cli.rewards.functions import ndcg
