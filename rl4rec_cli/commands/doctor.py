@@ -299,7 +299,7 @@ def look_at(path: Path) -> Check:
             from rl4rec_cli.config.policy import PolicySection
             from rl4rec_cli.policy.loading import check_tokenizer
 
-            check_tokenizer(PolicySection(model=str(folder), backend="hf"))
+            check_tokenizer(PolicySection(model=str(folder), backend="hf"), max_length=None)
             return Check(name, "ok", "a model whose tokenizer fits it")
         kinds = (ZIP,) if folder.suffix in (".pt", ".zip") else ()
         if folder.is_file() and (odd := recognise_file(folder, expected=kinds)) is not None:

@@ -80,7 +80,8 @@ def evaluate(
     if model is not None and config.trainer.trains_policy:
         check_engine(config.generation, config.policy)
         prepare_backend(config.policy)
-        check_tokenizer(config.policy.model_copy(update={"model": model}))  # before the minutes of embedding
+        # before the minutes of embedding
+        check_tokenizer(config.policy.model_copy(update={"model": model}), config.max_length)
     retriever = open_retriever(config.retrieval, data, config.data.paths, first_wait=FIRST_WAIT)
     task = open_task(config.eval, data, retriever, evaluation.examples)
     evaluation.methods.extend(measure_baselines(config.eval.all_baselines, task, evaluation.split))

@@ -46,7 +46,7 @@ def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
     if Path(config.policy.model).is_dir():
         from rl4rec_cli.policy.loading import check_tokenizer
 
-        check_tokenizer(config.policy)
+        check_tokenizer(config.policy, config.max_length)
     find_embedder(config.retrieval).check()
     return plan_placement(machine, config, facts, retrieval_facts(config.data, config.retrieval))
 

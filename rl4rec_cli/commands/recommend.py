@@ -234,7 +234,8 @@ def open_recommender(
     if config.trainer.trains_policy:
         check_engine(config.generation, config.policy)
         prepare_backend(config.policy)
-        check_tokenizer(config.policy.model_copy(update={"model": folder}))  # before the minutes of embedding
+        # before the minutes of embedding
+        check_tokenizer(config.policy.model_copy(update={"model": folder}), config.max_length)
     retriever = open_retriever(config.retrieval, data, config.data.paths, first_wait=FIRST_WAIT)
     examples = choosers(data) if fusion is not None and data.has_validation else ()
     task = open_task(config.eval, data, retriever, examples)

@@ -75,7 +75,7 @@ def prepare(config: RunConfig, *, is_new: bool) -> None:
     prepare_backend(config.policy)
     if is_new:
         console.quiet_libraries()
-        check_tokenizer(config.policy)
+        check_tokenizer(config.policy, config.max_length)
 
 
 def train_one(

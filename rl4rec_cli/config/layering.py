@@ -36,6 +36,7 @@ from rl4rec_cli.config.recipes import find_recipe, packaged_recipes, read_recipe
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.config.trainer import trainer_sections
 from rl4rec_cli.errors import ConfigError
+from rl4rec_cli.models.names import find_model
 from rl4rec_cli.shell import rl4rec
 from rl4rec_cli.strict_yaml import YamlError, dump_yaml, load_yaml
 
@@ -120,12 +121,15 @@ def dump_config(config: RunConfig) -> str:
 
 
 def _with_folders(config: RunConfig) -> RunConfig:
-    """Replaces plain names of datasets in `data/` by their folders."""
+    """Replaces plain names of datasets in `data/` and of a model in `models/` by their folders."""
     folders = tuple(find_folder(path) for path in config.data.paths)
-    if folders == config.data.paths:
-        return config
-    data = config.data.model_copy(update={"path": folders if len(folders) > 1 else folders[0]})
-    return config.model_copy(update={"data": data})
+    if folders != config.data.paths:
+        data = config.data.model_copy(update={"path": folders if len(folders) > 1 else folders[0]})
+        config = config.model_copy(update={"data": data})
+    model = find_model(config.policy.model)
+    if model != config.policy.model:
+        config = config.model_copy(update={"policy": config.policy.model_copy(update={"model": model})})
+    return config
 
 
 def _read_recipes(names: Sequence[str], tree: Tree) -> Iterator[Layer]:

@@ -64,8 +64,8 @@ class TinySection(Section):
 
 class PolicySection(Section):
     model: str = "tiny"
-    """`tiny` (built locally), a preset (`qwen2.5-0.5b`, `llama-3.1-8b` …), a Hugging Face name, a model folder, or a
-    checkpoint of a run."""
+    """`tiny` (built locally), a preset (`qwen2.5-0.5b`, `llama-3.1-8b` …), a Hugging Face name, a model folder or the
+    name of one in `models/`, or a checkpoint of a run."""
     backend: Literal["auto", "hf", "unsloth"] = "auto"
     """What loads and trains it: transformers with PEFT, or Unsloth. `auto`: unsloth for an adapter where there is a GPU
     and unsloth is installed, else hf."""

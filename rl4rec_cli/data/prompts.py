@@ -16,6 +16,7 @@ from rl4rec_cli.data.dates import day_variables
 from rl4rec_cli.data.encoding import TextEncoder
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.files.digests import sha256
+from rl4rec_cli.models.turns import end_of_turn
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import PromptSection
@@ -92,8 +93,8 @@ class PromptBuilder:
         tokenizer: a transformers tokenizer.
 
     Raises:
-        ConfigError: the template names unknown fields or does not fit, or `prompt.chat` needs a chat template and the
-            tokenizer has none.
+        ConfigError: the template names unknown fields or does not fit, `prompt.chat` needs a chat template and the
+            tokenizer has none, or the chat template leaves out the system or the user's turn.
     """
 
     def __init__(self, section: PromptSection, dataset: Dataset, tokenizer: Any) -> None:
@@ -106,6 +107,9 @@ class PromptBuilder:
             raise ConfigError(
                 "prompt.system needs a chat model, and this one is none", hint="put its text in the template"
             )
+        turn = end_of_turn(tokenizer) if self.chat else None
+        self.end_id: int = tokenizer.eos_token_id if turn is None else turn
+        """The token that ends a completion of these prompts."""
         self._overrides = dataset.prompts
         self._day = day_variables(section.date)
         # No text of more characters than this is read: it would not fit, and would have to be read to know.
@@ -114,7 +118,9 @@ class PromptBuilder:
         items = item_renderer(section.item_template, dataset, setting="prompt.item_template")
         self._items = [self.encoder.guard(text[: self._most_characters]) for text in items]
         self._item_tokens = self.encoder.lengths(self._items)
-        self._frame_tokens = len(self._prompt(self._framed("")).ids)
+        frame = self._prompt(self._framed(""))
+        self._check_whole(frame.text)
+        self._frame_tokens = len(frame.ids)
         if self._frame_tokens >= section.max_prompt_length:
             raise TemplateTooLongError(
                 f"prompt.template alone has {self._frame_tokens} tokens, no room for items in "
@@ -191,6 +197,27 @@ class PromptBuilder:
                 hint="put prompt.system into prompt.template" if messages else "set prompt.chat to never",
             ) from error
         return self._encoded(prompt_text)
+
+    def _check_whole(self, frame: str) -> None:
+        """Refuses a chat template that leaves out what it gets: the policy would read other prompts than asked for.
+
+        Args:
+            frame: a prompt's text without items.
+
+        Raises:
+            ConfigError: the system turn, or words of `prompt.template`, are not in it.
+        """
+        frame = " ".join(frame.split())
+        if " ".join((self.section.system or "").split()) not in frame:
+            raise ConfigError(
+                "prompt.system is not in the prompts: the tokenizer's chat template leaves out a system turn",
+                hint="put its text into prompt.template: --set prompt.system=null --set prompt.template='…{history}…'",
+            )
+        if any(" ".join(words.split()) not in frame for words in self.section.template.split("{history}")):
+            raise ConfigError(
+                "prompt.template is not in the prompts: the tokenizer's chat template leaves out the user's turn",
+                hint="set prompt.chat to never, or take a model whose template has a user's turn of plain text",
+            )
 
     def _encoded(self, text: str) -> Prompt:
         return Prompt(self.encoder.show(text), tuple(self.encoder.prompt_ids(text, is_framed=self.chat)))

@@ -1,6 +1,7 @@
 """Models by short name.
 
-Decides: which repositories a short name means, how large its model is, and which modules of it a LoRA adapter goes on.
+Decides: which folder or repository a short name means, how large its model is, and which modules of it a LoRA adapter
+goes on.
 Hides: nothing; any other Hugging Face name or folder works without being listed here.
 
 The 4-bit repositories are those that Unsloth itself takes in place of the full ones.
@@ -14,6 +15,10 @@ from typing import Any
 
 from rl4rec_cli.models.shape import ModelFacts
 
+TINY = "tiny"
+"""Names no stored model: a small policy is built from the dataset."""
+HOME = Path("models")
+"""Where models are put, by the documents; git ignores what is in it."""
 ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -49,6 +54,11 @@ PRESETS = {
             "openai-community/gpt2",
             None,
             ("c_attn", "c_proj", "c_fc"),
+        ),
+        ModelPreset(
+            _facts("smollm2-135m", 576, 30, (9, 3, 64), 1536, 49_152, 8192),
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            None,
         ),
         ModelPreset(
             _facts("gemma-3-1b", 1152, 26, (4, 1, 256), 6912, 262_144, 32_768, family="gemma3", qk_norm=True),
@@ -95,9 +105,17 @@ PRESETS = {
 """By short name."""
 
 
+def find_model(named: str) -> str:
+    """Returns the folder of a path or plain name: itself if it exists, else the folder in `models/` if that exists."""
+    is_plain = bool(named.strip()) and named != TINY and "/" not in named and not named.startswith((".", "~"))
+    if is_plain and not Path(named).exists() and (HOME / named.lower()).is_dir():
+        return str(HOME / named.lower())
+    return named
+
+
 def find_preset(model: str) -> ModelPreset | None:
     """Returns the preset of a short name or of a repository, or None. A folder is no preset."""
-    if Path(model).exists():
+    if Path(find_model(model)).exists():
         return None
     if model.lower() in PRESETS:
         return PRESETS[model.lower()]
@@ -105,7 +123,8 @@ def find_preset(model: str) -> ModelPreset | None:
 
 
 def repository_of(model: str, *, backend: str, quantization: str) -> str:
-    """Returns the repository to load for a preset's short name; any other name stands for itself."""
+    """Returns the folder or repository to load for a short name; any other name stands for itself."""
+    model = find_model(model)
     preset = find_preset(model)
     if preset is None or model.lower() != preset.name:
         return model

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from rl4rec_cli.errors import Rl4RecError
-
-TINY = "tiny"
+from rl4rec_cli.models.names import TINY
 
 
 @dataclass(frozen=True)

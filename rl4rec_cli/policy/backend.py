@@ -18,6 +18,7 @@ from rl4rec_cli import console
 from rl4rec_cli.engine.limits import check_head
 from rl4rec_cli.engine.process import check_installed
 from rl4rec_cli.errors import ConfigError, PolicyError, first_line
+from rl4rec_cli.models.names import TINY
 from rl4rec_cli.variables import check_one_process, import_noted
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 PATCHED = ("trl", "transformers", "peft")
 """Packages that Unsloth patches. It must be imported before they are."""
 INSTALL = "with a GPU: pip install 'rl4rec[gpu]'; without one: make unsloth-cpu, from the source folder"
-TINY = "tiny"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.models.names import PRESETS, find_preset
 from rl4rec_cli.models.shape import ModelFacts, RetrievalFacts, read_facts
-from rl4rec_cli.policy.sources import ADAPTER, check_files, read_base
+from rl4rec_cli.policy.sources import ADAPTER, check_files, read_base, refuse_gguf
 from rl4rec_cli.retrieval.embedder import find_embedder
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def policy_facts(section: PolicySection) -> ModelFacts:
     if preset is not None:
         return preset.facts
     folder = Path(section.model).expanduser()
+    refuse_gguf(folder)
     check_files(folder)
     if (folder / ADAPTER).is_file():
         return policy_facts(section.model_copy(update={"model": read_base(folder)[0]}))

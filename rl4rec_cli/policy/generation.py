@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rl4rec_cli.errors import PolicyError
+from rl4rec_cli.models.turns import end_of_turn
 from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.policy.fast_inference import has_engine, write_by_engine
 
@@ -155,10 +156,12 @@ def ending_ids(model: Any, tokenizer: Any) -> list[int]:
 
 
 def decode_texts(tokenizer: Any, completions: Sequence[Sequence[int]]) -> list[str]:
-    """Decodes tokens into the texts that are embedded, without special tokens and outer blanks."""
+    """Decodes tokens into the texts that are embedded, without special tokens, the end of turn and outer blanks."""
     if not completions:  # which transformers takes for one text without tokens
         return []
-    return [text.strip() for text in tokenizer.batch_decode([list(c) for c in completions], skip_special_tokens=True)]
+    end = end_of_turn(tokenizer)  # which not every tokenizer flags as special
+    rows = [list(c[:-1] if len(c) and c[-1] == end else c) for c in completions]
+    return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
 def generate_texts(

@@ -19,8 +19,10 @@ from rl4rec_cli.errors import ConfigError, PolicyError
 from rl4rec_cli.files.folders import write_folder
 from rl4rec_cli.models.adapters import is_peft
 from rl4rec_cli.models.devices import resolve_device
+from rl4rec_cli.models.names import TINY
+from rl4rec_cli.models.turns import end_of_turn
 from rl4rec_cli.plan.phases import Phase, during
-from rl4rec_cli.policy.backend import TINY, check_policy, choose_backend, prepare_backend
+from rl4rec_cli.policy.backend import check_policy, choose_backend, prepare_backend
 from rl4rec_cli.policy.pretrained import find_dtype, load_pretrained, read_tokenizer
 from rl4rec_cli.policy.sources import check_whole
 
@@ -136,15 +138,19 @@ def load_tokenizer_alone(section: PolicySection, dataset: Dataset) -> Any:
     return read_tokenizer(section, choose_backend(section).name)
 
 
-def check_tokenizer(section: PolicySection) -> None:
+def check_tokenizer(section: PolicySection, max_length: int | None) -> None:
     """Reads the tokenizer of a stored policy once, to find errors early.
 
+    Args:
+        max_length: longest prompt and completion together, in tokens.
+
     Raises:
-        PolicyError: not found, damaged, or with tokens that the model has no rows for.
+        PolicyError: not found, damaged, without an end token, or with tokens that the model has no rows for.
+        ConfigError: a model without room for `max_length` tokens.
     """
     if section.model != TINY:
         console.quiet_libraries()
-        read_tokenizer(section, choose_backend(section).name)
+        read_tokenizer(section, choose_backend(section).name, max_length)
 
 
 def build_tiny(section: TinySection, datasets: Sequence[Dataset]) -> tuple[Any, Any]:
@@ -209,7 +215,13 @@ def _own_generation_config(model: Any, tokenizer: Any) -> None:
 
     own_ends = model.generation_config.eos_token_id if model.generation_config is not None else None
     ends = own_ends if isinstance(own_ends, list) else [] if own_ends is None else [own_ends]
-    ends = list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
+    turn = end_of_turn(tokenizer)
+    if turn is not None and turn not in (tokenizer.eos_token_id, *ends):
+        console.log(
+            f"The chat template ends a turn by {tokenizer.convert_ids_to_tokens(turn)}, and the model's files name "
+            f"{tokenizer.eos_token} as the end: both end a completion"
+        )
+    ends = list(dict.fromkeys([tokenizer.eos_token_id, *ends, *([] if turn is None else [turn])]))
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )

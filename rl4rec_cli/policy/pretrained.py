@@ -44,6 +44,7 @@ def load_pretrained(
     source = find_source(section, backend)
     try:
         tokenizer, config = load_tokenizer(source)
+        _check_ends(tokenizer, name)
         _check_room(config, name, max_length)
         _check_stored(config, section)
         if backend == "unsloth":
@@ -60,8 +61,6 @@ def load_pretrained(
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are libraries that read it
         raise cannot_load(f"the policy {name!r}", error, names=source.remote) from error
-    if tokenizer.eos_token_id is None:
-        raise PolicyError(f"the tokenizer of {name!r} has no end-of-sequence token", hint="completions could never end")
     _check_held(model, section)
     keep_trainable_layout(model)
     _check_causal(model, name)
@@ -84,16 +83,23 @@ def load_pretrained(
     return model, tokenizer
 
 
-def read_tokenizer(section: PolicySection, backend: str) -> Any:
+def read_tokenizer(section: PolicySection, backend: str, max_length: int | None = None) -> Any:
     """Loads the tokenizer of the policy that a section names.
 
+    Args:
+        max_length: longest prompt and completion together, in tokens; None: not checked.
+
     Raises:
-        PolicyError: not found, damaged, or with tokens that the model has no rows for.
+        PolicyError: not found, damaged, without an end token, or with tokens that the model has no rows for.
+        ConfigError: a model without room for `max_length` tokens.
     """
     source = find_source(section, backend)
     try:
-        return load_tokenizer(source)[0]
-    except PolicyError:
+        tokenizer, config = load_tokenizer(source)
+        _check_ends(tokenizer, section.model)
+        _check_room(config, section.model, max_length)
+        return tokenizer
+    except (PolicyError, ConfigError):
         raise
     except Exception as error:
         raise cannot_load(f"the tokenizer of {section.model!r}", error, names=source.remote) from error
@@ -130,6 +136,16 @@ def load_tokenizer(source: Source) -> tuple[Any, Any]:
         raise PolicyError(f"{source.model}: {describe_extra(tokenizer, rows, extra)}", hint=RESIZE)
     pad_within(tokenizer, rows)
     return tokenizer, config
+
+
+def _check_ends(tokenizer: Any, name: str) -> None:
+    """Refuses a tokenizer without an end token: no text that it makes could teach a policy to end."""
+    if tokenizer.eos_token_id is None:
+        raise PolicyError(
+            f"the tokenizer of {name!r} has no end-of-sequence token: completions could never end",
+            hint='name one of its tokens in tokenizer_config.json, as "eos_token": "</s>"; for a chat model, the one '
+            "that its chat template writes after an answer",
+        )
 
 
 def _check_room(config: Any, name: str, max_length: int | None) -> None:

@@ -20,6 +20,7 @@ from rl4rec_cli.files.kinds import odd_file
 from rl4rec_cli.models import hub
 from rl4rec_cli.models.names import PRESETS, repository_of
 from rl4rec_cli.runs.folder import BASE
+from rl4rec_cli.shell import command_line
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.policy import PolicySection
@@ -62,6 +63,7 @@ def find_source(section: PolicySection, backend: str) -> Source:
     name = repository_of(section.model, backend=backend, quantization=section.quantization)
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     folder = Path(name)
+    refuse_gguf(folder)
     _check_folder(folder)
     has_adapter = (folder / ADAPTER).is_file()
     if folder.is_dir() and not has_adapter and not (folder / "config.json").is_file():
@@ -76,6 +78,25 @@ def find_source(section: PolicySection, backend: str) -> Source:
     # Adapters are often published without the tokenizer, which is then the base's.
     own = (folder / "tokenizer_config.json").is_file()
     return Source(base, base_options, folder, name if own else base, options if own else base_options)
+
+
+def refuse_gguf(path: Path) -> None:
+    """Refuses a GGUF file, or a folder that holds one in the place of a model's files.
+
+    Raises:
+        PolicyError: so it is, with the way to convert it. transformers would read it with the end token that the file
+            names, often a wrong one, and could not save what was trained.
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if not files or (path.is_dir() and any((path / name).is_file() for name in ("config.json", ADAPTER))):
+        return
+    if path.is_file() and path.suffix != ".gguf":
+        raise PolicyError(f"{path}: a file, not a folder", hint=MODEL_TRIES)
+    converter = command_line("python", "scripts/convert_gguf.py", str(files[0]), f"models/{files[0].stem.lower()}")
+    raise PolicyError(
+        f"{files[0]} is a GGUF file, and a policy is trained from a Hugging Face folder",
+        hint=f"convert it, in rl4rec's source folder: `{converter}`; or name the repository that it was made from",
+    )
 
 
 def _check_folder(folder: Path) -> None:

@@ -30,7 +30,7 @@ from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.prompts import Prompt, PromptBuilder
 from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.errors import ConfigError, DataError, RewardError
-from rl4rec_cli.policy.backend import TINY
+from rl4rec_cli.models.names import TINY
 from rl4rec_cli.policy.generation import decode_texts, write_ids, writing
 from rl4rec_cli.policy.opening import open_policy
 from rl4rec_cli.policy.sources import with_own_adapter
@@ -261,7 +261,7 @@ class RecPolicy:
         """Returns the sampled tokens; for a text from elsewhere, its own tokens and the end token."""
         if (prompt.ids, text) in self._written:
             return self._written[prompt.ids, text]
-        return [*self.builder.encoder.text_ids(text), self.policy.tokenizer.eos_token_id]
+        return [*self.builder.encoder.text_ids(text), self.builder.end_id]
 
 
 class DummyRecPolicy:

@@ -31,7 +31,8 @@ from rl4rec_cli.data.opening import open_datasets
 from rl4rec_cli.engine.vllm import make_engine
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.files.logs import JsonLines
-from rl4rec_cli.policy.backend import TINY, check_engine, check_one_gpu, prepare_backend
+from rl4rec_cli.models.names import TINY
+from rl4rec_cli.policy.backend import check_engine, check_one_gpu, prepare_backend
 from rl4rec_cli.policy.loading import save_policy
 from rl4rec_cli.policy.opening import load_for_training
 from rl4rec_cli.policy.sources import with_own_adapter

@@ -267,3 +267,29 @@ def test_one_of_several_datasets_may_have_templates_of_its_own(
     }
     assert said == {"toys": "Toys: <ball>, <kite>.", "books": SHORT.replace("{history}", "ball, kite")}
     assert section.of("toys").of("books") == section.of("toys")
+
+
+# --- chat templates that leave something out ---
+
+
+@pytest.mark.parametrize(
+    ("loop", "message"),
+    [
+        ("{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}", "prompt.system is not in"),
+        ("{% for m in messages if m['role'] == 'system' %}{{ m['content'] }}{% endfor %}", "prompt.template is not in"),
+        ("{% for m in messages %}{% for part in m['content'] %}{{ part }} {% endfor %}{% endfor %}", "is not in"),
+    ],
+)
+def test_a_chat_template_that_leaves_a_turn_out_is_refused(
+    loop: str, message: str, make_dataset: Make, tiny_folder: Path
+) -> None:
+    section = PromptSection(template=SHORT, system="You sell things.")
+    with pytest.raises(ConfigError, match=message):
+        PromptBuilder(section, make_dataset(), chat_tokenizer(tiny_folder, loop))
+
+
+def test_a_chat_template_may_trim_and_wrap_what_it_gets(make_dataset: Make, tiny_folder: Path) -> None:
+    trimming = "{% for m in messages %}[{{ m['content'] | trim }}]{% endfor %}"
+    section = PromptSection(template=f"  {SHORT}\n\n", system=" You sell\nthings. ")
+    prompt = PromptBuilder(section, make_dataset(), chat_tokenizer(tiny_folder, trimming)).build(None, [0])
+    assert prompt.text == "[You sell\nthings.][Chosen:\nrose hand cream\nNext:]"

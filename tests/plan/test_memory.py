@@ -24,6 +24,7 @@ from rl4rec_cli.plan.memory import (
 
 PUBLISHED = {
     "gpt2": 124_439_808,
+    "smollm2-135m": 134_515_008,
     "gemma-3-1b": 999_885_952,
     "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-1.5b": 1_543_714_304,

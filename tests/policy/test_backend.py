@@ -10,7 +10,7 @@ import pytest
 
 from rl4rec_cli.config.policy import LoraSection, PolicySection, TinySection
 from rl4rec_cli.errors import ConfigError, PolicyError
-from rl4rec_cli.models.names import PRESETS, find_preset, repository_of
+from rl4rec_cli.models.names import PRESETS, find_model, find_preset, repository_of
 from rl4rec_cli.policy import backend
 from rl4rec_cli.policy.backend import check_policy, choose_backend, import_unsloth, prepare_backend
 from rl4rec_cli.policy.pretrained import lora_targets
@@ -159,9 +159,32 @@ def test_a_folder_of_a_presets_name_is_the_folder(tmp_path: Any, monkeypatch: py
     assert repository_of("gpt2", backend="hf", quantization="none") == "gpt2"
 
 
+def test_a_plain_name_is_the_folder_in_models(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is none, it is the Hub's repository; `tiny` is never a stored model."""
+    from rl4rec_cli.config.layering import load_config
+
+    monkeypatch.chdir(tmp_path)
+    repository = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert repository_of("SmolLM2-135m", backend="hf", quantization="none") == repository
+    assert load_config(algorithm="grpo", flags={"policy.model": "smollm2-135m"}).policy.model == "smollm2-135m"
+    assert find_preset("smollm2-135m") is PRESETS["smollm2-135m"]
+    for name in ("smollm2-135m", "own", "tiny"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+    for name in ("smollm2-135m", "own"):
+        folder = f"models/{name}"
+        assert load_config(algorithm="grpo", flags={"policy.model": name}).policy.model == folder
+        assert repository_of(name, backend="hf", quantization="none") == folder
+        assert repository_of(name, backend="unsloth", quantization="4bit") == folder
+        assert find_preset(name) is None
+    assert load_config(algorithm="grpo", flags={"policy.model": "tiny"}).policy.model == "tiny"
+    assert find_model("./own") == "./own"
+    (tmp_path / "own").mkdir()
+    assert find_model("own") == "own"
+
+
 def test_all_presets_of_the_specification_are_there() -> None:
     assert list(PRESETS) == [
-        *("gpt2", "gemma-3-1b", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b"),
+        *("gpt2", "smollm2-135m", "gemma-3-1b", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b"),
         *("llama-3.2-1b", "llama-3.1-8b", "llama-3.1-70b", "gemma-2-9b"),
     ]
     for name, preset in PRESETS.items():

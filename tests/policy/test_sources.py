@@ -14,8 +14,9 @@ from rl4rec_cli.cli.main import main
 from rl4rec_cli.config.policy import LoraSection, PolicySection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.saving import save_dataset
-from rl4rec_cli.errors import PolicyError
+from rl4rec_cli.errors import ConfigError, PolicyError, Rl4RecError
 from rl4rec_cli.models.vocabulary import RESIZE
+from rl4rec_cli.policy.facts import policy_facts
 from rl4rec_cli.policy.loading import check_tokenizer, load_policy, save_policy
 from rl4rec_cli.policy.sources import find_base, find_source
 
@@ -26,9 +27,9 @@ def section(model: Path | str) -> PolicySection:
     return PolicySection(model=str(model), device="cpu", dtype="fp32")
 
 
-def refusal(model: Path | str) -> PolicyError:
-    with pytest.raises(PolicyError) as caught:
-        check_tokenizer(section(model))
+def refusal(model: Path | str, max_length: int | None = None, kind: type[Rl4RecError] = PolicyError) -> Rl4RecError:
+    with pytest.raises(kind) as caught:
+        check_tokenizer(section(model), max_length)
     assert "\n" not in caught.value.message
     return caught.value
 
@@ -73,6 +74,43 @@ def test_padding_and_special_tokens_that_no_text_becomes_do_no_harm(tiny_folder:
     folder = with_tokens(tiny_folder, tmp_path / "pad", "<picture>", special=True, pad_token="[PAD]")
     tokenizer = load_policy(section(folder)).tokenizer
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+def test_a_gguf_file_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
+    (tmp_path / "quantised").mkdir()
+    file = tmp_path / "quantised" / "Small Model.Q4_1.gguf"
+    file.write_bytes(b"GGUF" + bytes(600))
+    for model in (file, file.parent):
+        error = refusal(model)
+        assert error.message.startswith(f"{file} is a GGUF file")
+        assert f"python scripts/convert_gguf.py '{file}' 'models/small model.q4_1'" in (error.hint or "")
+        with pytest.raises(PolicyError, match="is a GGUF file"):
+            policy_facts(section(model))  # what `plan` and `--dry-run` ask
+    other = tmp_path / "weights.safetensors"
+    other.write_bytes(bytes(16))
+    assert refusal(other).message == f"{other}: a file, not a folder"
+
+
+def test_a_gguf_file_beside_a_model_does_no_harm(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    (tmp_path / "model" / "more.gguf").write_bytes(b"GGUF" + bytes(600))
+    check_tokenizer(section(tmp_path / "model"), None)
+
+
+def test_a_model_without_an_end_and_texts_longer_than_it_reads_are_refused_before_weights_are_read(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder, ignore=shutil.ignore_patterns("manifest.json", "model.safetensors"))
+    check_tokenizer(section(folder), 2048)
+    error = refusal(folder, 2049, ConfigError)
+    assert error.message == f"prompt and completion may have 2,049 tokens together, but {folder} reads 2,048 at most"
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    error = refusal(folder)
+    assert "has no end-of-sequence token: completions could never end" in error.message
+    assert "tokenizer_config.json" in (error.hint or "")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])

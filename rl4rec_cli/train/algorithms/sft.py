@@ -43,9 +43,8 @@ def build_pairs(
 ) -> list[dict[str, list[int]]]:
     """Returns `input_ids` and `labels` of each example; prompt tokens have the label -100.
 
-    The text ends with the end-of-sequence token, even where `max_completion_length` cuts it.
+    The text ends with the token that ends a completion, even where `max_completion_length` cuts it.
     """
-    tokenizer = builder.tokenizer
     texts = item_renderer(section.target_template, dataset, setting="target_template")
     rows = []
     for example in examples:
@@ -55,7 +54,7 @@ def build_pairs(
         if not builder.chat and not prompt.text[-1:].isspace():
             text = " " + text
         ids = builder.encoder.text_ids(text)[: max_completion_length - 1]
-        ids = [*ids, tokenizer.eos_token_id]
+        ids = [*ids, builder.end_id]
         rows.append({"input_ids": [*prompt.ids, *ids], "labels": [-100] * len(prompt.ids) + ids})
     return rows
 
