@@ -82,9 +82,7 @@ def complain(section: PolicySection, placement: Placement) -> None:
     if placement.fits:
         return
     if placement.trained == RETRIEVER:
-        raise Rl4RecError(
-            f"the retriever {sentence(placement)}", hint="lower trainer.batch_size, trainer.max_sequence or trainer.dim"
-        )
+        raise Rl4RecError(f"the retriever {sentence(placement)}", hint=placement.hint)
     verdict = f"{section.model} {sentence(placement)}"
     if placement.ways_out:
         raise Rl4RecError(verdict, hint=set_flags(placement.ways_out[0].sets))

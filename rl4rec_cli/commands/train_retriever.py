@@ -1,7 +1,7 @@
 """One run that trains a retriever, from the encoder's vectors to its table.
 
 Decides: the order of the steps, and that the result is the best measurement of validation users.
-Hides: the network and its files (`retrieval/trained.py`), and the loss (`train/algorithms/retriever.py`).
+Hides: the network and its files (`retrieval/trained.py`), and how it is trained (`train/algorithms/retriever.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rl4rec_cli import console
 from rl4rec_cli.commands.run_checks import check_settings
@@ -30,6 +30,7 @@ from rl4rec_cli.train.trackers import Reports, open_reports
 
 if TYPE_CHECKING:
     from rl4rec_cli.commands.trained_run import RunData, Show
+    from rl4rec_cli.config.retriever import RetrieverSection
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.retrieval.trained import TrainedRetriever
@@ -52,6 +53,17 @@ def check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> No
         )
     check_settings(config, datasets, is_new=is_new)
     find_embedder(config.retrieval).check()
+    section = cast("RetrieverSection", config.trainer)
+    if section.tunes_encoder:
+        from rl4rec_cli.retrieval.embedders.models import check_tunable
+
+        check_tunable(config.retrieval)
+        examples = training_examples(config.training_data, datasets[0], seed=config.run.seed)
+        if len({example.user for example in examples}) < 2:
+            raise ConfigError(
+                f"dataset {datasets[0].name} has one user to train on: negatives are what other users chose",
+                hint="train on more users (data.train_users), or a projection: trainer.kind=projection",
+            )
 
 
 def announce(config: RunConfig) -> None:
@@ -83,7 +95,7 @@ def train_one(
     from transformers import set_seed
 
     from rl4rec_cli.eval.baseline import open_baselines
-    from rl4rec_cli.retrieval.trained import open_trained
+    from rl4rec_cli.retrieval.trained_opening import open_trained
     from rl4rec_cli.train.outcome import Outcome
 
     start_time = time.perf_counter()
@@ -101,9 +113,7 @@ def train_one(
             stack.enter_context(run.locked())
         stack.enter_context(telling_how_to_go_on(run, retriever))
         reports = stack.enter_context(open_reports(run, done=place.step if place is not None else 0))
-        parameters = sum(p.numel() for p in retriever.model.parameters())
-        size = f"{parameters / 1e6:.2f} M parameters on {retriever.device}"
-        console.log(f"Run {run.folder} (seed {config.run.seed}, {size}, over vectors of {retriever.facts['encoder']})")
+        console.log(f"Run {run.folder} (seed {config.run.seed}, {retriever.about})")
         outcome.measure_baselines()
         if any(baseline.is_start for baseline in open_baselines(config.eval.baselines)):
             outcome.measure(config.trainer.start_name, retriever)

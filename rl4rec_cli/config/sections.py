@@ -333,8 +333,9 @@ class RunConfig(Section):
 
     @property
     def training_data(self) -> DataSection:
-        """The data as training reads them: one example for each user where the algorithm learns from whole users."""
-        return self.data.model_copy(update={"train_targets": "last"} if self.trainer.learns_from_users else {})
+        """The data as training reads them, with the targets that the algorithm learns from."""
+        targets = self.trainer.trains_on
+        return self.data.model_copy(update={} if targets is None else {"train_targets": targets})
 
     @property
     def max_length(self) -> int:

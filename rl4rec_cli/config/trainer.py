@@ -15,7 +15,10 @@ from pydantic import Field, model_validator
 
 from rl4rec_cli.config.algorithms import ALGORITHMS
 from rl4rec_cli.config.base import Fraction, NonNegative, PositiveFloat, PositiveInt
+from rl4rec_cli.config.retriever import RetrieverSection
 from rl4rec_cli.config.trainer_base import TrainerSection
+
+__all__ = ["RetrieverSection"]
 
 DEFAULT_BETA = 0.04
 """Weight of the KL penalty where a reference policy is asked for and no weight is given: that of arXiv:2402.03300."""
@@ -34,74 +37,6 @@ class SftSection(TrainerSection):
     improves)."""
     target_template: str = "{title}"
     """Form of the target item; any field of `items.jsonl` but `item_id`."""
-
-
-class RetrieverSection(TrainerSection):
-    """The trained retriever: a frozen encoder's vectors are projected, users' histories and items into one space.
-
-    It learns from every position of every user's training part (history → next item), whatever `data.train_targets`
-    says, by a softmax over the catalogue.
-    """
-
-    trains_policy: ClassVar[bool] = False
-    learns_from_users: ClassVar[bool] = True
-    keeps_best: ClassVar[bool] = True
-    tuned_name: ClassVar[str] = "trained retriever"
-    start_name: ClassVar[str] = "before training"
-
-    algorithm: Literal["retriever"] = "retriever"
-    batch_size: PositiveInt = 128
-    """Users per micro-batch, each with all positions."""
-    learning_rate: NonNegative = 2e-3
-    """Peak learning rate."""
-    lr_scheduler_type: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "cosine"
-    """Course of the learning rate."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 30
-    """Steps of linear warm-up."""
-    weight_decay: NonNegative = 0.01
-    """AdamW weight decay of the two maps."""
-    max_grad_norm: PositiveFloat = 5.0
-    """Gradient clipping."""
-    num_train_epochs: PositiveFloat = 4.0
-    """Passes over the users, unless `max_steps` comes first."""
-    precision: Literal["fp32"] = "fp32"
-    """The two maps are small: half precision would save nothing."""
-    gradient_checkpointing: Literal[False] = False
-    """There is nothing to recompute."""
-    patience: PositiveInt | None = 3
-    """Measurements of validation users (`eval.steps`) without a better one after which training ends; null: it never
-    ends early. Either way the retriever is that of the best measurement."""
-    dim: PositiveInt = 128
-    """Dimensions of the common space; fewer where the encoder has fewer."""
-    max_history: PositiveInt = 20
-    """Most recent items of a history that a query is made of."""
-    max_sequence: Annotated[int, Field(ge=2)] = 200
-    """Most recent items of a user's training part that are learnt from."""
-    residual: bool = True
-    """Learn a vector of its own for every item, beside its text's."""
-    residual_min_count: Annotated[int, Field(ge=0)] = 3
-    """Times that an item must stand in the training part to have one; others are what their text says."""
-    residual_dropout: Fraction = 0.3
-    """Share of these vectors that is left out of a step, so that the texts learn to do without."""
-    text_share: Fraction = 0.1
-    """Share of the positions at which the query is the last item's text alone, so that single texts, as a policy writes
-    them, are placed as well."""
-    dropout: Fraction = 0.2
-    """Dropout of the last item in a query."""
-    temperature: PositiveFloat = 0.07
-    """Divides the cosine of a query and an item."""
-    full_softmax_items: PositiveInt = 4096
-    """Up to this many items the softmax is over the whole catalogue; above, over a sample."""
-    sampled_items: PositiveInt = 2048
-    """Items drawn for each step of the sampled softmax, beside all targets of the batch."""
-
-    @property
-    def stops_after(self) -> int | None:
-        return self.patience
-
-    @property
-    def batch_words(self) -> str:
-        return f"{self.batch_size} users × {self.gradient_accumulation_steps}"
 
 
 class RlSection(TrainerSection):

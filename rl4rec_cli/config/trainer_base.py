@@ -26,8 +26,6 @@ class TrainerSection(Section):
 
     trains_policy: ClassVar[bool] = True
     """Whether it trains a policy; else a retriever."""
-    learns_from_users: ClassVar[bool] = False
-    """Whether a training example is a user's whole training part, whatever `data.train_targets` says."""
     learns_from_rewards: ClassVar[bool] = False
     """Whether the policy generates completions and learns from their rewards."""
     has_critic: ClassVar[bool] = False
@@ -79,9 +77,19 @@ class TrainerSection(Section):
         return self
 
     @property
+    def trains_on(self) -> Literal["last", "all"] | None:
+        """The training targets that it learns from, whatever `data.train_targets` says; None: those of the setting."""
+        return None
+
+    @property
     def stops_after(self) -> int | None:
         """Measurements of validation users without a better one after which training ends; None: never."""
         return None
+
+    @property
+    def may_end_early(self) -> bool:
+        """Whether training may end before its last step, and be done."""
+        return self.stops_after is not None
 
     @property
     def ranks_to_learn(self) -> tuple[int, int | None] | None:

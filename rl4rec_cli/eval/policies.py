@@ -115,7 +115,7 @@ class Retrievers:
 
     def retriever(self, folder: str) -> TrainedRetriever:
         """Returns the retriever of a checkpoint."""
-        from rl4rec_cli.retrieval.trained import open_trained
+        from rl4rec_cli.retrieval.trained_opening import open_trained
 
         if folder not in self._loaded:
             self._loaded[folder] = open_trained(self._config, self._task.dataset, self._task.retriever, folder)

@@ -95,6 +95,11 @@ class RetrievalFacts:
     dim: int
     notes: tuple[str, ...] = ()
     """What was assumed."""
+    layers: int = 0
+    """Of the embedder; 0: it has none."""
+    heads: int = 0
+    context: int = 0
+    """Tokens of the longest text that the embedder reads."""
 
 
 def read_facts(name: str, config: Mapping[str, Any]) -> ModelFacts:

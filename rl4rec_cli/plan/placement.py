@@ -74,6 +74,8 @@ class Placement:
     notes: tuple[str, ...] = ()
     trained: str = "policy"
     """What is trained."""
+    hint: str = ""
+    """Settings to change where it does not fit and nothing is cut."""
 
 
 def plan_placement(

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 # Parameters and dimensions, as published.
 _EMBEDDERS = {
-    "mixedbread-ai/mxbai-embed-large-v1": (335_141_888, 1024),
-    "sentence-transformers/all-MiniLM-L6-v2": (22_713_216, 384),
+    "mixedbread-ai/mxbai-embed-large-v1": (335_141_888, 1024, 24, 16, 512),
+    "sentence-transformers/all-MiniLM-L6-v2": (22_713_216, 384, 6, 12, 256),
 }
+"""Parameters, width, layers, heads, and the longest text in tokens."""
 _ITEMS = 100_000
 
 
@@ -96,8 +97,9 @@ def retrieval_facts(data: DataSection, retrieval: RetrievalSection) -> Retrieval
         items = _ITEMS
         notes.append(f"no dataset is named: a catalogue of {items:,} items is assumed")
     embedder = find_embedder(retrieval)
-    parameters, dim = (0, embedder.dim) if embedder.model is None else _embedder(embedder.model, notes)
-    return RetrievalFacts(items, parameters, dim, tuple(notes))
+    sizes = (0, embedder.dim, 0, 0, 0) if embedder.model is None else _embedder(embedder.model, notes)
+    parameters, dim, layers, heads, context = sizes
+    return RetrievalFacts(items, parameters, dim, tuple(notes), layers, heads, context)
 
 
 def _count_items(section: DataSection) -> int | None:
@@ -117,7 +119,7 @@ def _count_items(section: DataSection) -> int | None:
     return count
 
 
-def _embedder(name: str, notes: list[str]) -> tuple[int, int]:
+def _embedder(name: str, notes: list[str]) -> tuple[int, int, int, int, int]:
     if name in _EMBEDDERS:
         return _EMBEDDERS[name]
     folder = Path(name).expanduser()
@@ -125,9 +127,13 @@ def _embedder(name: str, notes: list[str]) -> tuple[int, int]:
     settings = _read(path) if path is not None and path.is_file() else {}
     try:
         width, layers, ffn = (int(settings[key]) for key in ("hidden_size", "num_hidden_layers", "intermediate_size"))
-        words = int(settings["vocab_size"]) + int(settings.get("max_position_embeddings", 512))
+        positions = int(settings.get("max_position_embeddings", 512))
+        heads = int(settings.get("num_attention_heads", 16))
     except (KeyError, TypeError, ValueError):
-        parameters, dim = _EMBEDDERS["mixedbread-ai/mxbai-embed-large-v1"]
-        notes.append(f"the embedder {name} is not known: {parameters / 1e6:.0f} M parameters are assumed")
-        return parameters, dim
-    return words * width + layers * (4 * width * width + 2 * width * ffn), width
+        sizes = _EMBEDDERS["mixedbread-ai/mxbai-embed-large-v1"]
+        notes.append(f"the embedder {name} is not known: {sizes[0] / 1e6:.0f} M parameters are assumed")
+        return sizes
+    parameters = (int(settings["vocab_size"]) + positions) * width + layers * (4 * width * width + 2 * width * ffn)
+    limit = folder / "sentence_bert_config.json"
+    context = (_read(limit).get("max_seq_length") if limit.is_file() else None) or positions
+    return parameters, width, layers, heads, int(context)

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rl4rec_cli import __version__
 from rl4rec_cli.data.opening import dataset_name
@@ -21,6 +21,9 @@ from rl4rec_cli.eval.result_files import read_result
 from rl4rec_cli.policy.sources import CARRIED
 from rl4rec_cli.runs.folder import Run
 from rl4rec_cli.strict_yaml import dump_yaml
+
+if TYPE_CHECKING:
+    from rl4rec_cli.config.retriever import RetrieverSection
 
 _SHOWN = ("prompt", "generation", "reward", "trainer")
 
@@ -73,31 +76,55 @@ def retriever_card(run: Run, checkpoint: Path) -> str:
         **({} if is_local else {"base_model": encoder}),
     }
     settings = {"retrieval": {"emb_type": config.retrieval.emb_type}, "trainer": config.trainer.model_dump(mode="json")}
+    section = cast("RetrieverSection", config.trainer)
+    name = f"the folder `{Path(encoder).name}`" if is_local else f"`{encoder}`"
+    what, how, queries, use = _tuned(section, name) if section.tunes_encoder else _projected(name)
     parts = [
         f"---\n{dump_yaml(head)}---\n",
         f"# {run.folder.resolve().name}\n",
-        "An embedder that was fitted to what users chose after what: the encoder's vectors are projected, by one map "
-        "for items and one for queries, so that histories lie near the items that follow. "
-        f"Trained with rl4rec {__version__}.\n",
+        f"An embedder that was fitted to what users chose after what: {what}, so that histories lie near the items "
+        f"that follow. Trained with rl4rec {__version__}.\n",
         "## Training\n",
-        f"- encoder, unchanged: {f'the folder `{Path(encoder).name}`' if is_local else f'`{encoder}`'}\n"
-        f"- {_checkpoint(run, checkpoint)}; seed {config.run.seed}\n",
+        f"- {how}\n- {_checkpoint(run, checkpoint)}; seed {config.run.seed}\n",
         "## Data\n",
         _data(run),
         "## Results\n",
-        "Queries are whole histories, by the weights in `retriever.safetensors`; a single text knows less.\n",
+        f"{queries}\n",
         _results(run, checkpoint),
         "## Use\n",
-        '```python\nfrom sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("NAME")\n'
-        'queries = model.encode_query(["a text that says what is wanted"])\n'
-        'items = model.encode_document(["the text of an item"])\n```\n\n'
-        "`item_vectors.safetensors` has the vectors of the items that it was trained on, with what they have beyond "
-        "their texts. rl4rec reads both: `--set retrieval.embedder=sentence-transformers "
-        "--set retrieval.model=FOLDER`.\n",
+        "```python\nfrom sentence_transformers import SentenceTransformer\n\n"
+        f'model = SentenceTransformer("NAME")\n{use}```\n\n'
+        "`item_vectors.safetensors` has the vectors of the items that it was trained on"
+        f"{'' if section.tunes_encoder else ', with what they have beyond their texts'}. rl4rec reads both: "
+        "`--set retrieval.embedder=sentence-transformers --set retrieval.model=FOLDER`.\n",
         "## Recipe\n",
         f"```yaml\n{dump_yaml(settings)}```\n",
     ]
     return "\n".join(parts)
+
+
+def _projected(name: str) -> tuple[str, str, str, str]:
+    """Returns what is said of a projection: what it is, its training, its queries, and its use."""
+    return (
+        "the encoder's vectors are projected, by one map for items and one for queries",
+        f"encoder, unchanged: {name}",
+        "Queries are whole histories, by the weights in `retriever.safetensors`; a single text knows less.",
+        'queries = model.encode_query(["a text that says what is wanted"])\n'
+        'items = model.encode_document(["the text of an item"])\n',
+    )
+
+
+def _tuned(section: RetrieverSection, name: str) -> tuple[str, str, str, str]:
+    """Returns what is said of a tuned encoder, as `_projected` does of a projection."""
+    lora = section.adapter
+    weights = "all weights" if lora is None else f"a LoRA adapter (rank {lora.r}, alpha {lora.alpha}), merged into them"
+    return (
+        "the encoder itself was tuned",
+        f"encoder: {name}; trained: {weights}, by MultipleNegativesRankingLoss",
+        "Queries are the texts of histories; a single text knows less.",
+        'queries = model.encode(["the titles of a history, oldest first, a line each"])\n'
+        'items = model.encode(["the text of an item"])\n',
+    )
 
 
 def _training(run: Run, checkpoint: Path, *, base: str) -> str:

@@ -69,6 +69,8 @@ class HistoryModel(nn.Module):
         if residual_N is not None:
             self.register_buffer("residual_N", residual_N, persistent=False)
         self.scale = 0.3 * math.sqrt(dim)
+        self.passes = 0
+        """Passes in training mode, after each of which weights may change."""
         self._start(vectors_ND)
 
     @torch.no_grad()
@@ -94,6 +96,7 @@ class HistoryModel(nn.Module):
         Args:
             by_text: by their texts alone, without r.
         """
+        self.passes += self.training
         x = self.text(self.vectors_ND if ids is None else self.vectors_ND[ids])
         if self.residual is not None and not by_text:
             own = self.residual.weight if ids is None else self.residual(ids)

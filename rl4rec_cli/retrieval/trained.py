@@ -1,19 +1,17 @@
-"""The trained retriever: its network over a catalogue, and its files.
+"""The trained retriever: what every kind of it answers, and its files.
 
-Decides: which files a checkpoint of it has, and that one made for another catalogue or encoder is refused; how the
-network becomes a folder of sentence-transformers.
-Hides: sentence-transformers.
+Decides: what a checkpoint says of itself, and that one made for another catalogue or encoder is refused.
+Hides: nothing. `projection.py` and `tuned_encoder.py` are the kinds, `trained_opening.py` opens them.
 
-A checkpoint holds `retriever.safetensors` and `retriever.json`: small files, of no use without the encoder. The final
-one is besides a whole folder of sentence-transformers: encoder → `Router` (documents: `Dense`, `Normalize`; queries:
-the same and another `Dense`, `Normalize`), with `item_vectors.safetensors`, the vectors of the catalogue's items with
-what they have beyond their texts. `retrieval.model=FOLDER` reads both.
+A checkpoint holds weights and `retriever.json`. The final one is a whole folder of sentence-transformers besides, with
+`item_vectors.safetensors`, the vectors of the catalogue's items. `retrieval.model=FOLDER` reads both.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,67 +28,44 @@ from rl4rec_cli.ranking.ranks import search
 from rl4rec_cli.retrieval.embedder import find_embedder
 from rl4rec_cli.retrieval.embedders.models import OWN_VECTORS
 from rl4rec_cli.retrieval.embedding_files import save_embeddings
-from rl4rec_cli.retrieval.embedding_rows import vectors_digest
-from rl4rec_cli.retrieval.history_model import HistoryModel
 from rl4rec_cli.retrieval.retriever import Found, as_found
 
 if TYPE_CHECKING:
-    from rl4rec_cli.config.sections import RetrievalSection, RunConfig
-    from rl4rec_cli.config.trainer import RetrieverSection
+    from rl4rec_cli.config.sections import RetrievalSection
     from rl4rec_cli.data.dataset import Dataset
-    from rl4rec_cli.retrieval.retriever import VectorRetriever
 
-FORMAT = "rl4rec-retriever-1"
 WEIGHTS, FACTS = "retriever.safetensors", "retriever.json"
-_POSITIONS = 1 << 16
-"""Positions of histories in one pass, padding included."""
 
 
-class TrainedRetriever:
+class TrainedRetriever(ABC):
     """A network that is trained, or was, with the catalogue that it ranks.
 
     Args:
-        section: its settings.
         retrieval: names the encoder.
         dataset: its items' texts and its training part.
-        retriever: the encoder's vectors of the items.
     """
-
-    def __init__(
-        self, section: RetrieverSection, retrieval: RetrievalSection, dataset: Dataset, retriever: VectorRetriever
-    ) -> None:
-        self.section, self._retrieval, self._dataset = section, retrieval, dataset
-        vectors_ND = retriever.vectors_ND.to(retriever.device)
-        self.facts: dict[str, Any] = {
-            "format": FORMAT,
-            "encoder": find_embedder(retrieval).identity,
-            "emb_type": retrieval.emb_type,
-            "items": dataset.items_digest(retrieval.emb_type),
-            "vectors": vectors_digest(vectors_ND.cpu()),
-            "dim": min(section.dim, vectors_ND.shape[1]),
-            "max_history": section.max_history,
-            "residual": section.residual,
-        }
-        self.model = HistoryModel(
-            vectors_ND,
-            dim=section.dim,
-            max_history=section.max_history,
-            residual_N=_with_residual(section, dataset).to(retriever.device) if section.residual else None,
-            residual_dropout=section.residual_dropout,
-            dropout=section.dropout,
-        ).to(retriever.device)
-        self.model.eval()
-        self._matrix: ItemMatrix | None = None
-        self._matrix_of: list[tuple[int, int]] = []
-        """The weights that the matrix was made by."""
 
     name = "retriever"
     engine = None
     """It generates nothing."""
+    model: Any
+    """The network."""
+    facts: dict[str, Any]
+    """What its weights were trained for, as a checkpoint says it."""
+
+    def __init__(self, retrieval: RetrievalSection, dataset: Dataset) -> None:
+        self._retrieval, self._dataset = retrieval, dataset
+        self._matrix: tuple[int, ItemMatrix] | None = None
+        """The items' vectors, and the passes that the network had made in training."""
 
     @property
-    def device(self) -> torch.device:
-        return self.model.text.weight.device
+    @abstractmethod
+    def device(self) -> torch.device: ...
+
+    @property
+    @abstractmethod
+    def about(self) -> str:
+        """What is trained, in a few words for the log."""
 
     @property
     def has_model(self) -> bool:
@@ -103,53 +78,52 @@ class TrainedRetriever:
         return self._dataset.texts(self._retrieval.emb_type)
 
     @property
-    def digest(self) -> str:
-        """SHA-256 (hex) of its weights and of what they were trained on."""
-        weights = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
-        return sha256_of_json([self.facts, sha256_of_tensors(weights)])
+    def reads(self) -> dict[str, Any]:
+        """Settings that its queries depend on, besides its weights."""
+        return {}
 
-    def close(self) -> None:
-        """Nothing is open."""
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of its weights, of what they were trained on, and of how it reads histories."""
+        reads = [self.reads] if self.reads else []
+        return sha256_of_json([self.facts, sha256_of_tensors(self._weights()), *reads])
+
+    def close(self) -> None:  # noqa: B027
+        """Does nothing, as nothing is open; policies are closed."""
+
+    @property
+    @abstractmethod
+    def _passes(self) -> int:
+        """Passes of the network in training mode: weights change after one, and by `load`.
+
+        An optimiser leaves no other trace: fused kernels do not raise a tensor's version.
+        """
+
+    @abstractmethod
+    def _item_vectors(self) -> Tensor:
+        """Returns the items' vectors by the weights as they are."""
 
     def items(self) -> Tensor:
         """Returns the items' vectors, unit `[num_items, dim]`; do not change them."""
         return self.matrix.vectors_ND
 
     @property
-    @torch.no_grad()
     def matrix(self) -> ItemMatrix:
         """The items' vectors as the kernel reads them, made once for the same weights: an answer costs its history."""
-        # torch counts what is written into a tensor in place, by an optimiser or by `load_state_dict`.
-        weights = [(parameter.data_ptr(), parameter._version) for parameter in self.model.parameters()]
-        if self._matrix is None or weights != self._matrix_of:
+        if self._matrix is None or self._matrix[0] != self._passes:
             self._matrix = None  # before the next one is made: two may not fit
-            self.model.eval()
-            self._matrix, self._matrix_of = ItemMatrix(self.model.items(), device=str(self.device)), weights
-        return self._matrix
+            self._keep(self._item_vectors())
+        return cast("tuple[int, ItemMatrix]", self._matrix)[1]
 
-    @torch.no_grad()
-    @during(Phase.RANKING)
+    def _keep(self, vectors_ND: Tensor) -> None:
+        self._matrix = self._passes, ItemMatrix(vectors_ND, device=str(self.device))
+
+    @abstractmethod
     def queries(self, histories: Sequence[Sequence[int]]) -> Tensor:
         """Returns the query after each history, unit `[len(histories), dim]`; a history is not empty.
 
         Batching moves a query by rounding only.
         """
-        self.model.eval()
-        items_ND = self.items()
-        longest = len(self.model.recency)
-        recent = [list(history[-longest:]) for history in histories]
-        queries_BD = items_ND.new_zeros(len(recent), items_ND.shape[1])
-        rows = max(1, _POSITIONS // longest)
-        for start in range(0, len(recent), rows):
-            some = recent[start : start + rows]
-            lengths_B = torch.tensor([len(history) for history in some], device=self.device)
-            ids_BT = torch.zeros(len(some), longest, dtype=torch.long)
-            for place, history in enumerate(some):
-                ids_BT[place, : len(history)] = torch.tensor(history)
-            every_BTD = self.model.queries(items_ND[ids_BT.to(self.device)])
-            last_B = torch.arange(len(some), device=self.device)
-            queries_BD[start : start + len(some)] = every_BTD[last_B, lengths_B - 1]
-        return queries_BD
 
     def search(
         self, histories: Sequence[Sequence[int]], k: int, exclude: Sequence[Sequence[int]] | None = None
@@ -158,6 +132,30 @@ class TrainedRetriever:
         ids_BK, scores_BK = search(self.queries(histories), self.matrix, k, exclude)
         return as_found(ids_BK.numpy(), scores_BK.numpy())
 
+    @abstractmethod
+    def _weights(self) -> Mapping[str, Tensor]:
+        """Returns the weights of a checkpoint, on the CPU."""
+
+    @abstractmethod
+    def _write_weights(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Writes them into `folder`."""
+
+    @abstractmethod
+    def _read_weights(self, folder: Path) -> Mapping[str, Tensor]:
+        """Reads what `_write_weights` wrote.
+
+        Raises:
+            RunError, EmbeddingError: they cannot be read.
+        """
+
+    @abstractmethod
+    def _take_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Puts them into the network."""
+
+    @abstractmethod
+    def _write_model(self, folder: Path) -> None:
+        """Writes what a folder of sentence-transformers has beyond a checkpoint's weights."""
+
     @during(Phase.SAVING)
     def write(self, folder: Path, more: Callable[[Path], None] = lambda folder: None, *, size: int = 0) -> None:
         """Writes a checkpoint of the network, and more files; see `policy.loading.write_checkpoint`.
@@ -165,13 +163,11 @@ class TrainedRetriever:
         Raises:
             RunError: the folder cannot be written; an existing one is untouched.
         """
-        from safetensors.torch import save_file
-
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+        weights = self._weights()
         size += sum(value.numel() * value.element_size() for value in weights.values())
 
         def fill(temporary: Path) -> None:
-            save_file(weights, temporary / WEIGHTS)
+            self._write_weights(temporary, weights)
             facts = {**self.facts, "sha256": sha256_of_tensors(weights)}
             (temporary / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
             more(temporary)
@@ -191,9 +187,6 @@ class TrainedRetriever:
         Raises:
             RunError: it is damaged, or of another catalogue, encoder or form.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         facts = read_object(folder / FACTS, {"format": str, "sha256": str})
         if different := [key for key, value in self.facts.items() if facts.get(key) != value]:
             words = "; ".join(f"{key} {facts.get(key)!s:.24}, here {self.facts[key]!s:.24}" for key in different)
@@ -201,68 +194,40 @@ class TrainedRetriever:
                 f"{folder}: this retriever was trained on other items or vectors ({words})",
                 hint="name the dataset and the encoder (retrieval.model, retrieval.emb_type) that it was trained with",
             )
-        try:
-            weights = load_file(folder / WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
+        weights = self._read_weights(folder)
         if facts["sha256"] != sha256_of_tensors(weights):
-            raise RunError(f"{folder / WEIGHTS}: damaged: its content does not match its checksum")
-        self.model.load_state_dict(weights)
+            raise RunError(f"{folder}: damaged: the content of its weights does not match its checksum")
+        self._take_weights(weights)
+        self._matrix = None
 
     def write_model(self, folder: Path) -> None:
-        """Writes the whole folder of sentence-transformers into `folder`, which may hold other files.
+        """Completes a checkpoint's folder to one of sentence-transformers, which brings the items' vectors along.
 
         Raises:
             EmbeddingError: the encoder is no model of sentence-transformers.
         """
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Router
-
-        from rl4rec_cli.retrieval.embedders.sentence_transformers import open_model
-
-        encoder = open_model(self._retrieval.model, device="cpu")
-        text = _dense(Dense, self.model.text.weight, self.model.text.bias)
-        scale, last = self.model.scale, self.model.last
-        identity = torch.eye(len(last.bias), device=self.device)
-        query = _dense(Dense, identity + last.weight, last.bias / scale)
-        router = Router.for_query_document(
-            query_modules=[text, Normalize(), query, Normalize()], document_modules=[text, Normalize()]
-        )
-        model = SentenceTransformer(modules=[*encoder.children(), Normalize(), router], device="cpu")
-        model.max_seq_length = encoder.max_seq_length
-        model.save(str(folder), create_model_card=False)
+        self._write_model(folder)
         vectors_ND, emb_type = self.items().cpu(), self._retrieval.emb_type
         save_embeddings(folder / OWN_VECTORS, vectors_ND, model=None, emb_type=emb_type, dataset=self._dataset)
 
 
-def _dense(kind: Any, weight: Tensor, bias: Tensor) -> Any:
-    dense = kind(weight.shape[1], weight.shape[0], bias=True, activation_function=torch.nn.Identity())
-    with torch.no_grad():
-        dense.linear.weight.copy_(weight)
-        dense.linear.bias.copy_(bias)
-    return dense
+def write_tensors(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Writes `retriever.safetensors`."""
+    from safetensors.torch import save_file
+
+    save_file(dict(weights), folder / WEIGHTS)
 
 
-def _with_residual(section: RetrieverSection, dataset: Dataset) -> Tensor:
-    """Returns which items stand in the training part often enough to have a vector of their own, bool `[num_items]`."""
-    counts_N = torch.zeros(dataset.num_items, dtype=torch.long)
-    items = torch.tensor([item for part in dataset.training_parts for item in part], dtype=torch.long)
-    counts_N.scatter_add_(0, items, torch.ones_like(items))
-    return counts_N >= section.residual_min_count
-
-
-def open_trained(
-    config: RunConfig, dataset: Dataset, retriever: VectorRetriever, folder: str | Path | None = None
-) -> TrainedRetriever:
-    """Returns the retriever of a checkpoint, or a new one.
-
-    Args:
-        retriever: of the encoder that the run names.
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Reads `retriever.safetensors`.
 
     Raises:
-        RunError: the checkpoint is damaged, or of another catalogue or encoder.
+        RunError: it cannot be read.
     """
-    trained = TrainedRetriever(cast("RetrieverSection", config.trainer), config.retrieval, dataset, retriever)
-    if folder is not None:
-        trained.load(Path(folder))
-    return trained
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{folder / WEIGHTS}: cannot be read: {error}") from error

@@ -99,7 +99,7 @@ def train_phase(
         release(trainer)
         if critic := getattr(trainer, "critic", None):
             critic.remove()
-        if section.stops_after is not None:
+        if section.may_end_early:
             steps = trainer.state.global_step
     learner.model.eval()
     return steps, lesson.longest_text

@@ -253,7 +253,8 @@ class Keeper(TrainerCallback):
 
     def _validate(self, step: int) -> None:
         validation = self._validation
-        if validation is None or not validation.is_due(step, self._trainer.state.max_steps):
+        last = step if self._trainer.control.should_training_stop else self._trainer.state.max_steps
+        if validation is None or not validation.is_due(step, last):
             return
         with random_states_kept():  # measuring changes no later draw
             if validation.measure(self._phase, step):

@@ -36,3 +36,24 @@ def test_one_that_does_not_fit_names_its_settings() -> None:
 def test_a_step_is_not_measured() -> None:
     with pytest.raises(ConfigError, match="measures policies only"):
         check_memory(_config())
+
+
+def test_a_tuned_encoder_is_planned_by_the_encoder() -> None:
+    base = ["retrieval.embedder=sentence-transformers", "retrieval.model=mixedbread-ai/mxbai-embed-large-v1"]
+    full, lora = (place(_config(*base, f"trainer.kind={kind}")).estimate.peak.parts for kind in ("full", "lora"))
+    assert full["weights"] + full["gradients"] + full["optimizer"] == 16 * 335_141_888
+    assert lora["optimizer"] < full["optimizer"] / 100
+    assert lora["weights"] > full["weights"]
+    plain, checkpointed = (
+        place(_config(*base, "trainer.kind=full", more)).estimate.peak.parts["activations"]
+        for more in ("trainer.mini_batch_size=null", "trainer.gradient_checkpointing=true")
+    )
+    assert plain > 3 * full["activations"] > 9 * checkpointed
+
+
+def test_an_encoder_that_does_not_fit_names_its_settings() -> None:
+    base = ["retrieval.embedder=sentence-transformers", "trainer.kind=full", "trainer.mini_batch_size=100000"]
+    config = _config(*base, "retrieval.model=mixedbread-ai/mxbai-embed-large-v1")
+    with pytest.raises(Rl4RecError, match="the retriever needs") as error:
+        complain(config.policy, place(config))
+    assert "trainer.mini_batch_size" in str(error.value.hint)

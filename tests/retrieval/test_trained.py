@@ -31,7 +31,8 @@ from rl4rec_cli.retrieval.embedder import find_embedder, open_embedder
 from rl4rec_cli.retrieval.embedding import embed_items
 from rl4rec_cli.retrieval.opening import open_retriever
 from rl4rec_cli.retrieval.retriever import InProcessRetriever
-from rl4rec_cli.retrieval.trained import TrainedRetriever, open_trained
+from rl4rec_cli.retrieval.trained import TrainedRetriever
+from rl4rec_cli.retrieval.trained_opening import open_trained
 from rl4rec_cli.runs.folder import Run
 from rl4rec_cli.shell import rl4rec
 
@@ -174,7 +175,7 @@ def test_batches_of_histories_do_not_matter(
     retriever, _ = _open(run, dataset)
     histories = [example.history for example in build_examples(dataset, "test")]
     together = retriever.queries(histories)
-    monkeypatch.setattr("rl4rec_cli.retrieval.trained._POSITIONS", 1)
+    monkeypatch.setattr("rl4rec_cli.retrieval.projection._POSITIONS", 1)
     torch.testing.assert_close(retriever.queries(histories), together, atol=1e-6, rtol=0)
 
 
@@ -186,8 +187,8 @@ def test_items_are_projected_once_for_the_same_weights(trained: tuple[Run, Datas
     retriever.search([dataset.sequences[0]], 3)
     assert retriever.matrix is before
     assert retriever.items() is before.vectors_ND
-    # As training moves them.
-    optimizer = torch.optim.AdamW(retriever.model.parameters(), lr=0.1)
+    # As training moves them: the fused kernel leaves no trace on a tensor.
+    optimizer = torch.optim.AdamW(retriever.model.parameters(), lr=0.1, fused=True)
     retriever.model.train()
     retriever.model.items().square().mul(torch.arange(retriever.items().shape[1])).sum().backward()
     optimizer.step()

@@ -12,16 +12,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rl4rec_cli.errors import EmbeddingError, first_line
+from rl4rec_cli.errors import ConfigError, EmbeddingError, first_line
 from rl4rec_cli.files.digests import sha256, sha256_of_file
 from rl4rec_cli.files.kinds import odd_file
 from rl4rec_cli.models import hub
 from rl4rec_cli.models.devices import resolve_device
 from rl4rec_cli.models.vocabulary import RESIZE, describe_extra, extra_tokens
-from rl4rec_cli.retrieval.embedder import EmbedderKind
+from rl4rec_cli.retrieval.embedder import EmbedderKind, find_embedder
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from rl4rec_cli.config.sections import RetrievalSection
 
 # What a model computes with; not its README.
 _MODEL_FILES = (".json", ".txt", ".safetensors", ".bin", ".model", ".onnx", ".jinja")
@@ -210,3 +212,23 @@ def model_identity(model: str) -> str:
 def typed_identity(model: str, dtype: str) -> str:
     """A model's identity with the type it computes in; fp32 goes without saying: so files and caches have it."""
     return model_identity(model) if dtype == "fp32" else f"{model_identity(model)} in {dtype}"
+
+
+def check_tunable(retrieval: RetrievalSection) -> None:
+    """Refuses an encoder that cannot be tuned, without loading it.
+
+    Raises:
+        ConfigError: the embedder is no model. EmbeddingError: it has a way for queries and another for items.
+    """
+    if find_embedder(retrieval).model is None:
+        raise ConfigError(
+            f"embedder {retrieval.embedder} is no model, of which weights could be trained",
+            hint="name a model of sentence-transformers (retrieval.embedder=sentence-transformers, retrieval.model), "
+            "or train a projection of its vectors: trainer.kind=projection",
+        )
+    if has_ways(retrieval.model):
+        raise EmbeddingError(
+            f"{retrieval.model}: has a way for queries and another for items, as the projections of `rl4rec train "
+            "retriever`",
+            hint="tune the encoder that it was made of, and train a projection of the tuned one's vectors",
+        )

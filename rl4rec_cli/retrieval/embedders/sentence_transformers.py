@@ -52,14 +52,21 @@ class SentenceTransformerEmbedder(ModelEmbedder):
             check_tokens(tokenizer, network.get_input_embeddings().weight.shape[0], model)
 
     def _embed(self, texts: list[str], *, query: bool) -> Tensor:
-        return self._model.encode(
-            texts,
-            prompt="",  # else a model's own default prompt is put before items and queries alike
-            batch_size=self._batch_size,
-            convert_to_tensor=True,
-            show_progress_bar=False,
-            **({"task": "query" if query else "document"} if self._has_ways else {}),
-        )
+        task = {"task": "query" if query else "document"} if self._has_ways else {}
+        return encode(self._model, texts, self._batch_size, **task)
+
+
+def encode(model: Any, texts: list[str], batch_size: int, **options: Any) -> Tensor:
+    """Returns a model's vectors `[len(texts), dim]` of texts as they are."""
+    vectors_ND: Tensor = model.encode(
+        texts,
+        prompt="",  # else a model's own default prompt is put before items and queries alike
+        batch_size=batch_size,
+        convert_to_tensor=True,
+        show_progress_bar=False,
+        **options,
+    )
+    return vectors_ND
 
 
 def open_model(model: str, *, device: str, dtype: str = "fp32") -> Any:

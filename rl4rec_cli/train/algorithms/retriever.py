@@ -1,5 +1,7 @@
 """The trained retriever's lesson: every position of every user's training part, history → next item.
 
+This is the lesson of a projection; that of a tuned encoder is in `encoder.py`.
+
 Decides: what a positive is, and what is no negative: items that the user has chosen before, and items with the
 positive's text.
 Hides: how a batch of sequences becomes positions, candidates and pairs to leave out.
@@ -21,10 +23,11 @@ from rl4rec_cli.models.softmax import Candidates, cross_entropy, draw_candidates
 from rl4rec_cli.train.arguments import one_gpu, shared_arguments
 from rl4rec_cli.train.parts import Lesson
 from rl4rec_cli.train.resumable import Resumable
+from rl4rec_cli.train.time_limit import Timed
 
 if TYPE_CHECKING:
+    from rl4rec_cli.config.retriever import RetrieverSection
     from rl4rec_cli.config.sections import GenerationSection
-    from rl4rec_cli.config.trainer import RetrieverSection
     from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.retrieval.history_model import HistoryModel
@@ -43,8 +46,14 @@ def open_lesson(
     *,
     shown: int,
 ) -> Lesson:
-    """Returns the users' sequences, the most recent `max_sequence` items of each. Nothing is written."""
-    longest = cast("RetrieverSection", section).max_sequence
+    """Returns the users' sequences, the most recent `max_sequence` items of each. Nothing is written.
+
+    An encoder's lesson is the examples themselves, one for each position (`encoder.py`).
+    """
+    section = cast("RetrieverSection", section)
+    if section.tunes_encoder:
+        return Lesson([example for one in environments for example in one.examples], 0, _describe)
+    longest = section.max_sequence
     rows = [(*example.history, example.target)[-longest:] for one in environments for example in one.examples]
     return Lesson(rows, 0, _describe)
 
@@ -63,7 +72,7 @@ def collate(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     return {"ids_BT": ids_BT}
 
 
-class RetrieverTrainer(Resumable, Trainer):
+class RetrieverTrainer(Timed, Resumable, Trainer):
     """transformers' trainer with the retriever's loss.
 
     Args:
@@ -152,9 +161,13 @@ def copies_of(texts: Sequence[str]) -> dict[int, list[int]]:
     return {item: [other for other in items if other != item] for items in shared for item in items}
 
 
-def make_trainer(parts: TrainerParts) -> RetrieverTrainer:
-    """The trainer for these parts."""
+def make_trainer(parts: TrainerParts) -> Any:
+    """Returns the trainer for these parts: that of the projection, or of the encoder itself."""
     section = cast("RetrieverSection", parts.section)
+    if section.tunes_encoder:
+        from rl4rec_cli.train.algorithms.encoder import make_encoder_trainer
+
+        return make_encoder_trainer(parts)
     arguments = TrainingArguments(
         **shared_arguments(parts),
         per_device_train_batch_size=section.batch_size,
@@ -162,7 +175,7 @@ def make_trainer(parts: TrainerParts) -> RetrieverTrainer:
         adam_beta2=0.98,
     )
     retriever = cast("Any", parts.policy)
-    return RetrieverTrainer(
+    trainer = RetrieverTrainer(
         model=retriever.model,
         args=one_gpu(arguments),
         train_dataset=parts.lesson.rows,
@@ -170,3 +183,5 @@ def make_trainer(parts: TrainerParts) -> RetrieverTrainer:
         section=section,
         copies=copies_of(retriever.texts),
     )
+    trainer.limit_time(section.max_minutes)
+    return trainer
