@@ -13,7 +13,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -112,11 +112,12 @@ class TrainedRetriever(ABC):
         """The items' vectors as the kernel reads them, made once for the same weights: an answer costs its history."""
         if self._matrix is None or self._matrix[0] != self._passes:
             self._matrix = None  # before the next one is made: two may not fit
-            self._keep(self._item_vectors())
-        return cast("tuple[int, ItemMatrix]", self._matrix)[1]
-
-    def _keep(self, vectors_ND: Tensor) -> None:
-        self._matrix = self._passes, ItemMatrix(vectors_ND, device=str(self.device))
+            is_in_step = self.model.training
+            made = self._passes, ItemMatrix(self._item_vectors(), device=str(self.device))
+            if is_in_step:  # the weights may change without another pass
+                return made[1]
+            self._matrix = made
+        return self._matrix[1]
 
     @abstractmethod
     def queries(self, histories: Sequence[Sequence[int]]) -> Tensor:

@@ -21,6 +21,7 @@ from rl4rec_cli import console
 from rl4rec_cli.data.history_texts import HistoryTexts
 from rl4rec_cli.errors import ConfigError, EmbeddingError, first_line
 from rl4rec_cli.plan.phases import Phase, during
+from rl4rec_cli.ranking.item_matrix import ItemMatrix
 from rl4rec_cli.retrieval.embedder import find_embedder
 from rl4rec_cli.retrieval.embedders.models import OWN_VECTORS, check_tunable
 from rl4rec_cli.retrieval.embedders.sentence_transformers import encode, open_model
@@ -150,7 +151,7 @@ class TunedEncoder(TrainedRetriever):
         if path.is_file():
             retrieval = self._retrieval
             vectors_ND = load_embeddings(path, dataset=self._dataset, emb_type=retrieval.emb_type, model=None)
-            self._keep(vectors_ND.to(self.device))
+            self._matrix = self._passes, ItemMatrix(vectors_ND, device=str(self.device))
 
     def _write_model(self, folder: Path) -> None:
         """The checkpoint is one already."""
