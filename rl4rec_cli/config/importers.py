@@ -38,6 +38,28 @@ SOURCES: dict[str, Source] = {
     "movielens": Source(
         "movielens:MovieLens", "100k, 1M, 10M, 20M, 25M, 32M or latest: folder or zip", "grouplens.org/datasets"
     ),
+    "yelp": Source(
+        "yelp:Yelp",
+        "yelp_academic_dataset_review.json and …business.json",
+        "business.yelp.com/data/resources/open-dataset",
+    ),
+    "steam": Source("steam:Steam", "steam_reviews.json.gz and steam_games.json.gz", _AMAZON),
+    "mind": Source("mind:Mind", "behaviors.tsv and news.tsv", "msnews.github.io"),
+    "hm": Source(
+        "hm:HM",
+        "transactions_train.csv and articles.csv",
+        "kaggle.com/competitions/h-and-m-personalized-fashion-recommendations",
+    ),
+    "lastfm": Source(
+        "lastfm:LastFM", "user_taggedartists-timestamps.dat and artists.dat", "grouplens.org/datasets/hetrec-2011"
+    ),
+    "recbole": Source("recbole:RecBole", "X.inter, and X.item if there is one", "recbole.io/dataset_list.html"),
+    "p5": Source("p5:P5", "sequential_data.txt, datamaps.json, CAT_item2attributes.json", "github.com/jeykigung/P5"),
+    "letter": Source(
+        "letter:Letter",
+        "X.inter.json and X.item.json of LC-Rec, LETTER, MiniOneRec; or their csv",
+        "github.com/HonghuiBao2000/LETTER",
+    ),
 }
 IMPORTERS = Registry(
     "source",

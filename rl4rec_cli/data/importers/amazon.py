@@ -40,7 +40,6 @@ class Amazon(Importer):
         super().__init__(files, options, table)
         self.times = TimeReader(self.unit)
         tables = [file for file in self.files if self.is_table(file)]
-        self.files = [file for file in self.files if file not in tables]
         roles = by_role(
             self,
             {
@@ -48,6 +47,7 @@ class Amazon(Importer):
                 "metadata": lambda record: self.key in record and self.is_metadata(record),
             },
             needed=("metadata",) if options.title_from is None else (),
+            others=tables,
         )
         self._reviews, self._tables, self._metadata = roles["reviews"], tables, roles["metadata"]
         self.check_rows(tables, roles["reviews"])

@@ -78,6 +78,31 @@ def read_items(
                 yield str(record[key]), record
 
 
+def read_literals(file: RawFile, *, table: RowTable, advance: Advance) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """Yields (line, record) of a file of Python literals in lists; broken lines are dropped and counted.
+
+    Raises:
+        DataError: more than one line in a hundred is broken.
+    """
+    for block in read_blocks(file, advance=advance):
+        records = []
+        for line, data in enumerate(block.data.split(b"\n")[:-1], start=block.line):
+            if not data.strip():
+                continue
+            try:
+                record = _literal(data)
+            except (ValueError, RecursionError) as error:
+                table.drop_broken(f"{file}:{line}", f"no Python literal: {error}")
+                continue
+            if isinstance(record, dict):
+                records.append((line, record))
+            else:
+                table.drop_broken(f"{file}:{line}", "no record")
+        table.read += len(records)
+        table.check_broken("is it the right file?")
+        yield records
+
+
 def _ids(data: bytes, key: str) -> list[str]:
     """Returns what may be the id in a line, without parsing it."""
     name = f"{key}'".encode()
@@ -93,19 +118,24 @@ def _ids(data: bytes, key: str) -> list[str]:
 
 
 def by_role(
-    importer: Importer, roles: Mapping[str, Callable[[Mapping[str, Any]], bool]], *, needed: Collection[str]
+    importer: Importer,
+    roles: Mapping[str, Callable[[Mapping[str, Any]], bool]],
+    *,
+    needed: Collection[str],
+    others: Collection[RawFile] = (),
 ) -> dict[str, list[RawFile]]:
     """Sorts an importer's files of records by what their first record is.
 
     Args:
         roles: what tells a role, tried in this order. Files of no role are an error.
         needed: roles without which there is no import.
+        others: files that are no files of records.
 
     Raises:
         DataError: a file has no role, or a needed role has no file.
     """
     files: dict[str, list[RawFile]] = {role: [] for role in roles}
-    for file in importer.files:
+    for file in (file for file in importer.files if file not in others):
         record = first_record(file)
         role = next((role for role, is_it in roles.items() if record is not None and is_it(record)), None)
         if role is None:

@@ -1,0 +1,71 @@
+"""The form of P5 and S3-Rec: `sequential_data.txt` with `datamaps.json` and `CAT_item2attributes.json`.
+
+Decides: rows are in order; an item's id is the one of its publisher (`id2item`), where `datamaps.json` is there.
+Hides: numbers of attributes. The form has no titles: `--title-from` names items. Its ids follow the sequences, so that
+`--keep-ids` gives answers away. Published at <https://github.com/jeykigung/P5>.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import polars as pl
+
+from rl4rec_cli.data.importers.files import RawFile, read_blocks
+from rl4rec_cli.data.importers.importer import Importer
+from rl4rec_cli.data.importers.tables import LINE
+from rl4rec_cli.errors import DataError
+
+
+class P5(Importer):
+    """Sequences without times, and items with attributes."""
+
+    text = "{title}.[ Attributes: {attributes}.]"
+
+    def interactions(self) -> Iterator[pl.DataFrame]:
+        file = self.one_file("sequences", "sequential_data.txt")
+        number = self.use(file)
+        names = self._maps().get("id2item", {})
+        with self.reading(file) as advance:
+            for block in read_blocks(file, advance=advance):
+                rows = []
+                for line, data in enumerate(block.data.split(b"\n")[:-1], start=block.line):
+                    user, *items = data.decode("utf-8", "replace").split() or [""]
+                    rows += [(user, names.get(item, item), number, line) for item in items]
+                self.table.read += len(rows)
+                schema = {"user": pl.String, "item": pl.String, "file": pl.UInt16, LINE: pl.UInt32}
+                yield pl.DataFrame(rows, schema=schema, orient="row")
+
+    def items(self, wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        maps = self._maps()
+        names, attributes = maps.get("id2item", {}), maps.get("id2attribute", {})
+        for file in (file for file in self.files if file.name.endswith("item2attributes.json")):
+            for number, numbers in read_json(self, file).items():
+                if (source_id := names.get(number, number)) in wanted:
+                    yield source_id, {"attributes": [str(attributes.get(str(one), one)) for one in numbers]}
+                    wanted = set(wanted) - {source_id}
+        yield from ((source_id, {}) for source_id in wanted)
+
+    def _maps(self) -> dict[str, Any]:
+        file = next((file for file in self.files if file.name == "datamaps.json"), None)
+        return {} if file is None else read_json(self, file)
+
+
+def read_json(importer: Importer, file: RawFile) -> dict[str, Any]:
+    """Returns the JSON object that a whole file is.
+
+    Raises:
+        DataError: it is none.
+    """
+    with importer.reading(file) as advance:
+        data = b"".join(block.data for block in read_blocks(file, advance=advance))
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"{file}{line}: not JSON: {error}", hint="download it again") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{file}: no JSON object", hint="is it the right file?")
+    return value
