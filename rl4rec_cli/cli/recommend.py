@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -147,9 +148,11 @@ def _show(answer: Recommendation, *, as_json: bool, is_list: bool) -> None:
     if answer.fusion is None:
         console.result(f"\nCompletion: {console.clean(answer.text)}\n" if answer.text is not None else "")
     else:
-        console.result(f"\n{len(answer.texts)} completions, ranked as one by {answer.fusion}:")
-        for text in answer.texts:
-            console.result(f"- {console.clean(text)}")
+        weighed = ", weighed by probability" if answer.log_probs is not None else ""
+        console.result(f"\n{len(answer.texts)} completions, ranked as one by {answer.fusion}{weighed}:")
+        for place, text in enumerate(answer.texts):
+            chance = f" ({math.exp(answer.log_probs[place]):.2%})" if answer.log_probs is not None else ""
+            console.result(f"- {console.clean(text)}{chance}")
         console.result("")
     rows = [[i.rank, i.item_id, f"{i.score:.4f}", i.title] for i in answer.items]
     fused = answer.fused

@@ -57,16 +57,24 @@ class Writer:
         """Texts of a history."""
         return self.generation.texts_per_user
 
-    def write(self, history: Sequence[int], user: str | None) -> list[str]:
-        """Returns the policy's texts. Several depend on the history alone, and not on answers before."""
+    def write(self, history: Sequence[int], user: str | None) -> tuple[list[str], list[float] | None]:
+        """Returns the policy's texts. Several depend on the history alone, and not on answers before.
+
+        And the log-probability of each, where `generation.text_weights` asks for it.
+        """
         from transformers import set_seed
 
         from rl4rec_cli.policy.generation import generate_several
+        from rl4rec_cli.policy.probabilities import generate_weighed
 
         prompt = self.builder.build(user, history)
         if self.count > 1:
             set_seed(self.seed)
-        return generate_several(self.policy, [prompt.ids], self.sampling, count=self.count, batch_size=self.count)[0]
+        how: Any = {"count": self.count, "batch_size": self.count}
+        if self.generation.weighs_texts:
+            [texts], [log_probs] = generate_weighed(self.policy, [prompt.ids], self.sampling, **how)
+            return texts, log_probs
+        return generate_several(self.policy, [prompt.ids], self.sampling, **how)[0], None
 
 
 @dataclass(frozen=True)
@@ -95,17 +103,18 @@ class Recommender:
             DataError: nothing can be ranked by the text; with a hybrid, nor by the sequence model.
         """
         exclude = [list(history)] if self.dataset.mask_history else None
-        texts = self.source.write(history, user) if isinstance(self.source, Writer) else []
+        texts, log_probs = self.source.write(history, user) if isinstance(self.source, Writer) else ([], None)
         if self.hybrid is not None:
-            matches = self._fused(self.hybrid, texts, history, k)
+            matches = self._fused(self.hybrid, texts, log_probs, history, k)
         elif isinstance(self.source, Writer):
-            matches = self._by_texts(texts, self.source, k, exclude)
+            matches = self._by_texts(texts, log_probs, self.source, k, exclude)
         else:
             matches = self.source.search([history], k, exclude)[0]
         return Recommendation(
             checkpoint=str(self.checkpoint["name"]),
             history=tuple(Item(i, self._title(i)) for i in history),
             texts=tuple(texts),
+            log_probs=None if log_probs is None else tuple(log_probs),
             items=tuple(
                 RankedItem(rank, round(score, 6), i, self._title(i))
                 for rank, (i, score) in enumerate(zip(matches.items, matches.scores, strict=True), start=1)
@@ -116,7 +125,14 @@ class Recommender:
             fusion=self.source.generation.fusion if len(texts) > 1 and isinstance(self.source, Writer) else None,
         )
 
-    def _by_texts(self, texts: Sequence[str], source: Writer, k: int, exclude: Sequence[Sequence[int]] | None) -> Found:
+    def _by_texts(
+        self,
+        texts: Sequence[str],
+        log_probs: Sequence[float] | None,
+        source: Writer,
+        k: int,
+        exclude: Sequence[Sequence[int]] | None,
+    ) -> Found:
         if not any(texts):
             raise DataError(
                 "the policy wrote an empty completion for this history", hint="try another checkpoint or history"
@@ -125,7 +141,8 @@ class Recommender:
             [matches] = self.retriever.search(texts, k, exclude)
             is_known = any(matches.scores) or not matches.items
         else:
-            [matches] = self.retriever.fused_search([texts], k, exclude, source.generation.fusion)
+            weights = None if log_probs is None else [log_probs]
+            [matches] = self.retriever.fused_search([texts], k, exclude, source.generation.fusion, weights)
             is_known = bool(self.retriever.text_vectors(texts).ne(0).any())
         if not is_known:
             raise DataError(
@@ -134,14 +151,22 @@ class Recommender:
             )
         return matches
 
-    def _fused(self, hybrid: Hybrid, texts: Sequence[str], history: Sequence[int], k: int) -> Found:
+    def _fused(
+        self,
+        hybrid: Hybrid,
+        texts: Sequence[str],
+        log_probs: Sequence[float] | None,
+        history: Sequence[int],
+        k: int,
+    ) -> Found:
         from rl4rec_cli.eval.policies import score_completions
         from rl4rec_cli.eval.scoring import VectorScores
         from rl4rec_cli.retrieval.retriever import Found
 
         own: VectorScores | FusedTexts
         if isinstance(self.source, Writer):
-            own = score_completions([texts], self.source.generation, self.retriever)
+            weights = None if log_probs is None else [log_probs]
+            own = score_completions([texts], weights, self.source.generation, self.retriever)
         else:
             own = VectorScores(self.source.queries([history]), self.source.matrix)
         ids_K, scores_K = hybrid.best(own, history, k, mask=self.dataset.mask_history)

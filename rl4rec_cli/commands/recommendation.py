@@ -60,6 +60,8 @@ class Recommendation:
     """What differs between the data that are there and those the policy was trained on."""
     fused: Fusing | None = None
     """The sequence model that ranked along with the completion; None if that ranked alone."""
+    log_probs: tuple[float, ...] | None = None
+    """The log-probability of each text, where texts weigh as much as they are probable."""
     fusion: str | None = None
     """How several texts are ranked as one; None for one text."""
 
@@ -81,5 +83,6 @@ class Recommendation:
 
     def _texts(self) -> dict[str, Any]:
         if len(self.texts) > 1:
-            return {"texts": list(self.texts), TEXTS: len(self.texts), FUSION: self.fusion}
+            more = {} if self.log_probs is None else {"log_probs": [round(logp, 6) for logp in self.log_probs]}
+            return {"texts": list(self.texts), **more, TEXTS: len(self.texts), FUSION: self.fusion}
         return {"text": self.text} if self.texts else {}

@@ -65,6 +65,10 @@ def _check_completions_agree(config: RunConfig, tree: Tree) -> None:
         problem = "at eval.temperature 0 all completions of a user are the same"
         tree.problems.append(f"generation.texts_per_user: {problem} ({source})")
         tree.hints.append(f"sample them (eval.temperature=1), or search them (generation.num_beams={texts})")
+    if texts == 1 and config.generation.weighs_texts:
+        where = tree.source(("generation", "text_weights"))
+        tree.problems.append(f"generation.text_weights: one completion has nothing to be weighed against ({where})")
+        tree.hints.append("set generation.texts_per_user above 1, or leave it out")
     if (texts > 1 or beams > 1) and not config.trainer.trains_policy:
         key = "num_beams" if beams > 1 else "texts_per_user"
         tree.problems.append(f"generation.{key}: a retriever writes no completions ({source})")

@@ -146,9 +146,17 @@ class GenerationSection(Section):
     fusion: Literal["logsumexp", "max", "mean", "rrf"] = "logsumexp"
     """What makes one score of a user's completions: the log-sum-exp of ten times the cosines, the largest cosine, their
     mean, or reciprocal ranks (the sum of 1 / (60 + rank)). All rank exactly; `rrf` takes several times as long."""
+    text_weights: Literal["equal", "probability"] = "equal"
+    """What a user's completions weigh in `fusion`: the same, or each its probability under the policy, as a whole and
+    without temperature."""
     num_beams: Annotated[int, Field(ge=1, le=256)] = 1
     """Above 1 completions that are measured or recommended by come from beam search of this width, which writes the
     `texts_per_user` best. Training always samples."""
+
+    @property
+    def weighs_texts(self) -> bool:
+        """Whether completions weigh as much as they are probable."""
+        return self.text_weights == "probability"
 
     @model_validator(mode="after")
     def _beams_suffice(self) -> GenerationSection:

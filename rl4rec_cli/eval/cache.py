@@ -61,7 +61,8 @@ def _read(path: Path, key: str, count: int) -> Measured:
         raise ValueError("it holds something else")
     notes = {**about["notes"], "cached": True}
     texts = about["texts"] and [[text] if isinstance(text, str) else text for text in about["texts"]]
-    return Measured(about["name"], Ranking(ranks, scorable), texts, about["kind"], top_BK, notes)
+    kind, log_probs = about["kind"], about.get("log_probs")
+    return Measured(about["name"], Ranking(ranks, scorable), texts, kind, top_BK, notes, log_probs)
 
 
 def _write(path: Path, key: str, measured: Measured) -> None:
@@ -71,6 +72,7 @@ def _write(path: Path, key: str, measured: Measured) -> None:
         "name": measured.name,
         "kind": measured.kind,
         "texts": None if measured.texts is None else [measured.written(row) for row in range(len(measured.texts))],
+        **({} if measured.log_probs is None else {"log_probs": measured.log_probs}),
         "notes": measured.notes,
     }
     buffer = io.BytesIO()

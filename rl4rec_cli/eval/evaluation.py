@@ -18,7 +18,7 @@ import numpy as np
 
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval.metrics import headline, means, per_user
-from rl4rec_cli.eval.scoring import FUSION, TEXTS
+from rl4rec_cli.eval.scoring import FUSION, TEXTS, WEIGHED
 from rl4rec_cli.eval.statistics import Difference, holm, paired_difference, reads
 from rl4rec_cli.eval.tables import against
 from rl4rec_cli.files.locks import exclusive
@@ -186,8 +186,11 @@ class Evaluation:
         if not names:
             return {}
         texts, fusion = (next(m.notes[key] for m in self.methods if key in m.notes) for key in (TEXTS, FUSION))
-        line = f"{texts} completions of each user are ranked as one, by {fusion}: {', '.join(names)}."
-        return {TEXTS: texts, FUSION: fusion, "texts_line": line}
+        weights = next((m.notes[WEIGHED] for m in self.methods if WEIGHED in m.notes), None)
+        weighed = "" if weights is None else f", weighed by {weights}"
+        line = f"{texts} completions of each user are ranked as one, by {fusion}{weighed}: {', '.join(names)}."
+        more = {} if weights is None else {WEIGHED: weights}
+        return {TEXTS: texts, FUSION: fusion, **more, "texts_line": line}
 
     def records(self) -> list[dict[str, Any]]:
         """Returns one record per user: target, and every method's rank and text."""
@@ -197,9 +200,13 @@ class Evaluation:
                 "target": example.target,
                 "ranks": {m.name: int(m.ranking.ranks[row]) for m in self.methods},
                 "texts": {m.name: m.written(row) for m in self.methods if m.texts is not None},
+                **({"log_probs": log_probs} if (log_probs := self._log_probs(row)) else {}),
             }
             for row, example in enumerate(self.examples)
         ]
+
+    def _log_probs(self, row: int) -> dict[str, list[float]]:
+        return {m.name: m.log_probs[row] for m in self.methods if m.log_probs is not None}
 
 
 def compare_all(differences: Mapping[Name, Difference]) -> dict[Name, dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rl4rec_cli.eval.scoring import FUSION, TEXTS
+from rl4rec_cli.eval.scoring import FUSION, TEXTS, WEIGHED
 from rl4rec_cli.ranking.fused import fused_search
 from rl4rec_cli.retrieval.answers import Ranking
 from rl4rec_cli.retrieval.several_texts import UserTexts, different_texts, rank_users
@@ -34,6 +34,7 @@ class FusedTexts:
         embed: texts to vectors `[Q, D]`; a zero one is unscorable and left out.
         items: the vectors of the catalogue.
         fusion: the rule, see `ranking/fusing.py`.
+        log_weights: the log-probability of each text, the same for equal ones; None: all weigh alike.
 
     Attributes:
         users: the different texts.
@@ -47,11 +48,14 @@ class FusedTexts:
         embed: Callable[[Sequence[str]], torch.Tensor],
         items: ItemMatrix,
         fusion: Fusion,
+        log_weights: Sequence[Sequence[float]] | None = None,
     ) -> None:
-        self.users, self.items, self.fusion = different_texts(texts_of_users), items, fusion
+        self.users, self.items, self.fusion = different_texts(texts_of_users, log_weights), items, fusion
         self.queries_QD = embed(self.users.texts)
         self._ends = np.cumsum(self.users.counts)
         self.notes: dict[str, object] = {TEXTS: max(map(len, texts_of_users), default=1), FUSION: fusion}
+        if log_weights is not None:
+            self.notes[WEIGHED] = "probability"
 
     def __len__(self) -> int:
         return len(self.users.counts)
@@ -73,7 +77,10 @@ class FusedTexts:
         best = [np.zeros((0, min(k, self.items.num_items)), np.int64)]
         for part, some, queries_QD in self.parts():
             own_masks = masks and masks[part]
-            best.append(fused_search(queries_QD, some.counts, self.items, k, own_masks, fusion=self.fusion)[0].numpy())
+            ids_BK, _ = fused_search(
+                queries_QD, some.counts, self.items, k, own_masks, fusion=self.fusion, log_weights_Q=some.log_weights
+            )
+            best.append(ids_BK.numpy())
         return np.concatenate(best)
 
     def parts(self) -> Iterator[tuple[slice, UserTexts, torch.Tensor]]:
@@ -87,6 +94,8 @@ class FusedTexts:
             start = int(self._ends[first] - counts[first])
             last = max(first + 1, int(np.searchsorted(self._ends, start + _QUERIES, side="right")))
             stop = int(self._ends[last - 1])
-            some = UserTexts(self.users.texts[start:stop], counts[first:last], None)
+            weights = self.users.log_weights
+            own_weights = None if weights is None else weights[start:stop]
+            some = UserTexts(self.users.texts[start:stop], counts[first:last], own_weights)
             yield slice(first, last), some, self.queries_QD[start:stop]
             first = last

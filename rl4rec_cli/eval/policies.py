@@ -59,23 +59,30 @@ def measure_policy(
     if isinstance(policy, TrainedRetriever):
         scores = VectorScores(policy.queries([example.history for example in reads]), policy.matrix)
         return measure(name, scores, dataset, examples, kind="policy")
-    texts = write_texts(name, policy, config, dataset, reads)
-    scored: Scored = score_completions(texts, config.generation, retriever)
+    texts, log_probs = write_texts(name, policy, config, dataset, reads)
+    scored: Scored = score_completions(texts, log_probs, config.generation, retriever)
     if join is not None and isinstance(scored, VectorScores):  # the configuration refuses several completions
         scored = join(scored, examples)
-    return measure(name, scored, dataset, examples, kind="policy", texts=texts)
+    return measure(name, scored, dataset, examples, kind="policy", texts=texts, log_probs=log_probs)
 
 
 def score_completions(
-    texts: Sequence[Sequence[str]], section: GenerationSection, retriever: VectorRetriever
+    texts: Sequence[Sequence[str]],
+    log_probs: Sequence[Sequence[float]] | None,
+    section: GenerationSection,
+    retriever: VectorRetriever,
 ) -> VectorScores | FusedTexts:
-    """Returns the scores of examples' completions, those of one example as one."""
+    """Returns the scores of examples' completions, those of one example as one.
+
+    Args:
+        log_probs: of each completion, where they weigh as much as they are probable.
+    """
     from rl4rec_cli.eval.fused_texts import FusedTexts
     from rl4rec_cli.eval.scoring import VectorScores
 
     if section.texts_per_user == 1:
         return VectorScores(retriever.text_vectors([text for (text,) in texts]), retriever.matrix)
-    return FusedTexts(texts, retriever.text_vectors, retriever.matrix, section.fusion)
+    return FusedTexts(texts, retriever.text_vectors, retriever.matrix, section.fusion, log_probs)
 
 
 def sampling_of(config: RunConfig) -> Sampling:
@@ -89,11 +96,15 @@ def sampling_of(config: RunConfig) -> Sampling:
 @during(Phase.MEASURING)
 def write_texts(
     name: str, policy: Policy, config: RunConfig, dataset: Dataset, examples: Sequence[Example]
-) -> list[list[str]]:
-    """Returns the texts of the policy's completions, `generation.texts_per_user` for each example."""
+) -> tuple[list[list[str]], list[list[float]] | None]:
+    """Returns the texts of the policy's completions, `generation.texts_per_user` for each example.
+
+    And the log-probability of each, where `generation.text_weights` asks for it.
+    """
     from transformers import set_seed
 
     from rl4rec_cli.policy.generation import generate_several
+    from rl4rec_cli.policy.probabilities import generate_weighed
 
     builder = PromptBuilder(config.prompt, dataset, policy.tokenizer)
     prompts = [builder.build(example.user, example.history).ids for example in examples]
@@ -101,9 +112,10 @@ def write_texts(
     total = len(prompts) if sampling.num_beams > 1 else len(prompts) * count
     set_seed(config.run.seed)
     with console.progress(total, f"Writing completions: {name}") as advance:
-        return generate_several(
-            policy, prompts, sampling, count=count, batch_size=config.eval.batch_size, progress=advance
-        )
+        how: Any = {"count": count, "batch_size": config.eval.batch_size, "progress": advance}
+        if config.generation.weighs_texts:
+            return generate_weighed(policy, prompts, sampling, **how)
+        return generate_several(policy, prompts, sampling, **how), None
 
 
 class Retrievers:
@@ -171,7 +183,8 @@ def _generation_key(section: GenerationSection) -> dict[str, Any]:
     """
     key = section.model_dump(mode="json")
     left_out = ["texts_per_user", "fusion"] if section.texts_per_user == 1 else []
-    return {name: value for name, value in key.items() if name not in left_out and (name, value) != ("num_beams", 1)}
+    unsaid = (("num_beams", 1), ("text_weights", "equal"))
+    return {name: value for name, value in key.items() if name not in left_out and (name, value) not in unsaid}
 
 
 class Models:
@@ -274,8 +287,10 @@ class Models:
             return Models(self._config, replace(self._task, examples=examples), share=self, started=self._started)
 
         def scores(examples: Sequence[Example]) -> VectorScores | FusedTexts:
-            texts = of(examples).measure(name, model).texts or []
-            return score_completions(texts, self._config.generation, self._task.retriever)
+            measured = of(examples).measure(name, model)
+            return score_completions(
+                measured.texts or [], measured.log_probs, self._config.generation, self._task.retriever
+            )
 
         def key(examples: Sequence[Example]) -> dict[str, object]:
             return of(examples)._key(name, model, self._dated(self._config, model))

@@ -81,7 +81,7 @@ def second_embedder(
     k = int(metric.partition("@")[2])
 
     def values(method: Measured) -> np.ndarray:
-        again = measure(method.name, score_texts(method.texts or []), dataset, examples)
+        again = measure(method.name, score_texts(method), dataset, examples)
         return per_user(again.ranking, (k,))[metric]
 
     first = paired_difference(*(per_user(m.ranking, (k,))[metric] for m in (ours, start)))
@@ -98,7 +98,7 @@ def second_embedder(
     )
 
 
-def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Sequence[Sequence[str]]], Scored]] | None:
+def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Measured], Scored]] | None:
     from rl4rec_cli.eval.policies import score_completions
     from rl4rec_cli.retrieval.embedder import find_embedder
     from rl4rec_cli.retrieval.opening import open_retriever
@@ -112,7 +112,7 @@ def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Sequenc
         if isinstance(baseline, ScoreBaseline) and (score_texts := baseline.score_texts) is not None:
             if config.generation.texts_per_user > 1:
                 return None
-            return baseline.label, lambda texts: score_texts(dataset.texts(), [text for (text,) in texts])
+            return baseline.label, lambda method: score_texts(dataset.texts(), [text for (text,) in method.texts or []])
     second = _embedded_by(name, first)
     if find_embedder(second).identity == ranks_already:
         raise EmbeddingError(
@@ -120,7 +120,7 @@ def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Sequenc
             hint="name another sentence-transformers model, lsa or bm25",
         )
     retriever = open_retriever(second, dataset)
-    return name, lambda texts: score_completions(texts, config.generation, retriever)
+    return name, lambda method: score_completions(method.texts or [], method.log_probs, config.generation, retriever)
 
 
 def _embedded_by(name: str, section: RetrievalSection) -> RetrievalSection:

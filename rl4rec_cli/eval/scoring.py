@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Kind = Literal["baseline", "ceiling", "policy"]
 TOP = 10
 """Best items kept of every example."""
-TEXTS, FUSION = "texts_per_user", "fusion"
+TEXTS, FUSION, WEIGHED = "texts_per_user", "fusion", "text_weights"
 """Notes of a method that ranks several completions of each example as one, and of no other."""
 _QUERIES = 1 << 14
 
@@ -65,6 +65,8 @@ class Measured:
     """`[B, 10]` best items, best first; -1 where fewer are left."""
     notes: dict[str, object] = field(default_factory=dict)
     """Choices and training on the way, for the result file."""
+    log_probs: list[list[float]] | None = None
+    """`[B]` the log-probability of each text, where texts weigh as much as they are probable."""
     in_brief: bool = False
     """Brief overviews show it."""
     is_hybrid: bool = False
@@ -238,6 +240,7 @@ def measure(
     *,
     kind: Kind = "baseline",
     texts: list[list[str]] | None = None,
+    log_probs: list[list[float]] | None = None,
     notes: dict[str, object] | None = None,
 ) -> Measured:
     """Ranks the examples' targets and keeps the best items, with the dataset's rule for histories."""
@@ -248,4 +251,4 @@ def measure(
     top_BK = scored.top(TOP, masks)
     # An unscorable text ties with everything: its best items would be no recommendation.
     top_BK = np.where(ranking.scorable[:, None], top_BK, -1)
-    return Measured(name, ranking, texts, kind, top_BK, notes)
+    return Measured(name, ranking, texts, kind, top_BK, notes, log_probs)

@@ -43,7 +43,7 @@ def fused_target_ranks(
     *,
     fusion: Fusion = "logsumexp",
     scale: float = SCALE,
-    log_weights_Q: Tensor | Sequence[float] | None = None,
+    log_weights_Q: Tensor | Sequence[float] | np.ndarray | None = None,
 ) -> Tensor:
     """Rank of each user's target in the whole catalogue, by the fused score of the user's queries.
 
@@ -95,7 +95,7 @@ def fused_search(
     *,
     fusion: Fusion = "logsumexp",
     scale: float = SCALE,
-    log_weights_Q: Tensor | Sequence[float] | None = None,
+    log_weights_Q: Tensor | Sequence[float] | np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best items of each user by the fused score of the user's queries.
 
@@ -127,7 +127,9 @@ def fused_search(
 
 
 def _are_single(
-    counts_B: Sequence[int] | np.ndarray, queries_QD: Tensor, log_weights_Q: Tensor | Sequence[float] | None
+    counts_B: Sequence[int] | np.ndarray,
+    queries_QD: Tensor,
+    log_weights_Q: Tensor | Sequence[float] | np.ndarray | None,
 ) -> bool:
     """Whether every user has one query, and nothing is to be checked beyond what `target_ranks` checks."""
     return log_weights_Q is None and len(counts_B) == len(queries_QD) and bool((np.asarray(counts_B) == 1).all())

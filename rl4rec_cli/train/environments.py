@@ -174,9 +174,11 @@ def policy_writer(policy: Policy, config: RunConfig) -> Callable[[Dataset, Seque
     likeliest = config.model_copy(
         update={
             "eval": config.eval.model_copy(update={"temperature": 0.0}),
-            "generation": config.generation.model_copy(update={"texts_per_user": 1, "num_beams": 1}),
+            "generation": config.generation.model_copy(
+                update={"texts_per_user": 1, "num_beams": 1, "text_weights": "equal"}
+            ),
         }
     )
     return lambda dataset, examples: [
-        text for (text,) in write_texts("screening", policy, likeliest, dataset, examples)
+        text for (text,) in write_texts("screening", policy, likeliest, dataset, examples)[0]
     ]

@@ -136,6 +136,44 @@ def test_recommend_by_several(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert alone.as_json()["text"] == alone.text
 
 
+def test_texts_weigh_as_much_as_they_are_probable(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = (*SAMPLES, "generation.text_weights=probability", "eval.probes=false")
+    evaluation = evaluate(run, Overrides(sets=sets, fuse="transitions"))
+    result, written = evaluation.as_json(), evaluation.records()
+    assert result["text_weights"] == "probability"
+    assert "ranked as one, by logsumexp, weighed by probability: " in result["texts_line"]
+    equal = evaluate(run, Overrides(sets=(*SAMPLES, "eval.probes=false"))).records()
+    assert [one["texts"]["tuned policy"] for one in equal] == [one["texts"]["tuned policy"] for one in written]
+    assert "log_probs" not in equal[0]
+    method = "tuned policy"
+    recommender = open_recommender(run)
+    dataset = recommender.dataset
+    histories = [dataset.sequences[dataset.user_index(one["user"])][:-2] for one in written]
+    ranking = recommender.retriever.fused_ranks(
+        [one["texts"][method] for one in written],
+        [one["target"] for one in written],
+        histories,
+        "logsumexp",
+        [one["log_probs"][method] for one in written],
+    )
+    assert [one["ranks"][method] for one in written] == ranking.ranks.tolist()
+    assert [one["ranks"][method] for one in written] != [one["ranks"][method] for one in equal]
+    assert all(logp < 0 for one in written for logp in one["log_probs"][method])
+    # From the cache the weights come along, and the hybrid reads them there.
+    again = evaluate(run, Overrides(sets=sets, fuse="transitions"))
+    assert again.records() == written
+    words = [word for one in sets for word in ("--set", one)]
+    assert main(["recommend", str(run), "--user", "u3", *words]) == 0
+    assert "ranked as one by logsumexp, weighed by probability:" in capsys.readouterr().out
+    [answer] = recommend(run, users=["u3"], k=4, sets=sets)
+    assert answer.log_probs is not None
+    found = recommender.retriever.fused_search(
+        [answer.texts], 4, [[item.item_id for item in answer.history]], "logsumexp", [answer.log_probs]
+    )[0]
+    assert [item.item_id for item in answer.items] == found.items
+    assert len(answer.as_json()["log_probs"]) == 3
+
+
 @pytest.mark.parametrize("fusion", ["logsumexp", "rrf"])
 def test_several_are_joined_to_a_sequence_model(run: Path, fusion: str) -> None:
     overrides = Overrides(
@@ -189,6 +227,7 @@ def test_compare_and_recommend_join_several_to_a_sequence_model(run: Path, capsy
     [
         (["generation.texts_per_user=3"], "all completions of a user are the same"),
         (["generation.texts_per_user=3", "generation.num_beams=2"], "cannot give 3 completions"),
+        (["generation.text_weights=probability"], "one completion has nothing to be weighed against"),
         (["generation.num_beams=2", "eval.temperature=1"], "beam search does not sample"),
         (["generation.num_beams=2", "generation.engine=vllm"], "vLLM samples only"),
         (["generation.num_beams=2", "policy.fast_inference=true"], "the engine of policy.fast_inference samples only"),

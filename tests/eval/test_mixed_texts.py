@@ -28,7 +28,7 @@ ITEMS, USERS = 60, 12
 class Case:
     """Texts that are their own numbers of rows of a table of vectors; "" is blank."""
 
-    def __init__(self, seed: int, fusion: Any, *, sparse: bool, storage: Any = "fp32") -> None:
+    def __init__(self, seed: int, fusion: Any, *, sparse: bool, storage: Any = "fp32", weighed: bool = False) -> None:
         draw = np.random.default_rng(seed)
         table = draw.normal(size=(80, 6)).astype(np.float32)
         self.table = table / np.linalg.norm(table, axis=1, keepdims=True)
@@ -61,9 +61,10 @@ class Case:
         if sparse:
             self.second = SparseScores(USERS, self.base, self._extra)
         self.sparse = sparse
-        self.first = FusedTexts(
-            self.texts, self._embed, ItemMatrix(torch.from_numpy(self.items), storage=storage), fusion
-        )
+        chances = -3 * draw.random(80)
+        self.log_weights = [[float(chances[int(t or 0)]) for t in texts] for texts in self.texts] if weighed else None
+        matrix = ItemMatrix(torch.from_numpy(self.items), storage=storage)
+        self.first = FusedTexts(self.texts, self._embed, matrix, fusion, self.log_weights)
 
     def _extra(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         return np.array([*self.extras[row]], np.int64), np.array([*self.extras[row].values()], np.float64)
@@ -77,15 +78,19 @@ class Case:
         scores = np.array([[v @ item.astype(np.float64) for item in self.items] for v in vectors])
         if not len(scores):
             return np.zeros(ITEMS)
+        own = self.log_weights[user] if self.log_weights is not None else [0.0] * len(self.texts[user])
+        by_text = {t: weight for t, weight in zip(self.texts[user], own, strict=True) if t}
+        weights = np.exp([by_text[t] for t in dict.fromkeys(self.texts[user]) if t])[:, None]
         if self.fusion == "logsumexp":
-            return np.log(np.exp(10 * scores).sum(0)) / 10
+            return np.log((weights * np.exp(10 * scores)).sum(0)) / 10
         if self.fusion == "max":
-            return scores.max(0)
+            return (scores + np.log(weights) / 10).max(0)
         if self.fusion == "mean":
-            return scores.mean(0)
+            return (weights * scores).sum(0) / weights.sum()
         counted = [i for i in range(ITEMS) if i not in mask]
         # Equal items tie but for the rounding of this brute force.
-        return sum(1 / (60 + (row[counted] >= row[:, None] - 1e-12).sum(1)) for row in scores)
+        ranks = np.array([(row[counted] >= row[:, None] - 1e-12).sum(1) for row in scores])
+        return (weights / weights.max() / (60 + ranks)).sum(0)
 
     def by_sequence(self, user: int) -> np.ndarray:
         if not self.sparse:
@@ -116,11 +121,12 @@ def rank(scores: np.ndarray, target: int, mask: Sequence[int]) -> int:
     weight=st.floats(0.01, 0.99),
     at_once=st.sampled_from([1, 100, 1 << 19]),
     storage=st.sampled_from(["fp32", "int8"]),
+    weighed=st.booleans(),
 )
 def test_ranks_and_the_best_are_those_of_summed_z_scores(
-    seed: int, fusion: Any, sparse: bool, weight: float, at_once: int, storage: Any
+    seed: int, fusion: Any, sparse: bool, weight: float, at_once: int, storage: Any, weighed: bool
 ) -> None:
-    case = Case(seed, fusion, sparse=sparse, storage=storage)
+    case = Case(seed, fusion, sparse=sparse, storage=storage, weighed=weighed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reciprocal, "_SCORES", at_once)
         patch.setattr(fused_rows, "_PRODUCTS", at_once)

@@ -109,7 +109,7 @@ def test_every_reward_of_a_run_is_that_of_the_fused_rank(tmp_path: Path) -> None
     retriever = open_retriever(config.retrieval, dataset)
     examples = choose_examples(dataset, "validation", 30)
     policy = load_policy(config.policy.model_copy(update={"model": str(trained.run.final)}))
-    texts = [text for (text,) in write_texts("", policy, trained.run.config, dataset, examples)]
+    texts = [text for (text,) in write_texts("", policy, trained.run.config, dataset, examples)[0]]
     fusion = open_fusion("sasrec")
     assert fusion is not None
     theirs = fusion.open_scores(Task(dataset, retriever, (), cache=tmp_path / "cache"))(examples)
