@@ -31,7 +31,7 @@ from rl4rec_cli.ranking.threads import strict_products
 _COLUMNS = 1 << 8
 _GPU_COLUMNS = 1 << 12
 # |ln| of an exponential that is no sum's only large one.
-_SMALL = 40.0
+SMALL_EXPONENT = 40.0
 
 
 def fused_target_ranks(
@@ -83,7 +83,7 @@ def fused_target_ranks(
             return torch.from_numpy(reciprocal.ranks(users, items, targets, mask, cores))
         target_scores_B = users.fused(np.arange(len(users)), targets, items)
         # The target is counted too, as the 1: its score is the goal itself.
-        return torch.from_numpy(count_by_tiles(_FusedScan(users, items, mask, cores), target_scores_B))
+        return torch.from_numpy(count_by_tiles(FusedScan(users, items, mask, cores), target_scores_B))
 
 
 def fused_search(
@@ -122,7 +122,7 @@ def fused_search(
         if fusion == "rrf":
             ids_BK, scores_BK = reciprocal.best(users, items, k, mask, cores)
         else:
-            ids_BK, scores_BK = top_k(_FusedScan(users, items, mask, cores), k)
+            ids_BK, scores_BK = top_k(FusedScan(users, items, mask, cores), k)
     return torch.from_numpy(ids_BK), torch.from_numpy(scores_BK).float()
 
 
@@ -136,7 +136,7 @@ def _are_single(
 
 
 @dataclass
-class _Columns:
+class Columns:
     """Vectors to multiply, user by user, and the units of what comes of them.
 
     Attributes:
@@ -155,7 +155,7 @@ class _Columns:
     gaps_B: np.ndarray
 
     @classmethod
-    def each_query(cls, users: UserQueries) -> _Columns:
+    def each_query(cls, users: UserQueries) -> Columns:
         exponents_Q, nothing_B = users.queries.exponents_B, np.zeros(len(users))
         if users.fusion == "logsumexp":
             units_B = np.full(len(users), 1 / users.scale)
@@ -170,7 +170,7 @@ class _Columns:
         return cls(users.queries, users.starts_B, users.counts_B, factors_Q, units_B, bias_Q, nothing_B)
 
     @classmethod
-    def means(cls, users: UserQueries, items: ItemMatrix) -> _Columns:
+    def means(cls, users: UserQueries, items: ItemMatrix) -> Columns:
         count = len(users)
         exponents_Q = users.queries.exponents_B
         largest_B = np.maximum.reduceat(exponents_Q, users.starts_B) if count else exponents_Q
@@ -194,7 +194,7 @@ class _Columns:
 
 
 @dataclass
-class _Chunk:
+class Chunk:
     """Columns of some users for one product.
 
     Attributes:
@@ -210,23 +210,30 @@ class _Chunk:
     bias_C: Tensor | None
 
 
-class _FusedScan(Scan):
+class FusedScan(Scan):
     """A reading of the catalogue whose tiles have a column of fused scores for each user."""
 
     def __init__(self, users: UserQueries, items: ItemMatrix, mask: Mask, cores: int) -> None:
         self._users = users
-        self._columns = _Columns.means(users, items) if users.fusion == "mean" else _Columns.each_query(users)
+        self._columns = self._make_columns(users, items)
         super().__init__(self._columns.queries, items, mask, cores)
         self._chunks = [self._chunk(some) for some in self._parts()]
 
     def __len__(self) -> int:
         return len(self._users)
 
+    def _make_columns(self, users: UserQueries, items: ItemMatrix) -> Columns:
+        return Columns.means(users, items) if users.fusion == "mean" else Columns.each_query(users)
+
     def exact(self, columns: np.ndarray, ids: np.ndarray) -> np.ndarray:
         return self._users.fused(columns, ids, self.items)
 
+    def near(self, columns: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `exact` but for rounding of single products, and what it may be off by, float64 `[M]` each."""
+        return self._users.near_fused(columns, ids, self.items)
+
     def reaches(self, columns: np.ndarray, ids: np.ndarray, target_scores: np.ndarray) -> np.ndarray:
-        scores, margins = self._users.near_fused(columns, ids, self.items)
+        scores, margins = self.near(columns, ids)
         reached: np.ndarray = scores >= target_scores
         unsure = np.flatnonzero(np.abs(scores - target_scores) <= margins)
         if len(unsure):
@@ -239,7 +246,7 @@ class _FusedScan(Scan):
             bounds = self.items.bounds(start, stop)
             if bounds != known:
                 known, margins_B = bounds, self._margins(*bounds, self._gaps_B)
-                margins = [margins_B[chunk.users] for chunk in self._chunks]
+                margins = [self._of_chunk(margins_B, chunk) for chunk in self._chunks]
             coded = self.items.codes(start, stop) if self._codes_DB is not None else None
             block_ND = self.items.block(start, stop) if coded is None else None
             for chunk, margins_U in zip(self._chunks, margins, strict=True):
@@ -257,14 +264,14 @@ class _FusedScan(Scan):
         return self._tile(start, stop, products_NC, chunk, margins_B[chosen], norm)
 
     def _tile(
-        self, start: int, stop: int, products_NC: Tensor, chunk: _Chunk, margins_U: np.ndarray, norm: float
+        self, start: int, stop: int, products_NC: Tensor, chunk: Chunk, margins_U: np.ndarray, norm: float
     ) -> Tile:
         width = len(chunk.users)
         if chunk.bias_C is not None:
             products_NC += chunk.bias_C
         if self._users.fusion == "logsumexp":
             largest = self._columns.factors_Q[chunk.rows_C].max() * norm
-            fused_NU = log_sums(products_NC, width, is_small=largest <= _SMALL)
+            fused_NU = log_sums(products_NC, width, is_small=largest <= SMALL_EXPONENT)
         else:
             fused_NU = peaks(products_NC, width)
         scores_NW = fused_NU.new_zeros(len(fused_NU), width + -width % WORD)
@@ -273,7 +280,11 @@ class _FusedScan(Scan):
         self.mask.apply(tile)
         return tile
 
-    def _coded(self, codes_ND: Tensor, scale_N: Tensor, chunk: _Chunk) -> Tensor:
+    def _of_chunk(self, margins_B: np.ndarray, chunk: Chunk) -> np.ndarray:
+        """The margins of a tile's columns."""
+        return margins_B[chunk.users]
+
+    def _coded(self, codes_ND: Tensor, scale_N: Tensor, chunk: Chunk) -> Tensor:
         """Products of codes in the units of the tile."""
         assert self._codes_DB is not None
         rows_C = np.pad(chunk.rows_C, (0, -len(chunk.rows_C) % WORD))
@@ -307,7 +318,7 @@ class _FusedScan(Scan):
             first += len(some)
         return parts
 
-    def _chunk(self, users: np.ndarray) -> _Chunk:
+    def _chunk(self, users: np.ndarray) -> Chunk:
         columns = self._columns
         counts_U = columns.counts_B[users]
         turns_S1 = np.arange(counts_U.max())[:, None]
@@ -322,4 +333,4 @@ class _FusedScan(Scan):
             with np.errstate(over="ignore"):  # of so small a weight nothing is left
                 floats_C = np.where(has_SU.reshape(-1), bias_Q[rows_C], -np.inf).astype(np.float32)
             bias_C = torch.from_numpy(floats_C).to(device)
-        return _Chunk(users, rows_C, (vectors_CD.double() * factors_C1).float(), bias_C)
+        return Chunk(users, rows_C, (vectors_CD.double() * factors_C1).float(), bias_C)

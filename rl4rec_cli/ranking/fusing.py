@@ -62,6 +62,7 @@ class UserQueries:
 
     Attributes:
         queries: those that are left, in the same order.
+        rows_Q: which of the queries given they are.
         starts_B, counts_B: where a user's queries begin among them, and their number.
         log_weights_Q: less the largest one of the user, or None.
         shares_Q: the p_i of `mean`.
@@ -92,7 +93,7 @@ class UserQueries:
         keeps_Q = every.norms_B > 0
         has_none_B = np.bincount(users_Q[keeps_Q], minlength=len(counts)) == 0
         keeps_Q[(np.cumsum(counts) - counts)[has_none_B]] = True
-        chosen = np.flatnonzero(keeps_Q)
+        chosen = self.rows_Q = np.flatnonzero(keeps_Q)
         rows = torch.from_numpy(chosen).to(queries_QD.device)
         self.queries = every if len(chosen) == len(every) else Queries(queries_QD.index_select(0, rows), items)
         self.counts_B: np.ndarray = np.bincount(users_Q[chosen], minlength=len(counts))
@@ -128,19 +129,27 @@ class UserQueries:
                 hint="give vectors of about unit length, or fuse by max, mean or rrf",
             )
 
-    def fused(self, users: np.ndarray, ids: np.ndarray, items: ItemMatrix) -> np.ndarray:
-        """The fused score proper of user `users[i]` and item `ids[i]`, float64 `[M]`."""
+    def fused(
+        self, users: np.ndarray, ids: np.ndarray, items: ItemMatrix, without_M: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The fused score proper of user `users[i]` and item `ids[i]`, float64 `[M]`.
+
+        Args:
+            without_M: which of the user's queries is left out, from 0; -1: none. A query must remain.
+        """
         scores = np.empty(len(users))
-        for some, rows_SM, has_SM in self._slots(users):
+        for some, rows_SM, has_SM in self._slots(users, without_M):
             pair_ids = np.broadcast_to(ids[some], rows_SM.shape)[has_SM]
             rows = rows_SM[has_SM]
             scores[some] = self._fuse(rows_SM, has_SM, exact_scores(self.queries, items, rows, pair_ids))
         return scores
 
-    def near_fused(self, users: np.ndarray, ids: np.ndarray, items: ItemMatrix) -> tuple[np.ndarray, np.ndarray]:
+    def near_fused(
+        self, users: np.ndarray, ids: np.ndarray, items: ItemMatrix, without_M: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """As `fused` but for rounding of single products, and what it may be off by, float64 `[M]` each."""
         scores, margins = np.empty(len(users)), np.empty(len(users))
-        for some, rows_SM, has_SM in self._slots(users):
+        for some, rows_SM, has_SM in self._slots(users, without_M):
             pair_ids = np.broadcast_to(ids[some], rows_SM.shape)[has_SM]
             rows = rows_SM[has_SM]
             sums, errors = near_scores(self.queries, items, rows, pair_ids)
@@ -176,7 +185,7 @@ class UserQueries:
             slack_B = slack_B + (3 * counts_B + 32 + 9 * np.log(counts_B)) / self.scale
         return unit * slack_B
 
-    def _slots(self, users: np.ndarray) -> list[tuple[slice, np.ndarray, np.ndarray]]:
+    def _slots(self, users: np.ndarray, without_M: np.ndarray | None) -> list[tuple[slice, np.ndarray, np.ndarray]]:
         """Pairs, some at a time: the queries of each, `[S, M]` by their turn, and which of them there are."""
         step = max(1, _PAIR_SCORES // int(self.counts_B.max(initial=1)))
         parts = []
@@ -185,6 +194,8 @@ class UserQueries:
             counts_M, starts_M = self.counts_B[users[some]], self.starts_B[users[some]]
             turns_S1 = np.arange(counts_M.max())[:, None]
             has_SM = turns_S1 < counts_M
+            if without_M is not None:
+                has_SM &= turns_S1 != without_M[some]
             parts.append((some, np.where(has_SM, starts_M + turns_S1, 0), has_SM))
         return parts
 
@@ -193,8 +204,12 @@ class UserQueries:
         scores_SM[has_SM] = np.ldexp(scores, self.queries.exponents_B[rows_SM[has_SM]])
         fused_M = np.zeros(rows_SM.shape[1])
         if self.fusion == "mean":
-            for scores_M, rows_M, has_M in zip(scores_SM, rows_SM, has_SM, strict=True):
-                fused_M += np.where(has_M, self.shares_Q[rows_M], 0.0) * scores_M
+            weights_SM = np.where(has_SM, self.weights_Q[rows_SM], 0.0)
+            sums_M = np.zeros_like(fused_M)
+            for weights_M in weights_SM:
+                sums_M += weights_M
+            for scores_M, weights_M in zip(scores_SM, weights_SM, strict=True):
+                fused_M += weights_M / sums_M * scores_M
             return fused_M
         if self.log_weights_Q is not None:
             scores_SM += self.log_weights_Q[rows_SM] / self.scale
@@ -243,15 +258,27 @@ def log_sums(tile_NC: Tensor, width: int, *, is_small: bool) -> Tensor:
     if not is_small:
         peaks_NU = peaks(tile_NC.clone(), width)
         tile_NC.view(len(tile_NC), -1, width).sub_(peaks_NU[:, None])
-    if _is_for_numpy(tile_NC):
-        # numpy's exp takes half as long as torch's.
+    exponentials(tile_NC)
+    sums_NU = _by_halves(tile_NC, width, "add")
+    logarithms(sums_NU)
+    return sums_NU if is_small else sums_NU.add_(peaks_NU)
+
+
+def exponentials(tile_NC: Tensor) -> None:
+    """exp of a tile, in place."""
+    if _is_for_numpy(tile_NC):  # takes half as long as torch's
         with np.errstate(under="ignore"):
             np.exp(tile_NC.numpy(), out=tile_NC.numpy())
-        sums_NU = _by_halves(tile_NC, width, "add")
-        np.log(sums_NU.numpy(), out=sums_NU.numpy())
     else:
-        sums_NU = _by_halves(tile_NC.exp_(), width, "add").log_()
-    return sums_NU if is_small else sums_NU.add_(peaks_NU)
+        tile_NC.exp_()
+
+
+def logarithms(tile_NC: Tensor) -> None:
+    """ln of a tile, in place."""
+    if _is_for_numpy(tile_NC):
+        np.log(tile_NC.numpy(), out=tile_NC.numpy())
+    else:
+        tile_NC.log_()
 
 
 def _by_halves(tile_NC: Tensor, width: int, operation: Literal["add", "maximum"]) -> Tensor:

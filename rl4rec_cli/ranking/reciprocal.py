@@ -34,11 +34,31 @@ def ranks(users: UserQueries, items: ItemMatrix, targets: np.ndarray, mask: Mask
     """Ranks of the users' targets, int64 `[B]`; the mask has no target of its user."""
     ranks_B = np.zeros(len(users), dtype=np.int64)
 
-    def rank(user: int, sums_N: np.ndarray, is_counted_N: np.ndarray) -> None:
-        ranks_B[user] = np.count_nonzero(sums_N[is_counted_N] >= sums_N[targets[user]])
+    def rank(user: int, terms: Iterator[np.ndarray], is_counted_N: np.ndarray) -> None:
+        ranks_B[user] = _rank(_sum(terms), targets[user], is_counted_N)
 
     _each_user(users, items, mask, cores, rank)
     return ranks_B
+
+
+def leave_one_out_ranks(
+    users: UserQueries, items: ItemMatrix, targets: np.ndarray, mask: Mask, cores: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of the users' targets by all their queries, int64 `[B]`, and without each query, `[Q]`.
+
+    A user's terms of all items are held together, 8 bytes each.
+    """
+    whole_B, without_Q = np.zeros(len(users), dtype=np.int64), np.zeros(len(users.queries), dtype=np.int64)
+
+    def rank(user: int, terms: Iterator[np.ndarray], is_counted_N: np.ndarray) -> None:
+        each = list(terms)
+        sums_N = _sum(iter(each))
+        whole_B[user] = _rank(sums_N, targets[user], is_counted_N)
+        for turn, terms_N in enumerate(each):
+            without_Q[users.starts_B[user] + turn] = _rank(sums_N - terms_N, targets[user], is_counted_N)
+
+    _each_user(users, items, mask, cores, rank)
+    return whole_B, without_Q
 
 
 def best(users: UserQueries, items: ItemMatrix, k: int, mask: Mask, cores: int) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +66,8 @@ def best(users: UserQueries, items: ItemMatrix, k: int, mask: Mask, cores: int) 
     ids_BK = np.full((len(users), k), -1, dtype=np.int64)
     scores_BK = np.full((len(users), k), -np.inf)
 
-    def choose(user: int, sums_N: np.ndarray, is_counted_N: np.ndarray) -> None:
+    def choose(user: int, terms: Iterator[np.ndarray], is_counted_N: np.ndarray) -> None:
+        sums_N = _sum(terms)
         ids = np.flatnonzero(is_counted_N)
         ids = ids[np.argsort(-sums_N[ids], kind="stable")[:k]]
         ids_BK[user, : len(ids)], scores_BK[user, : len(ids)] = ids, sums_N[ids] * UNIT
@@ -60,15 +81,18 @@ def _each_user(
     items: ItemMatrix,
     mask: Mask,
     cores: int,
-    use: Callable[[int, np.ndarray, np.ndarray], None],
+    use: Callable[[int, Iterator[np.ndarray], np.ndarray], None],
 ) -> None:
-    """Calls `use` for each user with all items' sums, int64 in units of 2^-56, and which items are not masked."""
+    """Calls `use` for each user with the queries' terms of all items, and which items are not masked.
+
+    Terms are int64 in units of 2^-56. `use` must take all of them.
+    """
     masked = Masked(mask, len(users))
 
     def work(parts: Iterator[tuple[int, int]]) -> None:
         for first, last in parts:
-            for user, sums_N, is_counted_N in sums(users, items, masked, first, last):
-                use(user, sums_N, is_counted_N)
+            for user, terms, is_counted_N in _user_terms(users, items, masked, first, last):
+                use(user, terms, is_counted_N)
 
     parts = parts_of(users, items.num_items)
     share_out(parts, work, max(1, min(cores, len(parts))))
@@ -95,15 +119,40 @@ class Masked:
 def sums(
     users: UserQueries, items: ItemMatrix, masked: Masked, first: int, last: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Users `first` to `last`, each with all items' sums, int64 in units of 2^-56, and which items are not masked."""
+    for user, terms, is_counted_N in _user_terms(users, items, masked, first, last):
+        yield user, _sum(terms), is_counted_N
+
+
+def _user_terms(
+    users: UserQueries, items: ItemMatrix, masked: Masked, first: int, last: int
+) -> Iterator[tuple[int, Iterator[np.ndarray], np.ndarray]]:
     """Users `first` to `last`, each with what `_each_user` hands out."""
     rows = _scored_rows(users, items, users.starts_B[first], users.starts_B[last - 1] + users.counts_B[last - 1])
     for user in range(first, last):
         is_counted_N = masked.counted(user, items.num_items)
-        sums_N = np.zeros(items.num_items, dtype=np.int64)
-        for row, scores_N in islice(rows, int(users.counts_B[user])):
-            ranks_N = _all_ranks(users, items, row, scores_N, is_counted_N)
-            sums_N += np.rint(users.weights_Q[row] / UNIT / (CONSTANT + ranks_N)).astype(np.int64)
-        yield user, sums_N, is_counted_N
+        own = islice(rows, int(users.counts_B[user]))
+        yield user, _terms(users, items, own, is_counted_N), is_counted_N
+
+
+def _terms(
+    users: UserQueries, items: ItemMatrix, scored: Iterator[tuple[int, np.ndarray]], is_counted_N: np.ndarray
+) -> Iterator[np.ndarray]:
+    """What each query adds to every item's sum."""
+    for row, scores_N in scored:
+        ranks_N = _all_ranks(users, items, row, scores_N, is_counted_N)
+        yield np.rint(users.weights_Q[row] / UNIT / (CONSTANT + ranks_N)).astype(np.int64)
+
+
+def _sum(terms: Iterator[np.ndarray]) -> np.ndarray:
+    sums_N = next(terms).copy()
+    for terms_N in terms:
+        sums_N += terms_N
+    return sums_N
+
+
+def _rank(sums_N: np.ndarray, target: int, is_counted_N: np.ndarray) -> int:
+    return int(np.count_nonzero(sums_N[is_counted_N] >= sums_N[target]))
 
 
 def parts_of(users: UserQueries, num_items: int) -> list[tuple[int, int]]:
