@@ -96,6 +96,7 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import save_policy
     from rl4rec_cli.retrieval.opening import open_retrievers
+    from rl4rec_cli.rewards.credit import Groups
     from rl4rec_cli.rewards.scorer import open_scorers
     from rl4rec_cli.runs.making import create_run
     from rl4rec_cli.train.environments import open_environments
@@ -106,7 +107,8 @@ def _measure(config: RunConfig, folder: Path) -> list[Peak]:
     policy = train_policy.load_start(config, datasets)
     # Fused ranks take one matrix more; nothing is fitted to measure it.
     by_text = config.reward.model_copy(update={"fuse": "none"})
-    environments = open_environments(config, datasets, retrievers, open_scorers(retrievers, by_text), policy.tokenizer)
+    scorers = open_scorers(retrievers, by_text, groups=Groups.of(config))
+    environments = open_environments(config, datasets, retrievers, scorers, policy.tokenizer)
     longest = [(len(d.builder.build(e.user, e.history).ids), d.name, e) for d in environments for e in d.examples]
     longest.sort(key=lambda one: -one[0])
     run = create_run(config, dataset="+".join(retrievers), digest=joint_digest(datasets))

@@ -91,12 +91,13 @@ def train_one(
     from rl4rec_cli.engine.vllm import make_engine
     from rl4rec_cli.eval.baseline import open_baselines
     from rl4rec_cli.policy.opening import load_for_training
+    from rl4rec_cli.rewards.credit import Groups
     from rl4rec_cli.rewards.scorer import open_scorers
     from rl4rec_cli.train.outcome import Outcome
 
     start_time = time.perf_counter()
     hybrids = open_hybrids(config, data.datasets, data.retrievers)
-    scorers = open_scorers(data.retrievers, config.reward, hybrids)
+    scorers = open_scorers(data.retrievers, config.reward, hybrids, Groups.of(config))
     policy = load_for_training(config, _start_section(config.policy, config.trainer, run, place), data.datasets)
     if run is None:
         config = with_day(config, policy.tokenizer)

@@ -39,6 +39,15 @@ def check_sections_agree(config: RunConfig, tree: Tree) -> None:
         tree.problems.append(f"trainer.critic: {problem} ({source})")
         tree.hints.append("use trainer.critic=head, or leave policy.fast_inference out")
     _check_completions_agree(config, tree)
+    if config.reward.pays_marginal and trainer.learns_from_rewards and not trainer.has_groups:
+        source = tree.source(("reward", "credit"))
+        problem = f"{trainer.algorithm} has one completion per prompt, and so no group that could lose by it"
+        tree.problems.append(f"reward.credit: {problem} ({source})")
+        tree.hints.append("set reward.credit to own, or train by grpo or rloo")
+    if config.reward.pays_marginal and config.reward.is_fused:
+        problem = f"reward.fuse={config.reward.fuse} joins one completion at a time to a sequence model, no group"
+        tree.problems.append(f"reward.credit: {problem} ({tree.source(('reward', 'credit'))})")
+        tree.hints.append("leave one of them out")
     for key in ("file", "service.dataset"):
         value = config.retrieval.file if key == "file" else config.retrieval.service.dataset
         if value is not None and len(config.data.paths) > 1:

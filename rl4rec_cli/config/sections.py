@@ -298,10 +298,14 @@ class RewardSection(Section):
     fuse_weight: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Weight of the completion's own scores in `fuse`. Absent: validation users choose it for the last item's text,
     before training; they are not those who are measured during training."""
+    credit: Literal["own", "marginal"] = "own"
+    """What a completion of a group is paid for: the rank of its `own` text, or what the rank of the whole group, fused
+    as `generation.fusion` says, loses without it (`marginal`), so that a group learns to ask for different things.
+    `marginal` is for grpo and rloo; rewards that read completions are paid as with `own`."""
     normalize_rewards: Literal["auto", "group", "batch", "none"] = "auto"
     """Divide advantages by the standard deviation of the group or the batch. `auto`: for grpo `group`, but `none` with
-    rank shaping, whose small tail differences a group's deviation would blow up to ±1; for ppo and reinforce `batch`;
-    for rloo `none`."""
+    rank shaping or `credit: marginal`, whose small differences a group's deviation would blow up to ±1; for ppo and
+    reinforce `batch`; for rloo `none`."""
 
     @property
     def is_fused(self) -> bool:
@@ -312,8 +316,13 @@ class RewardSection(Section):
     def scale_rewards(self) -> str:
         """The value the `scale_rewards` of TRL's GRPO gets."""
         if self.normalize_rewards == "auto":
-            return "none" if self.rank_shaping > 0 else "group"
+            return "none" if self.rank_shaping > 0 or self.pays_marginal else "group"
         return self.normalize_rewards
+
+    @property
+    def pays_marginal(self) -> bool:
+        """Whether a completion is paid what its group's fused rank loses without it."""
+        return self.credit == "marginal"
 
 
 class RunConfig(Section):

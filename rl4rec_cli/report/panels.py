@@ -44,7 +44,12 @@ class Panel:
 PANELS = (
     Panel(
         "Reward",
-        {"avg_reward": "reward, as optimised", "reward/": ""},
+        {
+            "avg_reward": "reward, as optimised",
+            "own_reward": "for a completion's own rank",
+            "fused_reward": "of the group, fused",
+            "reward/": "",
+        },
         "mean of the completions",
         "Of the completions that were written for learning from, on training users.",
     ),

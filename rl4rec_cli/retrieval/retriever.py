@@ -26,7 +26,7 @@ from rl4rec_cli.ranking.ranks import ItemMatrix, Storage, score_matrix, search, 
 from rl4rec_cli.retrieval.answers import Found, Ranking, as_found
 from rl4rec_cli.retrieval.embedder import Embedder
 from rl4rec_cli.retrieval.embedding_rows import vectors_digest
-from rl4rec_cli.retrieval.several_texts import SeveralTexts
+from rl4rec_cli.retrieval.several_texts import GroupRanks, SeveralTexts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,6 +66,14 @@ class Retriever(Protocol):
         fusion: Fusion = "logsumexp",
         weights: Sequence[Sequence[float]] | None = None,
     ) -> Ranking: ...
+
+    def group_ranks(
+        self,
+        texts_of_groups: Sequence[Sequence[str]],
+        targets: Sequence[int],
+        histories: Sequence[Sequence[int]],
+        fusion: Fusion = "logsumexp",
+    ) -> GroupRanks: ...
 
     def fused_search(
         self,

@@ -4,7 +4,7 @@ Decides: that equal texts of a user count once; that an unscorable text is left 
 left is unscorable and ranks last; that every backend ranks them in the process that asks, by vectors that the backend
 embeds. With a service this process fetches the item vectors once, as evaluation does.
 
-Hides: the kernel (`ranking/fused.py`), which says what a fused score is.
+Hides: the kernel (`ranking/fused.py`, `ranking/leave_one_out.py`), which says what a fused score is.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rl4rec_cli.errors import DataError
 from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.ranking.fused import fused_search, fused_target_ranks
 from rl4rec_cli.ranking.item_matrix import ItemMatrix
+from rl4rec_cli.ranking.leave_one_out import leave_one_out_ranks
 from rl4rec_cli.retrieval.answers import Found, Ranking, as_found
 
 if TYPE_CHECKING:
@@ -36,6 +37,17 @@ class UserTexts(NamedTuple):
     """`[B]`, how many of them each user has."""
     log_weights: NDArray[np.float64] | None
     """`[Q]`, the largest one of equal texts."""
+
+
+class GroupRanks(NamedTuple):
+    """Ranks of the G targets of groups that have T texts in all."""
+
+    own: Ranking
+    """`[T]`, by each text alone."""
+    together: Ranking
+    """`[G]`, by all texts of the group."""
+    without: Ranking
+    """`[T]`, by the texts of the group but this one."""
 
 
 def different_texts(
@@ -74,6 +86,10 @@ class _HasVectors(Protocol):
 
     def text_vectors(self, texts: Sequence[str]) -> torch.Tensor: ...
 
+    def vector_ranks(
+        self, queries_BD: torch.Tensor, targets: Sequence[int], histories: Sequence[Sequence[int]]
+    ) -> Ranking: ...
+
 
 class SeveralTexts:
     """What a retriever that has vectors adds for users of several texts."""
@@ -99,14 +115,57 @@ class SeveralTexts:
             DataError: lengths differ, a user has no text, or an id is not in the catalogue.
             EmbeddingError: the embedder returned something that is not finite.
         """
-        if not len(texts_of_users) == len(targets) == len(histories):
-            raise DataError(
-                f"texts of {len(texts_of_users)} users, {len(targets)} targets and {len(histories)} histories: not "
-                "one each"
-            )
+        _check_lengths(texts_of_users, targets, histories)
         users = different_texts(texts_of_users, weights)
         vectors_QD = _vectors(self, users)
         return rank_users(vectors_QD, users, self.matrix, targets, histories if self.mask_history else None, fusion)
+
+    def group_ranks(
+        self: _HasVectors,
+        texts_of_groups: Sequence[Sequence[str]],
+        targets: Sequence[int],
+        histories: Sequence[Sequence[int]],
+        fusion: Fusion = "logsumexp",
+    ) -> GroupRanks:
+        """Rank of each group's target by every text alone, by all texts together, and by all texts but one.
+
+        Each text is embedded once. `without` is what `fused_ranks` gives for the group less one text: where another
+        text is equal to it, or where it is unscorable, the rank of all. Without a group's only scorable text nothing
+        is left, which is unscorable and ranks last.
+
+        Args:
+            texts_of_groups, targets, histories, fusion: as `fused_ranks` takes them.
+
+        Raises:
+            DataError, EmbeddingError: as `fused_ranks`.
+        """
+        _check_lengths(texts_of_groups, targets, histories)
+        groups = different_texts(texts_of_groups)
+        if not groups.texts:
+            nothing = Ranking(np.zeros(0, np.int64), np.zeros(0, np.bool_))
+            return GroupRanks(nothing, nothing, nothing)
+        sizes_G = np.asarray([len(texts) for texts in texts_of_groups], np.int64)
+        rows_T, places_T, is_single_T = _places(texts_of_groups)
+        vectors_TD = self.text_vectors([text for texts in texts_of_groups for text in texts])
+        group_T = np.repeat(np.arange(len(sizes_G)), sizes_G)
+        own = self.vector_ranks(vectors_TD, [targets[int(g)] for g in group_T], [histories[int(g)] for g in group_T])
+        with during(Phase.RANKING):
+            whole_G, without_Q = leave_one_out_ranks(
+                vectors_TD[torch.from_numpy(rows_T).to(vectors_TD.device)],
+                groups.counts,
+                self.matrix,
+                torch.tensor(list(targets), dtype=torch.long),
+                histories if self.mask_history else None,
+                fusion=fusion,
+            )
+        group_Q, scorable_Q = np.repeat(np.arange(len(sizes_G)), groups.counts), own.scorable[rows_T]
+        left_G = np.bincount(group_Q, weights=scorable_Q, minlength=len(sizes_G))
+        whole = np.where(left_G > 0, whole_G.numpy(), self.matrix.num_items)
+        left_Q = left_G[group_Q] - scorable_Q
+        rest_Q = np.where(left_Q > 0, without_Q.numpy(), self.matrix.num_items)
+        without_T = np.where(is_single_T, rest_Q[places_T], whole[group_T])
+        left_T = np.where(is_single_T, left_Q[places_T], left_G[group_T])
+        return GroupRanks(own, Ranking(whole, left_G > 0), Ranking(without_T, left_T > 0))
 
     def fused_search(
         self: _HasVectors,
@@ -147,6 +206,34 @@ def rank_users(
     scorable_B = np.zeros(len(users.counts), np.bool_)
     np.logical_or.at(scorable_B, np.repeat(np.arange(len(users.counts)), users.counts), scorable_Q)
     return Ranking(np.where(scorable_B, ranks_B.numpy(), matrix.num_items), scorable_B)
+
+
+def _places(texts_of_groups: Sequence[Sequence[str]]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Of Q different texts the first place among all T, and of T texts the place among the different ones.
+
+    The third is whether a text comes once in its group.
+    """
+    rows: list[int] = []
+    places: list[int] = []
+    for texts in texts_of_groups:
+        own: dict[str, int] = {}
+        for text in texts:
+            if text not in own:
+                own[text] = len(rows)
+                rows.append(len(places))
+            places.append(own[text])
+    places_T = np.asarray(places, np.int64)
+    counts_Q = np.bincount(places_T, minlength=len(rows))
+    return np.asarray(rows, np.int64), places_T, counts_Q[places_T] == 1
+
+
+def _check_lengths(
+    texts_of_users: Sequence[Sequence[str]], targets: Sequence[int], histories: Sequence[Sequence[int]]
+) -> None:
+    if not len(texts_of_users) == len(targets) == len(histories):
+        raise DataError(
+            f"texts of {len(texts_of_users)} users, {len(targets)} targets and {len(histories)} histories: not one each"
+        )
 
 
 def _weights(users: UserTexts) -> torch.Tensor | None:

@@ -1,14 +1,14 @@
 """Turns texts into rewards, by the one ranking that training and evaluation share.
 
 Decides: that a batch is ranked once, however many rewards there are, and each text in its own dataset's catalogue; how
-rewards are weighted and shaped, and which rewards are invalid.
+rewards are weighted and shaped, also where a group pays (`credit`), and which rewards are invalid.
 Hides: the retriever and the reward functions.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +17,8 @@ import numpy as np
 
 from rl4rec_cli.config.base import LARGEST_REWARD
 from rl4rec_cli.errors import ConfigError, DataError, RewardError
-from rl4rec_cli.retrieval.retriever import submit_ranks
+from rl4rec_cli.retrieval.retriever import Ranking, submit_ranks
+from rl4rec_cli.rewards.credit import Groups, GroupScores
 from rl4rec_cli.rewards.custom import TextReward, load_reward, where_raised
 from rl4rec_cli.rewards.functions import RankReward, rank_shaping
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rl4rec_cli.config.sections import RewardSection
-    from rl4rec_cli.retrieval.retriever import Ranking, Retriever
+    from rl4rec_cli.retrieval.retriever import Retriever
 
 _WAY_OUT = f"beyond ±{LARGEST_REWARD:g} sums and squares of rewards do not fit in float32: scale it down"
 
@@ -35,11 +36,13 @@ class Scores:
     """Rewards of a batch of B texts."""
 
     ranks: NDArray[np.int64]
-    """`[B]` rank of the target."""
+    """`[B]` rank of the target by the text alone."""
     rewards: NDArray[np.float64]
-    """`[B]` weighted sum plus shaping, which training maximises."""
+    """`[B]` what training maximises: the weighted sum plus shaping, or what the group loses without the text."""
     parts: dict[str, NDArray[np.float64]]
-    """`[B]` values of every reward function by name, those of weight 0 too, without shaping."""
+    """`[B]` values of every reward function for the text alone by name, those of weight 0 too, without shaping."""
+    groups: GroupScores | None = None
+    """Where groups pay."""
 
 
 class HybridRanks(Protocol):
@@ -63,9 +66,12 @@ class Scorer:
         dataset: name of the catalogue's dataset, for rewards that read texts.
         rewards: the section's rewards, if they are loaded already.
         hybrid: ranks instead of the retriever alone, as `reward.fuse` says.
+        groups: texts stand in groups that pay each what they lose without it; None: each is paid for its own rank. A
+            hybrid ranks no groups.
 
     Raises: as `load_reward`, and
-        RewardError: a reward's class cannot be instantiated. ConfigError: `reward.fuse` is set, and there is no hybrid.
+        RewardError: a reward's class cannot be instantiated.
+        ConfigError: `reward.fuse` is set, and there is no hybrid; or groups are to pay, and no reward is of the rank.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Scorer:
         dataset: str = "",
         rewards: Mapping[str, RankReward | TextReward] | None = None,
         hybrid: HybridRanks | None = None,
+        groups: Groups | None = None,
     ) -> None:
         if section.is_fused and hybrid is None:
             raise ConfigError(
@@ -83,6 +90,7 @@ class Scorer:
                 hint="`rl4rec train` and RLTrainer fit the sequence model; leave out reward.fuse here",
             )
         self.retriever, self._hybrid = retriever, hybrid
+        self.groups = groups
         self.section = section
         self.dataset = dataset
         self._by_rank: dict[str, RankReward] = {}
@@ -93,6 +101,11 @@ class Scorer:
                 self._by_rank[name] = reward
             else:
                 self._by_text[name], self.files[name] = reward.bind(retriever, section.k), reward.file
+        if groups is not None and section.rank_shaping == 0 and not any(section.functions[n] for n in self._by_rank):
+            raise ConfigError(
+                "reward.credit=marginal pays for ranks, and every reward that is not only logged reads completions",
+                hint="add a reward of the rank (--reward ndcg=1) or reward.rank_shaping, or leave reward.credit out",
+            )
 
     def score(
         self,
@@ -104,11 +117,15 @@ class Scorer:
         """Returns the rewards of a batch.
 
         Args:
+            texts: `[B]`; where groups pay, those of a group stand together.
+            targets: `[B]` item ids.
+            histories: `[B]` item ids already chosen.
             users: `[B]` names; with a hybrid the half that a user is in decides which model scores.
 
         Raises:
             RewardError: a reward that reads texts raised, or returned something other than one finite number per text.
-            DataError: there is a hybrid, and no users.
+            DataError: there is a hybrid, and no users; or groups pay, and the texts do not stand in whole groups, each
+                of one example.
         """
         return self.start(texts, targets, histories, users)()
 
@@ -121,10 +138,13 @@ class Scorer:
     ) -> Callable[[], Scores]:
         """Starts `score` and returns a function that finishes it. A retrieval service ranks in between.
 
-        So the requests of several batches overlap. A hybrid ranks in this process, in the second half.
+        So the requests of several batches overlap. A hybrid ranks in this process, in the second half, and so do
+        groups.
 
         Raises (the second half): as `score`.
         """
+        if self.groups is not None:
+            return partial(self._finish_groups, texts, targets, histories, self.groups)
         ranking: Callable[[], Ranking]
         if self._hybrid is None:
             ranking = submit_ranks(self.retriever, texts, targets, histories)
@@ -138,19 +158,63 @@ class Scorer:
         self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]], ranking: Ranking
     ) -> Scores:
         ranks, scorable = ranking
-        parts: dict[str, NDArray[np.float64]] = {}
-        for name in self.section.functions:
-            if name in self._by_text:
-                parts[name] = self._read_texts(name, texts, targets, histories, ranks, scorable)
-            else:
-                values = self._by_rank[name].worth(ranks, self.section)
-                parts[name] = np.where(scorable, values, 0.0)
-        rewards = np.zeros(len(texts), np.float64)
+        parts = {
+            name: self._read_texts(name, texts, targets, histories, ranks, scorable)
+            if name in self._by_text
+            else self._of_ranks(name, ranking)
+            for name in self.section.functions
+        }
+        rewards = self._sum(parts, ranking)
+        self._check_size(rewards, parts, texts, targets)
+        return Scores(ranks, rewards, parts)
+
+    def _finish_groups(
+        self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]], groups: Groups
+    ) -> Scores:
+        """Pays each text what its group loses without it (see `credit`)."""
+        group_targets, group_histories = groups.of_each(targets, "target"), groups.of_each(histories, "history")
+        own, together, without = self.retriever.group_ranks(
+            groups.split(texts), group_targets, group_histories, groups.fusion
+        )
+        scores = self._finish(texts, targets, histories, own)
+        whole = Ranking(np.repeat(together.ranks, groups.size), np.repeat(together.scorable, groups.size))
+        whole_parts = {name: self._of_ranks(name, whole) for name in self._by_rank}
+        rest_parts = {name: self._of_ranks(name, without) for name in self._by_rank}
+        values, rest = self._sum(whole_parts, whole), self._sum(rest_parts, without)
+        rewards = values - rest
+        for name in self._by_text:
+            rewards += self.section.functions[name] * scores.parts[name]
+        gains = {name: whole_parts[name] - rest_parts[name] for name in self._by_rank}
+        self._check_size(rewards, {**scores.parts, **gains}, texts, targets)
+        return Scores(
+            own.ranks,
+            rewards,
+            scores.parts,
+            GroupScores(scores.rewards, whole.ranks, without.ranks, values, whole_parts),
+        )
+
+    def _of_ranks(self, name: str, ranking: Ranking) -> NDArray[np.float64]:
+        values = self._by_rank[name].worth(ranking.ranks, self.section)
+        return np.where(ranking.scorable, values, 0.0)
+
+    def _sum(self, parts: Mapping[str, NDArray[np.float64]], ranking: Ranking) -> NDArray[np.float64]:
+        """Weighs these parts and adds the shaping."""
+        rewards = np.zeros(len(ranking.ranks), np.float64)
         for name, weight in self.section.functions.items():
-            rewards += weight * parts[name]
+            if name in parts:
+                rewards += weight * parts[name]
         if self.section.rank_shaping > 0:
-            shaping = rank_shaping(ranks, self.retriever.num_items, self.section.rank_shaping)
-            rewards += np.where(scorable, shaping, 0.0)
+            shaping = rank_shaping(ranking.ranks, self.retriever.num_items, self.section.rank_shaping)
+            rewards += np.where(ranking.scorable, shaping, 0.0)
+        return rewards
+
+    def _check_size(
+        self,
+        rewards: NDArray[np.float64],
+        parts: Mapping[str, NDArray[np.float64]],
+        texts: Sequence[str],
+        targets: Sequence[int],
+    ) -> None:
         if len(too_large := np.flatnonzero(np.abs(rewards) > LARGEST_REWARD)):
             row = int(too_large[0])
             contributions = {name: weight * parts[name][row] for name, weight in self.section.functions.items()}
@@ -160,7 +224,6 @@ class Scorer:
                 f"{name!r} is {contributions[name]:g} (weight {self.section.functions[name]:g})",
                 hint=_WAY_OUT,
             )
-        return Scores(ranks, rewards, parts)
 
     def _read_texts(
         self,
@@ -215,18 +278,22 @@ class Scorer:
 
 
 def open_scorers(
-    retrievers: Mapping[str, Retriever], section: RewardSection, hybrids: Mapping[str, HybridRanks] | None = None
+    retrievers: Mapping[str, Retriever],
+    section: RewardSection,
+    hybrids: Mapping[str, HybridRanks] | None = None,
+    groups: Groups | None = None,
 ) -> dict[str, Scorer]:
     """Returns a scorer for each dataset. Imports a reward's module once for all of them.
 
     Args:
         hybrids: by the datasets' names, as the retrievers.
+        groups: as `Scorer`.
 
     Raises: as `Scorer`.
     """
     rewards, by_name = load_rewards(section), hybrids or {}
     return {
-        name: Scorer(retriever, section, dataset=name, rewards=rewards, hybrid=by_name.get(name))
+        name: Scorer(retriever, section, dataset=name, rewards=rewards, hybrid=by_name.get(name), groups=groups)
         for name, retriever in retrievers.items()
     }
 
@@ -263,16 +330,44 @@ def start_scores(
             pending.append((rows, scorer.start(*own)))
 
     def finish() -> Scores:
-        ranks, rewards = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.float64)
-        parts: dict[str, NDArray[np.float64]] = {}
-        for rows, finish_own in pending:
-            scores = finish_own()
-            ranks[rows], rewards[rows] = scores.ranks, scores.rewards
-            for name, values in scores.parts.items():
-                parts.setdefault(name, np.zeros(len(texts), np.float64))[rows] = values
-        return Scores(ranks, rewards, parts)
+        return _joined([(rows, finish_own()) for rows, finish_own in pending], len(texts))
 
     return finish
+
+
+def _joined(parts_of_batch: Sequence[tuple[list[int], Scores]], count: int) -> Scores:
+    """Returns the scores of parts of a batch, each with its rows, as those of the whole."""
+
+    def whole(column: Callable[[Any], NDArray[Any]], dtype: type = np.float64) -> NDArray[Any]:
+        values: NDArray[Any] = np.zeros(count, dtype)
+        for rows, scores in parts_of_batch:
+            values[rows] = column(scores)
+        return values
+
+    def each(names: Iterable[str], parts: Callable[[Any], Mapping[str, NDArray[np.float64]]]) -> dict[str, Any]:
+        def part(name: str) -> Callable[[Any], NDArray[np.float64]]:
+            return lambda scores: parts(scores)[name]
+
+        return {name: whole(part(name)) for name in names}
+
+    if not parts_of_batch:
+        return Scores(np.zeros(0, np.int64), np.zeros(0), {})
+    first = parts_of_batch[0][1]
+    groups = None
+    if first.groups is not None:
+        groups = GroupScores(
+            whole(lambda scores: scores.groups.own_rewards),
+            whole(lambda scores: scores.groups.ranks, np.int64),
+            whole(lambda scores: scores.groups.ranks_without, np.int64),
+            whole(lambda scores: scores.groups.rewards),
+            each(first.groups.parts, lambda scores: scores.groups.parts),
+        )
+    return Scores(
+        whole(lambda scores: scores.ranks, np.int64),
+        whole(lambda scores: scores.rewards),
+        each(first.parts, lambda scores: scores.parts),
+        groups,
+    )
 
 
 def _definition(function: Any, file: str) -> str:

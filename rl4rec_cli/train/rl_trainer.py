@@ -37,6 +37,7 @@ from rl4rec_cli.policy.loading import save_policy
 from rl4rec_cli.policy.opening import load_for_training
 from rl4rec_cli.policy.sources import with_own_adapter
 from rl4rec_cli.retrieval.opening import open_run_retrievers
+from rl4rec_cli.rewards.credit import Groups
 from rl4rec_cli.rewards.custom import reward_of_code
 from rl4rec_cli.rewards.scorer import Scorer, load_rewards
 from rl4rec_cli.train.algorithms.opening import open_lesson, open_trainer
@@ -145,7 +146,14 @@ class RLTrainer:
         check_hybrids(config, datasets)
         hybrids = open_hybrids(config, datasets, retrievers)
         self._scorers = {
-            name: Scorer(retriever, config.reward, dataset=name, rewards=loaded, hybrid=hybrids.get(name))
+            name: Scorer(
+                retriever,
+                config.reward,
+                dataset=name,
+                rewards=loaded,
+                hybrid=hybrids.get(name),
+                groups=Groups.of(config),
+            )
             for name, retriever in retrievers.items()
         }
         policy = rec_policy.policy if rec_policy is not None else self._load_policy(config, datasets, scratch)
@@ -234,16 +242,16 @@ class RLTrainer:
         """Returns what training would give for these completions.
 
         Args:
-            completions: `[B]` texts.
+            completions: `[B]` texts; with `reward.credit: marginal` whole groups, each of one example.
             examples: `[B]` examples that they were written for.
             dataset: name of the examples' dataset, if there are several.
 
         Returns:
-            `[B]` weighted sums of the rewards, with shaping.
+            `[B]` weighted sums of the rewards, with shaping, or what the groups lose without each completion.
 
         Raises:
-            RewardError: as `Scorer.score`. DataError: another number of examples than of completions, or no such
-            dataset. ConfigError: there are several datasets, and none is named.
+            RewardError: as `Scorer.score`. DataError: another number of examples than of completions, no such
+            dataset, or no whole groups. ConfigError: there are several datasets, and none is named.
         """
         if len(completions) != len(examples):
             raise DataError(f"{len(completions)} completions for {len(examples)} examples")

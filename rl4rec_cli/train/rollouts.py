@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import Policy
+    from rl4rec_cli.rewards.credit import GroupScores
     from rl4rec_cli.rewards.scorer import Scorer
 
 
@@ -38,6 +39,8 @@ OWN_METRICS = (
     "values_mean",
     "stopped_share",
 )
+# What is logged where a completion is paid what its group loses without it.
+GROUP_METRICS = ("own_reward", "fused_reward", "fused_rank")
 # What is logged where an engine generates: TRL's names and ours.
 ENGINE_METRICS = {
     MASKED: MASKED,
@@ -119,6 +122,13 @@ class RetrievalReward:
         for name, values in scores.parts.items():
             log_metric(f"reward/{names[name]}", float(values.mean()))
         log_metric("mean_rank", float(scores.ranks.mean()))
+        groups = scores.groups
+        if groups is not None:
+            log_metric("own_reward", float(groups.own_rewards.mean()))
+            log_metric("fused_reward", float(groups.rewards.mean()))
+            log_metric("fused_rank", float(groups.ranks.mean()))
+            for name, values in groups.parts.items():
+                log_metric(f"fused/{names[name]}", float(values.mean()))
         log_metric("distinct_texts", distinct)
         if self._is_reported:
             self._rewards, self._datasets, self._is_reported = [], [], False
@@ -136,9 +146,19 @@ class RetrievalReward:
                     "target": target[row],
                     "rank": scores.ranks[row],
                     "reward": scores.rewards[row],
+                    **({} if groups is None else _of_group(groups, row)),
                 }
             )
         return scores.rewards.tolist()
+
+
+def _of_group(groups: GroupScores, row: int) -> dict[str, Any]:
+    return {
+        "own_reward": groups.own_rewards[row],
+        "fused_reward": groups.rewards[row],
+        "fused_rank": groups.ranks[row],
+        "fused_rank_without": groups.ranks_without[row],
+    }
 
 
 class Rollout:
@@ -207,7 +227,9 @@ def step_record(logs: dict[str, Any], reward: RetrievalReward, rollout: Rollout)
     are of the weight sync to the engine. `clip_share` is the share of tokens with a clipped policy ratio.
     `tokens_per_second` counts generated tokens over the time of generation. `memory_gib` is the most held on the GPU;
     on the CPU, what the process holds. `avg_reward/NAME` is there if the run has several datasets and the step has
-    completions for this one.
+    completions for this one. With `reward.credit: marginal`, `avg_reward` and its like are what completions are paid;
+    `own_reward` is what they would earn for their own ranks, and `fused_reward`, `fused_rank` and `fused/NAME` are
+    those of whole groups.
     """
     if "loss" not in logs:
         return None
@@ -230,8 +252,9 @@ def step_record(logs: dict[str, Any], reward: RetrievalReward, rollout: Rollout)
         "truncated_share": logs.get("completions/clipped_ratio"),
         "mean_rank": logs.get("mean_rank"),
         "distinct_texts": logs.get("distinct_texts"),
+        **{name: logs[name] for name in GROUP_METRICS if name in logs},
         **{ours: logs[theirs] for theirs, ours in ENGINE_METRICS.items() if theirs in logs},
-        **{name: value for name, value in logs.items() if name.startswith(("reward/", "groups/"))},
+        **{name: value for name, value in logs.items() if name.startswith(("reward/", "fused/", "groups/"))},
         "step_seconds": logs.get("step_time"),
         "generation_seconds": round(rollout.seconds, 4),
         "reward_seconds": round(reward.seconds, 4),

@@ -126,6 +126,9 @@ def test_several_texts_of_a_user_rank_as_in_process(retriever: Any, expected: An
             users, 7, own[1], fusion, given
         )
     assert not ranking.scorable[users.index(["", " \n", "nothing known here"])]
+    for ranking, wanted in zip(*(one.group_ranks(users, *own, fusion) for one in (retriever, expected)), strict=True):
+        assert ranking.ranks.tolist() == wanted.ranks.tolist()
+        assert ranking.scorable.tolist() == wanted.scorable.tolist()
 
 
 def test_nothing_in_nothing_out(retriever: Any) -> None:

@@ -105,6 +105,41 @@ def test_evaluation_ranks_users_some_at_a_time(
     assert (len(nobody.ranks([], [])[0]), nobody.top(10, []).shape) == (0, (0, 10))
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_ranks_of_groups_are_those_of_fewer_texts(fusion: Any, retriever: Any, titles: list[str]) -> None:
+    groups = [
+        [titles[3], titles[90], titles[3], "", titles[40]],
+        [titles[5], titles[5]],
+        [titles[5], "", "unheard"],
+        ["", "unheard"],
+        [titles[7]],
+        *([titles[i], titles[i + 9], titles[i + 30]] for i in range(20, 60)),
+    ]
+    targets = [(17 * i) % 120 for i in range(len(groups))]
+    histories = [[i, i + 1, targets[i]] for i in range(len(groups))]
+    own, together, without = retriever.group_ranks(groups, targets, histories, fusion)
+    lists = []
+    for texts, target, history in zip(groups, targets, histories, strict=True):
+        lists += [(texts[:i] + texts[i + 1 :] or [""], target, history) for i in range(len(texts))]
+    flat = [([text], *rest) for texts, *rest in zip(groups, targets, histories, strict=True) for text in texts]
+    for ranking, wanted in (
+        (own, retriever.fused_ranks(*zip(*flat, strict=True), fusion)),
+        (together, retriever.fused_ranks(groups, targets, histories, fusion)),
+        (without, retriever.fused_ranks(*zip(*lists, strict=True), fusion)),
+    ):
+        assert ranking.ranks.tolist() == wanted.ranks.tolist()
+        assert ranking.scorable.tolist() == wanted.scorable.tolist()
+    assert without.scorable[5:13].tolist() == [True, True, False, True, True, False, False, False]
+
+
+def test_a_group_is_embedded_once(retriever: Any, titles: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded: list[str] = []
+    embed = retriever.embedder.embed
+    monkeypatch.setattr(retriever.embedder, "embed", lambda texts, **how: embedded.extend(texts) or embed(texts, **how))
+    retriever.group_ranks([[titles[3], titles[4], titles[3]], [titles[4], titles[5]]], [1, 2], [[], []])
+    assert embedded == titles[3:6]
+
+
 def test_two_titles_find_both(retriever: Any, titles: list[str]) -> None:
     found = retriever.fused_search([[titles[3], titles[90]]], 6, fusion="max")[0]
     best = {retriever.search([titles[i]], 1)[0].items[0] for i in (3, 90)}
@@ -118,6 +153,9 @@ def test_nobody_and_nothing(retriever: Any) -> None:
     for users, targets, histories in (([["a"]], [0, 1], [[]]), ([[]], [0], [[]]), (["ab"], [0], [[]])):
         with pytest.raises(DataError):
             retriever.fused_ranks(users, targets, histories)
+        with pytest.raises(DataError):
+            retriever.group_ranks(users, targets, histories)
+    assert [len(part.ranks) for part in retriever.group_ranks([], [], [])] == [0, 0, 0]
     with pytest.raises(DataError, match="weights are not one for each text"):
         retriever.fused_ranks([["a", "b"]], [0], [[]], "mean", [[0.0]])
     assert np.issubdtype(ranking.ranks.dtype, np.integer)

@@ -53,6 +53,10 @@ VARIANTS = {
         "grpo",
         (*GROUPS, "trainer.zero_variance=refill", "reward.rank_shaping=0", "trainer.num_iterations=2"),
     ),
+    "grpo, paid by the group, refilled, logged every third step": (
+        "grpo",
+        (*GROUPS, "reward.credit=marginal", "trainer.zero_variance=refill", "logging.steps=3"),
+    ),
     "grpo, screened by its own texts": ("grpo", (*GROUPS, "trainer.screen_by=policy", "trainer.screen_rank=20")),
     "rloo, accumulated, two updates from a batch": (
         "rloo",
