@@ -39,6 +39,7 @@ from rl4rec_cli.ranking import counting
 from rl4rec_cli.ranking.blocks import blocks_of
 from rl4rec_cli.ranking.exact_scores import Queries
 from rl4rec_cli.ranking.fused import fused_search, fused_target_ranks
+from rl4rec_cli.ranking.leave_one_out import leave_one_out_ranks
 from rl4rec_cli.ranking.products import product
 from rl4rec_cli.ranking.ranks import ItemMatrix, search, target_ranks
 from rl4rec_cli.retrieval.embedding_rows import map_rows
@@ -370,6 +371,9 @@ def table_fused(users: int, count: int, dim: int, rounds: int) -> None:
             call = {"fusion": fusion}
             variants[f"{fusion}: ranks, targets anywhere"] = lambda q=queries, n=each, call=call: fused_target_ranks(
                 q, [n] * users, matrix, targets_U, **call
+            )
+            variants[f"{fusion}: ranks, and without each text"] = lambda q=queries, n=each, call=call: (
+                leave_one_out_ranks(q, [n] * users, matrix, targets_U, **call)
             )
             if fusion == "logsumexp":
                 variants[f"{fusion}: ranks, targets at rank 100"] = lambda q=queries, n=each, t=top_U: (
