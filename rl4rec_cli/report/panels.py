@@ -47,7 +47,7 @@ PANELS = (
         {
             "avg_reward": "reward, as optimised",
             "own_reward": "for a completion's own rank",
-            "fused_reward": "of the group, fused",
+            "group_reward": "of the group, fused",
             "reward/": "",
         },
         "mean of the completions",

@@ -73,7 +73,7 @@ class Health:
         """Returns the rules that begin to hold with a logged step."""
         step, findings = int(record["step"]), []
         # A credit says nothing of how good a group is: where all are alike it is 0, be they right or wrong.
-        reward = _number(record.get("fused_reward", record.get("avg_reward")))
+        reward = _number(record.get("group_reward", record.get("avg_reward")))
         if reward is not None:
             self._rewards = [*self._rewards, reward][-self._section.window :]
         for name, rule in self._rules.items():

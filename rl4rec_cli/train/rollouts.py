@@ -40,7 +40,7 @@ OWN_METRICS = (
     "stopped_share",
 )
 # What is logged where a completion is paid what its group loses without it.
-GROUP_METRICS = ("own_reward", "fused_reward", "fused_rank")
+GROUP_METRICS = ("own_reward", "group_reward", "group_rank")
 # What is logged where an engine generates: TRL's names and ours.
 ENGINE_METRICS = {
     MASKED: MASKED,
@@ -125,10 +125,10 @@ class RetrievalReward:
         groups = scores.groups
         if groups is not None:
             log_metric("own_reward", float(groups.own_rewards.mean()))
-            log_metric("fused_reward", float(groups.rewards.mean()))
-            log_metric("fused_rank", float(groups.ranks.mean()))
+            log_metric("group_reward", float(groups.rewards.mean()))
+            log_metric("group_rank", float(groups.ranks.mean()))
             for name, values in groups.parts.items():
-                log_metric(f"fused/{names[name]}", float(values.mean()))
+                log_metric(f"group/{names[name]}", float(values.mean()))
         log_metric("distinct_texts", distinct)
         if self._is_reported:
             self._rewards, self._datasets, self._is_reported = [], [], False
@@ -155,9 +155,9 @@ class RetrievalReward:
 def _of_group(groups: GroupScores, row: int) -> dict[str, Any]:
     return {
         "own_reward": groups.own_rewards[row],
-        "fused_reward": groups.rewards[row],
-        "fused_rank": groups.ranks[row],
-        "fused_rank_without": groups.ranks_without[row],
+        "group_reward": groups.rewards[row],
+        "group_rank": groups.ranks[row],
+        "group_rank_without": groups.ranks_without[row],
     }
 
 
@@ -228,7 +228,7 @@ def step_record(logs: dict[str, Any], reward: RetrievalReward, rollout: Rollout)
     `tokens_per_second` counts generated tokens over the time of generation. `memory_gib` is the most held on the GPU;
     on the CPU, what the process holds. `avg_reward/NAME` is there if the run has several datasets and the step has
     completions for this one. With `reward.credit: marginal`, `avg_reward` and its like are what completions are paid;
-    `own_reward` is what they would earn for their own ranks, and `fused_reward`, `fused_rank` and `fused/NAME` are
+    `own_reward` is what they would earn for their own ranks, and `group_reward`, `group_rank` and `group/NAME` are
     those of whole groups.
     """
     if "loss" not in logs:
@@ -254,7 +254,7 @@ def step_record(logs: dict[str, Any], reward: RetrievalReward, rollout: Rollout)
         "distinct_texts": logs.get("distinct_texts"),
         **{name: logs[name] for name in GROUP_METRICS if name in logs},
         **{ours: logs[theirs] for theirs, ours in ENGINE_METRICS.items() if theirs in logs},
-        **{name: value for name, value in logs.items() if name.startswith(("reward/", "fused/", "groups/"))},
+        **{name: value for name, value in logs.items() if name.startswith(("reward/", "group/", "groups/"))},
         "step_seconds": logs.get("step_time"),
         "generation_seconds": round(rollout.seconds, 4),
         "reward_seconds": round(reward.seconds, 4),

@@ -79,25 +79,25 @@ def test_logged_rewards_are_those_of_the_completions(algorithm: str, credit: str
                 own.append(reward)
                 if credit == "own":
                     assert line["reward"] == pytest.approx(reward, abs=1e-9)
-                    assert "fused_rank" not in line
+                    assert "group_rank" not in line
                     continue
                 rest_rank, rest = worth(texts[:place] + texts[place + 1 :], target, history)
                 assert line["own_reward"] == pytest.approx(reward, abs=1e-9)
-                assert (line["fused_rank"], line["fused_rank_without"]) == (fused[-1][0], rest_rank)
+                assert (line["group_rank"], line["group_rank_without"]) == (fused[-1][0], rest_rank)
                 assert line["reward"] == pytest.approx(fused[-1][1] - rest, abs=1e-9)
                 paid_less += line["reward"] < reward - 1e-6
         assert record["avg_reward"] == pytest.approx(np.mean([line["reward"] for line in step]))
         ranks = np.array([line["rank"] for line in step])
         assert record["reward/hit"] == pytest.approx((ranks <= 10).mean())
-        fused_names = {name for name in record if name.startswith("fused") or name == "own_reward"}
+        group_names = {name for name in record if name.startswith("group") or name == "own_reward"}
         if credit == "own":
-            assert fused_names == set()
+            assert group_names == set()
             continue
-        assert fused_names == {"fused_reward", "fused_rank", "fused/ndcg", "fused/hit", "own_reward"}
+        assert group_names == {"group_reward", "group_rank", "group/ndcg", "group/hit", "own_reward"}
         assert record["own_reward"] == pytest.approx(np.mean(own))
-        assert record["fused_reward"] == pytest.approx(np.mean([reward for _, reward in fused]))
-        assert record["fused_rank"] == pytest.approx(np.mean([rank for rank, _ in fused]))
-        assert record["fused/hit"] == pytest.approx(np.mean([rank <= 10 for rank, _ in fused]))
+        assert record["group_reward"] == pytest.approx(np.mean([reward for _, reward in fused]))
+        assert record["group_rank"] == pytest.approx(np.mean([rank for rank, _ in fused]))
+        assert record["group/hit"] == pytest.approx(np.mean([rank <= 10 for rank, _ in fused]))
     assert credit == "own" or paid_less > 10
 
 
@@ -111,4 +111,4 @@ def test_a_program_gets_what_training_would_pay(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="no whole groups of 4"):
             trainer.compute_rewards([title], [example])
         record = trainer.train_step()
-        assert {"fused_rank", "fused/ndcg"} <= record.keys()
+        assert {"group_rank", "group/ndcg"} <= record.keys()
