@@ -151,7 +151,7 @@ def test_groups_of_several_datasets(retriever: Any) -> None:
     scorers = {"a": scorer(retriever, groups), "b": scorer(other, groups)}
     texts = [TITLES[i] for i in (1, 2, 3, 4, 5, 6)]
     targets, histories = [7, 7, 8, 8, 9, 9], [[1]] * 6
-    scores = start_scores(scorers, texts, targets, histories, ["b", "b", "a", "a", "b", "b"])()
+    scores = start_scores(scorers, texts, targets, histories, list("bbaabb"), ["u"] * 6)()
     assert scores.groups is not None
     for name, rows in (("a", [2, 3]), ("b", [0, 1, 4, 5])):
         own = scorers[name].score(*([values[row] for row in rows] for values in (texts, targets, histories)))
