@@ -24,7 +24,7 @@ from rl4rec_cli.shell import rl4rec
 from rl4rec_cli.train.arguments import number_of_steps
 from rl4rec_cli.train.checkpoints import check_data, find_place, keep_recipe
 from rl4rec_cli.train.examples import number_of_training_examples
-from rl4rec_cli.train.hybrids import is_fused
+from rl4rec_cli.train.hybrids import fuse_flag
 from rl4rec_cli.variables import settings_win
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def _opened(config: RunConfig, datasets: list[Dataset], audits: dict[str, str]) 
 def next_commands(run: Run, datasets: Sequence[Dataset]) -> str:
     """Returns the commands that the user may want next."""
     one = ("--dataset", datasets[0].name) if len(datasets) > 1 else ()
-    fuse = ("--fuse", run.config.reward.fuse) if is_fused(run.config) else ()
-    measure = rl4rec("eval", run.folder, *one, "--split", "test", *fuse)
+    measure = rl4rec("eval", run.folder, *one, "--split", "test", *fuse_flag(run.config))
     recommend = rl4rec("recommend", run.folder, *one, "--user", datasets[0].users[0])
     return f"Next: {measure}    or: {recommend}"
 

@@ -291,13 +291,13 @@ class RewardSection(Section):
     """Weight of Hit in `mixed`."""
     rank_shaping: RewardSize = 0.0
     """ε of ε·(1 − ln rank / ln N), added to the weighted sum."""
-    fuse: Literal["none", "sasrec", "transitions"] = "none"
+    fuse: Literal["none", "sasrec", "transitions", "history"] = "none"
     """Reward the rank that the completion's scores and this sequence model's give together, as `eval --fuse` ranks.
-    Each half of the users is scored by a model fitted on the other half. Screening and the measurements of training
-    rank alike."""
-    fuse_weight: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Weight of the completion's own scores in `fuse`. Absent: validation users choose it for the last item's text,
-    before training; they are not those who are measured during training."""
+    `history`: the trained retriever that `retrieval.model` names, by its own query of the history. Each half of the
+    users is scored by a model fitted on the other half. Screening and the measurements of training rank alike."""
+    fuse_weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Weight of the completion's own scores in `fuse`, throughout training. (Evaluation has validation users choose the
+    weight for the trained policy.)"""
     credit: Literal["own", "marginal"] = "own"
     """What a completion of a group is paid for: the rank of its `own` text, or what the rank of the whole group, fused
     as `generation.fusion` says, loses without it (`marginal`), so that a group learns to ask for different things.

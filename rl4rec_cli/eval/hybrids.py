@@ -145,11 +145,8 @@ class Fusion(Baseline):
             self.check(task.dataset, (), "test")
         return given
 
-    def choose(self, method: VectorMethod, task: Task, *, among: Sequence[Example] | None = None) -> float:
+    def choose(self, method: VectorMethod, task: Task) -> float:
         """Returns the weight of the method's own scores that validation users choose. The cache keeps it.
-
-        Args:
-            among: the users who choose; `choosers` by default.
 
         Raises:
             DataError: as `check`.
@@ -157,7 +154,7 @@ class Fusion(Baseline):
         if (given := self._given(method, task)) is not None:
             return given
         self.check(task.dataset, (), "test")
-        chooser = replace(task, examples=choosers(task.dataset) if among is None else among)
+        chooser = replace(task, examples=choosers(task.dataset))
 
         def compute() -> Measured:
             from rl4rec_cli.eval.fusion import choose_weight
@@ -177,6 +174,10 @@ class Fusion(Baseline):
             DataError: as `check`.
         """
         return Hybrid(self.label, self.choose(method, task), self.open_scores(task))
+
+    def model_key(self, task: Task) -> dict[str, object]:
+        """Returns what the sequence model's scores depend on besides the dataset and the examples."""
+        return self._model().key(task)
 
     def _model(self) -> ScoreBaseline:
         return cast(ScoreBaseline, open_baseline(self.sequence_model))
@@ -204,7 +205,7 @@ class Fusion(Baseline):
         key: dict[str, object] = {
             "hybrid": what,
             "method": method.key(task.examples),
-            "sequence model": self._model().key(task),
+            "sequence model": self.model_key(task),
             "code": [sha256_of_file(folder / f"{name}.py") for name in _CODE],
         }
         return replace(cached(task, key, compute), is_hybrid=True)

@@ -10,7 +10,7 @@ Hides: `fused_scores.py`, which says what a fused score is; this module ranks by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import compress
 from typing import TYPE_CHECKING
@@ -19,9 +19,9 @@ import numpy as np
 
 from rl4rec_cli import console
 from rl4rec_cli.data.dataset import Dataset, Example
-from rl4rec_cli.errors import ConfigError, DataError
+from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval.examples import choose_examples
-from rl4rec_cli.eval.hybrids import Fusion, choosers, last_item, open_fusion
+from rl4rec_cli.eval.hybrids import Fusion
 from rl4rec_cli.eval.scoring import Measured, Scored, SparseScores, Task, VectorScores
 from rl4rec_cli.eval.vector_method import VectorMethod
 from rl4rec_cli.files.digests import sha256, sha256_of_json, sha256_of_tensors
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.eval.fused_scores import Fused
+    from rl4rec_cli.eval.hybrids import ScoreExamples
     from rl4rec_cli.retrieval.retriever import Ranking
 
 HALVES_SEED = 20_050
-_NAME_IT = "name it: --set reward.fuse_weight=0.5"
 
 
 def halves_of_users(dataset: Dataset) -> NDArray[np.int64]:
@@ -70,16 +70,23 @@ class TrainingHybrid:
         fusion: the sequence model.
         task: dataset, retriever and cache. Its examples are not read.
         weight: of the completion's own scores, above 0 and up to 1.
+        open_half: fits the model on the dataset of half the users and returns its scores; by default as the fusion's.
     """
 
-    def __init__(self, fusion: Fusion, task: Task, weight: float) -> None:
+    def __init__(
+        self, fusion: Fusion, task: Task, weight: float, open_half: Callable[[Dataset], ScoreExamples] | None = None
+    ) -> None:
         self.fusion, self.weight, self._task = fusion, weight, task
         dataset = task.dataset
         self._half_of = dict(zip(dataset.training_users, halves_of_users(dataset).tolist(), strict=True))
-        fitted_on = [without_half(dataset, 0), without_half(dataset, 1)]
+        if open_half is None:
+
+            def open_half(half: Dataset) -> ScoreExamples:
+                return fusion.open_scores(replace(task, dataset=half))
+
+        self._scorers = [open_half(without_half(dataset, half)) for half in (0, 1)]
         if dataset.has_validation:
-            fitted_on.append(dataset)
-        self._scorers = [fusion.open_scores(replace(task, dataset=one)) for one in fitted_on]
+            self._scorers.append(fusion.open_scores(task))
         self._fused: dict[int, Fused] = {}
 
     @property
@@ -174,15 +181,12 @@ def _digest(scored: VectorScores | SparseScores) -> str:
     return sha256_of_tensors({"items": scored.items.vectors_ND.cpu().contiguous()})
 
 
-def check_training_hybrid(config: RunConfig, dataset: Dataset) -> None:
-    """Checks that the models of a run's hybrid can be fitted on this dataset, and that its weight is known.
+def check_training_hybrid(config: RunConfig, dataset: Dataset, fusion: Fusion) -> None:
+    """Checks that the models of a run's hybrid can be fitted on this dataset, and that it can be measured.
 
     Raises:
-        DataError: half of the users have nothing to learn from, or nobody can choose the weight.
+        DataError: half of the users have nothing to learn from, or there are fewer than two validation users.
     """
-    fusion = open_fusion(config.reward.fuse)
-    if fusion is None:
-        return
     for half in (0, 1):
         if all(len(part) < 2 for part in without_half(dataset, half).training_parts):
             raise DataError(
@@ -192,58 +196,28 @@ def check_training_hybrid(config: RunConfig, dataset: Dataset) -> None:
             )
     if dataset.has_validation:
         fusion.check(dataset, choose_examples(dataset, "validation", config.eval.users), "validation")
-    if config.reward.fuse_weight is not None:
-        return
-    if not dataset.has_validation:
-        raise DataError(
-            f"dataset {dataset.name}: validation users choose reward.fuse_weight, and what is trained has seen their "
-            f"targets (data.fit={dataset.fit})",
-            hint=f"{_NAME_IT}; data.fit=train prints the one that it chooses",
-        )
-    if len(others := _choosers(config, dataset)) < 2:
-        raise DataError(
-            f"dataset {dataset.name}: validation users who are not measured during training choose reward.fuse_weight, "
-            f"and there {'is' if len(others) == 1 else 'are'} {len(others)} (eval.step_users={config.eval.step_users})",
-            hint=f"{_NAME_IT}; or lower eval.step_users",
-        )
 
 
-def open_training_hybrid(config: RunConfig, task: Task) -> TrainingHybrid | None:
-    """Fits what a run's hybrid needs for a dataset, and chooses its weight; None without `reward.fuse`.
+def open_training_hybrid(
+    config: RunConfig, task: Task, fusion: Fusion, open_half: Callable[[Dataset], ScoreExamples] | None = None
+) -> TrainingHybrid:
+    """Fits what a run's hybrid needs for a dataset.
 
-    Validation users choose the weight for the last item's text, before any training: a weight that followed the
-    policy would move its rewards. They are not those who are measured during training.
+    The weight is `reward.fuse_weight`. The one that validation users choose for the last item's text would say what a
+    text is worth that nobody trained, which beside a strong model is next to nothing: completions would then hardly
+    change their rewards. One that followed the policy would move them.
+
+    Args:
+        open_half: as for `TrainingHybrid`.
 
     Raises:
-        DataError: as `check_training_hybrid`. ConfigError: the completions would have no weight.
+        DataError: as `check_training_hybrid`.
     """
-    fusion = open_fusion(config.reward.fuse)
-    if fusion is None:
-        return None
-    dataset = task.dataset
-    check_training_hybrid(config, dataset)
-    weight, chosen = config.reward.fuse_weight, "reward.fuse_weight"
-    if weight is None:
-        users = _choosers(config, dataset)
-        weight = fusion.choose(last_item(task), replace(task, fuse_weights={}), among=users)
-        chosen = f"chosen by {len(users):,} validation users for the last item's text"
-    if weight <= 0:
-        raise ConfigError(
-            f"dataset {dataset.name}: {fusion.label} ranks best without the last item's text ({chosen}: weight 0), and "
-            "without weight no completion would change its reward",
-            hint=_NAME_IT,
-        )
-    hybrid = TrainingHybrid(fusion, task, weight)
+    dataset, weight = task.dataset, config.reward.fuse_weight
+    check_training_hybrid(config, dataset, fusion)
+    hybrid = TrainingHybrid(fusion, task, weight, open_half)
     console.log(
         f"Rewards are of the rank by the completion ({weight:g}) and {hybrid.label} ({1 - weight:g}) together on "
-        f"{dataset.name}; {chosen}. Each half of the users is scored by the {hybrid.label} of the other half"
+        f"{dataset.name} (reward.fuse_weight). Each half of the users is scored by the {hybrid.label} of the other half"
     )
     return hybrid
-
-
-def _choosers(config: RunConfig, dataset: Dataset) -> list[Example]:
-    """Returns the validation users who choose the weight: not those who are measured during training."""
-    if config.eval.steps is None:
-        return choosers(dataset)
-    measured = {example.user for example in choose_examples(dataset, "validation", config.eval.step_users)}
-    return [example for example in choosers(dataset) if example.user not in measured]

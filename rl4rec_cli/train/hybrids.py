@@ -8,9 +8,12 @@ Hides: `hybrids.json` in the run's folder.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from rl4rec_cli.eval.hybrids import open_fusion
+from rl4rec_cli.config.registries import HYBRIDS
+from rl4rec_cli.eval.history_hybrid import HistoryFusion, open_history_fusion
+from rl4rec_cli.eval.hybrids import Fusion, open_fusion
 from rl4rec_cli.eval.measuring import open_task
 from rl4rec_cli.eval.training_hybrid import TrainingHybrid, check_training_hybrid, open_training_hybrid
 from rl4rec_cli.files.reading import read_object
@@ -23,12 +26,18 @@ if TYPE_CHECKING:
     from rl4rec_cli.retrieval.retriever import VectorRetriever
     from rl4rec_cli.runs.folder import Run
 
+_RETRIEVERS = "the trained retriever (retrieval.model) on each half of the users"
 HYBRIDS_FILE = "hybrids.json"
 
 
 def is_fused(config: RunConfig) -> bool:
     """Returns whether the run learns from rewards of fused ranks."""
     return config.trainer.learns_from_rewards and config.reward.is_fused
+
+
+def fuse_flag(config: RunConfig) -> tuple[str, ...]:
+    """Returns the option of `eval` that measures a run's hybrid; none where `eval` has none."""
+    return ("--fuse", config.reward.fuse) if is_fused(config) and config.reward.fuse in HYBRIDS else ()
 
 
 def check_hybrids(config: RunConfig, datasets: Sequence[Dataset]) -> None:
@@ -38,19 +47,19 @@ def check_hybrids(config: RunConfig, datasets: Sequence[Dataset]) -> None:
         DataError: see `check_training_hybrid`.
     """
     for dataset in datasets if is_fused(config) else ():
-        check_training_hybrid(config, dataset)
+        check_training_hybrid(config, dataset, _open_fusion(config, dataset))
 
 
 def preparation(config: RunConfig) -> list[str]:
     """Says what a run fits before it trains, in a line or none."""
-    fusion = open_fusion(config.reward.fuse) if is_fused(config) else None
-    if fusion is None:
+    if not is_fused(config):
         return []
+    fusion = open_fusion(config.reward.fuse)
+    what = f"{fusion.label} on each half of the users and on all" if fusion is not None else _RETRIEVERS
     weight = config.reward.fuse_weight
-    then = f"its weight beside the completion's is {1 - weight:g}" if weight else "validation users choose the weight"
     cache = config.eval.cache_dir
     unless = f", unless {cache} has the models" if cache else ", and keeps no model (eval.cache_dir)"
-    return [f"before training: fits {fusion.label} on each half of the users and on all{unless}; {then}"]
+    return [f"before training: fits {what}{unless}; weighs completions {weight:g}"]
 
 
 def open_hybrids(
@@ -62,9 +71,25 @@ def open_hybrids(
     """
     if not is_fused(config):
         return {}
-    tasks = [open_task(config.eval, dataset, retrievers[dataset.name], ()) for dataset in datasets]
-    hybrids = {task.dataset.name: open_training_hybrid(config, task) for task in tasks}
-    return {name: hybrid for name, hybrid in hybrids.items() if hybrid is not None}
+    hybrids = {}
+    for dataset in datasets:
+        task = open_task(config.eval, dataset, retrievers[dataset.name], ())
+        fusion, open_half = _open_fusion(config, dataset), None
+        if isinstance(fusion, HistoryFusion):
+            from rl4rec_cli.train.half_retrievers import open_half_retriever
+
+            open_half = partial(open_half_retriever, fusion, dataset, cache=task.cache)
+        hybrids[dataset.name] = open_training_hybrid(config, task, fusion, open_half)
+    return hybrids
+
+
+def _open_fusion(config: RunConfig, dataset: Dataset) -> Fusion:
+    """Returns the fusion that `reward.fuse` names: a sequence model's, or the run's own retriever's with itself.
+
+    Raises: as `open_history_fusion`.
+    """
+    fusion = open_fusion(config.reward.fuse)
+    return fusion if fusion is not None else open_history_fusion(config.retrieval, dataset)
 
 
 def keep_hybrids(run: Run, hybrids: Mapping[str, TrainingHybrid], *, allow_partial: bool) -> None:

@@ -56,9 +56,9 @@ class Outcome:
                 self._config.eval, environment.dataset, environment.retriever, evaluation.examples
             )
             names, hybrid = self._config.eval.baselines, environment.hybrid
-            if hybrid is not None and hybrid.fusion.name not in names:
-                names = (*names, hybrid.fusion.name)
             evaluation.methods.extend(measure_baselines(names, task, "validation"))
+            if hybrid is not None and hybrid.fusion.name not in names:
+                evaluation.methods.append(hybrid.fusion.measure(task, "validation"))
 
     def measure(self, name: str, policy: Measurable) -> None:
         """Measures the policy as it is."""

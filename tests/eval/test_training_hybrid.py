@@ -19,10 +19,7 @@ from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ConfigError, DataError
 from rl4rec_cli.eval import sasrec
 from rl4rec_cli.eval.baselines import open_transitions
-from rl4rec_cli.eval.examples import choose_examples
-from rl4rec_cli.eval.fused_scores import fuse
-from rl4rec_cli.eval.fusion import choose_weight
-from rl4rec_cli.eval.hybrids import Fusion, last_item, open_fusion
+from rl4rec_cli.eval.hybrids import Fusion, open_fusion
 from rl4rec_cli.eval.sasrec import SasRecSettings
 from rl4rec_cli.eval.scoring import Measured, SparseScores, Task, VectorScores
 from rl4rec_cli.eval.training_hybrid import (
@@ -175,22 +172,17 @@ def test_models_are_fitted_once(
     fusion("sasrec").open_scores(task)
 
 
-def test_validation_users_who_are_not_measured_choose_the_weight(
+def test_the_weight_is_the_setting_and_is_said(
     dataset: Dataset, retriever: InProcessRetriever, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    task = Task(dataset, retriever, ())
-    hybrid = open_training_hybrid(configured("eval.step_users=50"), task)
-    assert hybrid is not None
-    measured = {example.user for example in choose_examples(dataset, "validation", 50)}
-    others = [example for example in build_examples(dataset, "validation") if example.user not in measured]
-    fused = fuse(last_item(task).scores(others), open_transitions(task)(others))
-    assert hybrid.weight == choose_weight(fused, [e.target for e in others], [e.history for e in others]).weight
-    assert f"({hybrid.weight:g}) and transitions" in (line := capsys.readouterr().err)
-    assert "chosen by 70 validation users for the last item's text" in line
-    named = open_training_hybrid(configured("reward.fuse_weight=0.25"), task)
-    assert named is not None
-    assert named.weight == 0.25
-    assert open_training_hybrid(load_config(algorithm="grpo", recipes=["quick-test"]), task) is None
+    task = Task(dataset, retriever, (), fuse_weights={"last item": 0.9})
+    for sets, weight in (((), 0.5), (("reward.fuse_weight=0.25",), 0.25)):
+        hybrid = open_training_hybrid(configured(*sets), task, fusion("transitions"))
+        assert hybrid.weight == hybrid.facts()["weight"] == weight
+        assert f"by the completion ({weight:g}) and transitions ({1 - weight:g}) together" in capsys.readouterr().err
+    for weight in ("0", "1.01"):  # without weight no completion changes its reward
+        with pytest.raises(ConfigError, match=r"reward\.fuse_weight"):
+            configured(f"reward.fuse_weight={weight}")
 
 
 def test_the_end_table_measures_as_eval_does(dataset: Dataset, retriever: InProcessRetriever) -> None:
@@ -209,26 +201,16 @@ def test_the_end_table_measures_as_eval_does(dataset: Dataset, retriever: InProc
 
 
 def test_what_cannot_be_fitted_is_refused(make_dataset: Make, dataset: Dataset) -> None:
-    one = make_dataset(sequences=[[0, 1, 2, 3, 4]])
+    def check(one: Dataset) -> None:
+        check_training_hybrid(configured(), one, fusion("transitions"))
+
     with pytest.raises(DataError, match="on each half of the users, and in one of them no training part has two items"):
-        check_training_hybrid(configured("reward.fuse_weight=0.5"), one)
-    with pytest.raises(DataError, match=r"choose reward\.fuse_weight, and there are 0 \(eval\.step_users=200\)"):
-        check_training_hybrid(configured(), dataset)
-    check_training_hybrid(configured("eval.step_users=100"), dataset)
-    both = replace(dataset, fit="train_and_validation")
-    with pytest.raises(DataError, match=r"seen their targets \(data\.fit=train_and_validation\)"):
-        check_training_hybrid(configured(), both)
-    check_training_hybrid(configured("reward.fuse_weight=0.5"), both)
-
-
-def test_a_weight_of_nothing_is_refused(
-    dataset: Dataset, retriever: InProcessRetriever, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Fusion, "choose", lambda *args, **options: 0.0)
-    with pytest.raises(ConfigError, match="without weight no completion would change its reward"):
-        open_training_hybrid(configured("eval.step_users=50"), Task(dataset, retriever, ()))
-    with pytest.raises(ConfigError, match=r"reward\.fuse_weight"):
-        configured("reward.fuse_weight=0")
+        check(make_dataset(sequences=[[0, 1, 2, 3, 4]]))
+    with pytest.raises(DataError, match="and in one of them"):
+        check(make_dataset(sequences=[[0, 1, 2, 3, 4], [0, 1, 2]]))
+    check(make_dataset(sequences=[[0, 1, 2, 3, 4], [3, 2, 1, 0]]))
+    check(dataset)
+    check(replace(dataset, fit="train_and_validation"))
 
 
 def test_several_completions_of_a_user_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from rl4rec_cli.commands.dry_run import dry_run
 from rl4rec_cli.commands.train import next_commands, train
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RunConfig
-from rl4rec_cli.data.dataset import build_examples
+from rl4rec_cli.data.dataset import Dataset, build_examples
 from rl4rec_cli.data.opening import open_datasets
-from rl4rec_cli.data.synthetic import synthesize
+from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.errors import DataError, RunError
 from rl4rec_cli.eval import sasrec
 from rl4rec_cli.eval.examples import choose_examples
@@ -186,20 +187,20 @@ def test_a_run_goes_on_with_its_models_only(tmp_path: Path) -> None:
 def test_what_is_fitted_first_is_said_before(tmp_path: Path) -> None:
     said = dry_run(configured(tmp_path, "reward.fuse=sasrec", *GROUPS)).lines()[0]
     assert said.startswith("before training: fits SASRec on each half of the users and on all, unless ")
-    assert said.endswith("validation users choose the weight")
+    assert said.endswith("weighs completions 0.5")
     assert not any("before training" in line for line in dry_run(configured(tmp_path, *GROUPS)).lines())
     # Other algorithms have no rewards, and fit nothing.
     supervised = load_config(algorithm="sft", recipes=["quick-test"], sets=["reward.fuse=sasrec"])
     assert not any("before training" in line for line in dry_run(supervised).lines())
 
 
-def test_too_few_users_are_refused_before_anything_is_made(tmp_path: Path) -> None:
-    from rl4rec_cli.data.saving import save_dataset
-
-    save_dataset(synthesize(30, 20, 1), tmp_path / "shop")
-    sets = ("reward.fuse=transitions", "data.synthetic=null", f"data.path={tmp_path / 'shop'}", *GROUPS)
-    config = configured(tmp_path / "runs", *sets)
+def test_too_few_users_are_refused_before_anything_is_made(
+    tmp_path: Path, make_dataset: Callable[..., Dataset]
+) -> None:
+    save_dataset(make_dataset(sequences=[[0, 1, 2, 3, 4, 5]] * 6 + [[0, 1, 2]]), tmp_path / "shop")
+    sets = ("reward.fuse=transitions", "data.synthetic=null", f"data.path={tmp_path / 'shop'}", "data.train_users=5")
+    config = configured(tmp_path / "runs", *sets, "trainer.batch_size=2", "trainer.num_generations=2", "eval.users=1")
     for command in (train, dry_run):
-        with pytest.raises(DataError, match=r"not measured during training choose reward\.fuse_weight"):
+        with pytest.raises(DataError, match="validation users choose the weight, and there are fewer than two"):
             command(config)
     assert not (tmp_path / "runs" / "run").exists()
