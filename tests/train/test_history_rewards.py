@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from rl4rec_cli.commands.dry_run import dry_run
 from rl4rec_cli.commands.train import next_commands, train
@@ -181,8 +182,9 @@ def test_other_retrievers_are_refused(made: Made, tmp_path: Path) -> None:
         train(configured(made, tmp_path, f"retrieval.model={moved}"))
     tuned = tmp_path / "tuned"
     shutil.copytree(run.folder, tuned)
-    recipe = (tuned / "config.yaml").read_text()
-    (tuned / "config.yaml").write_text(recipe.replace("kind: projection", "kind: full"))
+    recipe = yaml.safe_load((tuned / "config.yaml").read_text())
+    recipe["trainer"] = {"algorithm": "retriever", "kind": "full"}
+    (tuned / "config.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(ConfigError, match="would be tuned twice more"):
         train(configured(made, tmp_path, f"retrieval.model={tuned / 'checkpoints' / 'checkpoint_final'}"))
     lsa = load_config(
