@@ -95,7 +95,7 @@ def open_history_fusion(section: RetrievalSection, dataset: Dataset) -> HistoryF
     run = open_run(run_folder)
     if cast("RetrieverSection", run.config.trainer).tunes_encoder:
         raise ConfigError(
-            f"reward.fuse=history: {folder} is a tuned encoder, and would be tuned twice more, on each half of the users",
+            f"reward.fuse=history: {folder} is a tuned encoder: it would be tuned twice more, on half the users each",
             hint="name a projection (rl4rec train retriever --set trainer.kind=projection)",
         )
     if dataset.digest not in (digests := trained_on(run)).values():
