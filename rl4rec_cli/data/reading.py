@@ -96,7 +96,7 @@ def read_folder(folder: Path, *, sequences: Path | None = None, prompts: Path | 
     users, rows, all_users = _read_sequences(sequences or folder / SEQUENCES, item_ids, problems, line_of)
     only_users: list[str] = []
     only: list[tuple[int, ...]] = []
-    if os.path.lexists(folder / TRAINING_ONLY):
+    if sequences is None and os.path.lexists(folder / TRAINING_ONLY):
         only_users, only, _ = _read_sequences(folder / TRAINING_ONLY, item_ids, problems, line_of, least=1)
     if prompts is not None and not prompts.exists():  # the folder's own may be absent
         problems.add(problems.name(prompts), "the file is missing", hint=_PROMPTS_HINT)

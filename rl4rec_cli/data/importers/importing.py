@@ -43,6 +43,8 @@ from rl4rec_cli.files.digests import sha256_of_file
 
 ID_SEED = 0
 """Of the order in which items are numbered."""
+USABLE_SHARE = 0.5
+"""Least share of rows with user, item and time; with fewer, columns or units are others than they seem."""
 UNKNOWN_SHARE = 0.5
 """Largest share of items that the source does not describe; with more, they are another data set's."""
 
@@ -150,9 +152,12 @@ def _read_rows(importer: Importer) -> tuple[pl.DataFrame, str]:
         reader = importer.times or TimeReader("s")
         times, unit = reader.microseconds(rows["time"])
         rows = rows.with_columns(times.alias("time"))
-    if not rows.height:
+    if table.left < USABLE_SHARE * table.read:
         reasons = "; ".join(f"{d.reason}: {d.rows:,}, first {d.first}" for d in table.drops.values())
-        raise DataError(f"none of {table.read:,} rows can be used ({reasons})", hint="are these the right files?")
+        raise DataError(
+            f"only {table.left:,} of {table.read:,} rows can be used ({reasons})",
+            hint="are these the right files and columns?",
+        )
     return rows, unit
 
 

@@ -119,6 +119,18 @@ def test_too_many_broken_lines_are_another_file(tmp_path: Path) -> None:
         bring_in("csv", write(tmp_path / "rows.jsonl", *lines), title_from="item")
 
 
+def test_the_line_of_a_broken_row_after_line_ends_in_quotes(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv", CSV[0], 'u0,"i\n\n99",3', *CSV[1:100], "u1,i1,1,more", *CSV[100:])
+    result = bring_in("csv", path, title_from="item")
+    assert result.table.drops["cannot be read"].first == f"{path}:104: 4 fields for 3 columns"
+
+
+def test_times_that_are_mostly_unreadable(tmp_path: Path) -> None:
+    rows = ["user,item,time", "u,i0,2020-01-01", *(f"u,i{n},{n}/5/2020" for n in range(1, 6))]
+    with pytest.raises(DataError, match=r"only 1 of 6 rows can be used \(without a readable time: 5, first .*:3\)"):
+        bring_in("csv", write(tmp_path / "rows.csv", *rows), title_from="item")
+
+
 def test_negative_times_and_times_that_are_none(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", *CSV, "u1,i1,-5", "u1,i2,soon", "u1,i3,nan")
     result = bring_in("csv", path, title_from="item")
