@@ -235,6 +235,19 @@ def test_the_minutes_end_a_run_with_its_last_step_measured(
     assert train(run.config, resume=run.folder) == []
 
 
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_recomputed_activations_train_the_same_weights(tmp_path: Path, encoder: str, kind: str) -> None:
+    few = (f"trainer.kind={kind}", "trainer.max_steps=3", "eval.steps=null", "trainer.mini_batch_size=null")
+    runs = []
+    for name in ("true", "false"):
+        train(_config(tmp_path, encoder, name, *few, f"trainer.gradient_checkpointing={name}"))
+        runs.append(_weights(tmp_path / name))
+    start = _weights(tmp_path / "true", "checkpoint_start")
+    assert all(torch.allclose(runs[0][key], runs[1][key], atol=1e-6) for key in start)
+    moved = [key for key in start if not torch.equal(runs[0][key], start[key])]
+    assert any("layer.0" in key for key in moved)  # gradients reach the first layer
+
+
 @pytest.mark.parametrize(
     ("more", "error", "words"),
     [
