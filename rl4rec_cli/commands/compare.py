@@ -30,6 +30,7 @@ from rl4rec_cli.eval.systems import (
     shared_dataset,
     with_hybrids,
 )
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.files.writing import check_writable, kept_after, write_text
 
 # torch is imported in the functions that need it, so that an error in the arguments is told before.
@@ -63,7 +64,7 @@ def compare(
     """
     for name in (markdown, html):
         if name is not None:
-            check_writable(Path(name).expanduser())
+            check_writable(expand(name))
     systems, base = open_systems([str(word) for word in words], overrides)
     check_retrieval(systems, base.retrieval)
     data, remarks = shared_dataset(systems, base)
@@ -109,7 +110,7 @@ def compare(
         "command": list(command),
     }
     files = [
-        (Path(f).expanduser(), text)
+        (expand(f), text)
         for f, text in ((markdown, compare_page.as_markdown), (html, compare_page.as_html))
         if f is not None
     ]

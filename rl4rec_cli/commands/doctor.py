@@ -20,6 +20,7 @@ from typing import Any, Literal
 from rl4rec_cli.config.registries import REGISTRIES
 from rl4rec_cli.errors import Rl4RecError, first_line
 from rl4rec_cli.files.kinds import ZIP, recognise_file
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.plan.machine import Machine, find_machine
 from rl4rec_cli.plan.memory import human
 
@@ -283,7 +284,7 @@ def _reach(address: str) -> str:
 
 def look_at(path: Path) -> Check:
     """Checks whether a dataset, a model or a file can be read."""
-    name, folder = str(path), path.expanduser()
+    name, folder = str(path), expand(path)
     try:
         if (folder / "items.jsonl").exists() or (folder / "sequential_data.txt").exists():
             from rl4rec_cli.data.opening import load_dataset

@@ -14,6 +14,7 @@ from rl4rec_cli.data.audit.audit import Audit, audit_dataset
 from rl4rec_cli.data.importers.importing import Imported, import_files
 from rl4rec_cli.data.importers.options import ImportOptions
 from rl4rec_cli.data.saving import check_free, save_dataset
+from rl4rec_cli.files.paths import expand
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,6 @@ def import_dataset(source: str, files: Sequence[str | Path], folder: Path, optio
         DataError: files are missing, damaged or of another source; no row is left; the folder is not free.
     """
     check_free(folder)
-    imported = import_files(source, files, options, name=folder.expanduser().resolve().name)
+    imported = import_files(source, files, options, name=expand(folder).resolve().name)
     save_dataset(imported.dataset, folder)
     return Import(imported, audit_dataset(imported.dataset))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.eval.baseline import open_baselines
 from rl4rec_cli.eval.examples import choose_examples
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.runs.making import check_new, whole_reward
 from rl4rec_cli.train.arguments import number_of_steps
 from rl4rec_cli.train.environments import check_datasets
@@ -29,7 +30,7 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
     """Makes existing paths absolute, so that the run can be evaluated from another folder."""
 
     def whole(path: str | None) -> str | None:
-        return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
+        return str(expand(path).resolve()) if path and expand(path).exists() else path
 
     paths = tuple(str(whole(path)) for path in config.data.paths)
     data = config.data.model_copy(
@@ -46,11 +47,11 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
         update={
             "model": whole(config.retrieval.model),
             "file": whole(config.retrieval.file),
-            "emb_dir": str(Path(config.retrieval.emb_dir).expanduser().resolve()),
+            "emb_dir": str(expand(config.retrieval.emb_dir).resolve()),
         }
     )
     cache = config.eval.cache_dir
-    whole_cache = str(Path(cache).expanduser().resolve()) if cache is not None else None
+    whole_cache = str(expand(cache).resolve()) if cache is not None else None
     evaluation = config.eval.model_copy(update={"cache_dir": whole_cache})
     functions = {whole_reward(name): weight for name, weight in config.reward.functions.items()}
     reward = config.reward.model_copy(update={"functions": functions})

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rl4rec_cli.files.paths import expand
+
 HOME = Path("data")
 """Where datasets are put, by the documents; git ignores what is in it."""
 
@@ -26,7 +28,7 @@ def is_same_folder(one: Any, other: Any) -> bool:
     plain = [value[0] if isinstance(value, list | tuple) and len(value) == 1 else value for value in (one, other)]
     if not all(isinstance(value, str) and "\0" not in value for value in plain):  # no path has a NUL
         return False
-    return len({Path(find_folder(value)).expanduser().resolve() for value in plain}) == 1
+    return len({expand(find_folder(value)).resolve() for value in plain}) == 1
 
 
 def known_names() -> list[str]:

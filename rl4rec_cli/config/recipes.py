@@ -17,6 +17,7 @@ from typing import Any
 from rl4rec_cli.config import schema
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.files.kinds import recognise
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.files.reading import check_regular
 from rl4rec_cli.strict_yaml import MAX_BYTES, YamlError, load_yaml
 
@@ -89,7 +90,7 @@ def copy_recipe(name: str, dest: str | None, *, force: bool = False) -> Path:
         ConfigError: the recipe does not exist, the file exists and `force` is off, or it cannot be written.
     """
     recipe = find_recipe(name)
-    path = Path(dest or f"{name}.yaml").expanduser()
+    path = expand(dest or f"{name}.yaml")
     if path.is_dir():
         path /= f"{name}.yaml"
     try:
@@ -125,7 +126,7 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 
 def _read_text(path: Path) -> str:
-    path = path.expanduser()
+    path = expand(path)
     check_regular(path)
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)

@@ -17,6 +17,7 @@ from rl4rec_cli.config.sections import DataSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.reading import META, read_folder
 from rl4rec_cli.errors import ConfigError, DataError
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.files.reading import parse_json, read_bytes
 from rl4rec_cli.shell import command_line
 
@@ -38,11 +39,11 @@ def load_dataset(
     """
     if not str(path).strip():
         raise DataError("the dataset's path is empty", hint="name a dataset folder")
-    folder = Path(find_folder(str(path))).expanduser()
+    folder = expand(find_folder(str(path)))
     contents = read_folder(
         folder,
-        sequences=Path(sequential_file).expanduser() if sequential_file is not None else None,
-        prompts=Path(prompt_file).expanduser() if prompt_file is not None else None,
+        sequences=expand(sequential_file) if sequential_file is not None else None,
+        prompts=expand(prompt_file) if prompt_file is not None else None,
     )
     return Dataset(
         name=_name(folder, contents.meta),
@@ -64,7 +65,7 @@ def RecommendationDataset(
     Raises:
         DataError: as `load_dataset`.
     """
-    place = Path(sequential_file).expanduser().parent if folder is None else Path(folder)
+    place = expand(sequential_file).parent if folder is None else Path(folder)
     return load_dataset(place.resolve(), sequential_file=sequential_file, prompt_file=prompt_file)
 
 
@@ -75,7 +76,7 @@ def _name(folder: Path, meta: Mapping[str, Any]) -> str:
 
 def dataset_name(path: str | Path) -> str:
     """Returns the name that the dataset in a folder has or would have, without reading more of it."""
-    folder = Path(find_folder(str(path))).expanduser()
+    folder = expand(find_folder(str(path)))
     try:
         meta = parse_json(read_bytes(folder / META).decode("utf-8-sig"))
     except (OSError, ValueError):  # none, or a broken one, which loading will tell
@@ -90,14 +91,14 @@ def find_path(section: DataSection, name: str) -> str:
     Raises:
         ConfigError: the section has several datasets, and none of this name.
     """
-    folder = Path(name).expanduser()
+    folder = expand(name)
     if not folder.is_dir() and name in (names := {dataset_name(path): path for path in section.paths}):
         return names[name]  # the run's own before one of that name in `data/`
-    folder = Path(name := find_folder(name)).expanduser()
+    folder = expand(name := find_folder(name))
     if folder.is_dir():
         # One of several is written as it is there: it is no other dataset than the run's.
         several = section.paths if len(section.paths) > 1 else ()
-        return next((path for path in several if Path(path).expanduser().resolve() == folder.resolve()), name)
+        return next((path for path in several if expand(path).resolve() == folder.resolve()), name)
     if len(names) > 1 and len(folder.parts) == 1:
         raise ConfigError(
             f"{name}: neither a dataset folder nor a dataset of the run", hint=f"it has {', '.join(names)}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import RunError
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.files.reading import parse_json, read_bytes
 from rl4rec_cli.files.writing import write_json
 from rl4rec_cli.runs.folder import DATASETS
@@ -82,7 +83,7 @@ def is_own_data(run: Run, section: DataSection) -> bool:
     run_section = run.config.data
     if not section.paths:
         return not run_section.paths and section.synthetic == run_section.synthetic
-    folders, own = ({Path(path).expanduser().resolve() for path in data.paths} for data in (section, run_section))
+    folders, own = ({expand(path).resolve() for path in data.paths} for data in (section, run_section))
     return folders <= own
 
 

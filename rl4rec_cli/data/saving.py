@@ -15,6 +15,7 @@ from rl4rec_cli.data.opening import load_dataset
 from rl4rec_cli.data.reading import ITEMS, META, PROMPTS, SEQUENCES, TIMES, TRAINING_ONLY
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.files.folders import new_folder
+from rl4rec_cli.files.paths import expand
 
 
 def check_free(folder: Path) -> Path:
@@ -23,7 +24,7 @@ def check_free(folder: Path) -> Path:
     Raises:
         DataError: it exists and is not empty.
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = expand(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: already exists and is not an empty folder", hint="name a new folder, or remove it")
     return folder

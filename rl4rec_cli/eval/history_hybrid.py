@@ -16,6 +16,7 @@ from rl4rec_cli.data.provenance import trained_on
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.eval.hybrids import Fusion
 from rl4rec_cli.eval.scoring import Task, VectorScores
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.runs.folder import Run
 from rl4rec_cli.runs.making import open_run
 
@@ -83,7 +84,7 @@ def open_history_fusion(section: RetrievalSection, dataset: Dataset) -> HistoryF
     from rl4rec_cli.retrieval.embedder import find_embedder
     from rl4rec_cli.retrieval.trained import FACTS
 
-    folder = Path(find_embedder(section).model or "").expanduser()
+    folder = expand(find_embedder(section).model or "")
     if not (folder / FACTS).is_file():
         raise ConfigError(f"reward.fuse=history: {section.label} is no trained retriever", hint=_TRAIN_ONE)
     run_folder = folder.resolve().parent.parent

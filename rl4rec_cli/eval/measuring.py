@@ -15,6 +15,7 @@ from rl4rec_cli.data.dataset import Split
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
 from rl4rec_cli.eval.evaluation import Evaluation
 from rl4rec_cli.eval.examples import choose_examples
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.runs.folder import Run
 
 # torch is imported in the functions that need it, so that errors in the dataset show first.
@@ -51,7 +52,7 @@ def open_task(section: EvalSection, dataset: Dataset, retriever: VectorRetriever
     """Returns the task of a configuration's baselines."""
     from rl4rec_cli.eval.scoring import Task
 
-    cache = Path(section.cache_dir).expanduser() if section.cache_dir is not None else None
+    cache = expand(section.cache_dir) if section.cache_dir is not None else None
     return Task(dataset, retriever, examples, cache=cache, fuse_weights=section.fuse_weights)
 
 

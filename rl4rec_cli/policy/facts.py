@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.errors import PolicyError
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.models.names import PRESETS, find_preset
 from rl4rec_cli.models.shape import ModelFacts, RetrievalFacts, read_facts
 from rl4rec_cli.policy.sources import ADAPTER, check_files, read_base, refuse_gguf
@@ -42,7 +43,7 @@ def policy_facts(section: PolicySection) -> ModelFacts:
     preset = find_preset(section.model)
     if preset is not None:
         return preset.facts
-    folder = Path(section.model).expanduser()
+    folder = expand(section.model)
     refuse_gguf(folder)
     check_files(folder)
     if (folder / ADAPTER).is_file():
@@ -109,7 +110,7 @@ def _count_items(section: DataSection) -> int | None:
     """
     if section.synthetic is not None:
         return section.synthetic.items
-    files = [Path(path).expanduser() / "items.jsonl" for path in section.paths]
+    files = [expand(path) / "items.jsonl" for path in section.paths]
     if not files or not all(file.is_file() for file in files):
         return None
     count = 0
@@ -122,7 +123,7 @@ def _count_items(section: DataSection) -> int | None:
 def _embedder(name: str, notes: list[str]) -> tuple[int, int, int, int, int]:
     if name in _EMBEDDERS:
         return _EMBEDDERS[name]
-    folder = Path(name).expanduser()
+    folder = expand(name)
     path = folder / "config.json" if folder.is_dir() else _cached(name, None)
     settings = _read(path) if path is not None and path.is_file() else {}
     try:

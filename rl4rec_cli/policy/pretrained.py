@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rl4rec_cli.errors import ConfigError, PolicyError, first_line
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.models.adapters import is_peft
 from rl4rec_cli.models.names import find_preset
 from rl4rec_cli.models.vocabulary import RESIZE, describe_extra, extra_tokens, pad_within
@@ -110,7 +111,7 @@ def policy_identity(model: str) -> str:
 
     An adapter's own files name its base, but do not change when another training replaces the base.
     """
-    folder = Path(model).expanduser()
+    folder = expand(model)
     if not (folder / ADAPTER).is_file():
         return model_identity(model)
     try:

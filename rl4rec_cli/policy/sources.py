@@ -17,6 +17,7 @@ from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, PolicyError, first_line
 from rl4rec_cli.files.folders import MANIFEST, problems
 from rl4rec_cli.files.kinds import odd_file
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.models import hub
 from rl4rec_cli.models.names import PRESETS, repository_of
 from rl4rec_cli.runs.folder import BASE
@@ -260,7 +261,7 @@ def with_own_adapter(section: PolicySection) -> PolicySection:
     """
     from rl4rec_cli.config.policy import LoraSection
 
-    folder = Path(section.model).expanduser()
+    folder = expand(section.model)
     if not (folder / ADAPTER).is_file():
         return section
     settings = _read_adapter(folder)

@@ -21,6 +21,7 @@ from rl4rec_cli.errors import Rl4RecError, RunError
 from rl4rec_cli.eval.checkpoint import is_of
 from rl4rec_cli.eval.result_files import read_result, result_tables
 from rl4rec_cli.files.logs import read_log
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.files.reading import read_object
 from rl4rec_cli.files.writing import check_writable, write_text
 from rl4rec_cli.report.run_tables import environment_table, settings_table
@@ -52,7 +53,7 @@ def write_report(run: str, out: str | None = None) -> Path:
         ConfigError: the path cannot be a file, or the run's configuration is damaged.
     """
     source_run = open_run(run)
-    file = Path(out).expanduser() if out is not None else source_run.folder / FILE
+    file = expand(out) if out is not None else source_run.folder / FILE
     check_writable(file)
     run_log = read_logged(source_run)
     write_text(file, as_html(run_log))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from rl4rec_cli.errors import RunError
 from rl4rec_cli.files.names import file_name
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.files.writing import why_unwritable, write_json, write_text
 from rl4rec_cli.runs.environment import environment
 from rl4rec_cli.runs.folder import DATASETS, Run
@@ -142,5 +143,5 @@ def resume_command(run: Run) -> str:
 def whole_reward(name: str) -> str:
     """A reward's name, with the whole path of its file if it is in one."""
     file, colon, attribute = name.rpartition(":")
-    is_file = file.endswith(".py") and Path(file).expanduser().is_file()
-    return f"{Path(file).expanduser().resolve()}{colon}{attribute}" if is_file else name
+    is_file = file.endswith(".py") and expand(file).is_file()
+    return f"{expand(file).resolve()}{colon}{attribute}" if is_file else name

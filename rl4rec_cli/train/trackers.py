@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from rl4rec_cli import console
 from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.files.digests import sha256_of_file
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.shell import command_line
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _has_wandb_login() -> bool:
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     files = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for file in map(os.path.expanduser, files):
+    for file in map(expand, files):
         try:
             if netrc.netrc(file).authenticators(host):
                 return True

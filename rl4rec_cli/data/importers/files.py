@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple
 
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.files.kinds import recognise
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.files.reading import check_regular
 
 BLOCK = 1 << 24
@@ -80,7 +81,7 @@ def find_files(paths: Sequence[str | Path]) -> list[RawFile]:
         DataError: a path does not exist, is no file or folder, or is a damaged archive.
     """
     files: list[RawFile] = []
-    for path in (Path(one).expanduser() for one in paths):
+    for path in (expand(one) for one in paths):
         if path.is_dir():
             inside = [one for one in sorted(path.rglob("*")) if one.is_file() and not _is_hidden(one, path)]
             if not inside:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rl4rec_cli.errors import ConfigError, EmbeddingError, first_line
 from rl4rec_cli.files.digests import sha256, sha256_of_file
 from rl4rec_cli.files.kinds import odd_file
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.models import hub
 from rl4rec_cli.models.devices import resolve_device
 from rl4rec_cli.models.vocabulary import RESIZE, describe_extra, extra_tokens
@@ -53,7 +54,7 @@ class ModelKind(EmbedderKind):
         return self.section.model
 
     def check(self) -> None:
-        if Path(self.model).expanduser().is_dir():
+        if expand(self.model).is_dir():
             check_model(self.model)
 
     def arguments(self) -> dict[str, Any]:
@@ -116,13 +117,13 @@ class ModelEmbedder(ABC):
 
 def own_vectors(model: str | None) -> Path | None:
     """The item vectors in a trained retriever's folder; None for any other model."""
-    path = Path(model or "").expanduser() / OWN_VECTORS
+    path = expand(model or "") / OWN_VECTORS
     return path if model is not None and path.is_file() else None
 
 
 def has_ways(model: str) -> bool:
     """Whether a folder of sentence-transformers has a way for queries and another for items, as trained retrievers."""
-    path = Path(model).expanduser() / "modules.json"
+    path = expand(model) / "modules.json"
     return path.is_file() and "router.Router" in path.read_text(encoding="utf-8", errors="replace")
 
 
@@ -133,7 +134,7 @@ def check_files(model: str) -> None:
         EmbeddingError: so it is.
     """
     try:
-        odd = odd_file(Path(model).expanduser())
+        odd = odd_file(expand(model))
     except OSError as error:
         raise EmbeddingError(f"{error.filename or model}: cannot be read: {error.strerror or error}") from error
     if odd is not None:
@@ -161,7 +162,7 @@ def check_model(model: str) -> None:
         EmbeddingError: it cannot be used.
     """
     check_files(model)
-    folder = Path(model).expanduser()
+    folder = expand(model)
     if not (folder / "config.json").is_file():  # of several parts, or a name of the Hub
         return
     from transformers import AutoConfig, AutoTokenizer
@@ -200,7 +201,7 @@ def model_identity(model: str) -> str:
     A folder's path would not do: the same model has another one in every clone, and relative paths change with the
     working directory.
     """
-    folder = Path(model).expanduser()
+    folder = expand(model)
     if not folder.is_dir():
         return model
     pieces: list[bytes] = []

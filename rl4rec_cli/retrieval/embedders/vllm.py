@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rl4rec_cli.engine.process import VllmProcess, same_gpu
 from rl4rec_cli.errors import EmbeddingError
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.models.devices import TYPE_NAMES
 from rl4rec_cli.retrieval.embedders.models import ModelEmbedder, ModelKind, cannot_load, has_ways
 
@@ -104,7 +105,7 @@ class VllmEmbedder(ModelEmbedder):
 
 def _longest(model: str, tokenizer: Any) -> int:
     """Tokens of a text that the model reads, as sentence-transformers would."""
-    folder = Path(model).expanduser()
+    folder = expand(model)
     if folder.is_dir():
         path: Path | None = folder / "sentence_bert_config.json"
     else:

@@ -17,6 +17,7 @@ from rl4rec_cli import console
 from rl4rec_cli.config.dataset_folders import find_folder
 from rl4rec_cli.data.opening import load_dataset
 from rl4rec_cli.errors import ConfigError, ServiceError
+from rl4rec_cli.files.paths import expand
 from rl4rec_cli.retrieval.service import cluster, joining
 from rl4rec_cli.shell import rl4rec
 
@@ -148,13 +149,13 @@ def _with_whole_paths(section: RetrievalSection) -> RetrievalSection:
     """Actors run in other working directories."""
 
     def whole(path: str | None) -> str | None:
-        return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
+        return str(expand(path).resolve()) if path and expand(path).exists() else path
 
     return section.model_copy(
         update={
             "model": whole(section.model),
             "file": whole(section.file),
-            "emb_dir": str(Path(section.emb_dir).expanduser().resolve()),
+            "emb_dir": str(expand(section.emb_dir).resolve()),
         }
     )
 
