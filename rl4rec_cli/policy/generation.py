@@ -195,8 +195,9 @@ def generate_several(
         batch_size: completions generated at once.
         progress: gets the numbers of prompts as they are done; of samples, of completions.
     """
-    groups = generate_grouped(policy, prompts, sampling, count=count, batch_size=batch_size, progress=progress)
-    return [decode_texts(policy.tokenizer, group) for group in groups]
+    sampling, prompts = _repeated(prompts, sampling, count)
+    texts = generate_texts(policy, prompts, sampling, batch_size=batch_size, progress=progress)
+    return [texts[start : start + count] for start in range(0, len(texts), count)]
 
 
 def generate_grouped(
@@ -209,12 +210,18 @@ def generate_grouped(
     progress: Callable[[int], None] | None = None,
 ) -> list[list[list[int]]]:
     """Returns the tokens of `count` completions for each prompt, see `generate_several`."""
-    if sampling.num_beams > 1:
-        sampling = replace(sampling, num_return_sequences=count)
-    else:
-        prompts = [prompt for prompt in prompts for _ in range(count)]
+    sampling, prompts = _repeated(prompts, sampling, count)
     ids = generate_completions(policy, prompts, sampling, batch_size=batch_size, progress=progress)
     return [ids[start : start + count] for start in range(0, len(ids), count)]
+
+
+def _repeated(
+    prompts: Sequence[Sequence[int]], sampling: Sampling, count: int
+) -> tuple[Sampling, Sequence[Sequence[int]]]:
+    """Returns how, and for what, `count` completions of each prompt are generated."""
+    if sampling.num_beams > 1:
+        return replace(sampling, num_return_sequences=count), prompts
+    return sampling, [prompt for prompt in prompts for _ in range(count)]
 
 
 def generate_completions(
