@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.commands.recommendation import Fusing, Item, RankedItem, Recommendation
-from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.data.dataset import FIT_WORDS, Dataset
 from rl4rec_cli.data.dates import with_day
 from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
@@ -27,10 +27,12 @@ from rl4rec_cli.eval.hybrids import choosers, open_fusion
 from rl4rec_cli.eval.measuring import open_task
 from rl4rec_cli.eval.policies import Models, open_models, sampling_of
 from rl4rec_cli.eval.resolve import Overrides, find_run, resolve_target
+from rl4rec_cli.shell import rl4rec
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.policy import GenerationSection
     from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.data.dataset import Fit
     from rl4rec_cli.engine.sampling import Sampling
     from rl4rec_cli.eval.fused_texts import FusedTexts
     from rl4rec_cli.eval.hybrids import Hybrid
@@ -91,6 +93,8 @@ class Recommender:
     """What differs between the data that are there and those it was trained on."""
     hybrid: Hybrid | None = None
     """What ranks along with the query."""
+    fitted_on: Fit = "train"
+    """What the policy or the retriever was fitted on."""
 
     def answer(self, history: Sequence[int], *, k: int = 10, user: str | None = None) -> Recommendation:
         """Returns the `k` best items by the query, and by the hybrid's model, without the history's; and the text.
@@ -121,7 +125,8 @@ class Recommender:
             ),
             user=user,
             warning=self.warning,
-            fused=None if self.hybrid is None else Fusing(self.hybrid.label, self.hybrid.weight),
+            fitted_on=self.fitted_on,
+            fused=None if self.hybrid is None else Fusing(self.hybrid.label, self.hybrid.weight, "everything"),
             fusion=self.source.generation.fusion if len(texts) > 1 and isinstance(self.source, Writer) else None,
         )
 
@@ -250,7 +255,7 @@ def open_recommender(
         data.user_index(user)
     fusion = open_fusion(config.eval.fuse)
     if fusion is not None:
-        fusion.check(data, (), "test", config.eval.fuse_weights)
+        fusion.check(data, (), "test", config.eval.fuse_weights, method=config.trainer.tuned_name)
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
     from rl4rec_cli.policy.loading import check_tokenizer
@@ -271,7 +276,10 @@ def open_recommender(
         hybrid = fusion.open_hybrid(method, task)
         texts = "the completions" if config.generation.texts_per_user > 1 else "the completion"
         what = texts if config.trainer.trains_policy else "the retriever"
-        console.log(f"Ranked by {what}, weight {hybrid.weight:g}, and {hybrid.label} together")
+        console.log(
+            f"Ranked by {what}, weight {hybrid.weight:g}, and {hybrid.label} together. {hybrid.label} is fitted on "
+            f"{FIT_WORDS['everything']}; the weight, and how long it is trained, were chosen on validation users"
+        )
     source: Writer | TrainedRetriever
     if isinstance(models, Models):
         source = _writer(models.policy(folder), config, data, run)
@@ -284,11 +292,24 @@ def open_recommender(
         checkpoint=describe_checkpoint(run, Path(folder)),
         warning=changed_data(run, config.data, data),
         hybrid=hybrid,
+        fitted_on=run.config.data.fit,
     )
     console.log(checkpoint_line(recommender.checkpoint))
+    console.log(_fit_line(run))
     if recommender.warning:
         console.log(f"Warning: {recommender.warning}")
     return recommender
+
+
+def _fit_line(run: Run) -> str:
+    """Says what a run was fitted on, and which command makes one that knows everything."""
+    fit, algorithm = run.config.data.fit, run.config.trainer.algorithm
+    line = f"Fitted on {FIT_WORDS[fit]} (data.fit={fit})"
+    if fit == "everything":
+        return f"{line}."
+    name = f"{run.folder.resolve().name}-everything"
+    whole = ("-r", run.folder / "config.yaml", "--set", "data.fit=everything", "--run-name", name)
+    return f"{line}. On everything that is known: {rl4rec('train', algorithm, *whole)}"
 
 
 def _writer(policy: Policy, config: RunConfig, data: Dataset, run: Run) -> Writer:

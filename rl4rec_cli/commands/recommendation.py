@@ -7,9 +7,12 @@ Hides: nothing.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.eval.scoring import FUSION, TEXTS
+
+if TYPE_CHECKING:
+    from rl4rec_cli.data.dataset import Fit
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Fusing:
     sequence_model: str
     weight: float
     """Of the completion, from 0 to 1; the rest is the sequence model's. Validation users chose it."""
+    fitted_on: Fit
+    """What the sequence model was fitted on."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Recommendation:
     """None if the history was given as titles."""
     warning: str | None = None
     """What differs between the data that are there and those the policy was trained on."""
+    fitted_on: Fit = "train"
+    """What the policy or the retriever was fitted on: its run's `data.fit`."""
     fused: Fusing | None = None
     """The sequence model that ranked along with the completion; None if that ranked alone."""
     log_probs: tuple[float, ...] | None = None
@@ -77,6 +84,7 @@ class Recommendation:
             **({"warning": self.warning} if self.warning else {}),
             "history": [asdict(item) for item in self.history],
             **self._texts(),
+            "fitted_on": self.fitted_on,
             **({"fused": asdict(self.fused)} if self.fused else {}),
             "items": [asdict(item) for item in self.items],
         }

@@ -99,7 +99,7 @@ def next_commands(run: Run, datasets: Sequence[Dataset]) -> str:
     one = ("--dataset", datasets[0].name) if len(datasets) > 1 else ()
     measure = rl4rec("eval", run.folder, *one, "--split", "test", *fuse_flag(run.config))
     recommend = rl4rec("recommend", run.folder, *one, "--user", datasets[0].users[0])
-    return f"Next: {measure}    or: {recommend}"
+    return f"Next: {measure}    or: {recommend}" if datasets[0].has_test else f"Next: {recommend}"
 
 
 def _resume(

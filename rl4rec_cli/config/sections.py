@@ -70,9 +70,10 @@ class DataSection(Section):
     """Prompts by user, instead of the folder's `prompts.json` (one dataset only)."""
     train_targets: Literal["last", "all"] = "last"
     """Training examples: each user's last training item, or every position that has a history."""
-    fit: Literal["train", "train_and_validation"] = "train"
+    fit: Literal["train", "train_and_validation", "everything"] = "train"
     """What everything that is trained is fitted on: the training parts, or the validation targets, too. With these
-    nothing is left to make choices on: measure on the test split with settings that `train` has chosen."""
+    nothing is left to make choices on: measure on the test split with settings that `train` has chosen. `everything`:
+    the test targets, too, for recommending; nothing can be measured."""
     train_users: PositiveInt | None = None
     """Use only this many users of each dataset for training, drawn by the run's seed; all when absent."""
 

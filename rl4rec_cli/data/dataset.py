@@ -17,7 +17,13 @@ from rl4rec_cli.errors import ConfigError, DataError
 from rl4rec_cli.files.digests import sha256_of_parts
 
 Split = Literal["train", "validation", "test"]
-Fit = Literal["train", "train_and_validation"]
+Fit = Literal["train", "train_and_validation", "everything"]
+FIT_WORDS: dict[Fit, str] = {
+    "train": "the training parts of the users' sequences",
+    "train_and_validation": "the training parts and the validation targets",
+    "everything": "everything that is known, validation and test targets included",
+}
+"""What is trained was fitted on it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ class Dataset:
     meta: Mapping[str, Any]
     fit: Fit = "train"
     """What everything that is trained is fitted on. With `train_and_validation` the training part of a sequence ends
-    before its last item alone, and there is no validation split."""
+    before its last item alone, and there is no validation split. With `everything` it is the whole sequence, and there
+    is no test split either."""
     training_only_users: tuple[str, ...] = ()
     """Users of whom nothing is held out, in addition to `users`."""
     training_only: tuple[tuple[int, ...], ...] = ()
@@ -65,14 +72,19 @@ class Dataset:
         return self.fit == "train"
 
     @property
+    def has_test(self) -> bool:
+        """Whether there are test targets, which nothing is fitted on."""
+        return self.fit != "everything"
+
+    @property
     def held_out(self) -> int:
         """Last items of a sequence that nothing is fitted on."""
-        return 2 if self.has_validation else 1
+        return int(self.has_validation) + int(self.has_test)
 
     @cached_property
     def training_parts(self) -> tuple[tuple[int, ...], ...]:
         """What everything is fitted on, of each of `training_users`."""
-        return (*(sequence[: -self.held_out] for sequence in self.sequences), *self.training_only)
+        return (*(sequence[: len(sequence) - self.held_out] for sequence in self.sequences), *self.training_only)
 
     @property
     def training_users(self) -> tuple[str, ...]:
@@ -167,12 +179,18 @@ def build_examples(dataset: Dataset, split: Split, *, train_targets: Literal["la
     of its items is (`all`). Examples without history are left out.
 
     Raises:
-        ConfigError: there is no such split. DataError: the validation targets are trained on.
+        ConfigError: there is no such split. DataError: the split's targets are trained on.
     """
     if split not in ("train", "validation", "test"):
         raise ConfigError(f"no split '{split}'", hint="splits are train, validation and test")
     if train_targets not in ("last", "all"):
         raise ConfigError(f"train_targets is '{train_targets}'", hint="it is last or all")
+    if split != "train" and not dataset.has_test:
+        raise DataError(
+            f"dataset {dataset.name}: nothing is held out to be measured on, as what is trained is fitted on "
+            f"everything that is known (data.fit={dataset.fit})",
+            hint="recommend with it; what is to be measured is trained with data.fit=train, or train_and_validation",
+        )
     if split == "validation" and not dataset.has_validation:
         raise DataError(
             f"dataset {dataset.name}: there is no validation split, as what is trained is fitted on its targets, too "

@@ -68,12 +68,19 @@ class Fusion(Baseline):
         return self.name_with(_last_item().shown_name)
 
     def check(
-        self, dataset: Dataset, examples: Sequence[Example], split: Split, weights: Mapping[str, float] | None = None
+        self,
+        dataset: Dataset,
+        examples: Sequence[Example],
+        split: Split,
+        weights: Mapping[str, float] | None = None,
+        *,
+        method: str | None = None,
     ) -> None:
         """Checks that the sequence model has something to learn from, and that somebody can choose a weight.
 
         Args:
             weights: those that are not to be chosen, by the name of what is fused.
+            method: the name of the only one that is fused; None: the last item, and others.
 
         Raises:
             DataError: no training part has two items, the validation targets are trained on, or there are fewer than
@@ -83,13 +90,14 @@ class Fusion(Baseline):
         if all(len(part) < 2 for part in dataset.training_parts):
             raise DataError(f"{refusal}: no training part has two items, so nothing follows anything", hint=_WITHOUT)
         if not dataset.has_validation:
-            if weights and _last_item().shown_name in weights:
+            if weights and (method or _last_item().shown_name) in weights:
                 return
             raise DataError(
                 f"{refusal}: validation users choose the weight, and what is trained has seen their targets "
                 f"(data.fit={dataset.fit})",
-                hint="name the weights that data.fit=train chose, of each that is fused and of the last item: "
-                f"--set 'eval.fuse_weights={{last item: 0.85}}'; or {_WITHOUT}",
+                hint="name the weights that data.fit=train chose, of each that is fused"
+                f"{'' if method else ' and of the last item'}: "
+                f"--set 'eval.fuse_weights={{{method or _last_item().shown_name}: 0.85}}'; or {_WITHOUT}",
             )
         users = examples if split == "validation" else choosers(dataset)
         if len(users) < 2:
@@ -170,10 +178,13 @@ class Fusion(Baseline):
     def open_hybrid(self, method: VectorMethod, task: Task) -> Hybrid:
         """Returns the hybrid of a method for histories of today, with the weight that validation users choose.
 
+        The sequence model is fitted on everything that is known, as those histories are.
+
         Raises:
             DataError: as `check`.
         """
-        return Hybrid(self.label, self.choose(method, task), self.open_scores(task))
+        weight, everything = self.choose(method, task), replace(task.dataset, fit="everything")
+        return Hybrid(self.label, weight, self.open_scores(replace(task, dataset=everything)))
 
     def model_key(self, task: Task) -> dict[str, object]:
         """Returns what the sequence model's scores depend on besides the dataset and the examples."""

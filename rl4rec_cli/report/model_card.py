@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rl4rec_cli import __version__
+from rl4rec_cli.data.dataset import FIT_WORDS
 from rl4rec_cli.data.opening import dataset_name
 from rl4rec_cli.data.provenance import trained_on
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint, is_of
@@ -154,7 +155,8 @@ def _rewards(config: Any) -> dict[str, float]:
 
 
 def _data(run: Run) -> str:
-    lines = []
+    fit = run.config.data.fit
+    lines = [f"Fitted on {FIT_WORDS[fit]} (`data.fit={fit}`).\n"]
     digests = trained_on(run)
     for name in _datasets(run):
         result = _evaluation(run.results(name) / "validation.json")

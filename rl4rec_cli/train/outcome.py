@@ -41,6 +41,7 @@ class Outcome:
 
     def __init__(self, config: RunConfig, environments: Sequence[TrainingData], audits: Mapping[str, str]) -> None:
         self._config = config
+        self._datasets = [one.dataset for one in environments]
         self._environments = [one for one in environments if one.dataset.has_validation]
         self.evaluations: dict[str, Evaluation] = {}
         """By the datasets' names; none of a dataset whose validation targets are trained on."""
@@ -69,10 +70,10 @@ class Outcome:
     def finish(self, run: Run) -> None:
         """Compares the tuned policy, which was measured last, with the other methods."""
         if not self.evaluations:
-            console.log(
-                "Nothing is measured here: the validation targets are trained on (data.fit). "
-                f"On the test split: {rl4rec('eval', run.folder, '--split', 'test')}"
-            )
+            is_measurable = all(dataset.has_test for dataset in self._datasets)
+            targets = "validation targets" if is_measurable else "validation and test targets"
+            on_test = f" On the test split: {rl4rec('eval', run.folder, '--split', 'test')}" if is_measurable else ""
+            console.log(f"Nothing is measured here: the {targets} are trained on (data.fit).{on_test}")
         for environment in self._environments:
             evaluation = self.evaluations[environment.name]
             evaluation.subject = self._config.trainer.tuned_name

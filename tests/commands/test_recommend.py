@@ -70,19 +70,22 @@ def test_a_sequence_model_has_its_say(run: Path, tmp_path: Path, capsys: pytest.
     [weight] = result.methods[-1].notes["weights"]  # type: ignore[misc]
     capsys.readouterr()
     answers = recommend(run, users=["u3", "u1"], k=6, sets=sets, fuse="transitions")
-    assert "Writing completions" not in capsys.readouterr().err, "the weight is kept"
+    said = capsys.readouterr().err
+    assert "Writing completions" not in said, "the weight is kept"
+    assert "transitions is fitted on everything that is known" in said
+    assert "Fitted on the training parts of the users' sequences (data.fit=train)" in said
     plain = recommend(run, users=["u3"], k=6, sets=sets)[0]
     assert plain.fused is None
     assert "fused" not in plain.as_json()
     recommender = open_recommender(str(run), sets=sets)
     dataset, retriever = recommender.dataset, recommender.retriever
     for answer in answers:
-        assert answer.fused == Fusing("transitions", weight)
+        assert answer.fused == Fusing("transitions", weight, "everything")
         history = recommender.history_of(str(answer.user))
-        counts = np.bincount([i for s in dataset.sequences for i in s[:-2]], minlength=dataset.num_items)
+        counts = np.bincount([i for s in dataset.sequences for i in s], minlength=dataset.num_items)
         after = counts * 0.5 / (counts.max() + 1)
         for sequence in dataset.sequences:
-            for one, other in itertools.pairwise(sequence[:-2]):
+            for one, other in itertools.pairwise(sequence):
                 after[other] += one == history[-1]
         cosines = retriever.vectors_ND.double().numpy() @ retriever.text_vectors([answer.text])[0].double().numpy()
         shares = [(w, part) for w, part in ((weight, cosines), (1 - weight, after)) if w]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +14,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rl4rec_cli.cli.main import main
 from rl4rec_cli.commands import train as command
+from rl4rec_cli.commands.compare import compare
 from rl4rec_cli.commands.evaluate import evaluate
+from rl4rec_cli.commands.recommend import recommend
 from rl4rec_cli.commands.train import train
 from rl4rec_cli.config.layering import load_config
-from rl4rec_cli.config.sections import RunConfig
-from rl4rec_cli.data.dataset import Dataset, build_examples, count_train_examples
+from rl4rec_cli.config.sections import RetrievalSection, RunConfig
+from rl4rec_cli.data.dataset import Dataset, Example, build_examples, count_train_examples
 from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import DataError
-from rl4rec_cli.eval.baselines import training_counts
+from rl4rec_cli.eval.baselines import open_transitions, training_counts
+from rl4rec_cli.eval.hybrids import Fusion, last_item
 from rl4rec_cli.eval.resolve import Overrides
 from rl4rec_cli.eval.sasrec import SasRecSettings, open_sasrec
+from rl4rec_cli.eval.scoring import Task
+from rl4rec_cli.retrieval.opening import open_retriever
 
 SMALL = SasRecSettings(hidden_size=16, layers=1, heads=1, rounds=4, min_steps=8, patience=4, batch_positions=64)
 
@@ -50,6 +59,76 @@ def test_the_training_part_ends_before_the_last_item(make_dataset: Callable[...,
     assert both.items_digest() == dataset.items_digest()
     counts = training_counts(both) - training_counts(dataset)
     assert counts.tolist() == np.bincount([3, 4], minlength=6).tolist()
+
+
+def test_everything_leaves_nothing_to_measure(make_dataset: Callable[..., Dataset]) -> None:
+    dataset = replace(make_dataset(sequences=[[0, 1, 2, 3, 4], [5, 4, 3]]), fit="everything")
+    assert dataset.training_parts == dataset.sequences
+    assert [(e.history, e.target) for e in build_examples(dataset, "train")] == [((0, 1, 2, 3), 4), ((5, 4), 3)]
+    assert len({replace(dataset, fit=fit).digest for fit in ("train", "train_and_validation", "everything")}) == 3
+    for split in ("validation", "test"):
+        with pytest.raises(DataError, match="nothing is held out to be measured on"):
+            build_examples(dataset, split)  # type: ignore[arg-type]
+
+
+def test_a_retriever_of_everything_recommends_and_is_not_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command that `recommend` prints for a run that knows less."""
+    (first,) = train(_config(tmp_path, "first", "data.fit=train"))
+    capsys.readouterr()
+    [answer] = recommend(first.run.folder, users=["u3"], k=3)
+    assert answer.fitted_on == "train"
+    said = capsys.readouterr().err
+    command_line = next(line for line in said.splitlines() if "On everything that is known: " in line)
+    words = shlex.split(command_line.partition("On everything that is known: ")[2])
+    assert main(words[1:]) == 0
+    run = tmp_path / "first-everything"
+    said = capsys.readouterr().err
+    assert "the validation and test targets are trained on" in said
+    assert "--split test" not in said
+    capsys.readouterr()
+    [answer] = recommend(
+        run, users=["u3"], k=3, fuse="transitions", sets=["eval.fuse_weights={trained retriever: 0.6}"]
+    )
+    assert (answer.fitted_on, answer.as_json()["fitted_on"]) == ("everything", "everything")
+    assert "Fitted on everything that is known" in capsys.readouterr().err
+    retrievers = [
+        load_file(folder / "checkpoints" / "checkpoint_final" / "retriever.safetensors")["text.weight"]
+        for folder in (first.run.folder, run)
+    ]
+    assert not torch.equal(*retrievers)
+    for attempt in (
+        lambda: evaluate(run, Overrides(split="test")),
+        lambda: evaluate(run),
+        lambda: evaluate(first.run.folder, Overrides(split="test", sets=["data.fit=everything"])),
+        lambda: compare([run, "popularity"], Overrides(split="test")),
+    ):
+        with pytest.raises(DataError, match="nothing is held out to be measured on"):
+            attempt()
+
+
+def test_a_hybrid_recommends_by_a_sequence_model_that_knows_everything() -> None:
+    dataset = synthesize(60, 40, 3)
+    retriever = open_retriever(RetrievalSection(embedder="lsa", device="cpu"), dataset)
+    task = Task(dataset, retriever, ())
+    fitted: list[str] = []
+
+    def open_scores(task: Task) -> object:
+        fitted.append(task.dataset.fit)
+        return open_transitions(task)
+
+    hybrid = Fusion("transitions", open_scores).open_hybrid(last_item(task), task)  # type: ignore[arg-type]
+    assert fitted == ["train", "everything"]
+    example = Example("", dataset.sequences[0], 0)
+    ids, more = hybrid.sequence_scores([example]).extra(0)  # type: ignore[union-attr]
+    followers = [other for row in dataset.sequences for one, other in pairwise(row) if one == example.history[-1]]
+    assert dict(zip(ids.tolist(), more.tolist(), strict=True)) == Counter(followers)
+    with_everything = replace(dataset, fit="everything")
+    assert (
+        open_sasrec(with_everything, cache_dir=None, settings=SMALL).summary["rounds"]
+        == (open_sasrec(dataset, cache_dir=None, settings=SMALL).summary["best_round"])
+    )
 
 
 def test_sasrec_trains_as_long_as_validation_chose(tmp_path: Path) -> None:
