@@ -88,9 +88,9 @@ class Resumable:
         else:
             for _ in range(step):
                 self.lr_scheduler.step()
-        self._take_rates_of_this_length(step)
+        self.take_rates_of_this_length(step)
 
-    def _take_rates_of_this_length(self, done: int) -> None:
+    def take_rates_of_this_length(self, done: int) -> None:
         """Sets the learning rate for this run's length: with more steps, a falling rate is another than before."""
         scheduler, args = self.lr_scheduler, self.args
         before = scheduler.get_last_lr()

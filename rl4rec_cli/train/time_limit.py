@@ -87,9 +87,9 @@ class Timed:
             ]
         return scheduler
 
-    def _take_rates_of_this_length(self, done: int) -> None:
+    def take_rates_of_this_length(self, done: int) -> None:
         if self.time_limit is None:  # else the next step's rate follows the clock anyway
-            super()._take_rates_of_this_length(done)  # type: ignore[misc]
+            super().take_rates_of_this_length(done)  # type: ignore[misc]
 
     def algorithm_state(self) -> dict[str, Any]:
         limit = self.time_limit

@@ -159,14 +159,14 @@ def test_what_float64_products_get_wrong_never_changes_a_rank(monkeypatch: pytes
     vectors[400:900], queries[3:6] = vectors[7].clone(), queries[:3].clone()
     items, targets = ItemMatrix(vectors), torch.tensor([7, 500, *range(1000, 1008)])
     ranks = fused_target_ranks(queries, [3] * 10, items, targets, fusion="rrf")
-    near = reciprocal._near_scores
+    near = reciprocal.near_products
     noise = np.random.default_rng(1)
 
     def noisy(*arguments: Any) -> np.ndarray:
         scores = near(*arguments)
         return scores + noise.uniform(-1, 1, scores.shape) * 100 * 2.0**-53
 
-    monkeypatch.setattr(reciprocal, "_near_scores", noisy)
+    monkeypatch.setattr(reciprocal, "near_products", noisy)
     assert torch.equal(fused_target_ranks(queries, [3] * 10, items, targets, fusion="rrf"), ranks)
     assert ranks[0] == ranks[1] > 500
 

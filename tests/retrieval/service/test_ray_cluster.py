@@ -165,15 +165,15 @@ def test_a_second_service_of_a_name_is_refused_while_the_first_is_there() -> Non
         {"model": "my models/a b", "query_prompt": "", "file": "x y.pt", "service": {"shards": 2, "namespace": "team"}},
     ],
 )
-def test_the_settings_that_are_printed_give_the_same_vectors(settings: dict[str, Any]) -> None:
+def test_the_settings_that_are_printed_give_the_same_vectors(settings: dict[str, Any], tmp_path: Path) -> None:
     """Whatever a run's recipe says: what vectors depend on is all there, and read as it was."""
     section = RetrievalSection.model_validate(settings)
     words = joining.run_settings(section, "10.0.0.1:7")
     sets = words[1::2]
     assert shlex.split(shlex.join(words)) == words
-    other = ["retrieval.query_prompt=another", "retrieval.lsa_dim=7", "retrieval.emb_type=title", "retrieval.model=m"]
-    other.append("retrieval.dtype=fp16")
-    run = load_config(algorithm="grpo", sets=[*other, *sets]).retrieval
+    other = tmp_path / "other.yaml"
+    other.write_text("retrieval: {query_prompt: another, lsa_dim: 7, emb_type: title, model: m, dtype: fp16}")
+    run = load_config(algorithm="grpo", recipes=[str(other)], sets=sets).retrieval
     assert joining.vector_settings(run) == joining.vector_settings(section)
     assert (run.backend, run.service.address, run.service.namespace) == ("ray", "10.0.0.1:7", section.service.namespace)
     served = joining.serve_settings(section)[1::2]
