@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import __version__, console
-from rl4rec_cli.data.provenance import changed_data
+from rl4rec_cli.data.provenance import changed_data, check_unseen
 from rl4rec_cli.eval.baseline import measure_baselines, open_baseline
 from rl4rec_cli.eval.hybrids import open_fusion
 from rl4rec_cli.eval.measuring import audit_line, open_task, start_evaluation
@@ -32,6 +32,7 @@ from rl4rec_cli.eval.systems import (
 )
 from rl4rec_cli.files.paths import expand
 from rl4rec_cli.files.writing import check_writable, kept_after, write_text
+from rl4rec_cli.retrieval.embedder import find_embedder
 
 # torch is imported in the functions that need it, so that an error in the arguments is told before.
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def compare(
     for remark in remarks:
         console.log(f"Note: {remark}")
     evaluation = start_evaluation(base.eval, data, base.eval.split)
+    models = [e.model for c in systems for e in c.members]
+    check_unseen(data, evaluation.split, [*models, find_embedder(base.retrieval).model])
     compared = with_hybrids(systems, base)
     for word in (e.word for c in compared for e in c.members if e.model is None):
         open_baseline(word).check(data, evaluation.examples, evaluation.split, base.eval.fuse_weights)

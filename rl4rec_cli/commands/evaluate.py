@@ -14,7 +14,7 @@ from rl4rec_cli import console
 from rl4rec_cli.config.layering import dump_config
 from rl4rec_cli.config.registries import BASELINES
 from rl4rec_cli.data.opening import open_dataset
-from rl4rec_cli.data.provenance import changed_data
+from rl4rec_cli.data.provenance import changed_data, check_unseen
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.eval.baseline import Subject, measure_baselines, open_baselines
 from rl4rec_cli.eval.evaluation import Evaluation, save_evaluation
@@ -29,6 +29,7 @@ from rl4rec_cli.eval.policies import Models, Retrievers, open_models
 from rl4rec_cli.eval.resolve import Overrides, resolve_target, untrained
 from rl4rec_cli.files.digests import sha256
 from rl4rec_cli.files.writing import kept_after, warn_unwritable, write_text
+from rl4rec_cli.retrieval.embedder import find_embedder
 from rl4rec_cli.runs.folder import Run
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
@@ -59,6 +60,8 @@ def evaluate(
     baselines = open_baselines(config.eval.all_baselines)  # what cannot be opened is told before anything is measured
     data = open_dataset(config.data)
     evaluation = start_evaluation(config.eval, data, config.eval.split)
+    embedders = (find_embedder(config.retrieval).model, config.eval.second_embedder)
+    check_unseen(data, evaluation.split, [model, config.policy.model, *embedders])
     for baseline in baselines:
         baseline.check(data, evaluation.examples, evaluation.split, config.eval.fuse_weights)
     evaluation.about["audit"] = audit_line(config, data, next(iter(config.data.paths), None))

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rl4rec_cli.data.provenance import check_unseen
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.eval.baseline import open_baselines
 from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.files.paths import expand
+from rl4rec_cli.retrieval.embedder import find_embedder
 from rl4rec_cli.runs.making import check_new, whole_reward
 from rl4rec_cli.train.arguments import number_of_steps
 from rl4rec_cli.train.environments import check_datasets
@@ -73,8 +75,8 @@ def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bo
         RunError: the run exists already.
         ConfigError: there are too few examples, a reward file does not exist, or a tracker is not installed or not
             logged in to.
-        DataError: the sequence model of `reward.fuse` cannot be fitted, a dataset has no validation users, or a
-            baseline cannot be measured on them.
+        DataError: the sequence model of `reward.fuse` cannot be fitted, a dataset has no validation users, a baseline
+            cannot be measured on them, or the policy or the embedder was fitted on their targets.
     """
     from rl4rec_cli.policy.backend import check_engine, check_one_gpu
 
@@ -86,6 +88,8 @@ def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bo
         check_engine(config.generation, config.policy)
         check_one_gpu(config.policy.device)
     check_trackers(config.logging.report_to)
+    for dataset in (one for one in datasets if one.has_validation):
+        check_unseen(dataset, "validation", [config.policy.model, find_embedder(config.retrieval).model])
     _check_baselines(config, datasets)
     for phase in config.trainer.phases:
         number_of_steps(

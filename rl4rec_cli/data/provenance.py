@@ -1,25 +1,28 @@
-"""Which data a run was trained on, and whether they are still the same.
+"""Which data a run was trained on, whether they are still the same, and whether they hold what is to be measured.
 
 Decides: that a run keeps the digest of each dataset (`datasets.json`) before it trains, and the message about data that
-changed since. Training refuses to go on with changed data; evaluation keeps its results apart.
+changed since. Training refuses to go on with changed data; evaluation keeps its results apart. A model that was fitted
+on the very targets (`data.fit`) is not measured on them, nor by them.
 Hides: the file, and where runs of earlier versions have the digest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl4rec_cli.errors import RunError
+from rl4rec_cli.errors import DataError, RunError
 from rl4rec_cli.files.paths import expand
 from rl4rec_cli.files.reading import parse_json, read_bytes
 from rl4rec_cli.files.writing import write_json
 from rl4rec_cli.runs.folder import DATASETS
+from rl4rec_cli.runs.making import run_of
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import DataSection
-    from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.data.dataset import Dataset, Split
     from rl4rec_cli.runs.folder import Run
 
 
@@ -85,6 +88,35 @@ def is_own_data(run: Run, section: DataSection) -> bool:
         return not run_section.paths and section.synthetic == run_section.synthetic
     folders, own = ({expand(path).resolve() for path in data.paths} for data in (section, run_section))
     return folders <= own
+
+
+def check_unseen(dataset: Dataset, split: Split, models: Iterable[str | None]) -> None:
+    """Refuses to measure a split of which a model was fitted on the targets.
+
+    It looks at the runs that checkpoints lie in, and at what those began with. It does not know what folders elsewhere
+    were fitted on.
+
+    Args:
+        models: folders or names of policies and embedders; None is left out.
+
+    Raises:
+        DataError: a model was fitted on these targets. RunError, ConfigError: a run's files are damaged.
+    """
+    waiting, folders = [model for model in models if model is not None], set()
+    while waiting:
+        run = run_of(model := waiting.pop())
+        if run is None or run.folder in folders:
+            continue
+        folders.add(run.folder)
+        fitted = replace(dataset, fit=run.config.data.fit)
+        is_unseen = fitted.has_test if split == "test" else fitted.has_validation
+        if not is_unseen and fitted.digest in trained_on(run).values():
+            raise DataError(
+                f"dataset {dataset.name}: the {split} targets cannot be measured with {model}, which was fitted on "
+                f"them (data.fit={fitted.fit})",
+                hint="measure with what was fitted with data.fit=train",
+            )
+        waiting += [run.config.policy.model, run.config.retrieval.model]
 
 
 def changed_data(run: Run, section: DataSection, dataset: Dataset) -> str | None:

@@ -18,7 +18,7 @@ from rl4rec_cli.eval.hybrids import Fusion
 from rl4rec_cli.eval.scoring import Task, VectorScores
 from rl4rec_cli.files.paths import expand
 from rl4rec_cli.runs.folder import Run
-from rl4rec_cli.runs.making import open_run
+from rl4rec_cli.runs.making import run_of
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.retriever import RetrieverSection
@@ -87,13 +87,12 @@ def open_history_fusion(section: RetrievalSection, dataset: Dataset) -> HistoryF
     folder = expand(find_embedder(section).model or "")
     if not (folder / FACTS).is_file():
         raise ConfigError(f"reward.fuse=history: {section.label} is no trained retriever", hint=_TRAIN_ONE)
-    run_folder = folder.resolve().parent.parent
-    if not (run_folder / "config.yaml").is_file():
+    run = run_of(folder)
+    if run is None:
         raise ConfigError(
             f"reward.fuse=history: {folder} does not lie in its run, whose settings fit retrievers of half the users",
             hint="name RUN/checkpoints/checkpoint_final",
         )
-    run = open_run(run_folder)
     if cast("RetrieverSection", run.config.trainer).tunes_encoder:
         raise ConfigError(
             f"reward.fuse=history: {folder} is a tuned encoder: it would be tuned twice more, on half the users each",

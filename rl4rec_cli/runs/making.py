@@ -131,6 +131,18 @@ def open_run(path: str | Path) -> Run:
     return Run(folder, config)
 
 
+def run_of(checkpoint: str | Path) -> Run | None:
+    """Opens the run that a folder is a checkpoint of; None for any other folder, and for names of the Hub.
+
+    Raises:
+        RunError, ConfigError: as `open_run`.
+    """
+    folder = expand(str(checkpoint)).resolve()
+    run = folder.parent.parent
+    is_checkpoint = folder.is_dir() and folder.parent.name == "checkpoints" and (run / "config.yaml").is_file()
+    return open_run(run) if is_checkpoint else None
+
+
 def resume_command(run: Run) -> str:
     """The command that resumes a run, from any folder in which the run's path is right."""
     rewards = run.config.reward.functions

@@ -24,6 +24,7 @@ from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RetrievalSection, RunConfig
 from rl4rec_cli.data.dataset import Dataset, Example, build_examples, count_train_examples
 from rl4rec_cli.data.opening import open_dataset
+from rl4rec_cli.data.provenance import check_unseen
 from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import DataError
 from rl4rec_cli.eval.baselines import open_transitions, training_counts
@@ -106,6 +107,33 @@ def test_a_retriever_of_everything_recommends_and_is_not_measured(
     ):
         with pytest.raises(DataError, match="nothing is held out to be measured on"):
             attempt()
+    on_test = Overrides(split="test", sets=["data.fit=train"])
+    openings = run / "test_openings.jsonl"
+    for attempt in (
+        lambda: evaluate(run, on_test),
+        lambda: evaluate(run, Overrides(sets=["data.fit=train"])),
+        lambda: compare([first.run.folder, run], on_test),
+        lambda: compare([run / "checkpoints" / "checkpoint_start", "popularity"], on_test),
+    ):
+        with pytest.raises(DataError, match=r"(test|validation) targets cannot be measured with .*data.fit=everything"):
+            attempt()
+    assert not openings.exists()
+
+
+def test_what_began_with_a_model_of_the_targets_is_not_measured_on_them(tmp_path: Path) -> None:
+    more = ("trainer.warm_start=null", "trainer.num_generations=2", "trainer.max_steps=1", "eval.users=10")
+    (both,) = train(_config(tmp_path, "both", *more, algorithm="grpo"))
+    starts = f"policy.model={both.run.final}"
+    with pytest.raises(DataError, match="validation targets cannot be measured with"):
+        train(_config(tmp_path, "validates", *more, starts, "data.fit=train", algorithm="grpo"))
+    assert not (tmp_path / "validates").exists()
+    dataset = open_dataset(both.run.config.data)
+    check_unseen(dataset, "test", [str(both.run.final)])  # of which it has seen nothing
+    check_unseen(replace(dataset, items=dataset.items[::-1]), "validation", [str(both.run.final)])  # other data
+    (everything,) = train(_config(tmp_path, "on", *more, starts, "data.fit=everything", algorithm="grpo"))
+    (later,) = train(_config(tmp_path, "later", *more, f"policy.model={everything.run.final}", algorithm="grpo"))
+    with pytest.raises(DataError, match=f"{everything.run.final}.*data.fit=everything"):
+        evaluate(later.run.folder, Overrides(split="test"))
 
 
 def test_a_hybrid_recommends_by_a_sequence_model_that_knows_everything() -> None:
