@@ -59,6 +59,10 @@ class _Row(NamedTuple):
         margin = 2 * (own * self.margins[0] + other * self.margins[1]) + _ROUNDING * sizes
         return own * first + other * second, float(margin)
 
+    def is_scorable(self, shares: tuple[float, float]) -> bool:
+        """Returns whether a part that counts is scorable."""
+        return any(share > 0 and can for share, can in zip(shares, self.can_rank, strict=True))
+
     def proper(self, shares: tuple[float, float], ids: NDArray[np.int64]) -> Numbers:
         """Returns the mixed scores proper of some items."""
         return shares[0] * self.exact[0](ids) + shares[1] * self.exact[1](ids)
@@ -119,7 +123,7 @@ class TextsWithSequence:
                 is_rival_N[list(others[user])] = False
             for place, weight_B in enumerate(weights):
                 shares = self._shares(row, float(weight_B[user]))
-                if not any(share > 0 and can for share, can in zip(shares, row.can_rank, strict=True)):
+                if not row.is_scorable(shares):
                     continue
                 scores_N, margin = row.mixed(shares)
                 goal = scores_N[target]
@@ -148,7 +152,8 @@ class TextsWithSequence:
             if len(ids) > k:
                 least = np.partition(scores_N[ids], len(ids) - k)[len(ids) - k]
                 ids = ids[scores_N[ids] >= least - margin]
-            proper = row.proper(shares, ids)
+            # By reciprocal ranks even unscorable texts would give all items one score above 0.
+            proper = row.proper(shares, ids) if row.is_scorable(shares) else np.zeros(len(ids))
             order = np.lexsort((ids, -proper))[:k]  # equal scores by lower id, as in the kernel
             ids_BK[row.user, : len(order)], scores_BK[row.user, : len(order)] = ids[order], proper[order]
 

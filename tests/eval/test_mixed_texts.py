@@ -158,6 +158,11 @@ def test_weights_0_and_1_are_the_parts_alone(fusion: Any, sparse: bool) -> None:
         scorable = wanted.scorable
         assert (fused.at(weight).top(5, case.masks)[scorable] == alone.top(5, case.masks)[scorable]).all()
     assert not fused.at(1.0).ranks(case.targets, case.masks).scorable[1]
+    # Recommendations see by it that nothing could be ranked: by no rule do blank texts score above 0.
+    ids_BK, scores_BK = fused.at(1.0).best(3, case.masks)  # type: ignore[union-attr]
+    assert not scores_BK[1].any()
+    assert scores_BK[0].all()
+    assert (ids_BK >= 0).all()
     # A blank text leaves the sequence model.
     blank = fused.at(0.6).ranks(case.targets, case.masks)
     assert blank.scorable[1]
