@@ -6,6 +6,7 @@ Hides: the network and its files (`retrieval/trained.py`), and how it is trained
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from rl4rec_cli import console
 from rl4rec_cli.commands.run_checks import check_settings
 from rl4rec_cli.commands.train_policy import telling_how_to_go_on
 from rl4rec_cli.commands.trained_run import TrainedRun
+from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.runs.folder import TRAINING_LOG, Run
@@ -157,7 +159,21 @@ def _learn(run: Run, place: Place, retriever: TrainedRetriever, histories: Histo
 
     write_final(retriever, run, steps=steps, beside=write_model)
     if retriever.has_model:
-        # The embedder is named, too: the recipe of a machine without a GPU has one that reads no model.
-        embedder = ("--set", "retrieval.embedder=sentence-transformers", "--set", f"retrieval.model={run.final}")
+        embedder = [word for text in settings_of_others(run, retriever) for word in ("--set", text)]
         dataset = [word for path in config.data.paths for word in ("--dataset", path)]
         console.log(f"For other runs: {rl4rec('train', 'grpo', *dataset, *embedder)}")
+
+
+def settings_of_others(run: Run, retriever: TrainedRetriever) -> list[str]:
+    """Returns the settings by which another run embeds texts as this retriever was trained to."""
+    own = {"emb_type": run.config.retrieval.emb_type, "query_prompt": retriever.reads.get("query_prompt", "")}
+    # The embedder is named, too: the recipe of a machine without a GPU has one that reads no model.
+    return [
+        "retrieval.embedder=sentence-transformers",
+        f"retrieval.model={run.final}",
+        *(
+            f"retrieval.{name}={json.dumps(value)}"
+            for name, value in own.items()
+            if value != RetrievalSection.model_fields[name].default
+        ),
+    ]

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,12 +16,15 @@ from hypothesis import strategies as st
 
 from rl4rec_cli.commands import train as command
 from rl4rec_cli.commands.train import train
+from rl4rec_cli.commands.train_retriever import settings_of_others
 from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import PromptSection, RunConfig
 from rl4rec_cli.data.dataset import Dataset, Example, build_examples
 from rl4rec_cli.data.history_texts import HistoryTexts
 from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.errors import ConfigError, EmbeddingError
+from rl4rec_cli.retrieval.tuned_encoder import TunedEncoder
+from rl4rec_cli.runs.folder import Run
 from rl4rec_cli.train import resumable, time_limit
 from rl4rec_cli.train.algorithms.encoder import CachedPairLoss, PairLoss, Pairs, ranking_loss
 from rl4rec_cli.train.examples import training_examples
@@ -291,3 +295,14 @@ def test_a_model_without_a_transformer_is_refused(tmp_path: Path) -> None:
 def test_settings_of_other_kinds_are_errors(sets: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_config(algorithm="retriever", sets=sets)
+
+
+def test_the_settings_that_are_printed_embed_as_the_encoder_was_trained_to(tmp_path: Path) -> None:
+    config = _config(tmp_path, "model", "one", "retrieval.emb_type=title", 'retrieval.query_prompt="query: "')
+    run = Run(tmp_path / "one", config)
+    tuned, untold = (cast("TunedEncoder", SimpleNamespace(reads=reads)) for reads in ({"query_prompt": "query: "}, {}))
+    sets = settings_of_others(run, tuned)
+    retrieval = load_config(algorithm="grpo", recipes=["quick-test"], sets=sets).retrieval
+    assert (retrieval.model, retrieval.emb_type, retrieval.query_prompt) == (str(run.final), "title", "query: ")
+    plain = settings_of_others(Run(tmp_path / "one", _config(tmp_path, "model", "one")), untold)
+    assert plain == ["retrieval.embedder=sentence-transformers", f"retrieval.model={run.final}"]
