@@ -302,7 +302,8 @@ class RewardSection(Section):
     credit: Literal["own", "marginal"] = "own"
     """What a completion of a group is paid for: the rank of its `own` text, or what the rank of the whole group, fused
     as `generation.fusion` says, loses without it (`marginal`), so that a group learns to ask for different things.
-    `marginal` is for grpo and rloo; rewards that read completions are paid as with `own`."""
+    `marginal` is for grpo and rloo, and weighs completions alike, whatever `generation.text_weights`; rewards that read
+    completions are paid as with `own`."""
     normalize_rewards: Literal["auto", "group", "batch", "none"] = "auto"
     """Divide advantages by the standard deviation of the group or the batch. `auto`: for grpo `group`, but `none` with
     rank shaping or `credit: marginal`, whose small differences a group's deviation would blow up to ±1; for ppo and
