@@ -113,8 +113,8 @@ def _run_to_the_end(args: list[str], *, debug: bool) -> int:
 
 
 _LESS_MEMORY = (
-    "`rl4rec plan` with the same recipe and settings says what takes it; smaller eval.batch_size and "
-    "retrieval.batch_size, policy.quantization=4bit or a smaller model take less"
+    "`rl4rec plan` with the same recipe and settings says what takes it; smaller eval.batch_size, "
+    "generation.num_beams and retrieval.batch_size, policy.quantization=4bit or a smaller model take less"
 )
 
 

@@ -315,6 +315,11 @@ class RewardSection(Section):
         return self.fuse != "none"
 
     @property
+    def fuses_retriever(self) -> bool:
+        """Whether the run's own trained retriever ranks along, in a sequence model's place."""
+        return self.fuse == "history"
+
+    @property
     def scale_rewards(self) -> str:
         """The value the `scale_rewards` of TRL's GRPO gets."""
         if self.normalize_rewards == "auto":

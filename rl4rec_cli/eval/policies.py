@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rl4rec_cli import console
 from rl4rec_cli.data.dates import day_line, with_day, writes_day
 from rl4rec_cli.data.prompts import PromptBuilder
+from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.plan.phases import Phase, during
 
 # torch is imported in the functions that need it, so that an error in the dataset is told before.
@@ -51,6 +52,9 @@ def measure_policy(
     Args:
         reads: the policy reads these examples' histories instead, one for each example (probes).
         join: returns the scores of one completion of each example and of a sequence model together (training).
+
+    Raises:
+        PolicyError: as `check_vectors_fit`, before anything is written.
     """
     from rl4rec_cli.eval.scoring import VectorScores, measure
     from rl4rec_cli.retrieval.trained import TrainedRetriever
@@ -59,11 +63,38 @@ def measure_policy(
     if isinstance(policy, TrainedRetriever):
         scores = VectorScores(policy.queries([example.history for example in reads]), policy.matrix)
         return measure(name, scores, dataset, examples, kind="policy")
+    check_vectors_fit(len(reads), config.generation, retriever)
     texts, log_probs = write_texts(name, policy, config, dataset, reads)
     scored: Scored = score_completions(texts, log_probs, config.generation, retriever)
     if join is not None and isinstance(scored, VectorScores):  # the configuration refuses several completions
         scored = join(scored, examples)
     return measure(name, scored, dataset, examples, kind="policy", texts=texts, log_probs=log_probs)
+
+
+def check_vectors_fit(users: int, section: GenerationSection, retriever: VectorRetriever) -> None:
+    """Checks that the vectors of several completions of each user can be held, before the completions are written.
+
+    It counts them once, as unequal completions: what ranking needs besides is small beside them.
+
+    Raises:
+        PolicyError: they cannot; the hint says how many can.
+    """
+    from rl4rec_cli.plan.machine import USABLE, free_bytes
+    from rl4rec_cli.plan.memory import human
+
+    if section.texts_per_user == 1 or not users:
+        return
+    matrix = retriever.matrix
+    each, room = 4 * matrix.dim * users, int(USABLE * free_bytes(str(matrix.device)))
+    if section.texts_per_user * each <= room:
+        return
+    most = room // each
+    fewer = f"set generation.texts_per_user to {most} or fewer, or measure" if most else "measure"
+    raise PolicyError(
+        f"generation.texts_per_user={section.texts_per_user}: the vectors of so many completions of {users:,} users "
+        f"take {human(section.texts_per_user * each)}, and {human(room)} can be used ({matrix.device})",
+        hint=f"{fewer} fewer users (eval.users, in training eval.step_users)",
+    )
 
 
 def score_completions(

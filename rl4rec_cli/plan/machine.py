@@ -138,3 +138,12 @@ def ram() -> tuple[int, int]:
         own = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
         total, free = min(total, most), min(free, most - own)
     return total, max(0, free)
+
+
+def free_bytes(device: str) -> int:
+    """Returns the bytes that are free now where a torch device keeps its tensors."""
+    if not device.startswith("cuda"):
+        return ram()[1]
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])

@@ -40,7 +40,8 @@ many when it starts; by itself it would take up to 16,384."""
 ENGINE_TEXTS = 256
 """Completions that vLLM generates at once where `generation.batch_size` is not set."""
 SEQUENCE_DIM = 64
-"""Columns that a sequence model adds to the item vectors of each of its three models (`reward.fuse`), at most."""
+"""Columns that a sequence model adds to the item vectors of each of its three models (`reward.fuse`), at most. (The
+trained retriever adds as many as the vectors have.)"""
 # Rows of logits that TRL computes entropies of at once, in three tensors.
 _ENTROPY_ROWS = 128
 _PASSING = frozenset({"activations", "logits", "KV cache", "gradients"})
@@ -236,9 +237,9 @@ def _phases(
         at_once = min(texts, config.generation.batch_size or texts)
         phases.append(PhaseMemory(Phase.WRITING, _writing(resident, facts, at_once, prompt, text, types)))
     if config.eval.steps is not None:
-        phases.append(
-            PhaseMemory(Phase.MEASURING, _writing(resident, facts, config.eval.batch_size, prompt, text, types))
-        )
+        # The beams of a prompt are written together, however few completions are to be.
+        at_once = max(config.eval.batch_size, config.generation.num_beams)
+        phases.append(PhaseMemory(Phase.MEASURING, _writing(resident, facts, at_once, prompt, text, types)))
     return phases
 
 
@@ -271,7 +272,8 @@ def _resident(
             parts["embedder"] = size * (surroundings.embedder_parameters + texts * 32 * 10 * width)
         parts["item matrix"] = surroundings.vector_bytes
     if config.trainer.learns_from_rewards and config.reward.is_fused:
-        parts["fused item matrices"] = 3 * 4 * surroundings.items * (surroundings.embedding_dim + SEQUENCE_DIM)
+        own = surroundings.embedding_dim if config.reward.fuses_retriever else SEQUENCE_DIM
+        parts["fused item matrices"] = 3 * 4 * surroundings.items * (surroundings.embedding_dim + own)
     parts["context" if surroundings.on_gpu else "runtime"] = RUNTIME_GPU if surroundings.on_gpu else RUNTIME_CPU
     return parts
 

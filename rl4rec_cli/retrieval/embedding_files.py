@@ -23,7 +23,7 @@ from rl4rec_cli.files.parts import part_of
 from rl4rec_cli.files.writing import check_writable, replacing, why_unwritable
 from rl4rec_cli.models.devices import resolve_device
 from rl4rec_cli.plan.catalogue import Holding, hold_catalogue, why_not_mapped
-from rl4rec_cli.plan.machine import ram
+from rl4rec_cli.plan.machine import free_bytes
 from rl4rec_cli.retrieval.embedder import find_embedder, open_embedder
 from rl4rec_cli.retrieval.embedders.models import own_vectors, typed_identity
 from rl4rec_cli.retrieval.embedding import embed_items
@@ -314,8 +314,7 @@ def hold_vectors(
         ConfigError: they should stay in a file, and there is none.
     """
     device, why = resolve_device(section.device, "retrieval.device"), why_not_mapped(section)
-    on_gpu = device.startswith("cuda")
-    free = torch.cuda.mem_get_info(device)[0] if on_gpu else ram()[1]
+    free, on_gpu = free_bytes(device), device.startswith("cuda")
     return hold_catalogue(section, items, dim, free, on_gpu=on_gpu, not_mapped=not_mapped or why, copies=copies)
 
 

@@ -21,6 +21,7 @@ from rl4rec_cli.plan.memory import (
     kv_cache_bytes,
     layer_bytes,
 )
+from rl4rec_cli.plan.phases import Phase
 
 PUBLISHED = {
     "gpt2": 124_439_808,
@@ -156,6 +157,17 @@ def needs(*sets: str, algorithm: str = "grpo", on_gpu: bool = True) -> int:
     return estimate(load(*sets, algorithm=algorithm), PRESETS["llama-3.2-1b"].facts, surroundings).bytes
 
 
+def test_a_prompts_beams_are_measured_together() -> None:
+    """However few completions are to be written at once: a prompt is not divided."""
+
+    def measuring(*sets: str) -> int:
+        estimated = estimate(load(*sets), PRESETS["llama-3.2-1b"].facts, Surroundings(on_gpu=True, items=1000))
+        return next(phase.total for phase in estimated.phases if phase.name == Phase.MEASURING)
+
+    assert measuring("eval.batch_size=8", "generation.num_beams=32") == measuring("eval.batch_size=32")
+    assert measuring("eval.batch_size=32", "generation.num_beams=8") == measuring("eval.batch_size=32")
+
+
 def test_what_takes_less_takes_less() -> None:
     lora = ("policy.lora.r=16", "eval.batch_size=1")
     assert needs(*lora) < needs("eval.batch_size=1")
@@ -166,6 +178,7 @@ def test_what_takes_less_takes_less() -> None:
     assert needs("trainer.beta=0.1") - needs() == 2 * PUBLISHED["llama-3.2-1b"]
     assert needs(*lora, algorithm="sft") > needs(*lora, "trainer.batch_size=1", algorithm="sft")
     assert needs(*lora, "reward.fuse=sasrec") - needs(*lora) == 3 * 4 * 1000 * (128 + 64)
+    assert needs(*lora, "reward.fuse=history") - needs(*lora) == 3 * 4 * 1000 * (128 + 128)
     assert needs(*lora, "reward.fuse=sasrec", algorithm="sft") == needs(*lora, algorithm="sft")
 
 

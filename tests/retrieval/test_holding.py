@@ -15,6 +15,7 @@ from rl4rec_cli.config.layering import load_config
 from rl4rec_cli.config.sections import RetrievalSection
 from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.errors import ConfigError, EmbeddingError
+from rl4rec_cli.plan import machine
 from rl4rec_cli.plan.catalogue import hold_catalogue, vector_bytes, why_not_mapped
 from rl4rec_cli.retrieval import catalogue, embedding_files
 from rl4rec_cli.retrieval.embedding import normalised
@@ -224,7 +225,7 @@ def test_what_is_chosen_is_what_is_opened(
 ) -> None:
     whole = ITEMS * DIM * 4
     for free, storage, is_mapped in ((2 * whole, "fp32", False), (whole, "fp16", True), (whole * 0.7, "int8", True)):
-        monkeypatch.setattr(embedding_files, "ram", lambda free=free: (10 * whole, int(free)))
+        monkeypatch.setattr(machine, "ram", lambda free=free: (10 * whole, int(free)))
         opened = open_here(section, dataset)
         assert opened.matrix.storage == storage
         (line,) = capsys.readouterr().err.splitlines() or [""]
