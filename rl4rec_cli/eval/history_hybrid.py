@@ -7,7 +7,6 @@ Hides: the encoder below the retriever, whose item vectors it needs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, cast
 from rl4rec_cli.data.provenance import trained_on
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.eval.hybrids import Fusion
-from rl4rec_cli.eval.scoring import Task, VectorScores
+from rl4rec_cli.eval.scoring import Task
+from rl4rec_cli.eval.vector_method import history_scores
 from rl4rec_cli.files.paths import expand
 from rl4rec_cli.runs.folder import Run
 from rl4rec_cli.runs.making import run_of
@@ -23,8 +23,7 @@ from rl4rec_cli.runs.making import run_of
 if TYPE_CHECKING:
     from rl4rec_cli.config.retriever import RetrieverSection
     from rl4rec_cli.config.sections import RetrievalSection
-    from rl4rec_cli.data.dataset import Dataset, Example
-    from rl4rec_cli.eval.hybrids import ScoreExamples
+    from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.retrieval.retriever import VectorRetriever
     from rl4rec_cli.retrieval.trained import TrainedRetriever
 
@@ -62,16 +61,6 @@ class HistoryFusion(Fusion):
 
     def model_key(self, task: Task) -> dict[str, object]:
         return {"history": self.trained.digest}
-
-
-def history_scores(trained: TrainedRetriever) -> ScoreExamples:
-    """Returns a function from any examples to their scores by a retriever's queries of the histories."""
-    matrix = trained.matrix
-
-    def scores(examples: Sequence[Example]) -> VectorScores:
-        return VectorScores(trained.queries([example.history for example in examples]), matrix)
-
-    return scores
 
 
 def open_history_fusion(section: RetrievalSection, dataset: Dataset) -> HistoryFusion:

@@ -57,12 +57,12 @@ def measure_policy(
         PolicyError: as `check_vectors_fit`, before anything is written.
     """
     from rl4rec_cli.eval.scoring import VectorScores, measure
+    from rl4rec_cli.eval.vector_method import history_scores
     from rl4rec_cli.retrieval.trained import TrainedRetriever
 
     reads = reads if reads is not None else examples
     if isinstance(policy, TrainedRetriever):
-        scores = VectorScores(policy.queries([example.history for example in reads]), policy.matrix)
-        return measure(name, scores, dataset, examples, kind="policy")
+        return measure(name, history_scores(policy)(reads), dataset, examples, kind="policy")
     check_vectors_fit(len(reads), config.generation, retriever)
     texts, log_probs = write_texts(name, policy, config, dataset, reads)
     scored: Scored = score_completions(texts, log_probs, config.generation, retriever)
@@ -187,14 +187,9 @@ class Retrievers:
 
     def vector_method(self, name: str, model: str) -> VectorMethod:
         """Returns the retriever as a method that scores any examples by the queries of their histories."""
-        from rl4rec_cli.eval.scoring import VectorScores
-        from rl4rec_cli.eval.vector_method import VectorMethod
+        from rl4rec_cli.eval.vector_method import VectorMethod, history_scores
 
-        retriever = self.retriever(model)
-
-        def scores(examples: Sequence[Example]) -> VectorScores:
-            return VectorScores(retriever.queries([example.history for example in examples]), retriever.matrix)
-
+        scores = history_scores(self.retriever(model))
         return VectorMethod(name, "policy", scores, lambda examples: self._key(name, model))
 
 

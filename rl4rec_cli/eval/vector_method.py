@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.data.dataset import Example
     from rl4rec_cli.eval.fused_texts import FusedTexts
     from rl4rec_cli.eval.scoring import Kind, VectorScores
+    from rl4rec_cli.retrieval.trained import TrainedRetriever
 
 
 @dataclass(frozen=True)
@@ -30,3 +31,15 @@ class VectorMethod:
     kind: Kind
     scores: Callable[[Sequence[Example]], VectorScores | FusedTexts]
     key: Callable[[Sequence[Example]], dict[str, object]]
+
+
+def history_scores(trained: TrainedRetriever) -> Callable[[Sequence[Example]], VectorScores]:
+    """Returns a function from any examples to their scores by a retriever's queries of the histories."""
+    from rl4rec_cli.eval.scoring import VectorScores
+
+    def scores(examples: Sequence[Example]) -> VectorScores:
+        # The queries come first: they end a network's training mode, in which no matrix of the items is kept.
+        queries_BD = trained.queries([example.history for example in examples])
+        return VectorScores(queries_BD, trained.matrix)
+
+    return scores

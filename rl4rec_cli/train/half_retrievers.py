@@ -15,7 +15,8 @@ from transformers import TrainerCallback, set_seed
 
 from rl4rec_cli import console
 from rl4rec_cli.errors import RunError
-from rl4rec_cli.eval.history_hybrid import HistoryFusion, history_scores
+from rl4rec_cli.eval.history_hybrid import HistoryFusion
+from rl4rec_cli.eval.vector_method import history_scores
 from rl4rec_cli.files.digests import sha256_of_json
 from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.files.names import file_name
