@@ -14,7 +14,9 @@ from rl4rec_cli.data.audit.audit import Audit, audit_dataset
 from rl4rec_cli.data.importers.importing import Imported, import_files
 from rl4rec_cli.data.importers.options import ImportOptions
 from rl4rec_cli.data.saving import check_free, save_dataset
+from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.files.paths import expand
+from rl4rec_cli.files.writing import why_unwritable
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,14 @@ def import_dataset(source: str, files: Sequence[str | Path], folder: Path, optio
         ConfigError: an option or the source is unknown, or does not go with the others.
         DataError: files are missing, damaged or of another source; no row is left; the folder is not free.
     """
+    whole = expand(folder)
+    if whole.is_file():
+        raise ConfigError(
+            f"{folder} is a file: OUT, which comes last, is the folder to write", hint="name a new folder"
+        )
     check_free(folder)
-    imported = import_files(source, files, options, name=expand(folder).resolve().name)
+    if (reason := why_unwritable(whole.resolve())) is not None:
+        raise ConfigError(f"{folder}: cannot be written: {reason}", hint="name a folder elsewhere")
+    imported = import_files(source, files, options, name=whole.resolve().name)
     save_dataset(imported.dataset, folder)
     return Import(imported, audit_dataset(imported.dataset))

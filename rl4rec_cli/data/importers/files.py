@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,12 +81,14 @@ def find_files(paths: Sequence[str | Path]) -> list[RawFile]:
         DataError: a path does not exist, is no file or folder, or is a damaged archive.
     """
     files: list[RawFile] = []
+    real: set[Path] = set()
     for path in (expand(one) for one in paths):
         if path.is_dir():
             inside = [one for one in sorted(path.rglob("*")) if one.is_file() and not _is_hidden(one, path)]
             if not inside:
                 raise DataError(f"{path}: the folder is empty", hint="name the folder with the files as downloaded")
             files += [RawFile(one) for one in inside]
+            real |= _unseen(inside, real)
             continue
         try:
             check_regular(path)
@@ -95,7 +97,22 @@ def find_files(paths: Sequence[str | Path]) -> list[RawFile]:
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or error}") from error
         files += _members(path) if zipfile.is_zipfile(path) else [RawFile(path)]
+        real |= _unseen([path], real)
     return files
+
+
+def _unseen(paths: Sequence[Path], real: Collection[Path]) -> set[Path]:
+    """Returns the real paths of files, if none is there already: its rows would count twice.
+
+    Raises:
+        DataError: one is named twice.
+    """
+    own: set[Path] = set()
+    for path in paths:
+        if (whole := path.resolve()) in real or whole in own:
+            raise DataError(f"{path}: this file is named twice", hint="name it once")
+        own.add(whole)
+    return own
 
 
 def _is_hidden(path: Path, root: Path) -> bool:
@@ -106,9 +123,15 @@ def _members(path: Path) -> list[RawFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [one.filename for one in archive.infolist() if not one.is_dir()]
+            names = [name for name in names if not _is_hidden(Path(name), Path())]
     except zipfile.BadZipFile as error:
         raise DataError(f"{path}: a damaged zip archive: {error}", hint="download it again") from error
-    return [RawFile(path, name) for name in sorted(names) if not name.startswith("__MACOSX")]
+    if not names:
+        raise DataError(f"{path}: the archive is empty", hint="download it again")
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise DataError(f"{path}: the archive holds two files named {twice}", hint="unpack it, and name one of them")
+    return [RawFile(path, name) for name in sorted(names)]
 
 
 def read_blocks(file: RawFile, *, advance: Advance, quoted: bool = False) -> Iterator[Block]:
