@@ -23,7 +23,7 @@ _TAG = re.compile(
 )
 _PAGE = re.compile(
     r"<\s*(?:!--|!doctype|html|head|body|script|style|link|meta|img|iframe|span\s+id|div\s+(?:id|class))"
-    r"|function\s*\(|\bvar\s+\w+\s*=|getTime\(\)|\.ready\(",
+    r"|\bfunction\s*\w*\s*\([^()]*\)\s*\{|\bvar\s+\w+\s*=|getTime\(\)|\.ready\(",
     re.IGNORECASE,
 )
 _NAME = re.compile(r"\{([^{}]*)\}")
@@ -53,7 +53,10 @@ def clean(text: str) -> str:
 
 
 def clean_value(value: Any) -> Any:
-    """Cleans the texts in a field; what is empty, and a number that is not finite, becomes None."""
+    """Cleans the texts in a field; what is empty, a number that is not finite and raw bytes become None.
+
+    Dates, and what else JSON does not know, become texts.
+    """
     if isinstance(value, str):
         return clean(value) or None
     if isinstance(value, float) and not math.isfinite(value):
@@ -66,7 +69,9 @@ def clean_value(value: Any) -> Any:
             str(key): one for key, one in ((k, clean_value(v)) for k, v in value.items()) if one is not None
         }
         return values_by_key or None
-    return value
+    if isinstance(value, bytes):
+        return None
+    return value if value is None or isinstance(value, int | float) else str(value)
 
 
 class Template:

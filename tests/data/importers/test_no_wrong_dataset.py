@@ -29,6 +29,30 @@ def first_drops(result: Any) -> dict[str, str]:
     return {drop.reason: drop.first for drop in result.table.drops.values()}
 
 
+def test_a_title_with_a_year_is_no_page_source(tmp_path: Path) -> None:
+    pages = "function(){ var x; }", "<script>function go(a, b) {</script>"
+    titles = write(
+        tmp_path / "items.csv", "item\ttitle\tpage", "a\tMalfunction (2016)\t", f"b\tFunction (2)\t{pages[0]}"
+    )
+    with titles.open("a") as file:
+        file.write(f"c\tC\t{pages[1]}\n")
+    result = bring_in("csv", csv_of(tmp_path / "rows.csv"), titles=str(titles))
+    assert {row["title"] for row in items_of(result.dataset).values()} == {"Malfunction (2016)", "Function (2)", "C"}
+    assert not any("page" in row for row in items_of(result.dataset).values())
+
+
+def test_dates_and_bytes_of_a_parquet_table_of_items(tmp_path: Path) -> None:
+    day = datetime.date(2020, 1, 2)
+    items = {"item": list("abc"), "title": list("ABC"), "day": [day] * 3, "picture": [b"\xff"] * 3, "x": [1.5, None, 2]}
+    pl.DataFrame(items).write_parquet(tmp_path / "items.parquet")
+    out = tmp_path / "out"
+    options = ImportOptions(k_core=0, titles=str(tmp_path / "items.parquet"))
+    import_dataset("csv", [csv_of(tmp_path / "rows.csv")], out, options)
+    rows = {row["source_id"]: row for row in map(json.loads, (out / "items.jsonl").read_text().splitlines())}
+    assert (rows["a"]["day"], rows["a"]["x"]) == ("2020-01-02", 1.5)
+    assert "picture" not in rows["a"]
+
+
 def test_a_file_named_twice_would_count_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = csv_of(tmp_path / "raw" / "rows.csv")
     (tmp_path / "link.csv").symlink_to(path)
