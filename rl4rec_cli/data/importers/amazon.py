@@ -90,7 +90,9 @@ class Amazon(Importer):
     def items(self, wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for file in self._metadata:
             with self.reading(file) as advance:
-                for source_id, record in read_items(file, self.key, wanted, advance=advance, literals=self.literals):
+                for source_id, record in read_items(
+                    file, self.key, wanted, table=self.lines, advance=advance, literals=self.literals
+                ):
                     yield source_id, self.fields(record)
 
 

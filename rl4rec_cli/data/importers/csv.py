@@ -19,7 +19,9 @@ from rl4rec_cli.data.importers.importer import Importer
 from rl4rec_cli.data.importers.options import ImportOptions, flag
 from rl4rec_cli.data.importers.rows import RowTable
 from rl4rec_cli.data.importers.tables import (
+    LINE,
     Delimited,
+    as_text,
     header,
     json_records,
     read_delimited,
@@ -68,8 +70,7 @@ class Csv(Importer):
     def __init__(self, files: list[RawFile], options: ImportOptions, table: RowTable) -> None:
         super().__init__(files, options, table)
         self._item_column: str | None = None
-        unit = options.time_unit or "auto"
-        self.times = None if unit == "none" or options.time == "none" else TimeReader(unit)
+        self.times = None if options.time == "none" else TimeReader(options.time_unit or "auto")
 
     def interactions(self) -> Iterator[pl.DataFrame]:
         first_columns: dict[str, str] | None = None
@@ -104,7 +105,7 @@ class Csv(Importer):
                         continue
                     if title is not None and title != "title":
                         record["title"] = record.pop(title, None)
-                    yield str(source_id).strip(), record
+                    yield (as_text(source_id) or "").strip(), record
 
     def _columns(self, file: RawFile) -> dict[str, str]:
         """Returns what columns a file of rows has for user, item, time, rating and title."""
@@ -158,13 +159,19 @@ class Csv(Importer):
     def _form(self, file: RawFile) -> Delimited:
         encoding = self.options.encoding or "utf-8"
         try:
-            "".encode(encoding)
+            keeps_lines = b"\n,".decode(encoding, "replace") == "\n,"
         except LookupError:
             raise ConfigError(f"--encoding: {encoding!r} is unknown", hint="such as utf-8, latin-1, cp1252") from None
-        if self.options.separator is not None:
-            return Delimited(
-                {"\\t": "\t", "tab": "\t"}.get(self.options.separator, self.options.separator), encoding=encoding
+        except UnicodeError:  # idna
+            keeps_lines = False
+        if not keeps_lines:
+            raise ConfigError(
+                f"--encoding: lines of {encoding} do not end as those of ASCII do",
+                hint=f"iconv -f {encoding} -t UTF-8 FILE > NEW",
             )
+        if self.options.separator is not None:
+            separator = {"\\t": "\t", "tab": "\t"}.get(self.options.separator, self.options.separator)
+            return Delimited(separator, quote=len(separator.encode()) == 1, encoding=encoding)
         first = file.head().partition(b"\n")[0].decode(encoding, "replace")
         likely = [one for one in _SEPARATORS if one in first]
         if len(likely) != 1:
@@ -183,19 +190,20 @@ class Csv(Importer):
 
     def _records(self, file: RawFile, names: list[str], advance: Any) -> Iterator[dict[str, Any]]:
         """Yields the rows of a file of items."""
-        table = RowTable()  # of items, not of interactions
         kind = _kind(file)
         if kind == "json":
             for block in read_blocks(file, advance=advance):
-                yield from (record for _, record in json_records(file, block, table))
+                for _, record in json_records(file, block, self.lines):
+                    self.lines.read += 1
+                    yield record
         elif kind == "parquet":
             import pyarrow.parquet as pq
 
             for batch in pq.ParquetFile(file.path).iter_batches():
                 yield from batch.to_pylist()
         else:
-            for frame in read_delimited(file, self._form(file), names, table=table, advance=advance):
-                yield from frame.drop("line").iter_rows(named=True)
+            for frame in read_delimited(file, self._form(file), names, table=self.lines, advance=advance):
+                yield from frame.drop(LINE).iter_rows(named=True)
 
 
 def _kind(file: RawFile) -> str:

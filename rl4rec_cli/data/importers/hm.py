@@ -16,7 +16,7 @@ from rl4rec_cli.data.importers.files import RawFile
 from rl4rec_cli.data.importers.importer import Importer
 from rl4rec_cli.data.importers.options import ImportOptions
 from rl4rec_cli.data.importers.rows import RowTable
-from rl4rec_cli.data.importers.tables import Delimited, header, read_delimited
+from rl4rec_cli.data.importers.tables import LINE, Delimited, header, read_delimited
 from rl4rec_cli.data.importers.times import TimeReader
 
 _COLUMNS = {"user": "customer_id", "item": "article_id", "time": "t_dat"}
@@ -46,9 +46,9 @@ class HM(Importer):
         with self.reading(file) as advance:
             names = header(file, Delimited())
             for frame in read_delimited(
-                file, Delimited(), ["article_id", "prod_name", *names], table=RowTable(), advance=advance
+                file, Delimited(), ["article_id", "prod_name", *names], table=self.lines, advance=advance
             ):
-                for record in frame.drop("line").iter_rows(named=True):
+                for record in frame.drop(LINE).iter_rows(named=True):
                     if record["article_id"] in wanted:
                         fields = {name: value for name, value in record.items() if not name.endswith(("_no", "_code"))}
                         yield fields.pop("article_id"), {"title": fields.pop("prod_name"), **fields}

@@ -50,6 +50,8 @@ class Importer(ABC):
         self.table = table
         self.times: TimeReader | None = None
         """Reads its times; None where it has none: rows are in order."""
+        self.lines = RowTable()
+        """Counts what is read of files whose lines are no rows: those of items, and those of whole sequences."""
         self.used: list[RawFile] = []
         self.notes: dict[str, Any] = {}
         """What it chose by itself, to be printed and kept."""
@@ -78,7 +80,7 @@ class Importer(ABC):
         """Yields frames in the form that all sources share.
 
         Args:
-            frames: text columns and `line`.
+            frames: text columns and `LINE`.
             columns: what `user`, `item`, `time`, `rating` and `title` are called there.
             times: reads the times; None: there are none.
         """
@@ -95,6 +97,8 @@ class Importer(ABC):
                 frame = frame.with_columns(times.read(frame["time"]))
             if "rating" in columns:
                 frame = frame.with_columns(pl.col("rating").cast(pl.Float64, strict=False))
+                # Polars holds NaN to be larger than any rating.
+                frame = frame.with_columns(pl.when(pl.col("rating").is_finite()).then(pl.col("rating")))
             yield frame
 
     def use(self, file: RawFile) -> int:

@@ -29,6 +29,7 @@ from rl4rec_cli.data.importers.sequences import (
     Coded,
     Sequences,
     check_any,
+    check_measured,
     code,
     drop_duplicates,
     keep_rated,
@@ -82,7 +83,7 @@ def import_files(source: str, paths: Sequence[str | Path], options: ImportOption
     has_times = "time" in rows.columns
     if moment is not None and not has_times:
         raise ConfigError("--split-time: the source has no times", hint="leave it out: the last item is the target")
-    titles = rows.select("item", "title").unique("item", keep="first") if "title" in rows.columns else None
+    titles = _titles(importer, rows) if "title" in rows.columns else None
     coded = code(rows.drop("title", FILE, LINE, strict=False))
     del rows
     ordered = put_in_order(coded.rows, options)
@@ -102,7 +103,13 @@ def import_files(source: str, paths: Sequence[str | Path], options: ImportOption
         ordered.height - core.height + described.height - titled.height,
     )
     sequences = split_rows(titled, moment, table)
+    check_measured(sequences, titled)
 
+    if importer.lines.drops:
+        broken = importer.lines.drops["cannot be read"]
+        importer.notes["other lines that cannot be read"] = (
+            f"{broken.rows:,}, the first {_relative(broken.first, importer)}"
+        )
     choices += [
         ("--min-rating", "all" if options.min_rating is None else f"{options.min_rating:g}"),
         ("--duplicates", duplicates),
@@ -150,6 +157,13 @@ def _read_rows(importer: Importer) -> tuple[pl.DataFrame, str]:
     unit = ""
     if "time" in rows.columns:
         reader = importer.times or TimeReader("s")
+        if (odd := reader.odd(rows["time"])) is not None:
+            row, top = rows.row(odd, named=True), rows["time"].to_numpy().max()
+            place = importer.place(row[FILE], row[LINE])
+            raise DataError(
+                f"{place}: times of two units: {row['time']:.0f} here, {top:.0f} elsewhere",
+                hint="give all times one unit, and take the rows of another one out",
+            )
         times, unit = reader.microseconds(rows["time"])
         rows = rows.with_columns(times.alias("time"))
     if table.left < USABLE_SHARE * table.read:
@@ -159,6 +173,29 @@ def _read_rows(importer: Importer) -> tuple[pl.DataFrame, str]:
             hint="are these the right files and columns?",
         )
     return rows, unit
+
+
+def _titles(importer: Importer, rows: pl.DataFrame) -> pl.DataFrame:
+    """Returns each item's first title.
+
+    Raises:
+        DataError: most items have several titles, so that they are something else, such as names of users.
+    """
+    named = rows.select("item", pl.col("title").str.strip_chars()).filter(pl.col("title") != "")
+    named = named.unique(maintain_order=True)
+    first = named.unique("item", keep="first", maintain_order=True)
+    again = named.filter(pl.col("item").is_duplicated())
+    several = again["item"].n_unique()
+    if several > UNKNOWN_SHARE * first.height:
+        item = again["item"][0]
+        one, other = again.filter(pl.col("item") == item)["title"].head(2)
+        raise DataError(
+            f"{several:,} of {first.height:,} items have several titles: {item} is called {one!r} and {other!r}",
+            hint="name the column of titles by --title, or the file of the items by --titles",
+        )
+    if several:
+        importer.notes["items of several titles"] = f"{several:,}; the first counts"
+    return first
 
 
 def _usable(importer: Importer, frame: pl.DataFrame) -> pl.DataFrame:
@@ -189,7 +226,7 @@ def _describe(
     codes = core["item"].unique().to_list()
     wanted = {coded.items[number]: number for number in codes}
     if titles is not None:
-        for item, title in titles.filter(pl.col("title").is_not_null()).iter_rows():
+        for item, title in titles.iter_rows():
             if item in wanted:
                 catalogue.add(item, {"title": title})
     for source_id, fields in importer.items(wanted.keys()):
@@ -239,10 +276,6 @@ def _dataset(
     measured = sequences.is_measured.tolist()
     order = [i for i, is_measured in enumerate(measured) if is_measured]
     rest = [i for i, is_measured in enumerate(measured) if not is_measured]
-    if not order:
-        raise DataError(
-            "no user has targets for validation and test", hint="choose an earlier --split-time, or leave it out"
-        )
     times = None
     if "time" in sequences.rows.columns:
         seconds = (sequences.rows["time"].to_numpy() / 10**6).tolist()
@@ -288,6 +321,9 @@ def _meta(
 ) -> dict[str, Any]:
     published = SOURCES[source].published if source in SOURCES else ""
     ties = sequences.ties()
+    rows = table.as_json()
+    for drop in rows["dropped"]:
+        drop["first"] = _relative(drop["first"], importer)
     return {
         "source": f"{source}{f' ({published})' if published else ''}, by rl4rec data import",
         "import": {
@@ -298,18 +334,18 @@ def _meta(
             ],
             "options": options.as_json(),
             "choices": dict(choices),
-            "rows": _relative(table.as_json(), importer),
+            "rows": rows,
         },
         **({"time_ties": ties} if ties is not None else {}),
     }
 
 
-def _relative(table: dict[str, Any], importer: Importer) -> dict[str, Any]:
-    """Names files without their folders: the same files elsewhere give the same bytes."""
-    for drop in table["dropped"]:
-        for file in sorted(importer.used, key=lambda file: -len(str(file))):
-            drop["first"] = drop["first"].replace(str(file), str(file)[len(str(file.path.parent)) :].lstrip("/"))
-    return table
+def _relative(place: str, importer: Importer) -> str:
+    """Names a place's file without its folder: the same files elsewhere give the same bytes."""
+    for file in sorted(importer.used, key=lambda file: -len(str(file))):
+        if place.startswith(f"{file}:"):
+            return file.path.name + place.removeprefix(str(file.path))
+    return place
 
 
 def _with_meta(dataset: Dataset, meta: dict[str, Any]) -> Dataset:

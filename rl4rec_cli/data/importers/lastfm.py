@@ -41,7 +41,7 @@ class LastFM(Importer):
     def items(self, wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         file = self.one_file("artists", "artists.dat")
         with self.reading(file) as advance:
-            for frame in read_delimited(file, _TABLE, ["id", "name", "url"], table=RowTable(), advance=advance):
+            for frame in read_delimited(file, _TABLE, ["id", "name", "url"], table=self.lines, advance=advance):
                 for source_id, name, url, _ in frame.iter_rows():
                     if source_id in wanted:
                         yield source_id, {"title": name, "url": url}

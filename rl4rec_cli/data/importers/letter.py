@@ -16,7 +16,6 @@ import polars as pl
 from rl4rec_cli.data.importers.files import RawFile
 from rl4rec_cli.data.importers.importer import Importer
 from rl4rec_cli.data.importers.p5 import read_json
-from rl4rec_cli.data.importers.rows import RowTable
 from rl4rec_cli.data.importers.tables import LINE, Delimited, read_delimited
 from rl4rec_cli.errors import DataError
 
@@ -41,6 +40,9 @@ class Letter(Importer):
                 raise DataError(f"one X.inter.json, or CSV, is needed; there are {there}", hint="name the one to read")
             number = self.use(hits[0])
             sequences = read_json(self, hits[0])
+            for user, items in sequences.items():
+                if not isinstance(items, list) or not all(isinstance(item, str | int) for item in items):
+                    raise DataError(f"{hits[0]}: user {user} has no list of items", hint="is it the right file?")
             rows = [(user, str(item), number, 1) for user, items in sequences.items() for item in items]
         self.table.read += len(rows)
         yield pl.DataFrame(rows, schema=_SCHEMA, orient="row")
@@ -51,11 +53,15 @@ class Letter(Importer):
         for file in tables:
             number = self.use(file)
             with self.reading(file) as advance:
-                for frame in read_delimited(file, Delimited(), _COLUMNS, table=RowTable(), advance=advance):
+                for frame in read_delimited(file, Delimited(), _COLUMNS, table=self.lines, advance=advance):
                     for user, history, item, names, name, line in frame.iter_rows():
                         items = [*_list(history, file, line), item]
-                        titles = [*_list(names, file, line), name]
-                        self._titles.update(zip(map(str, items), map(str, titles), strict=False))
+                        titles = [*(_list(names, file, line) or [None] * (len(items) - 1)), name]
+                        if len(titles) != len(items):
+                            flaw = f"{len(items) - 1} items and {len(titles) - 1} titles in the history"
+                            raise DataError(f"{file}:{line}: {flaw}", hint="is it the right file?")
+                        pairs = zip(map(str, items), titles, strict=True)
+                        self._titles.update((one, str(title)) for one, title in pairs if title is not None)
                         if len(items) > len(sequences.get(user, ())):
                             sequences[user] = [(user, str(one), number, line) for one in items]
         self.notes["order"] = "the longest line of each user"
@@ -65,6 +71,8 @@ class Letter(Importer):
         yield from ((one, {"title": title}) for one, title in self._titles.items() if one in wanted)
         for file in (file for file in self.files if file.name.endswith(".item.json")):
             for source_id, fields in read_json(self, file).items():
+                if not isinstance(fields, dict):
+                    raise DataError(f"{file}: item {source_id} is no JSON object", hint="is it the right file?")
                 if source_id in wanted:
                     yield source_id, {name: _plain(value) for name, value in fields.items()}
 

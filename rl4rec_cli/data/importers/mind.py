@@ -13,7 +13,6 @@ from typing import Any
 import polars as pl
 
 from rl4rec_cli.data.importers.importer import Importer
-from rl4rec_cli.data.importers.rows import RowTable
 from rl4rec_cli.data.importers.tables import LINE, Delimited, read_delimited
 from rl4rec_cli.data.importers.times import TimeReader
 from rl4rec_cli.errors import DataError
@@ -32,13 +31,14 @@ class Mind(Importer):
         files = [file for file in self.files if file.name == "behaviors.tsv"]
         if not files:
             self.one_file("behaviors", "behaviors.tsv")  # says what is there
-        lines = RowTable()
-        reader = TimeReader("iso")
+        reader = TimeReader("iso", forms=("%m/%d/%Y %I:%M:%S %p",))
         frames = []
         for file in files:
             number = self.use(file)
             with self.reading(file) as advance:
-                for frame in read_delimited(file, _BEHAVIORS, _BEHAVIORS.columns or (), table=lines, advance=advance):
+                for frame in read_delimited(
+                    file, _BEHAVIORS, _BEHAVIORS.columns or (), table=self.lines, advance=advance
+                ):
                     times = reader.read(frame["time"])
                     if times.null_count():
                         line = frame.filter(times.is_null())[LINE][0]
@@ -68,7 +68,7 @@ class Mind(Importer):
             self.one_file("news", "news.tsv")
         for file in files:
             with self.reading(file) as advance:
-                for frame in read_delimited(file, _NEWS, _SHOWN, table=RowTable(), advance=advance):
+                for frame in read_delimited(file, _NEWS, _SHOWN, table=self.lines, advance=advance):
                     for record in frame.drop(LINE).iter_rows(named=True):
                         if record["id"] in wanted:
                             yield record.pop("id"), record

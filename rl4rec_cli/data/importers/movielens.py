@@ -102,7 +102,7 @@ class MovieLens(Importer):
         key, title, genres = form.names[4:]
         columns = [key, title, *([genres] if genres else _GENRES_100K)]
         with self.reading(file) as advance:
-            for frame in read_delimited(file, films, columns, table=RowTable(), advance=advance):
+            for frame in read_delimited(file, films, columns, table=self.lines, advance=advance):
                 for record in frame.iter_rows(named=True):
                     if (record[key] or "").strip() in wanted:
                         named = record[genres] if genres else "|".join(g for g in _GENRES_100K if record[g] == "1")

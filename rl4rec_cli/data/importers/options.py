@@ -7,13 +7,14 @@ Hides: how they are written on the command line.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from rl4rec_cli.errors import ConfigError
 
 DUPLICATES = ("first", "last", "none")
-TIME_UNITS = ("auto", "s", "ms", "us", "ns", "iso", "none")
+TIME_UNITS = ("auto", "s", "ms", "us", "ns", "iso")
 LEAST_LENGTH = 3
 """A training part, a validation target and a test target."""
 
@@ -67,6 +68,10 @@ class ImportOptions:
         for name, least in (("k_core", 0), ("min_length", LEAST_LENGTH)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{flag(name)} is {getattr(self, name)}", hint=f"it must be at least {least}")
+        if self.min_rating is not None and not math.isfinite(self.min_rating):
+            raise ConfigError(f"--min-rating is {self.min_rating}", hint="it must be a number")
+        if self.separator is not None and (not self.separator or set(self.separator) & set('"\r\n')):
+            raise ConfigError(f"--separator is {self.separator!r}", hint="such as ',', ';', '|', tab or '::'")
         if self.tie_seed is None and self.ties not in ("file", "item"):
             raise ConfigError(f"--ties is {self.ties!r}", hint="it is file, item or shuffle:SEED, as in shuffle:0")
 

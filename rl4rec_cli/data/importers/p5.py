@@ -32,7 +32,10 @@ class P5(Importer):
             for block in read_blocks(file, advance=advance):
                 rows = []
                 for line, data in enumerate(block.data.split(b"\n")[:-1], start=block.line):
-                    user, *items = data.decode("utf-8", "replace").split() or [""]
+                    try:
+                        user, *items = data.decode("utf-8").split() or [""]
+                    except UnicodeDecodeError:
+                        raise DataError(f"{file}:{line}: not valid utf-8", hint="is it the right file?") from None
                     rows += [(user, names.get(item, item), number, line) for item in items]
                 self.table.read += len(rows)
                 schema = {"user": pl.String, "item": pl.String, "file": pl.UInt16, LINE: pl.UInt32}
@@ -50,7 +53,13 @@ class P5(Importer):
 
     def _maps(self) -> dict[str, Any]:
         file = next((file for file in self.files if file.name == "datamaps.json"), None)
-        return {} if file is None else read_json(self, file)
+        if file is None:
+            return {}
+        maps = read_json(self, file)
+        for name in ("id2item", "id2attribute"):
+            if not isinstance(maps.get(name, {}), dict):
+                raise DataError(f"{file}: {name} is no JSON object", hint="is it the right file?")
+        return maps
 
 
 def read_json(importer: Importer, file: RawFile) -> dict[str, Any]:

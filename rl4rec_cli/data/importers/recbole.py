@@ -81,7 +81,7 @@ class RecBole(Importer):
                 names.get("item_id", "item_id"),
             ]
             with self.reading(file) as advance:
-                for frame in read_delimited(file, self._form, wanted, table=RowTable(), advance=advance):
+                for frame in read_delimited(file, self._form, wanted, table=self.lines, advance=advance):
                     history = pl.col(wanted[1]).fill_null("").str.split(" ")
                     items = pl.concat_list(history, pl.col(wanted[2])).list.eval(
                         pl.element().filter(pl.element() != "")
@@ -108,7 +108,7 @@ class RecBole(Importer):
             if "item_id" not in names or (title is not None and title not in names):
                 raise DataError(f"{file}: no column {title or 'item_id'!r}", hint=f"there are {', '.join(names)}")
             with self.reading(file) as advance:
-                for frame in read_delimited(file, self._form, list(names.values()), table=RowTable(), advance=advance):
+                for frame in read_delimited(file, self._form, list(names.values()), table=self.lines, advance=advance):
                     for record in frame.drop(LINE).iter_rows(named=True):
                         if record[names["item_id"]] in wanted:
                             fields = {name: _value(record[typed], typed) for name, typed in names.items()}

@@ -16,7 +16,7 @@ from typing import Any
 from rl4rec_cli.data.importers.files import Advance, RawFile, read_blocks
 from rl4rec_cli.data.importers.importer import Importer
 from rl4rec_cli.data.importers.rows import RowTable
-from rl4rec_cli.data.importers.tables import json_records
+from rl4rec_cli.data.importers.tables import as_text, json_records
 from rl4rec_cli.errors import DataError
 
 
@@ -41,25 +41,25 @@ def _literal(line: bytes) -> Any:
 
 
 def read_items(
-    file: RawFile, key: str, wanted: Collection[str], *, advance: Advance, literals: bool = False
+    file: RawFile, key: str, wanted: Collection[str], *, table: RowTable, advance: Advance, literals: bool = False
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (id, record) of the wanted items of a file of records. Broken lines are left out, if they are few.
+    """Yields (id, record) of the wanted items of a file of records. Broken lines are dropped and counted.
 
     Args:
         key: field with the id.
+        table: counts lines read and broken.
         literals: the lines are Python literals. Only those of wanted items are parsed: that takes 50 µs each.
 
     Raises:
         DataError: more than one line in a hundred is broken.
     """
-    table = RowTable()
     for block in read_blocks(file, advance=advance):
         if not literals:
             for _, record in json_records(file, block, table):
                 table.read += 1
-                source_id = record.get(key)
-                if isinstance(source_id, str | int) and str(source_id) in wanted:
-                    yield str(source_id), record
+                source_id = as_text(record.get(key))
+                if source_id is not None and source_id in wanted:
+                    yield source_id, record
             continue
         for line, data in enumerate(block.data.split(b"\n")[:-1], start=block.line):
             if not data.strip():

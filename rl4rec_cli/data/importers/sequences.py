@@ -8,6 +8,7 @@ Hides: how tens of millions of rows go through them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def code(rows: pl.DataFrame) -> Coded:
     names: dict[str, list[str]] = {}
     for column in ("user", "item"):
         ids = rows.select(pl.col(column).unique())
-        number = pl.col(column).str.extract(r"^(\d{1,18})$").cast(pl.Int64)
+        number = pl.col(column).str.extract(r"^([0-9]{1,18})$").cast(pl.Int64)
         ids = ids.sort(number, column, nulls_last=True).with_row_index("code")
         names[column] = ids[column].to_list()
         rows = rows.join(ids, on=column, how="left", maintain_order="left").drop(column).rename({"code": column})
@@ -144,6 +145,27 @@ class Sequences:
             split: int((times[ends - back] == times[ends - back - 1]).sum())
             for split, back in (("validation", 2), ("test", 1))
         }
+
+
+def check_measured(sequences: Sequences, rows: pl.DataFrame) -> None:
+    """Refuses a split that leaves nothing to measure.
+
+    Args:
+        rows: the rows before the split, whose times the hint names.
+
+    Raises:
+        DataError: no user has an item that trains and both targets.
+    """
+    if sequences.is_measured.any():
+        return
+    hint = "name the files of all parts"
+    if "time" in rows.columns and "part" not in rows.columns:
+        between = " and ".join(
+            datetime.fromtimestamp(int(end) / 10**6, UTC).isoformat(" ", "seconds").removesuffix("+00:00")
+            for end in (rows["time"].to_numpy().min(), rows["time"].to_numpy().max())
+        )
+        hint = f"the rows lie between {between}: choose a --split-time in between, or leave it out"
+    raise DataError("no user has an item before the split and two after it", hint=hint)
 
 
 def split_rows(rows: pl.DataFrame, moment: int | None, table: RowTable) -> Sequences:

@@ -55,7 +55,9 @@ class Steam(Importer):
     def items(self, wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for file in self._files["games"]:
             with self.reading(file) as advance:
-                for source_id, record in read_items(file, "id", wanted, advance=advance, literals=True):
+                for source_id, record in read_items(
+                    file, "id", wanted, table=self.lines, advance=advance, literals=True
+                ):
                     fields = {name: record.get(name) for name in _SHOWN}
                     yield source_id, {"title": record.get("title") or record.get("app_name"), **fields}
 

@@ -20,9 +20,15 @@ from rl4rec_cli.data.importers.files import Advance, Block, RawFile, read_blocks
 from rl4rec_cli.data.importers.rows import RowTable
 from rl4rec_cli.errors import DataError
 
-LINE = "line"
-"""Column with the number of a row's line in its file, from 1; of Parquet the number of the row."""
-_UNIT = "\x1f"  # what stands for a separator of several characters, which Polars does not take
+LINE = "\x00line"
+"""Column with the number of a row's line in its file, from 1; of Parquet the number of the row.
+
+No column of a file has this name, so that a source may have one named `line`.
+"""
+_UNIT = "\x1f"  # what stands for a separator of several bytes, which Polars does not take
+
+# The usual limit is 131,072 characters: a longer description is no broken row.
+csv.field_size_limit(1 << 30)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ def header(file: RawFile, form: Delimited) -> list[str]:
     if form.columns is not None:
         return list(form.columns)
     first = _decode(file, Block(1, file.head().partition(b"\n")[0]), form.encoding).rstrip("\r")
+    if "\r" in first:
+        raise DataError(f"{file}:1: its lines end in CR alone", hint="tr '\\r' '\\n' < FILE > NEW")
     names = next(csv.reader([first], delimiter=form.separator), []) if form.quote else first.split(form.separator)
     names = [name.strip() for name in names]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -73,7 +81,7 @@ def read_delimited(
         text = _decode(file, block, form.encoding)
         frame = _read_block(file, Block(block.line, text.encode()), text, form, names, skip, table)
         skip = 0
-        if len(names) > 1 and block.line == 1 and frame.height and frame[names[1]].null_count() == frame.height:
+        if len(names) > 1 and block.line == 1 and frame.height and _is_empty(frame.select(names[1:])):
             raise DataError(
                 f"{file}: its lines have one field, not {len(names)}",
                 hint=f"another separator than {form.separator!r}, or another file?",
@@ -86,7 +94,7 @@ def _read_block(
     file: RawFile, block: Block, text: str, form: Delimited, names: list[str], skip: int, table: RowTable
 ) -> pl.DataFrame:
     data, separator = block.data, form.separator
-    if len(separator) > 1:
+    if len(separator.encode()) > 1:
         data, separator = data.replace(separator.encode(), _UNIT.encode()), _UNIT
     schema = dict.fromkeys(names, pl.String)
     try:
@@ -114,25 +122,48 @@ def _read_slowly(
 ) -> pl.DataFrame:
     lines = text.split("\n")[:-1]
     rows: list[list[Any]] = []
-    place = 0
-
-    def numbered() -> Iterator[list[str]]:
-        if form.quote:
-            yield from csv.reader((f"{one}\n" for one in lines), delimiter=form.separator)
+    if form.quote:
+        records = _quoted_records(lines, form.separator)
+    else:
+        records = ((place, one.rstrip("\r").split(form.separator)) for place, one in enumerate(lines))
+    for place, fields in records:
+        if place < skip or not fields or not any(fields):
+            continue
+        if isinstance(fields, str):
+            table.drop_broken(f"{file}:{line + place}", fields)
+        elif len(fields) > len(names):
+            table.drop_broken(f"{file}:{line + place}", f"{len(fields)} fields for {len(names)} columns")
         else:
-            yield from (one.rstrip("\r").split(form.separator) for one in lines)
-
-    reader = csv.reader((f"{one}\n" for one in lines), delimiter=form.separator) if form.quote else None
-    for number, fields in enumerate(reader if reader is not None else numbered()):
-        start, place = place, reader.line_num if reader is not None else number + 1
-        if number < skip or not any(fields):
-            continue
-        if len(fields) > len(names):
-            table.drop_broken(f"{file}:{line + start}", f"{len(fields)} fields for {len(names)} columns")
-            continue
-        rows.append([*(field or None for field in fields), *[None] * (len(names) - len(fields)), line + start])
+            rows.append([*(field or None for field in fields), *[None] * (len(names) - len(fields)), line + place])
     table.check_broken(f"another separator than {form.separator!r}, or another file?")
     return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String) | {LINE: pl.Int64}, orient="row")
+
+
+def _quoted_records(lines: Sequence[str], separator: str) -> Iterator[tuple[int, list[str] | str]]:
+    """Yields the first line of each record, and its fields or what is wrong with it.
+
+    A quote that is never closed would swallow all rows after it: that line alone is broken, and reading goes on with
+    the next one.
+    """
+    start = 0
+    while start < len(lines):
+        rest = (f"{lines[place]}\n" for place in range(start, len(lines)))
+        reader = csv.reader(rest, delimiter=separator, strict=True)
+        place = start
+        try:
+            for fields in reader:
+                yield place, fields
+                place = start + reader.line_num
+        except csv.Error as error:
+            is_open = str(error) == "unexpected end of data"
+            yield place, "its quote is never closed" if is_open else f"no CSV: {error}"
+            start = place + 1
+        else:
+            return
+
+
+def _is_empty(frame: pl.DataFrame) -> bool:
+    return all(column.null_count() == frame.height for column in frame)
 
 
 def check_columns(file: RawFile, names: Sequence[str], wanted: Sequence[str]) -> None:
@@ -163,8 +194,8 @@ def read_json_lines(
 ) -> Iterator[pl.DataFrame]:
     """Yields fields of JSON lines as text, with the column `line`; what a line lacks is null. See `read_delimited`.
 
-    Numbers are text as they stand there. Lines that are no JSON object, and those with a list or an object in a wanted
-    field, are dropped and counted.
+    Numbers are text: whole ones without a point, others as they stand there. NaN is null. Lines that are no JSON
+    object, and those with a list or an object in a wanted field, are dropped and counted.
     """
     names = list(dict.fromkeys(wanted))
     schema = dict.fromkeys(names, pl.String)
@@ -190,7 +221,7 @@ def _read_json_slowly(file: RawFile, block: Block, names: list[str], table: RowT
             kind = "a list" if isinstance(record[bad[0]], list) else "an object"
             table.drop_broken(f"{file}:{line}", f"{bad[0]} is {kind}")
         else:
-            rows.append([*(_text(value) for value in values), line])
+            rows.append([*(as_text(value) for value in values), line])
     return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String) | {LINE: pl.Int64}, orient="row")
 
 
@@ -211,7 +242,12 @@ def json_records(file: RawFile, block: Block, table: RowTable) -> Iterator[tuple
     table.check_broken("is it the right file, with one JSON object on each line?")
 
 
-def _text(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
+    """Returns the text that Polars' reader makes of a JSON value."""
+    if isinstance(value, float):
+        if value != value:
+            return None
+        value = int(value) if value.is_integer() else value
     return value if isinstance(value, str) or value is None else json.dumps(value)
 
 
@@ -238,11 +274,17 @@ def read_parquet(file: RawFile, wanted: Sequence[str], *, table: RowTable, advan
             table.read += frame.height
             advance(batch.nbytes)
             line += frame.height
-    except (OSError, ValueError) as error:  # pyarrow's own are of these
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:  # pyarrow's own are of the first two
         raise DataError(f"{file}: not a readable Parquet table: {error}", hint="download it again") from error
 
 
 def _as_text(name: str, kind: pl.DataType) -> pl.Expr:
     if isinstance(kind, pl.Datetime):
         return pl.col(name).dt.to_string("iso:strict").alias(name)
+    if kind.is_float():  # whole numbers beside empty cells are floats in a table of pandas
+        number = pl.col(name)
+        is_whole = (number == number.floor()) & (number.abs() < 1 << 53)
+        whole = number.cast(pl.Int64, strict=False).cast(pl.String)
+        other = pl.when(number.is_nan()).then(None).otherwise(number.cast(pl.String))
+        return pl.when(is_whole).then(whole).otherwise(other).alias(name)
     return pl.col(name).cast(pl.String)

@@ -48,7 +48,7 @@ class Yelp(Importer):
     def items(self, wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for file in self._files["businesses"]:
             with self.reading(file) as advance:
-                for source_id, record in read_items(file, "business_id", wanted, advance=advance):
+                for source_id, record in read_items(file, "business_id", wanted, table=self.lines, advance=advance):
                     categories = [one.strip() for one in (record.get("categories") or "").split(",") if one.strip()]
                     fields = {name: record.get(name) for name in _SHOWN}
                     yield source_id, {"title": record.get("name"), "categories": categories, **fields}
