@@ -58,6 +58,8 @@ _USUAL = {
     "title": {"title", "name", "itemname", "itemtitle", "productname", "producttitle", "trackname", "movietitle"},
 }
 """Usual names of columns, without case and punctuation."""
+_ABOUT = re.compile(r"(?:readme|licen[cs]e)(?:\.\w+)?$|.*\.md$|dataset_infos?\.json$", re.IGNORECASE)
+"""Files that lie beside tables and tell of them, as in a data set of the Hub."""
 _SEPARATORS = (",", "\t", ";", "|")
 
 
@@ -74,7 +76,10 @@ class Csv(Importer):
 
     def interactions(self) -> Iterator[pl.DataFrame]:
         first_columns: dict[str, str] | None = None
-        for file in self.files:
+        tables = [file for file in self.files if not _ABOUT.match(file.name)] or self.files
+        if left_out := dict.fromkeys(file.name for file in self.files if file not in tables):
+            self.notes["files left out"] = ", ".join(left_out)
+        for file in tables:
             columns = self._columns(file)
             if first_columns is None:
                 first_columns = columns
@@ -82,7 +87,7 @@ class Csv(Importer):
                 self.notes["columns"] = ", ".join(f"{what} {name}" for what, name in columns.items())
             elif columns != first_columns:
                 raise DataError(
-                    f"{file}: its columns are not those of {self.files[0]}",
+                    f"{file}: its columns are not those of {tables[0]}",
                     hint="name columns by --user, --item, …; the file of the items goes with --titles",
                 )
             with self.reading(file) as advance:
@@ -92,7 +97,8 @@ class Csv(Importer):
     def items(self, wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if self.options.titles is None:
             return
-        for file in find_files([self.options.titles]):
+        files = find_files([self.options.titles])
+        for file in [file for file in files if not _ABOUT.match(file.name)] or files:
             names = self._names(file)
             key = self._item_column if self._item_column in names else self._guess(file, "item", names)
             title = self.options.title or self._guess(file, "title", names, needed=self.options.title_from is None)

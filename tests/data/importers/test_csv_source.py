@@ -62,6 +62,19 @@ def test_a_folder_of_parquet_files_is_one_table(tmp_path: Path) -> None:
     ]
 
 
+def test_what_lies_beside_tables_is_left_out_and_told(tmp_path: Path) -> None:
+    pl.DataFrame(ROWS, schema=["user", "item", "time"], orient="row").write_parquet(tmp_path / "data.parquet")
+    write(tmp_path / "README.md", "---", "license: mit", "---")
+    write(tmp_path / "LICENSE", "Take it.")
+    write(tmp_path / ".gitattributes", "*.parquet filter=lfs")
+    result = bring_in("csv", tmp_path, title_from="item")
+    assert by_source(result.dataset) == WANTED
+    assert dict(result.choices)["files left out"] == "LICENSE, README.md"
+    write(tmp_path / "more.csv", "who,what", "1,2")  # what may be a table is an error, and not left out
+    with pytest.raises(DataError, match=r"more\.csv: no column looks like the user"):
+        bring_in("csv", tmp_path, title_from="item")
+
+
 def test_columns_by_option_and_a_file_of_items(tmp_path: Path) -> None:
     rows = write(tmp_path / "plays.tsv", "who\twhat\twhen\tcity", *(f"{u}\t{i}\t{t}\tX" for u, i, t in ROWS))
     titles = write(
