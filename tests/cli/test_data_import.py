@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from forked import rl4rec
 
-PLACES = (Path(__file__).parents[2] / "data/ml-latest-small", Path("/work/shared/data/ml-latest-small"))
-REAL = [path for path in PLACES if (path / "ratings.csv").is_file()]  # a dataset folder may have the name, too
+MOVIELENS = Path(os.environ.get("RL4REC_REALDATA") or Path(__file__).parents[2] / "data") / "ml-latest-small"
 
 
 def raw(folder: Path) -> tuple[Path, Path]:
@@ -75,10 +75,13 @@ def test_a_split_in_time_trains_on_users_without_targets(tmp_path: Path) -> None
     assert stats["interactions"] == sum(len(line.split()) - 1 for line in (*measured, *only))
 
 
-@pytest.mark.skipif(not REAL, reason="needs MovieLens latest-small in data/")
+@pytest.mark.realdata
+@pytest.mark.skipif(
+    not (MOVIELENS / "ratings.csv").is_file(),  # an imported folder may have the name, too
+    reason=f"no {MOVIELENS}/ratings.csv; set RL4REC_REALDATA to the folder that has ml-latest-small",
+)
 def test_movielens_latest_small(tmp_path: Path) -> None:
-    folder = REAL[0]
-    done = rl4rec("data", "import", "movielens", folder, tmp_path / "ml")
+    done = rl4rec("data", "import", "movielens", MOVIELENS, tmp_path / "ml")
     assert done.returncode == 0, done.stderr
     stats = json.loads(rl4rec("data", "stats", tmp_path / "ml", "--json").stdout)
     assert (stats["users"], stats["items"], stats["interactions"]) == (610, 3650, 90274)
