@@ -40,12 +40,17 @@ def run_commands(commands: dict[str, list[str]], folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, "commands.json"], cwd=folder, capture_output=True, text=True, check=False
     )
-    if done.returncode == -signal.SIGILL and all(find_spec(name) for name in ("unsloth", "vllm")):
-        pytest.skip("Unsloth loads vLLM's kernels, and this processor lacks their instructions (AVX512-BF16)")
+    skip_without_instructions(done.returncode)
     for name in commands:
         if (folder / f"said_{name}.json").exists():
             said(folder, name)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def skip_without_instructions(returncode: int) -> None:
+    """Skips a test whose process Unsloth ended beside vLLM, on a processor that cannot run vLLM's kernels."""
+    if returncode == -signal.SIGILL and all(find_spec(name) for name in ("unsloth", "vllm")):
+        pytest.skip("Unsloth loads vLLM's kernels, and this processor lacks their instructions (AVX512-BF16)")
 
 
 def said(place: Path, name: str) -> dict[str, Any]:
