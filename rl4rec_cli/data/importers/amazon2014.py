@@ -7,7 +7,7 @@ Hides: metadata that are Python literals. Times are whole days, so ties are many
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from rl4rec_cli.data.importers.amazon import Amazon
 from rl4rec_cli.data.importers.tables import Delimited
@@ -16,12 +16,6 @@ from rl4rec_cli.data.importers.tables import Delimited
 class Amazon2014(Amazon):
     """A review's time is a day; lists of what others bought stand in `related`."""
 
-    columns: ClassVar[Mapping[str, str]] = {
-        "user": "reviewerID",
-        "item": "asin",
-        "time": "unixReviewTime",
-        "rating": "overall",
-    }
     ratings = Delimited(columns=("user", "item", "rating", "time"), quote=False)
     literals = True
 

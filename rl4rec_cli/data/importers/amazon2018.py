@@ -7,7 +7,7 @@ Hides: nothing. In `CAT.csv` the item comes before the user.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from rl4rec_cli.data.importers.amazon import Amazon, joined, path
 from rl4rec_cli.data.importers.tables import Delimited
@@ -16,12 +16,6 @@ from rl4rec_cli.data.importers.tables import Delimited
 class Amazon2018(Amazon):
     """A review's time is a day; lists of what others bought stand in `also_buy`, `also_view` and `similar_item`."""
 
-    columns: ClassVar[Mapping[str, str]] = {
-        "user": "reviewerID",
-        "item": "asin",
-        "time": "unixReviewTime",
-        "rating": "overall",
-    }
     ratings = Delimited(columns=("item", "user", "rating", "time"), quote=False)
 
     def is_metadata(self, record: Mapping[str, Any]) -> bool:
