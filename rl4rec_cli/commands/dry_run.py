@@ -30,15 +30,13 @@ class DryRun:
     """None where it is not known."""
     problem: str | None
     """Why the placement is not known."""
+    preparation: list[str]
+    """What is fitted before training, in a line or none."""
 
     def lines(self) -> list[str]:
-        """Returns the placement in a few lines, and what is fitted before."""
+        """Returns what is fitted before, and the placement in a few lines."""
         place = placement.brief(self.placement) if self.placement else [f"placement: not known: {self.problem}"]
-        if not self.config.reward.is_fused:  # what follows imports numpy
-            return place
-        from rl4rec_cli.train.hybrids import preparation
-
-        return [*preparation(self.config), *place]
+        return [*self.preparation, *place]
 
 
 def dry_run(
@@ -57,7 +55,7 @@ def dry_run(
 
     Raises:
         DataError: a dataset is not valid.
-        ConfigError: a device does not exist; see also `run_checks.check_settings`.
+        ConfigError: a device does not exist, or `reward.fuse` cannot be; see also `run_checks.check_settings`.
         RunError: the run exists already.
     """
     from rl4rec_cli.policy.sources import with_own_adapter
@@ -66,10 +64,19 @@ def dry_run(
     show(config)
     _check_data(config, seeds or (config.run.seed,), is_new=is_new)
     check_devices(config.policy, config.retrieval)
+    prepared = _preparation(config)
     try:
-        return DryRun(config, placement.place(config), None)
+        return DryRun(config, placement.place(config), None, prepared)
     except Rl4RecError as error:
-        return DryRun(config, None, error.message)
+        return DryRun(config, None, error.message, prepared)
+
+
+def _preparation(config: RunConfig) -> list[str]:
+    if not config.reward.is_fused:  # what follows imports numpy
+        return []
+    from rl4rec_cli.train.hybrids import preparation
+
+    return preparation(config)
 
 
 def _check_data(config: RunConfig, seeds: Sequence[int], *, is_new: bool) -> None:

@@ -63,12 +63,11 @@ class HistoryFusion(Fusion):
         return {"history": self.trained.digest}
 
 
-def open_history_fusion(section: RetrievalSection, dataset: Dataset) -> HistoryFusion:
-    """Returns the fusion with the history query of `retrieval.model`. It loads nothing yet.
+def find_retriever(section: RetrievalSection) -> tuple[Run, Path]:
+    """Returns the run of the trained retriever that `retrieval.model` names, and the retriever's folder.
 
     Raises:
-        ConfigError: that is no trained retriever in its run, or one of another dataset.
-        RunError: the run's files are damaged.
+        ConfigError: that is no projection in its run. RunError: the run's files are damaged.
     """
     from rl4rec_cli.retrieval.embedder import find_embedder
     from rl4rec_cli.retrieval.trained import FACTS
@@ -87,6 +86,17 @@ def open_history_fusion(section: RetrievalSection, dataset: Dataset) -> HistoryF
             f"reward.fuse=history: {folder} is a tuned encoder: it would be tuned twice more, on half the users each",
             hint="name a projection (rl4rec train retriever --set trainer.kind=projection)",
         )
+    return run, folder
+
+
+def open_history_fusion(section: RetrievalSection, dataset: Dataset) -> HistoryFusion:
+    """Returns the fusion with the history query of `retrieval.model`. It loads nothing yet.
+
+    Raises:
+        ConfigError: as `find_retriever`, or the retriever is of another dataset.
+        RunError: the run's files are damaged.
+    """
+    run, folder = find_retriever(section)
     if dataset.digest not in (digests := trained_on(run)).values():
         of = ", ".join(f"{name} (digest {digest[:12]})" for name, digest in digests.items()) or "other data"
         raise ConfigError(

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from rl4rec_cli.config.registries import HYBRIDS
-from rl4rec_cli.eval.history_hybrid import HistoryFusion, open_history_fusion
+from rl4rec_cli.eval.history_hybrid import HistoryFusion, find_retriever, open_history_fusion
 from rl4rec_cli.eval.hybrids import Fusion, open_fusion
 from rl4rec_cli.eval.measuring import open_task
 from rl4rec_cli.eval.training_hybrid import TrainingHybrid, check_training_hybrid, open_training_hybrid
@@ -51,10 +51,15 @@ def check_hybrids(config: RunConfig, datasets: Sequence[Dataset]) -> None:
 
 
 def preparation(config: RunConfig) -> list[str]:
-    """Says what a run fits before it trains, in a line or none."""
+    """Says what a run fits before it trains, in a line or none.
+
+    Raises: as `find_retriever`, for which no dataset is needed.
+    """
     if not is_fused(config):
         return []
     fusion = open_fusion(config.reward.fuse)
+    if fusion is None:
+        find_retriever(config.retrieval)
     what = f"{fusion.label} on each half of the users and on all" if fusion is not None else _RETRIEVERS
     weight = config.reward.fuse_weight
     cache = config.eval.cache_dir

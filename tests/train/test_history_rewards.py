@@ -194,4 +194,8 @@ def test_other_retrievers_are_refused(made: Made, tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="lsa is no trained retriever"):
         train(lsa)
+    with pytest.raises(
+        ConfigError, match="lsa is no trained retriever"
+    ):  # synthetic data, which a dry run does not make
+        dry_run(load_config(algorithm="grpo", recipes=["quick-test"], sets=["reward.fuse=history"]))
     assert not (tmp_path / "policy").exists()
