@@ -20,7 +20,7 @@ from rl4rec_cli.errors import ConfigError, RunError
 from rl4rec_cli.eval.checkpoint import find_checkpoint
 from rl4rec_cli.runs.folder import Run
 from rl4rec_cli.runs.making import open_run
-from rl4rec_cli.shell import rl4rec
+from rl4rec_cli.shell import quote, rl4rec
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.policy import PolicySection
@@ -133,6 +133,8 @@ def resolve_target(target: str | None, overrides: Overrides | None = None) -> tu
     if target is not None:
         flags["policy"] = {"model": target}
     config = load_config(algorithm=DEFAULT_ALGORITHM, recipes=overrides.recipes, **layers)
+    if target is not None:
+        _check_no_run(target, config)
     if target is not None and config.data.path is None and config.data.synthetic is None:
         raise RunError(
             f"{target}: not a run folder or a checkpoint of one, and a model needs a dataset to be measured on",
@@ -146,3 +148,12 @@ def untrained(run: Run | None, section: PolicySection) -> str | None:
     if run is None:
         return None
     return str(run.start) if run.start.is_dir() else section.model
+
+
+def _check_no_run(target: str, config: RunConfig) -> None:
+    """Raises RunError for a run that is named without its folder: it would be taken for a model of the Hub."""
+    folder = Path(config.run.output_dir) / target
+    if not Path(target).exists() and (folder / "config.yaml").is_file():
+        raise RunError(
+            f"{target}: no run or model of this name here", hint=f"the run: {quote(folder)}"
+        )

@@ -10,7 +10,7 @@ from rl4rec_cli.commands.recommend import open_recommender
 from rl4rec_cli.config.layering import dump_config, load_config
 from rl4rec_cli.data.saving import save_dataset
 from rl4rec_cli.data.synthetic import synthesize
-from rl4rec_cli.errors import ConfigError, DataError
+from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.resolve import Overrides, resolve_target, untrained
 
 
@@ -46,6 +46,17 @@ def test_a_model_is_measured_as_the_one_named(tmp_path: Path) -> None:
     assert (found, checkpoint, config.policy.model) == (None, "gpt2", "gpt2")
     assert config.eval.baselines == ("popularity", "bm25")
     assert untrained(None, config.policy) is None
+
+
+def test_a_run_named_without_its_folder_is_no_model(
+    run: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    sets = [f"run.output_dir={run.parent}", "data.synthetic.users=9"]
+    with pytest.raises(RunError, match="no run or model of this name here") as raised:
+        resolve_target(run.name, Overrides(sets=sets))
+    assert str(run) in str(raised.value.hint)
+    assert resolve_target(f"{run.name}-2", Overrides(sets=sets))[1] == f"{run.name}-2"
 
 
 def test_only_a_run_s_own_items_are_recommended(run: Path) -> None:
