@@ -94,15 +94,23 @@ def _blocks(widths: Sequence[int], room: int | None) -> list[list[int]]:
 
 
 def figures(values: Mapping[str, Any], *, as_json: bool = False) -> None:
-    """Print named figures, one a line; `{"length": {"min": 2}}` is the line `length min`."""
+    """Print named figures, one a line, as `figure_rows` has them."""
     if as_json:
         print_json(values)
         return
+    table("", FIGURE_COLUMNS, figure_rows(values))
+
+
+FIGURE_COLUMNS = ["figure", "value"]
+
+
+def figure_rows(values: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """Returns named figures as rows of a table; `{"length": {"min": 2}}` is the row `length min`."""
     rows: list[tuple[str, object]] = []
     for name, value in values.items():
         below = value.items() if isinstance(value, Mapping) else [("", value)]
         rows += [(f"{name} {key}".strip().replace("_", " "), _figure(v)) for key, v in below]
-    table("", ["figure", "value"], rows)
+    return rows
 
 
 def _figure(value: object) -> object:

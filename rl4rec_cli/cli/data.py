@@ -40,17 +40,33 @@ def synth(
     console.log(f"next: {rl4rec('data', 'stats', dest)}")
 
 
-@app.command(epilog=epilog("rl4rec data stats data/beauty", "rl4rec data stats data/beauty --json"))
+@app.command(epilog=epilog("rl4rec data stats data/beauty", "rl4rec data stats data/beauty --html beauty.html"))
 def stats(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset folder.")],
     as_json: Json = False,
+    html: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write a page with pictures of lengths, popularity and times, too."),
+    ] = None,
 ) -> None:
     """Check a dataset folder and print its figures."""
     from rl4rec_cli import console
     from rl4rec_cli.data.opening import load_dataset
     from rl4rec_cli.data.stats import dataset_stats
+    from rl4rec_cli.files.paths import expand
+    from rl4rec_cli.files.writing import check_writable, write_text
 
-    console.figures(dataset_stats(load_dataset(dataset)), as_json=as_json)
+    file = expand(html) if html is not None else None
+    if file is not None:
+        check_writable(file)
+    data = load_dataset(dataset)
+    values = dataset_stats(data)
+    console.figures(values, as_json=as_json)
+    if file is not None:
+        from rl4rec_cli.report.dataset_page import as_html
+
+        write_text(file, as_html(data, values))
+        console.log(f"wrote {file}")
 
 
 @app.command(

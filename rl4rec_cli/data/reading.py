@@ -40,6 +40,8 @@ PROMPTS = "prompts.json"
 META = "meta.json"
 TRAINING_ONLY = "training_only.txt"
 TIMES = "times.txt"
+EARLIEST, LATEST = -62_104_060_800, 253_370_764_799
+"""Seconds since 1970 of the first moment of year 2 and the last of 9998: others have no date that can be drawn."""
 
 MIN_SEQUENCE = 3
 """Training part, validation target, test target."""
@@ -264,6 +266,10 @@ def _read_times(path: Path, lengths: dict[str, int], problems: Problems) -> tupl
             reason = f"{len(tokens):,} times for {length:,} items"
         elif not all(map(math.isfinite, row)) or any(a > b for a, b in pairwise(row)):
             reason = "times must be finite numbers that do not fall"
+        elif row and not (row[0] >= EARLIEST and row[-1] <= LATEST):
+            reason = (
+                f"{row[0] if row[0] < EARLIEST else row[-1]:.15g} lies in no year from 2 to 9998: it is not in seconds"
+            )
         else:
             times.append(row)
             continue

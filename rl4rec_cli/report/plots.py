@@ -20,6 +20,7 @@ from rl4rec_cli.report.plot_names import short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import XAxis, YAxis
     from numpy.typing import NDArray
 
 SERIES = 8
@@ -31,7 +32,7 @@ SMOOTHED = 30
 AVERAGED = f"Bold, with more than {SMOOTHED} values: mean of the last {WINDOW}, in long runs of a {PART}th of all."
 STRETCHES = 200
 """Stretches of a curve that the width of a plot can show apart."""
-_INK, _LINE = "#010101", "#020202"
+INK, _LINE = "#010101", "#020202"
 _STYLES = ("-", "--", "-.", ":")
 _TICKS = (1, 2, 5)
 
@@ -48,12 +49,12 @@ def metric_bars(report: Mapping[str, Any], family: str) -> str:
             ends = np.array([report["intervals"][label][f"{family}@{k}"] for k in ks], float)
             at = np.arange(len(ks)) + (place - (len(labels) - 1) / 2) * width
             reach = np.clip(np.nan_to_num(np.abs(ends.T - means)), 0, None)
-            axis.bar(at, means, width * 0.92, color=_colour(place), label=names[label])
-            axis.errorbar(at, means, reach, fmt="none", ecolor=_INK, elinewidth=1, capsize=2)
+            axis.bar(at, means, width * 0.92, color=series_colour(place), label=names[label])
+            axis.errorbar(at, means, reach, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
         axis.set_xticks(np.arange(len(ks)), [f"{family}@{k}" for k in ks])
         axis.grid(axis="x", visible=False)
 
-    return _svg(draw, f"bars-{family}", legend=len(labels))
+    return drawing(draw, f"bars-{family}", legend=len(labels))
 
 
 def differences(report: Mapping[str, Any]) -> str:
@@ -63,17 +64,19 @@ def differences(report: Mapping[str, Any]) -> str:
     def draw(axis: Axes) -> None:
         for row, pair in enumerate(pairs):
             low, high = (pair["mean"] if pair[end] is None else pair[end] for end in ("low", "high"))
-            colour = _colour(0) if pair["reads"] == "higher" else _colour(1) if pair["reads"] == "lower" else _INK
+            colour = (
+                series_colour(0) if pair["reads"] == "higher" else series_colour(1) if pair["reads"] == "lower" else INK
+            )
             axis.plot([low, high], [row, row], color=colour, linewidth=2)
             axis.plot([pair["mean"]], [row], "o", color=colour, markersize=6)
             name = f"{names[pair['ours']]} − {names[pair['theirs']]}"
             axis.annotate(name, (0, row), (4, 9), xycoords=axis.get_yaxis_transform(), textcoords="offset points")
-        axis.axvline(0, color=_INK, linewidth=0.8, linestyle="--")
+        axis.axvline(0, color=INK, linewidth=0.8, linestyle="--")
         axis.set_yticks([])
         axis.set_ylim(len(pairs) - 0.6, -0.7)
         axis.set_xlabel(f"difference in {report['metric']}, 95 % interval")
 
-    return _svg(draw, "differences", height=1.0 + 0.45 * len(pairs))
+    return drawing(draw, "differences", height=1.0 + 0.45 * len(pairs))
 
 
 def won_and_lost(report: Mapping[str, Any]) -> str:
@@ -83,7 +86,7 @@ def won_and_lost(report: Mapping[str, Any]) -> str:
     def draw(axis: Axes) -> None:
         for row, pair in enumerate(pairs):
             begin = 0.0
-            for key, colour in (("wins", _colour(0)), ("ties", _LINE), ("losses", _colour(1))):
+            for key, colour in (("wins", series_colour(0)), ("ties", _LINE), ("losses", series_colour(1))):
                 share = 100 * pair[key] / max(1, report["users"])
                 axis.barh(row, share, 0.36, left=begin, color=colour, label=_WON[key] if row == 0 else None)
                 begin += share
@@ -95,7 +98,7 @@ def won_and_lost(report: Mapping[str, Any]) -> str:
         axis.set_xlabel("% of users")
         axis.grid(visible=False)
 
-    return _svg(draw, "won", height=1.35 + 0.5 * len(pairs), legend=3)
+    return drawing(draw, "won", height=1.35 + 0.5 * len(pairs), legend=3)
 
 
 _WON = {"wins": "first higher", "ties": "the same", "losses": "second higher"}
@@ -110,12 +113,12 @@ def user_differences(report: Mapping[str, Any], differences_B: NDArray[np.float6
         edges = [reach * step / 20 for step in range(-20, 21)]
         for place, part_B in enumerate((nonzero_B[nonzero_B > 0], nonzero_B[nonzero_B < 0])):
             side = "first" if place == 0 else "second"
-            axis.hist(part_B, edges, color=_colour(place), label=f"{side} higher: {len(part_B):,} users")
-        axis.axvline(0, color=_INK, linewidth=0.8)
+            axis.hist(part_B, edges, color=series_colour(place), label=f"{side} higher: {len(part_B):,} users")
+        axis.axvline(0, color=INK, linewidth=0.8)
         axis.set_xlabel(f"difference in {report['metric']} of one user")
         axis.set_ylabel("users")
 
-    return _svg(draw, "users", legend=2)
+    return drawing(draw, "users", legend=2)
 
 
 def rank_curves(report: Mapping[str, Any]) -> str:
@@ -128,8 +131,8 @@ def rank_curves(report: Mapping[str, Any]) -> str:
         for place, label in enumerate(labels):
             ranks = np.array([record["ranks"][label] for record in report["records"]]).ravel()
             shares = np.searchsorted(np.sort(ranks), ks, side="right") / max(1, len(ranks))
-            axis.plot(ks, 100 * shares, color=_colour(place), linestyle=_style(place), label=names[label])
-        axis.plot(ks, 100 * ks / items, color=_INK, linewidth=0.8, linestyle=":", label="chance")
+            axis.plot(ks, 100 * shares, color=series_colour(place), linestyle=_style(place), label=names[label])
+        axis.plot(ks, 100 * ks / items, color=INK, linewidth=0.8, linestyle=":", label="chance")
         axis.set_xscale("log")
         ticks = [tick * 10**power for power in range(8) for tick in _TICKS if tick * 10**power <= items]
         ticks = ticks if len(ticks) <= 9 else [tick for tick in ticks if str(tick)[0] == "1"]
@@ -140,7 +143,7 @@ def rank_curves(report: Mapping[str, Any]) -> str:
         axis.set_xlabel("rank k")
         axis.set_ylabel("% of users with the target within k")
 
-    return _svg(draw, "ranks", legend=len(labels) + 1)
+    return drawing(draw, "ranks", legend=len(labels) + 1)
 
 
 def reward_curves(report: Mapping[str, Any]) -> str:
@@ -197,24 +200,24 @@ def curves(
         for line in lines:
             _draw_curve(axis, line, 100.0 if share else 1.0, names.get(line.label or ""))
         for step, sign in marks:
-            axis.axvline(step, color=_INK, linewidth=0.8, linestyle=":" if sign else "--", alpha=0.6)
+            axis.axvline(step, color=INK, linewidth=0.8, linestyle=":" if sign else "--", alpha=0.6)
             place: dict[str, Any] = {"xycoords": axis.get_xaxis_transform(), "textcoords": "offset points"}
             axis.annotate(sign, (step, 1), (2, -8), fontsize=8, **place)
         if ranks:
             axis.set_yscale("log")
             axis.invert_yaxis()
-            _plain_log_ticks(axis)
+            plain_log_ticks(axis.yaxis)
         if share:
             axis.set_ylim(-3, 103)
         _whole_steps(axis)
         axis.set_xlabel(xlabel)
         axis.set_ylabel(f"{ylabel}, %" if share else ylabel)
 
-    return _svg(draw, name, legend=label_count if label_count > 1 else 0)
+    return drawing(draw, name, legend=label_count if label_count > 1 else 0)
 
 
 def _draw_curve(axis: Axes, line: Curve, factor: float, label: str | None) -> None:
-    style: dict[str, Any] = {"color": _colour(line.place), "linestyle": _style(line.place)}
+    style: dict[str, Any] = {"color": series_colour(line.place), "linestyle": _style(line.place)}
     steps = np.asarray(line.steps, float)
     values = factor * np.array([np.nan if value is None else value for value in line.values], float)
     values[~np.isfinite(values)] = np.nan
@@ -252,16 +255,16 @@ def _whole_steps(axis: Axes) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
 
 
-def _plain_log_ticks(axis: Axes) -> None:
+def plain_log_ticks(axis: XAxis | YAxis) -> None:
     """Labels a logarithmic axis with whole numbers: 1, 2, 5, 10 … if they span more than a power of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    low, high = sorted(axis.get_ylim())
+    low, high = sorted(axis.get_view_interval())
     ratio = high / max(low, 1e-9)
     subs = _TICKS if ratio < 200 else (1,)
-    axis.yaxis.set_major_locator(LogLocator(subs=subs) if ratio > 10 else MaxNLocator(nbins=6, integer=high - low > 2))
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda rank, _: f"{rank:,.5g}"))
+    axis.set_major_locator(LogLocator(subs=subs) if ratio > 10 else MaxNLocator(nbins=6, integer=high - low > 2))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda rank, _: f"{rank:,.5g}"))
 
 
 def _trailing_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
@@ -275,7 +278,7 @@ def _trailing_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float
     return np.where(there, means, np.nan)
 
 
-def _svg(draw: Callable[[Axes], None], name: str, *, height: float = 2.9, legend: int = 0) -> str:
+def drawing(draw: Callable[[Axes], None], name: str, *, height: float = 2.9, legend: int = 0) -> str:
     """Draws one plot as an `<svg>` element.
 
     Args:
@@ -302,7 +305,7 @@ def _svg(draw: Callable[[Axes], None], name: str, *, height: float = 2.9, legend
 def _look() -> Iterator[None]:
     import matplotlib
 
-    colours = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
+    colours = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
     settings: Any = {
         **colours,
         "svg.fonttype": "none",
@@ -328,13 +331,13 @@ def _for_page(text: str, name: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    for colour, variable in {_INK: "ink", _LINE: "line", **{_colour(i): f"s{i}" for i in range(SERIES)}}.items():
+    for colour, variable in {INK: "ink", _LINE: "line", **{series_colour(i): f"s{i}" for i in range(SERIES)}}.items():
         text = text.replace(colour, f"var(--{variable})")
     # Scales with the page; its own size in points would not.
     return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
 
 
-def _colour(place: int) -> str:
+def series_colour(place: int) -> str:
     return f"#0a0a{16 + place % SERIES:02x}"
 
 

@@ -246,3 +246,33 @@ def test_an_embedding_file_of_another_dataset(good: Path, tmp_path: Path) -> Non
     refused(rl4rec("eval", "--dataset", other, *args, cwd=tmp_path), "made by 'lsa-128-words-2'", "'./nowhere'")
     save_file({"a": vectors(), "b": vectors()}, file)
     refused(rl4rec("eval", "--dataset", good, *args, cwd=tmp_path), "holds tensors ['a', 'b']")
+
+
+# The page of `data stats`
+
+
+def test_stats_writes_a_page_too(tmp_path: Path) -> None:
+    where = folder(tmp_path / "d")
+    (where / "times.txt").write_text("ann 0 0 86400 86400\nbob 1 2 3 4\neve 1 2 3 4 5\n")
+    done = rl4rec("data", "stats", where, "--json", "--html", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["targets_tied_in_time"] == {"validation": 0, "test": 1}
+    assert f"wrote {tmp_path / 'page.html'}" in done.stderr
+    assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_a_page_that_cannot_be_written_is_told_before_the_data_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused(
+        rl4rec("data", "stats", tmp_path / "nowhere", "--html", tmp_path / "file" / "page.html"), "cannot be written"
+    )
+    refused(rl4rec("data", "stats", tmp_path / "nowhere", "--html", tmp_path), "is a folder")
+
+
+@pytest.mark.parametrize("time", ["1700000000000000", "-1e15", "nan"])
+def test_times_that_are_no_dates(time: str, tmp_path: Path) -> None:
+    where = folder(tmp_path / "d")
+    rows = ["ann 0 0 0 0", "bob 1 2 3 4", f"eve {' '.join([time] * 5)}"]
+    (where / "times.txt").write_text("\n".join(rows))
+    refused(rl4rec("data", "stats", where, "--html", tmp_path / "page.html"), "times.txt:3", "seconds since 1970")
+    assert not (tmp_path / "page.html").exists()
