@@ -80,7 +80,9 @@ def import_(
     time: Annotated[str | None, _option("COLUMN", "Times; none: rows are in order.", _COLUMNS)] = None,
     rating: Annotated[str | None, _option("COLUMN", "Ratings.", _COLUMNS)] = None,
     title: Annotated[str | None, _option("COLUMN", "Titles of items.", _COLUMNS)] = None,
-    titles: Annotated[str | None, _option("FILE", "File that describes the items.", _COLUMNS)] = None,
+    titles: Annotated[
+        str | None, _option("FILE", "File that describes the items; recbole and p5 take it, too.", _COLUMNS)
+    ] = None,
     separator: Annotated[str | None, _option("CHARACTER", "Between fields; default: look.", _COLUMNS)] = None,
     encoding: Annotated[str | None, _option("NAME", "Of the text; default: utf-8.", _COLUMNS)] = None,
     time_unit: Annotated[str | None, _option("s|ms|us|ns|iso", "Of the times; default: look.", _COLUMNS)] = None,

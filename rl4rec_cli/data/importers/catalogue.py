@@ -12,7 +12,7 @@ import html
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from rl4rec_cli.data.late_fields import why_late
@@ -97,28 +97,39 @@ class Template:
                 hint="name fields in braces, and what depends on them in brackets: '{title}.[ Brand: {brand}.]'",
             )
 
-    def check(self, known: Iterable[str]) -> None:
+    def check(self, known: Iterable[str], left_out: Container[str]) -> None:
         """Refuses fields that no item has.
+
+        Args:
+            left_out: fields that are known too late.
 
         Raises:
             ConfigError: there is such a field.
         """
         known = set(known)
-        unknown = [name for name in self.fields if name not in known]
-        if unknown:
-            raise ConfigError(f"{self.setting}: no item has a field {unknown[0]!r}", hint=f"there are {listed(known)}")
+        unknown = next((name for name in self.fields if name not in known), None)
+        if unknown is None:
+            return
+        if unknown in left_out:
+            raise ConfigError(
+                f"{self.setting}: field {unknown!r} is left out: {why_late(unknown)}",
+                hint="--leaks keeps it, and gives answers away; without it, name another field",
+            )
+        raise ConfigError(f"{self.setting}: no item has a field {unknown!r}", hint=f"there are {listed(known)}")
 
     def fill(self, fields: Mapping[str, Any]) -> str:
         """Returns the text of one item; empty where nothing of it is there."""
 
-        def part(match: re.Match[str]) -> str:
-            has_all = all(fields.get(name) not in (None, "") for name in _NAME.findall(match[1]))
-            return _NAME.sub(value, match[1]) if has_all else ""
-
         def value(match: re.Match[str]) -> str:
             return shown(fields.get(match[1]))
 
-        return " ".join(_NAME.sub(value, _PART.sub(part, self.text)).split())
+        # In one pass: braces in a value are no field.
+        pieces = [
+            _NAME.sub(value, piece)
+            for number, piece in enumerate(_PART.split(self.text))
+            if number % 2 == 0 or all(fields.get(name) not in (None, "") for name in _NAME.findall(piece))
+        ]
+        return " ".join("".join(pieces).split())
 
 
 def shown(value: Any) -> str:
@@ -193,7 +204,7 @@ class Catalogue:
             ConfigError: a template names a field that no item has.
         """
         if self._title_from is not None:
-            self._title_from.check({*self.fields(), "item"})
+            self._title_from.check({*self.fields(), "item"}, self.left_out)
             for source_id in wanted:
                 fields = self._items.setdefault(source_id, {})
                 if "title" not in fields and (title := self._title_from.fill({**fields, "item": source_id})):
@@ -227,7 +238,7 @@ class Catalogue:
         """
         template = self.template()
         if self._text is not None:
-            self._text.check({*self.fields(), "item"})
+            self._text.check({*self.fields(), "item"}, self.left_out)
         rows = []
         for number, source_id in enumerate(source_ids):
             fields = self._items[source_id]

@@ -212,6 +212,28 @@ class Csv(Importer):
                 yield from frame.drop(LINE).iter_rows(named=True)
 
 
+def read_titles(importer: Importer, item_column: str, wanted: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Returns what the file of `--titles` says of items, by the source's id, for a source that may lack titles.
+
+    Args:
+        importer: takes `TITLE_OPTIONS`.
+        item_column: the column of ids, where the file has one of this name.
+
+    Raises:
+        DataError: the file is missing or damaged, or has no column of ids or titles.
+    """
+    options = importer.options
+    if options.titles is None:
+        return {}
+    reader = Csv(importer.files, options, importer.table)
+    reader.used, reader.lines, reader._item_column = importer.used, importer.lines, item_column
+    fields_by_id: dict[str, dict[str, Any]] = {}
+    for source_id, fields in reader.items(wanted):
+        if source_id in wanted and not fields_by_id.get(source_id, {}).get("title"):
+            fields_by_id[source_id] = {name: value for name, value in fields.items() if value not in (None, "")}
+    return fields_by_id
+
+
 def _kind(file: RawFile) -> str:
     head = file.head(64).lstrip()
     if head.startswith(b"PAR1"):

@@ -111,9 +111,12 @@ class Importer(ABC):
     def reading(self, file: RawFile) -> Iterator[Advance]:
         """Shows how far a file is read, with rows, rate and time left."""
         self.use(file)
-        before = self.table.read
-        size = file.size
-        with console.progress(size, f"reading {file.name}", rows=lambda: self.table.read - before) as advance:
+
+        def lines_read() -> int:
+            return self.table.read + self.lines.read
+
+        before = lines_read()
+        with console.progress(file.size, f"reading {file.name}", rows=lambda: lines_read() - before) as advance:
             yield advance
 
     def place(self, file: int, line: int) -> str:

@@ -252,7 +252,10 @@ def _describe(
         importer.notes["items described again"] = f"{catalogue.repeats:,} times; the first with a title counts"
     left = core.filter(pl.Series(has_title[items]))
     if not left.height:
-        raise DataError("no item has a title", hint="--title-from item names items by their ids")
+        hint = "--title-from item names items by their ids"
+        if importer.options.titles is not None:
+            hint = f"are the ids there those of the rows, such as {next(iter(wanted))}? {hint}"
+        raise DataError("no item has a title", hint=hint)
     return left
 
 

@@ -15,6 +15,8 @@ from rl4rec_cli.errors import ConfigError
 
 DUPLICATES = ("first", "last", "none")
 TIME_UNITS = ("auto", "s", "ms", "us", "ns", "iso")
+TITLE_OPTIONS = frozenset({"titles", "title", "item", "separator", "encoding"})
+"""The file of `--titles` and how to read it, for sources that may lack titles."""
 LEAST_LENGTH = 3
 """A training part, a validation target and a test target."""
 
@@ -93,6 +95,16 @@ class ImportOptions:
                     f"{flag(name)} is not an option of {source}, whose files have one form",
                     hint="leave it out; the source csv takes files of any columns",
                 )
+
+    def check_titles(self, *names: str) -> None:
+        """Refuses options that tell how to read the file of `--titles`, where it is not named.
+
+        Raises:
+            ConfigError: one of them is set.
+        """
+        for name in names:
+            if self.titles is None and getattr(self, name) is not None:
+                raise ConfigError(f"{flag(name)} goes with --titles FILE here", hint="name the file, or leave it out")
 
     def as_json(self) -> dict[str, Any]:
         """What is set, by name; unset ones are left out."""

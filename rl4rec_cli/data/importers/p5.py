@@ -1,20 +1,23 @@
 """The form of P5 and S3-Rec: `sequential_data.txt` with `datamaps.json` and `CAT_item2attributes.json`.
 
 Decides: rows are in order; an item's id is the one of its publisher (`id2item`), where `datamaps.json` is there.
-Hides: numbers of attributes. The form has no titles: `--title-from` names items. Its ids follow the sequences, so that
-`--keep-ids` gives answers away. Published at <https://github.com/jeykigung/P5>.
+Hides: numbers of attributes. The form has no titles: `--titles FILE` or `--title-from` names items. Its ids follow the
+sequences, so that `--keep-ids` gives answers away. Published at <https://github.com/jeykigung/P5>.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import polars as pl
 
+from rl4rec_cli.data.importers.csv import read_titles
 from rl4rec_cli.data.importers.files import RawFile, read_blocks
 from rl4rec_cli.data.importers.importer import Importer
+from rl4rec_cli.data.importers.options import TITLE_OPTIONS, ImportOptions
+from rl4rec_cli.data.importers.rows import RowTable
 from rl4rec_cli.data.importers.tables import LINE
 from rl4rec_cli.errors import DataError
 
@@ -22,7 +25,12 @@ from rl4rec_cli.errors import DataError
 class P5(Importer):
     """Sequences without times, and items with attributes."""
 
+    takes: ClassVar[frozenset[str]] = TITLE_OPTIONS
     text = "{title}.[ Attributes: {attributes}.]"
+
+    def __init__(self, files: Sequence[RawFile], options: ImportOptions, table: RowTable) -> None:
+        super().__init__(files, options, table)
+        options.check_titles(*sorted(TITLE_OPTIONS - {"titles"}))
 
     def interactions(self) -> Iterator[pl.DataFrame]:
         file = self.one_file("sequences", "sequential_data.txt")
@@ -44,12 +52,14 @@ class P5(Importer):
     def items(self, wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         maps = self._maps()
         names, attributes = maps.get("id2item", {}), maps.get("id2attribute", {})
+        titled = read_titles(self, self.options.item or "item", wanted)
         for file in (file for file in self.files if file.name.endswith("item2attributes.json")):
             for number, numbers in read_json(self, file).items():
                 if (source_id := names.get(number, number)) in wanted:
-                    yield source_id, {"attributes": [str(attributes.get(str(one), one)) for one in numbers]}
+                    own = {"attributes": [str(attributes.get(str(one), one)) for one in numbers]}
+                    yield source_id, {**titled.get(source_id, {}), **own}
                     wanted = set(wanted) - {source_id}
-        yield from ((source_id, {}) for source_id in wanted)
+        yield from ((source_id, titled.get(source_id, {})) for source_id in wanted)
 
     def _maps(self) -> dict[str, Any]:
         file = next((file for file in self.files if file.name == "datamaps.json"), None)

@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 import polars as pl
 
+from rl4rec_cli.data.importers.csv import read_titles
 from rl4rec_cli.data.importers.files import RawFile
 from rl4rec_cli.data.importers.importer import Importer
-from rl4rec_cli.data.importers.options import ImportOptions
+from rl4rec_cli.data.importers.options import TITLE_OPTIONS, ImportOptions
 from rl4rec_cli.data.importers.rows import RowTable
 from rl4rec_cli.data.importers.tables import LINE, Delimited, header, read_delimited
 from rl4rec_cli.data.importers.times import TimeReader
@@ -26,12 +27,13 @@ _LIST = "item_id_list"
 
 
 class RecBole(Importer):
-    """Interactions, and items if there are any; without, `--title-from item` calls items by their ids."""
+    """Interactions, and items if there are any; `--titles FILE` or `--title-from item` names those without a title."""
 
-    takes: ClassVar[frozenset[str]] = frozenset({"separator", "user", "item", "time", "rating", "title", "time_unit"})
+    takes: ClassVar[frozenset[str]] = TITLE_OPTIONS | {"user", "time", "rating", "time_unit"}
 
     def __init__(self, files: Sequence[RawFile], options: ImportOptions, table: RowTable) -> None:
         super().__init__(files, options, table)
+        options.check_titles("encoding")
         separator = options.separator or "\t"
         self._form = Delimited("\t" if separator in ("\\t", "tab") else separator, quote=False)
 
@@ -102,9 +104,11 @@ class RecBole(Importer):
         return rows
 
     def items(self, wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        titled = read_titles(self, self.options.item or "item_id", wanted)
         for file in (file for file in self.files if file.name.endswith(".item")):
             names = self._columns(file)
-            title = self.options.title or next((name for name in _TITLES if name in names), None)
+            named = self.options.title if self.options.titles is None else None
+            title = named or next((name for name in _TITLES if name in names), None)
             if "item_id" not in names or (title is not None and title not in names):
                 raise DataError(f"{file}: no column {title or 'item_id'!r}", hint=f"there are {', '.join(names)}")
             with self.reading(file) as advance:
@@ -115,7 +119,9 @@ class RecBole(Importer):
                             if title is not None:
                                 fields["title"] = record[names[title]]
                                 fields.pop(title if title != "title" else "", None)
-                            yield fields.pop("item_id"), fields
+                            source_id = fields.pop("item_id")
+                            yield source_id, {**fields, **titled.pop(source_id, {})}
+        yield from titled.items()
 
 
 def _value(text: str | None, typed: str) -> Any:

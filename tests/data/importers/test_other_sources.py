@@ -159,6 +159,25 @@ def test_recbole_alone_and_with_items(tmp_path: Path) -> None:
         bring_in("recbole", inter, separator=",", user="who")
 
 
+def test_recbole_with_titles_of_ones_own(tmp_path: Path) -> None:
+    inter = write(tmp_path / "x.inter", *INTER)
+    titles = write(tmp_path / "t.csv", "item_id,name,maker", "i1,Toy Story,Pixar", "i2,,A", "i3,Heat,")
+    items = items_of(bring_in("recbole", inter, titles=str(titles), title_from="item").dataset)
+    assert {name: item["title"] for name, item in items.items()} == {"i1": "Toy Story", "i2": "i2", "i3": "Heat"}
+    assert items["i1"]["maker"] == "Pixar"
+    # Beside an .item, what the file says comes first, and what it does not say stays.
+    item = write(
+        tmp_path / "x.item", "item_id:token\tname:token\tyear:float", *(f"i{n}\tOld {n}\t1995" for n in (1, 2, 3))
+    )
+    items = items_of(bring_in("recbole", [inter, item], titles=str(titles)).dataset)
+    assert {name: one["title"] for name, one in items.items()} == {"i1": "Toy Story", "i2": "Old 2", "i3": "Heat"}
+    assert {one["year"] for one in items.values()} == {1995.0}
+    with pytest.raises(ConfigError, match="--encoding goes with --titles"):
+        bring_in("recbole", inter, encoding="latin-1")
+    with pytest.raises(ConfigError, match="--titles is not an option of movielens"):
+        bring_in("movielens", inter, titles=str(titles))
+
+
 def test_recbole_benchmark_files(tmp_path: Path) -> None:
     head = "user_id:token\titem_id_list:token_seq\titem_id:token"
     write(tmp_path / "x.train.inter", head, "u\ti1\ti2", "v\ti9\ti8")
@@ -179,6 +198,20 @@ def test_p5(tmp_path: Path) -> None:
     assert items_of(result.dataset)["B1"]["text"] == "B1. Attributes: 4, 7."
     with pytest.raises(DataError, match="no item has a title"):
         bring_in("p5", tmp_path)
+    titles = write(
+        tmp_path / "elsewhere" / "t.tsv", "asin\ttitle\tbrand", "B1\tHat\tAcme", "B2\tBelt\t", "B9\tNo\t", "B3\t\tX"
+    )
+    files = [tmp_path / name for name in ("sequential_data.txt", "datamaps.json", "Beauty_item2attributes.json")]
+    titled = bring_in("p5", files, titles=str(titles), title_from="item")
+    items = items_of(titled.dataset)
+    assert {name: item["title"] for name, item in items.items()} == {"B1": "Hat", "B2": "Belt", "B3": "B3", "B4": "B4"}
+    assert (items["B1"]["brand"], items["B1"]["text"]) == ("Acme", "Hat. Attributes: 4, 7.")
+    assert "t.tsv" in {file["name"] for file in titled.dataset.meta["import"]["files"]}
+    with pytest.raises(ConfigError, match="--separator goes with --titles"):
+        bring_in("p5", files, separator=",")
+    with pytest.raises(DataError, match="no item has a title") as refused:
+        bring_in("p5", files, titles=str(write(tmp_path / "other.csv", "item,title", "7,Hat")))
+    assert "such as B" in str(refused.value.hint)
     (tmp_path / "datamaps.json").write_text("{")
     with pytest.raises(DataError, match=r"datamaps\.json:\d: not JSON"):
         bring_in("p5", tmp_path, title_from="item")
