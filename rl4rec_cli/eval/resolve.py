@@ -154,6 +154,4 @@ def _check_no_run(target: str, config: RunConfig) -> None:
     """Raises RunError for a run that is named without its folder: it would be taken for a model of the Hub."""
     folder = Path(config.run.output_dir) / target
     if not Path(target).exists() and (folder / "config.yaml").is_file():
-        raise RunError(
-            f"{target}: no run or model of this name here", hint=f"the run: {quote(folder)}"
-        )
+        raise RunError(f"{target}: no run or model of this name here", hint=f"the run: {quote(folder)}")
