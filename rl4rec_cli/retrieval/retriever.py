@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from rl4rec_cli import console
 from rl4rec_cli.errors import DataError, EmbeddingError
 from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.ranking.ranks import ItemMatrix, Storage, score_matrix, search, target_ranks
@@ -45,6 +46,9 @@ __all__ = [
     "rank_vectors",
     "submit_ranks",
 ]
+
+MANY_TEXTS = 2_000
+"""Texts from which on embedding them shows how far it is: a model on a CPU takes minutes for those of all users."""
 
 
 class Retriever(Protocol):
@@ -229,7 +233,11 @@ def rank_vectors(
 def query_vectors(embedder: Embedder, texts: Sequence[str]) -> torch.Tensor:
     """`[len(texts), dim]` on the CPU; equal texts are embedded once, as groups of samples often agree."""
     distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    vectors_UD = embedder.embed(list(distinct), query=True)
+    if len(distinct) < MANY_TEXTS:
+        vectors_UD = embedder.embed(list(distinct), query=True)
+    else:
+        with console.progress(len(distinct), f"Embedding {len(distinct):,} texts") as advance:
+            vectors_UD = embedder.embed(list(distinct), query=True, progress=advance)
     if vectors_UD.ndim != 2 or len(vectors_UD) != len(distinct):
         raise EmbeddingError(
             f"embedder {embedder.name} returned shape {list(vectors_UD.shape)} for {len(distinct)} texts"

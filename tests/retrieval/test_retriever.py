@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rl4rec_cli import console
 from rl4rec_cli.errors import DataError, EmbeddingError
-from rl4rec_cli.retrieval.retriever import InProcessRetriever
+from rl4rec_cli.retrieval.retriever import MANY_TEXTS, InProcessRetriever, query_vectors
 
 DIM = 3
 
@@ -184,3 +187,26 @@ def test_nothing_in_nothing_out(scripted: Any) -> None:
     assert (len(ranking.ranks), len(ranking.scorable)) == (0, 0)
     assert retriever.search([], 3) == []
     assert retriever.calculate_reward([]).shape == (0, 2)
+
+
+def test_embedding_very_many_texts_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, int]] = []
+
+    class Counting:
+        name = "counting"
+
+        def embed(self, texts: Sequence[str], *, query: bool = False, progress: Any = None) -> torch.Tensor:
+            if progress is not None:
+                progress(len(texts))
+            return torch.ones(len(texts), DIM)
+
+    @contextmanager
+    def noted(total: int, description: str) -> Iterator[Callable[[int], None]]:
+        yield lambda count: shown.append((description, count / total))
+
+    monkeypatch.setattr(console, "progress", noted)
+    few = [f"text {i}" for i in range(MANY_TEXTS - 1)]
+    assert query_vectors(Counting(), few * 2).shape == (2 * len(few), DIM)
+    assert shown == []
+    assert query_vectors(Counting(), [*few, "one more"]).shape == (MANY_TEXTS, DIM)
+    assert shown == [(f"Embedding {MANY_TEXTS:,} texts", 1)]
