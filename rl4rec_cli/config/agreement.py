@@ -44,10 +44,6 @@ def check_sections_agree(config: RunConfig, tree: Tree) -> None:
         problem = f"{trainer.algorithm} has one completion per prompt, and so no group that could lose by it"
         tree.problems.append(f"reward.credit: {problem} ({source})")
         tree.hints.append("set reward.credit to own, or train by grpo or rloo")
-    if config.reward.pays_marginal and config.reward.is_fused:
-        problem = f"reward.fuse={config.reward.fuse} joins one completion at a time to a sequence model, no group"
-        tree.problems.append(f"reward.credit: {problem} ({tree.source(('reward', 'credit'))})")
-        tree.hints.append("leave one of them out")
     for key in ("file", "service.dataset"):
         value = config.retrieval.file if key == "file" else config.retrieval.service.dataset
         if value is not None and len(config.data.paths) > 1:
@@ -86,10 +82,6 @@ def _check_completions_agree(config: RunConfig, tree: Tree) -> None:
         problem = f"{config.eval.second_embedder} ranks one completion at a time"
         tree.problems.append(f"eval.second_embedder: {problem} ({tree.source(('eval', 'second_embedder'))})")
         tree.hints.append("name a sentence-transformers model, set eval.probes to false, or texts_per_user to 1")
-    if texts > 1 and config.reward.is_fused:
-        problem = "reward.fuse joins one completion of each user to a sequence model"
-        tree.problems.append(f"generation.texts_per_user: {problem} ({source})")
-        tree.hints.append("leave out reward.fuse, or set texts_per_user to 1")
 
 
 def check_embedder_settings(config: RunConfig, tree: Tree, layers: Sequence[Sequence[Layer]]) -> None:

@@ -5,7 +5,8 @@ texts have together (`ranking/fusing.py`) and s₂ that of the sequence model. E
 and their sum is that of two float64 numbers: equal items tie exactly. With reciprocal ranks s₁ leaves the user's mask
 out as it does without a sequence model, and so does its deviation.
 Hides: that a fused score has no deviation in closed form. All items' scores are made in float64, of some users at a
-time; every weight reads the same ones, and what is too near to the target is scored again, properly.
+time; every weight reads the same ones, and what is too near to the target is scored again, properly. So does each set
+of the texts that lacks one of them (`TextsWithSequence.leave_one_out`), whose deviation is its own.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ _ROUNDING = 8 * 2.0**-53
 
 
 class _Row(NamedTuple):
-    """One user's scores of all items, by the texts and by the sequence model."""
+    """One user's scores of all items, by the texts, or all but one, and by the sequence model."""
 
     user: int
+    without: int
+    """The text that is left out; -1: none."""
     scores: tuple[Numbers, Numbers]
     """float64 `[N]` each, near the scores proper."""
     margins: tuple[float, float]
@@ -62,6 +65,17 @@ class _Row(NamedTuple):
     def is_scorable(self, shares: tuple[float, float]) -> bool:
         """Returns whether a part that counts is scorable."""
         return any(share > 0 and can for share, can in zip(shares, self.can_rank, strict=True))
+
+    def rank(self, shares: tuple[float, float], target: int, is_rival_N: NDArray[np.bool_]) -> int:
+        """Returns the rank of an item among its rivals."""
+        scores_N, margin = self.mixed(shares)
+        goal = scores_N[target]
+        above = int(np.count_nonzero(is_rival_N & (scores_N > goal + margin)))
+        unsure = np.flatnonzero(is_rival_N & (np.abs(scores_N - goal) <= margin))
+        if len(unsure):
+            proper = self.proper(shares, np.append(unsure, target))
+            above += int(np.count_nonzero(proper[:-1] >= proper[-1]))
+        return 1 + above
 
     def proper(self, shares: tuple[float, float], ids: NDArray[np.int64]) -> Numbers:
         """Returns the mixed scores proper of some items."""
@@ -116,26 +130,54 @@ class TextsWithSequence:
         others = masks and [[i for i in mask if i != target] for mask, target in zip(masks, targets, strict=True)]
 
         def rank_user(row: _Row) -> None:
-            user, target = row.user, int(targets[row.user])
-            is_rival_N = np.ones(self.texts.num_items, np.bool_)
-            is_rival_N[target] = False
-            if others is not None:
-                is_rival_N[list(others[user])] = False
+            is_rival_N = self._rivals(row, targets, others)
             for place, weight_B in enumerate(weights):
-                shares = self._shares(row, float(weight_B[user]))
-                if not row.is_scorable(shares):
-                    continue
-                scores_N, margin = row.mixed(shares)
-                goal = scores_N[target]
-                above = int(np.count_nonzero(is_rival_N & (scores_N > goal + margin)))
-                unsure = np.flatnonzero(is_rival_N & (np.abs(scores_N - goal) <= margin))
-                if len(unsure):
-                    proper = row.proper(shares, np.append(unsure, target))
-                    above += int(np.count_nonzero(proper[:-1] >= proper[-1]))
-                ranks_WB[place, user], scorable_WB[place, user] = 1 + above, True
+                shares = self._shares(row, float(weight_B[row.user]))
+                if row.is_scorable(shares):
+                    ranks_WB[place, row.user] = row.rank(shares, int(targets[row.user]), is_rival_N)
+                    scorable_WB[place, row.user] = True
 
         self._each(others, rank_user)
         return [Ranking(*pair) for pair in zip(ranks_WB, scorable_WB, strict=True)]
+
+    def leave_one_out(
+        self, weight: float, targets: Sequence[int], masks: Masks
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ranks the targets by all texts of a user, and by all but each one, together with the sequence model.
+
+        Without an unscorable text, which is left out anyway, the rank is that of all. So it is without a user's only
+        scorable text: what that is worth the caller decides.
+
+        Returns:
+            ranks `[B]`, and ranks without each text `[Q]`.
+
+        Raises:
+            DataError: the weight is not between 0 and 1.
+        """
+        scales(weight, np.ones(len(self)), np.ones(len(self)))
+        others = masks and [[i for i in mask if i != target] for mask, target in zip(masks, targets, strict=True)]
+        whole_B = np.full(len(self), self.texts.num_items)
+        without_Q = np.full(len(self.texts.queries_QD), -1)
+
+        def rank_set(row: _Row) -> None:
+            shares = self._shares(row, weight)
+            if row.is_scorable(shares):
+                rank = row.rank(shares, int(targets[row.user]), self._rivals(row, targets, others))
+                if row.without < 0:
+                    whole_B[row.user] = rank
+                else:
+                    without_Q[row.without] = rank
+
+        self._each(others, rank_set, leave_one_out=True)
+        return whole_B, np.where(without_Q < 0, np.repeat(whole_B, self.texts.users.counts), without_Q)
+
+    def _rivals(self, row: _Row, targets: Sequence[int], others: Masks) -> NDArray[np.bool_]:
+        """Returns which items a user's target is compared with, `[N]`."""
+        is_rival_N = np.ones(self.texts.num_items, np.bool_)
+        is_rival_N[int(targets[row.user])] = False
+        if others is not None:
+            is_rival_N[list(others[row.user])] = False
+        return is_rival_N
 
     def best(self, weight_B: Numbers, k: int, masks: Masks) -> tuple[NDArray[np.int64], Numbers]:
         """Returns the ids of the best items and their scores, see `MixedTexts.best`."""
@@ -164,26 +206,31 @@ class TextsWithSequence:
         own, other = scales(weight, np.array([row.deviation]), self.second_sd_B[row.user : row.user + 1])
         return float(own[0]), float(other[0])
 
-    def _each(self, masks: Masks, use: Callable[[_Row], None]) -> None:
-        """Calls `use` for every user, perhaps from several threads."""
-        texts = self.texts
+    def _each(self, masks: Masks, use: Callable[[_Row], None], *, leave_one_out: bool = False) -> None:
+        """Calls `use` for every user, or for every set of a user's texts; perhaps from several threads."""
+        texts, first_text = self.texts, 0
         for part, some, queries_QD in texts.parts():
-            longest_U = np.maximum.reduceat(
-                torch.linalg.vector_norm(queries_QD.double(), dim=1).cpu().numpy(), np.cumsum(some.counts) - some.counts
-            )
 
-            def use_rows(rows: Rows, start: int = part.start, longest_U: Numbers = longest_U) -> None:
-                users = range(start + rows.first, start + rows.last)
-                seconds_UN, margins_U, second_can_U = self._second_rows(users)
-                for place, user in enumerate(users):
-                    scores_N = rows.scores_UN[place]
+            def use_rows(rows: Rows, start: int = part.start, first_text: int = first_text) -> None:
+                first = start + int(rows.users_R[0])
+                seconds_UN, margins_U, second_can_U = self._second_rows(range(first, start + int(rows.users_R[-1]) + 1))
+                for row, user in enumerate((start + rows.users_R).tolist()):
+                    scores_N, longest = rows.scores_RN[row], float(rows.longest_R[row])
                     variance = float(np.var(scores_N)) if np.ptp(scores_N) > 0 else 0.0
-                    if texts.fusion != "rrf" and variance <= self._own.nothing * longest_U[rows.first + place] ** 2:
+                    if texts.fusion != "rrf" and variance <= self._own.nothing * longest**2:
                         variance = 0.0
-                    exact = (_of_user(rows.exact, place), _of_user(self._second_exact, user))
-                    margins = (float(rows.margins_U[place]), float(margins_U[place]))
-                    can_rank = (bool(longest_U[rows.first + place]), bool(second_can_U[place]))
-                    use(_Row(user, (scores_N, seconds_UN[place]), margins, exact, variance**0.5, can_rank))
+                    without = int(rows.without_R[row])
+                    use(
+                        _Row(
+                            user,
+                            without + first_text if without >= 0 else -1,
+                            (scores_N, seconds_UN[user - first]),
+                            (float(rows.margins_R[row]), float(margins_U[user - first])),
+                            (_of_user(rows.exact, row), _of_user(self._second_exact, user)),
+                            variance**0.5,
+                            (longest > 0, bool(second_can_U[user - first])),
+                        )
+                    )
 
             own_masks = masks and masks[part]
             each_rows(
@@ -194,7 +241,9 @@ class TextsWithSequence:
                 own_masks,
                 fusion=texts.fusion,
                 log_weights_Q=some.log_weights,
+                leave_one_out=leave_one_out,
             )
+            first_text += len(some.texts)
 
     def _second_rows(self, users: range) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
         """Returns the sequence model's scores of some users, float64 `[U, N]`.

@@ -43,7 +43,7 @@ def measure_policy(
     examples: Sequence[Example],
     *,
     reads: Sequence[Example] | None = None,
-    join: Callable[[VectorScores, Sequence[Example]], Scored] | None = None,
+    join: Callable[[VectorScores | FusedTexts, Sequence[Example]], Scored] | None = None,
 ) -> Measured:
     """Generates completions for every example and ranks its target by them; a retriever's query is the history itself.
 
@@ -51,12 +51,12 @@ def measure_policy(
 
     Args:
         reads: the policy reads these examples' histories instead, one for each example (probes).
-        join: returns the scores of one completion of each example and of a sequence model together (training).
+        join: returns the scores of each example's completions and of a sequence model together (training).
 
     Raises:
         PolicyError: as `check_vectors_fit`, before anything is written.
     """
-    from rl4rec_cli.eval.scoring import VectorScores, measure
+    from rl4rec_cli.eval.scoring import measure
     from rl4rec_cli.eval.vector_method import history_scores
     from rl4rec_cli.retrieval.trained import TrainedRetriever
 
@@ -65,9 +65,8 @@ def measure_policy(
         return measure(name, history_scores(policy)(reads), dataset, examples, kind="policy")
     check_vectors_fit(len(reads), config.generation, retriever)
     texts, log_probs = write_texts(name, policy, config, dataset, reads)
-    scored: Scored = score_completions(texts, log_probs, config.generation, retriever)
-    if join is not None and isinstance(scored, VectorScores):  # the configuration refuses several completions
-        scored = join(scored, examples)
+    own = score_completions(texts, log_probs, config.generation, retriever)
+    scored: Scored = own if join is None else join(own, examples)
     return measure(name, scored, dataset, examples, kind="policy", texts=texts, log_probs=log_probs)
 
 

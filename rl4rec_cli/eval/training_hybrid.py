@@ -4,7 +4,8 @@ Decides: that a training example is scored by a model that was fitted without it
 places in the file, whatever they chose; the model of one half scores the other. Halves of users, not of examples: an
 example of the same user holds the target, or what came before and after it. Validation users are scored by the model
 of all training parts, which has not seen their targets, as `eval --fuse` does. One weight serves rewards, screening and
-validation. A completion without meaning earns nothing: its hybrid would be the sequence model's own ranking.
+validation. A completion without meaning earns nothing: its hybrid would be the sequence model's own ranking. Of several
+completions, a group's or those of a user who is measured, `generation.fusion` makes the one score that is joined.
 Hides: `fused_scores.py`, which says what a fused score is; this module ranks by nothing else.
 """
 
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import compress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -31,10 +33,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.sections import GenerationSection, RunConfig
     from rl4rec_cli.eval.fused_scores import Fused
+    from rl4rec_cli.eval.fused_texts import FusedTexts
     from rl4rec_cli.eval.hybrids import ScoreExamples
+    from rl4rec_cli.eval.mixed_texts import TextsWithSequence
+    from rl4rec_cli.ranking.fusing import Fusion as TextFusion
     from rl4rec_cli.retrieval.retriever import Ranking
+    from rl4rec_cli.retrieval.several_texts import GroupRanks
 
 HALVES_SEED = 20_050
 
@@ -87,7 +93,7 @@ class TrainingHybrid:
         self._scorers = [open_half(without_half(dataset, half)) for half in (0, 1)]
         if dataset.has_validation:
             self._scorers.append(fusion.open_scores(task))
-        self._fused: dict[int, Fused] = {}
+        self._fused: dict[tuple[int, type], Fused] = {}
 
     @property
     def label(self) -> str:
@@ -126,25 +132,77 @@ class TrainingHybrid:
             if len(rows):
                 some = [examples[row] for row in rows.tolist()]
                 targets, masks = self._targets_and_masks(some)
-                ranks_B[rows] = self._join(half, own.of(rows), some).ranks(targets, masks).ranks
+                ranks_B[rows] = self._fuse(half, own.of(rows), some).at(self.weight).ranks(targets, masks).ranks
         return Ranking(ranks_B, scorable_B)
 
-    def join(self, own: VectorScores, examples: Sequence[Example]) -> Scored:
+    def group_ranks(
+        self,
+        texts_of_groups: Sequence[Sequence[str]],
+        users: Sequence[str],
+        targets: Sequence[int],
+        histories: Sequence[Sequence[int]],
+        fusion: TextFusion,
+    ) -> GroupRanks:
+        """Ranks the targets of groups as `SeveralTexts.group_ranks` does, together with the model as `text_ranks` does.
+
+        Each set of texts has its own deviation, as it has where `eval --fuse` ranks these texts of a user.
+
+        Args:
+            texts_of_groups: `[G]` completions of each group; so are `users`, `targets` and `histories`.
+
+        Raises:
+            DataError: a user is not the dataset's.
+        """
+        import torch
+
+        from rl4rec_cli.eval.fused_texts import FusedTexts
+        from rl4rec_cli.retrieval.several_texts import first_rows, of_each_text
+
+        rows = zip(users, histories, targets, strict=True)
+        examples = [Example(user, tuple(history), target) for user, history, target in rows]
+        vectors_TD = self._task.retriever.text_vectors([text for texts in texts_of_groups for text in texts])
+        sizes_G = [len(texts) for texts in texts_of_groups]
+        group_T = np.repeat(np.arange(len(examples)), sizes_G)
+        own = self.vector_ranks(vectors_TD, [examples[group] for group in group_T.tolist()])
+        firsts_Q = first_rows(texts_of_groups)
+        whole_G = np.full(len(examples), self._task.dataset.num_items)
+        without_Q = np.full(len(firsts_Q), self._task.dataset.num_items)
+        halves_G = np.array([self._half(example.user) for example in examples], np.int64)
+        for half in (0, 1):
+            groups, rows = np.flatnonzero(halves_G == half).tolist(), halves_G[group_T[firsts_Q]] == half
+            if groups:
+                queries_QD = vectors_TD[torch.from_numpy(firsts_Q[rows]).to(vectors_TD.device)]
+                texts, some = [texts_of_groups[group] for group in groups], [examples[group] for group in groups]
+                own_scores = FusedTexts(texts, partial(_known, queries_QD), self._task.retriever.matrix, fusion)
+                fused = cast("TextsWithSequence", self._fuse(half, own_scores, some))
+                found = fused.leave_one_out(self.weight, *self._targets_and_masks(some))
+                whole_G[groups], without_Q[rows] = found
+        return of_each_text(texts_of_groups, own, whole_G, without_Q, self._task.dataset.num_items)
+
+    def join(self, own: VectorScores | FusedTexts, examples: Sequence[Example]) -> Scored:
         """Returns the hybrid's scores of validation examples, by the model of all training parts."""
-        return self._join(2, own, examples)
+        return self._fuse(2, own, examples).at(self.weight)
 
-    def measure(self, measured: Measured, examples: Sequence[Example]) -> Measured:
-        """Measures the hybrid of completions that are measured, as `eval --fuse` does on the validation split."""
-        texts = [text for (text,) in measured.texts or []]
-        retriever = self._task.retriever
+    def measure(self, measured: Measured, examples: Sequence[Example], section: GenerationSection) -> Measured:
+        """Measures the hybrid of completions that are measured, as `eval --fuse` does on the validation split.
 
-        def scores(examples: Sequence[Example]) -> VectorScores:
-            return VectorScores(retriever.text_vectors(texts), retriever.matrix)
+        Args:
+            section: how completions of one user are made one.
+        """
+        from rl4rec_cli.eval.policies import score_completions
 
+        retriever, texts = self._task.retriever, measured.texts or []
+
+        def scores(examples: Sequence[Example]) -> VectorScores | FusedTexts:
+            return score_completions(texts, measured.log_probs, section, retriever)
+
+        queries = retriever.text_vectors([text for several in texts for text in several])
         key: dict[str, object] = {
-            "texts": sha256_of_json(texts),
-            "vectors": sha256_of_tensors({"queries": retriever.text_vectors(texts), "items": retriever.vectors_ND}),
+            "texts": sha256_of_json(texts if section.texts_per_user > 1 else [text for (text,) in texts]),
+            "vectors": sha256_of_tensors({"queries": queries, "items": retriever.vectors_ND}),
         }
+        if section.texts_per_user > 1:
+            key["several"] = [section.fusion, measured.log_probs]
         method = VectorMethod(measured.name, measured.kind, scores, lambda examples: key)
         return self.fusion.measure_with(method, replace(self._task, examples=examples), "validation")
 
@@ -162,16 +220,20 @@ class TrainingHybrid:
             self._task.dataset.user_index(user)  # raises
         return self._half_of[user]
 
-    def _join(self, model: int, own: VectorScores, examples: Sequence[Example]) -> Scored:
+    def _fuse(self, model: int, own: VectorScores | FusedTexts, examples: Sequence[Example]) -> Fused:
         from rl4rec_cli.eval.fused_scores import fuse
 
-        fused = fuse(own, self._scorers[model](examples), like=self._fused.get(model))
-        self._fused[model] = fused
-        return fused.at(self.weight)
+        kind = model, type(own)  # the work on the catalogue is another one
+        self._fused[kind] = fuse(own, self._scorers[model](examples), like=self._fused.get(kind))
+        return self._fused[kind]
 
     def _targets_and_masks(self, examples: Sequence[Example]) -> tuple[list[int], list[tuple[int, ...]] | None]:
         histories = [example.history for example in examples]
         return [example.target for example in examples], histories if self._task.dataset.mask_history else None
+
+
+def _known(vectors_QD: Tensor, texts: Sequence[str]) -> Tensor:
+    return vectors_QD
 
 
 def _digest(scored: VectorScores | SparseScores) -> str:

@@ -159,16 +159,18 @@ class UserQueries:
             margins[some] = errors_SM.max(0)
         return scores, margins + 2 * self.slack(FLOAT64, float(items.norms(ids).max(initial=0.0)))[users]
 
-    def fused_products(self, user: int, products_SM: np.ndarray) -> np.ndarray:
+    def fused_products(self, user: int, products_SM: np.ndarray, without: int = -1) -> np.ndarray:
         """The fused scores of one user, float64 `[M]`, where the products of the user's queries with M items are known.
 
         Args:
             products_SM: float64, of `queries`, which are brought to norm [1/2, 1).
+            without: which of the queries is left out, from 0; -1: none. A query must remain.
         """
         first = self.starts_B[user]
-        rows_S1 = np.arange(first, first + self.counts_B[user])[:, None]
-        rows_SM = np.broadcast_to(rows_S1, products_SM.shape)
-        return self._fuse(rows_SM, np.ones(rows_SM.shape, dtype=bool), products_SM.reshape(-1))
+        turns_S = np.flatnonzero(np.arange(self.counts_B[user]) != without)
+        chosen_SM = products_SM[turns_S] if without >= 0 else products_SM
+        rows_SM = np.broadcast_to(first + turns_S[:, None], chosen_SM.shape)
+        return self._fuse(rows_SM, np.ones(rows_SM.shape, dtype=bool), chosen_SM.reshape(-1))
 
     def slack(self, unit: float, norm: float) -> np.ndarray:
         """What the arithmetic of the rule gets wrong at a unit roundoff, for items of up to this norm, `[B]`.

@@ -117,11 +117,19 @@ class Masked:
 
 
 def sums(
-    users: UserQueries, items: ItemMatrix, masked: Masked, first: int, last: int
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Users `first` to `last`, each with all items' sums, int64 in units of 2^-56, and which items are not masked."""
-    for user, terms, is_counted_N in _user_terms(users, items, masked, first, last):
-        yield user, _sum(terms), is_counted_N
+    users: UserQueries, items: ItemMatrix, masked: Masked, first: int, last: int, *, leave_one_out: bool = False
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Users `first` to `last`, each with -1 and all items' sums, int64 in units of 2^-56.
+
+    Args:
+        leave_one_out: a user of several queries comes again without each of them, with its turn, from 0.
+    """
+    for user, terms, _ in _user_terms(users, items, masked, first, last):
+        each = list(terms) if leave_one_out else []
+        sums_N = _sum(iter(each) if leave_one_out else terms)
+        yield user, -1, sums_N
+        for turn, terms_N in enumerate(each if len(each) > 1 else []):
+            yield user, turn, sums_N - terms_N
 
 
 def _user_terms(

@@ -80,6 +80,7 @@ def different_texts(
 
 class _HasVectors(Protocol):
     mask_history: bool
+    num_items: int
 
     @property
     def matrix(self) -> ItemMatrix: ...
@@ -144,28 +145,19 @@ class SeveralTexts:
         if not groups.texts:
             nothing = Ranking(np.zeros(0, np.int64), np.zeros(0, np.bool_))
             return GroupRanks(nothing, nothing, nothing)
-        sizes_G = np.asarray([len(texts) for texts in texts_of_groups], np.int64)
-        rows_T, places_T, is_single_T = _places(texts_of_groups)
         vectors_TD = self.text_vectors([text for texts in texts_of_groups for text in texts])
-        group_T = np.repeat(np.arange(len(sizes_G)), sizes_G)
+        group_T = np.repeat(np.arange(len(texts_of_groups)), [len(texts) for texts in texts_of_groups])
         own = self.vector_ranks(vectors_TD, [targets[int(g)] for g in group_T], [histories[int(g)] for g in group_T])
         with during(Phase.RANKING):
             whole_G, without_Q = leave_one_out_ranks(
-                vectors_TD[torch.from_numpy(rows_T).to(vectors_TD.device)],
+                vectors_TD[torch.from_numpy(first_rows(texts_of_groups)).to(vectors_TD.device)],
                 groups.counts,
                 self.matrix,
                 torch.tensor(list(targets), dtype=torch.long),
                 histories if self.mask_history else None,
                 fusion=fusion,
             )
-        group_Q, scorable_Q = np.repeat(np.arange(len(sizes_G)), groups.counts), own.scorable[rows_T]
-        left_G = np.bincount(group_Q, weights=scorable_Q, minlength=len(sizes_G))
-        whole = np.where(left_G > 0, whole_G.numpy(), self.matrix.num_items)
-        left_Q = left_G[group_Q] - scorable_Q
-        rest_Q = np.where(left_Q > 0, without_Q.numpy(), self.matrix.num_items)
-        without_T = np.where(is_single_T, rest_Q[places_T], whole[group_T])
-        left_T = np.where(is_single_T, left_Q[places_T], left_G[group_T])
-        return GroupRanks(own, Ranking(whole, left_G > 0), Ranking(without_T, left_T > 0))
+        return of_each_text(texts_of_groups, own, whole_G.numpy(), without_Q.numpy(), self.num_items)
 
     def fused_search(
         self: _HasVectors,
@@ -206,6 +198,38 @@ def rank_users(
     scorable_B = np.zeros(len(users.counts), np.bool_)
     np.logical_or.at(scorable_B, np.repeat(np.arange(len(users.counts)), users.counts), scorable_Q)
     return Ranking(np.where(scorable_B, ranks_B.numpy(), matrix.num_items), scorable_B)
+
+
+def first_rows(texts_of_groups: Sequence[Sequence[str]]) -> NDArray[np.int64]:
+    """Returns where each of the different texts of groups stands first among all texts, `[Q]`."""
+    return _places(texts_of_groups)[0]
+
+
+def of_each_text(
+    texts_of_groups: Sequence[Sequence[str]],
+    own: Ranking,
+    whole_G: NDArray[np.int64],
+    without_Q: NDArray[np.int64],
+    num_items: int,
+) -> GroupRanks:
+    """Gives every text the ranks that were made of the different texts of its group.
+
+    Args:
+        own: of each of the T texts alone.
+        whole_G: ranks by all texts of a group.
+        without_Q: ranks without each of the different texts. Without a group's only scorable text, any.
+    """
+    sizes_G = np.asarray([len(texts) for texts in texts_of_groups], np.int64)
+    rows_Q, places_T, is_single_T = _places(texts_of_groups)
+    group_T = np.repeat(np.arange(len(sizes_G)), sizes_G)
+    group_Q, scorable_Q = group_T[rows_Q], own.scorable[rows_Q]
+    left_G = np.bincount(group_Q, weights=scorable_Q, minlength=len(sizes_G))
+    whole = np.where(left_G > 0, whole_G, num_items)
+    left_Q = left_G[group_Q] - scorable_Q
+    rest_Q = np.where(left_Q > 0, without_Q, num_items)
+    without_T = np.where(is_single_T, rest_Q[places_T], whole[group_T])
+    left_T = np.where(is_single_T, left_Q[places_T], left_G[group_T])
+    return GroupRanks(own, Ranking(whole, left_G > 0), Ranking(without_T, left_T > 0))
 
 
 def _places(texts_of_groups: Sequence[Sequence[str]]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:

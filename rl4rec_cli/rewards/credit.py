@@ -11,6 +11,9 @@ the mean of V, the reward of groups that are ranked as one.
 Equal completions count once in fusion. So each of several equal ones is paid 0, as the group loses nothing without it:
 to say a thing again adds nothing. (To share its credit among them would pay for being copied, and the gradient would
 be another one.) An unscorable completion is paid 0, too, and one that draws the target down less than 0.
+
+With `reward.fuse` the ranks are those of the group and the sequence model together. A group of which nothing is
+scorable is worth 0 there, too, as a single unscorable completion is, and not what the sequence model reaches alone.
 """
 
 from __future__ import annotations

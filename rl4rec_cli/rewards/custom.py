@@ -159,6 +159,23 @@ def where_raised(error: BaseException, file: str) -> str:
     return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
+def definition(function: Any, file: str) -> str:
+    """Returns `file:line` of a reward's code."""
+    function = function if inspect.isroutine(function) else type(function).__call__
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return file if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def as_number(value: Any) -> float | None:
+    """Returns a reward function's value for a text as a float, or None if it is no number."""
+    if isinstance(value, (str, bytes)):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several numbers
+        return None
+
+
 def _import_module(name: str) -> Any:
     if not name.endswith(".py"):
         # The script `rl4rec` does not look in the current folder, where a user's own module mostly is.

@@ -7,7 +7,6 @@ Hides: the retriever and the reward functions.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -19,14 +18,16 @@ from rl4rec_cli.config.base import LARGEST_REWARD
 from rl4rec_cli.errors import ConfigError, DataError, RewardError
 from rl4rec_cli.retrieval.retriever import Ranking, submit_ranks
 from rl4rec_cli.rewards.credit import Groups, GroupScores
-from rl4rec_cli.rewards.custom import TextReward, load_reward, where_raised
+from rl4rec_cli.rewards.custom import TextReward, as_number, definition, load_reward, where_raised
 from rl4rec_cli.rewards.functions import RankReward, rank_shaping
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rl4rec_cli.config.sections import RewardSection
+    from rl4rec_cli.ranking.fusing import Fusion
     from rl4rec_cli.retrieval.retriever import Retriever
+    from rl4rec_cli.retrieval.several_texts import GroupRanks
 
 _WAY_OUT = f"beyond ±{LARGEST_REWARD:g} sums and squares of rewards do not fit in float32: scale it down"
 
@@ -56,6 +57,15 @@ class HybridRanks(Protocol):
         histories: Sequence[Sequence[int]],
     ) -> Ranking: ...
 
+    def group_ranks(
+        self,
+        texts_of_groups: Sequence[Sequence[str]],
+        users: Sequence[str],
+        targets: Sequence[int],
+        histories: Sequence[Sequence[int]],
+        fusion: Fusion,
+    ) -> GroupRanks: ...
+
 
 class Scorer:
     """Ranks texts in one catalogue and turns the ranks into rewards.
@@ -66,8 +76,7 @@ class Scorer:
         dataset: name of the catalogue's dataset, for rewards that read texts.
         rewards: the section's rewards, if they are loaded already.
         hybrid: ranks instead of the retriever alone, as `reward.fuse` says.
-        groups: texts stand in groups that pay each what they lose without it; None: each is paid for its own rank. A
-            hybrid ranks no groups.
+        groups: texts stand in groups that pay each what they lose without it; None: each is paid for its own rank.
 
     Raises: as `load_reward`, and
         RewardError: a reward's class cannot be instantiated.
@@ -143,15 +152,15 @@ class Scorer:
 
         Raises (the second half): as `score`.
         """
+        if self._hybrid is not None and users is None:
+            raise DataError("reward.fuse: completions are scored without the names of their users")
         if self.groups is not None:
-            return partial(self._finish_groups, texts, targets, histories, self.groups)
+            return partial(self._finish_groups, texts, targets, histories, users or (), self.groups)
         ranking: Callable[[], Ranking]
         if self._hybrid is None:
             ranking = submit_ranks(self.retriever, texts, targets, histories)
-        elif users is None:
-            raise DataError("reward.fuse: completions are scored without the names of their users")
         else:
-            ranking = partial(self._hybrid.text_ranks, texts, users, targets, histories)
+            ranking = partial(self._hybrid.text_ranks, texts, users or (), targets, histories)
         return lambda: self._finish(texts, targets, histories, ranking())
 
     def _finish(
@@ -169,13 +178,21 @@ class Scorer:
         return Scores(ranks, rewards, parts)
 
     def _finish_groups(
-        self, texts: Sequence[str], targets: Sequence[int], histories: Sequence[Sequence[int]], groups: Groups
+        self,
+        texts: Sequence[str],
+        targets: Sequence[int],
+        histories: Sequence[Sequence[int]],
+        users: Sequence[str],
+        groups: Groups,
     ) -> Scores:
         """Pays each text what its group loses without it (see `credit`)."""
-        group_targets, group_histories = groups.of_each(targets, "target"), groups.of_each(histories, "history")
-        own, together, without = self.retriever.group_ranks(
-            groups.split(texts), group_targets, group_histories, groups.fusion
-        )
+        of_groups = groups.split(texts)
+        examples = groups.of_each(targets, "target"), groups.of_each(histories, "history")
+        if self._hybrid is not None:
+            ranked = self._hybrid.group_ranks(of_groups, groups.of_each(users, "user"), *examples, groups.fusion)
+        else:
+            ranked = self.retriever.group_ranks(of_groups, *examples, groups.fusion)
+        own, together, without = ranked
         scores = self._finish(texts, targets, histories, own)
         whole = Ranking(np.repeat(together.ranks, groups.size), np.repeat(together.scorable, groups.size))
         whole_parts = {name: self._of_ranks(name, whole) for name in self._by_rank}
@@ -253,7 +270,7 @@ class Scorer:
                 f"reward {name!r} raised {type(error).__name__}: {error}{where_raised(error, file)}, given {batch}",
                 hint="mend the reward function; --debug shows the whole traceback",
             ) from error
-        where = f"({_definition(self._by_text[name], file)})"
+        where = f"({definition(self._by_text[name], file)})"
         try:
             count = -1 if isinstance(values, (str, bytes, Mapping, Set)) else len(values)
         except TypeError:
@@ -370,22 +387,5 @@ def _joined(parts_of_batch: Sequence[tuple[list[int], Scores]], count: int) -> S
     )
 
 
-def _definition(function: Any, file: str) -> str:
-    """Returns `file:line` of a reward's code."""
-    function = function if inspect.isroutine(function) else type(function).__call__
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return file if code is None else f"{code.co_filename}:{code.co_firstlineno}"
-
-
 def _example(texts: Sequence[str], targets: Sequence[int], row: int) -> str:
     return f"completion {row}: {texts[row][:80]!r} (target item {targets[row]})"
-
-
-def as_number(value: Any) -> float | None:
-    """Returns a reward function's value for a text as a float, or None if it is no number."""
-    if isinstance(value, (str, bytes)):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several numbers
-        return None

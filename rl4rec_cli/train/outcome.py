@@ -79,7 +79,9 @@ class Outcome:
             evaluation.subject = self._config.trainer.tuned_name
             if environment.hybrid is not None:
                 tuned = evaluation.methods[-1]
-                evaluation.methods.append(environment.hybrid.measure(tuned, evaluation.examples))
+                evaluation.methods.append(
+                    environment.hybrid.measure(tuned, evaluation.examples, self._config.generation)
+                )
             measuring.finish(evaluation, environment.dataset)
             measuring.note_checkpoint(evaluation, run, run.final)
 

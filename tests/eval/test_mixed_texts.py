@@ -224,6 +224,45 @@ def test_texts_that_tell_items_apart_by_rounding_alone_are_left_out() -> None:
     assert found.ranks.tolist() == case.second.ranks(case.targets, case.masks).ranks.tolist()
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    fusion=st.sampled_from(RULES),
+    sparse=st.booleans(),
+    weight=st.floats(0.01, 1.0),
+    at_once=st.sampled_from([1, 100, 1 << 19]),
+    texts_at_once=st.sampled_from([3, 1 << 14]),
+)
+def test_ranks_without_each_text_are_those_of_fewer_texts(
+    seed: int, fusion: Any, sparse: bool, weight: float, at_once: int, texts_at_once: int
+) -> None:
+    case = Case(seed, fusion, sparse=sparse)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reciprocal, "_SCORES", at_once)
+        patch.setattr(fused_rows, "_PRODUCTS", at_once)
+        patch.setattr("rl4rec_cli.eval.fused_texts._QUERIES", texts_at_once)
+        fused = fuse(case.first, case.second)
+        assert isinstance(fused, TextsWithSequence)
+        whole, without = fused.leave_one_out(weight, case.targets, case.masks)
+    every = fused.at(weight).ranks(case.targets, case.masks)
+    assert whole.tolist() == every.ranks.tolist()
+    expected = []
+    for user in range(USERS):
+        target, mask = case.targets[user], case.masks[user]
+        others, different = [i for i in mask if i != target], list(dict.fromkeys(case.texts[user]))
+        for text in different:
+            rest = [t for t in different if t != text]
+            if not text or not any(rest):  # nothing is lost, or nothing is left
+                expected.append(int(every.ranks[user]))
+                continue
+            case.texts[user] = rest
+            expected.append(rank(case.mixed(user, weight, others), target, mask))
+        case.texts[user] = different
+    assert without.tolist() == expected
+    with pytest.raises(DataError, match="from 0 to 1"):
+        fused.leave_one_out(1.5, case.targets, case.masks)
+
+
 def test_wrong_arguments_are_named() -> None:
     case = Case(6, "max", sparse=True)
     fused = fuse(case.first, case.second)

@@ -19,9 +19,11 @@ from rl4rec_cli.data.synthetic import synthesize
 from rl4rec_cli.errors import ConfigError, DataError
 from rl4rec_cli.eval import sasrec
 from rl4rec_cli.eval.baselines import open_transitions
+from rl4rec_cli.eval.fused_scores import fuse
 from rl4rec_cli.eval.hybrids import Fusion, open_fusion
+from rl4rec_cli.eval.policies import score_completions
 from rl4rec_cli.eval.sasrec import SasRecSettings
-from rl4rec_cli.eval.scoring import Measured, SparseScores, Task, VectorScores
+from rl4rec_cli.eval.scoring import Measured, SparseScores, Task, VectorScores, measure
 from rl4rec_cli.eval.training_hybrid import (
     TrainingHybrid,
     check_training_hybrid,
@@ -29,9 +31,11 @@ from rl4rec_cli.eval.training_hybrid import (
     open_training_hybrid,
     without_half,
 )
+from rl4rec_cli.eval.vector_method import VectorMethod
 from rl4rec_cli.ranking.ranks import ItemMatrix
 from rl4rec_cli.retrieval.opening import open_retriever
 from rl4rec_cli.retrieval.retriever import InProcessRetriever
+from rl4rec_cli.rewards.credit import Groups
 from rl4rec_cli.rewards.scorer import Scorer
 
 Make = Callable[..., Dataset]
@@ -192,7 +196,8 @@ def test_the_end_table_measures_as_eval_does(dataset: Dataset, retriever: InProc
     texts = [[str(dataset.items[e.history[-1]]["text"])] for e in examples]
     nothing = np.zeros((len(examples), 10), np.int64)
     ranking = retriever.target_ranks([text for (text,) in texts], [e.target for e in examples], [[]] * len(examples))
-    measured = hybrid.measure(Measured("tuned policy", ranking, texts, "policy", nothing), examples)
+    one = configured().generation
+    measured = hybrid.measure(Measured("tuned policy", ranking, texts, "policy", nothing), examples, one)
     theirs = fusion("transitions").measure(task, "validation")
     assert (measured.name, measured.kind, measured.is_hybrid) == ("tuned policy + transitions", "policy", True)
     assert measured.notes["weights"] == theirs.notes["weights"]
@@ -213,9 +218,105 @@ def test_what_cannot_be_fitted_is_refused(make_dataset: Make, dataset: Dataset) 
     check(replace(dataset, fit="train_and_validation"))
 
 
-def test_several_completions_of_a_user_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"reward\.fuse joins one completion of each user"):
-        configured("generation.texts_per_user=2", "eval.temperature=1")
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize("open_scores", [open_transitions, drawn_vectors])
+@pytest.mark.parametrize("rule", ["logsumexp", "max"])
+def test_groups_are_ranked_as_whole_rows(
+    dataset: Dataset, open_scores: Any, mask: bool, rule: Any, scripted: type
+) -> None:
+    """Without each text in turn; equal texts, blank ones, a group with a single text, and one with none."""
+    dataset, size, weight = replace(dataset, mask_history=mask), 4, 0.4
+    examples = build_examples(dataset, "train", train_targets="all")[:40]
+    draw = np.random.default_rng(2)
+    vectors_ND = torch.from_numpy(draw.normal(size=(ITEMS, 12)).astype(np.float32))
+    vectors_ND = vectors_ND / vectors_ND.norm(dim=1, keepdim=True)
+    table = {f"text {row}": (v / np.linalg.norm(v)).tolist() for row, v in enumerate(draw.normal(size=(90, 12)))}
+    groups = [[str(text) for text in draw.choice([*table, *[" "] * 30], size)] for _ in examples]
+    groups[0], groups[1], groups[2] = ["text 1"] * size, [" "] * size, [" ", "text 2", " ", " "]
+    groups[3] = ["text 3", "text 4", "text 3", " "]
+    retriever = InProcessRetriever(scripted(table, 12), vectors_ND, mask_history=mask)
+    hybrid = TrainingHybrid(Fusion("transitions", open_scores), Task(dataset, retriever, ()), weight)
+    columns = [e.user for e in examples], [e.target for e in examples], [list(e.history) for e in examples]
+    for _ in range(2):  # the second time with what is kept of the catalogue
+        own, together, without = hybrid.group_ranks(groups, *columns, rule)
+    alone = hybrid.text_ranks(
+        [text for group in groups for text in group],
+        *([value for value in column for _ in range(size)] for column in columns),
+    )
+    assert own.ranks.tolist() == alone.ranks.tolist()
+    assert own.scorable.tolist() == alone.scorable.tolist()
+    halves = dict(zip(dataset.users, halves_of_users(dataset), strict=True))
+    items = retriever.vectors_ND.double().numpy()
+
+    def by_hand(texts: list[str], example: Example) -> tuple[int, bool]:
+        queries = [np.float32(table[text]).astype(np.float64) for text in dict.fromkeys(texts) if text.strip()]
+        if not queries:
+            return ITEMS, False
+        scores = np.stack(queries) @ items.T
+        fused = np.log(np.exp(10 * scores).sum(0)) / 10 if rule == "logsumexp" else scores.max(0)
+        task = Task(without_half(dataset, int(halves[example.user])), retriever, ())
+        theirs = whole_rows(open_scores(task)([example]), 1)
+        return ranks_by_hand(fused[None], theirs, weight, [example], mask=mask)[0], True
+
+    for row, (group, example) in enumerate(zip(groups, examples, strict=True)):
+        assert (together.ranks[row], together.scorable[row]) == by_hand(group, example)
+        for place in range(size):
+            found = without.ranks[row * size + place], without.scorable[row * size + place]
+            assert found == by_hand(group[:place] + group[place + 1 :], example)
+
+
+def test_groups_are_paid_by_the_hybrid(dataset: Dataset, retriever: InProcessRetriever) -> None:
+    hybrid = TrainingHybrid(fusion("transitions"), Task(dataset, retriever, ()), 0.5)
+    section = RewardSection(fuse="transitions", credit="marginal", rank_shaping=0.2)
+    scorer = Scorer(retriever, section, hybrid=hybrid, groups=Groups(3, "max"))
+    examples = build_examples(dataset, "train")[:8]
+    titles = [str(item["title"]) for item in dataset.items]
+    groups = [[titles[e.target], titles[e.history[-1]], titles[e.history[0]]] for e in examples]
+    columns = [e.target for e in examples], [list(e.history) for e in examples], [e.user for e in examples]
+    three = [[value for value in column for _ in range(3)] for column in columns]
+    texts = [text for group in groups for text in group]
+    scores = scorer.score(texts, *three)
+    own, together, without = hybrid.group_ranks(groups, columns[2], columns[0], columns[1], "max")
+    plain = Scorer(retriever, section, hybrid=hybrid)
+
+    def worth(ranks: Any) -> Any:
+        return np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0.0) + 0.2 * (1 - np.log(ranks) / np.log(ITEMS))
+
+    expected = worth(np.repeat(together.ranks, 3)) - worth(without.ranks)
+    np.testing.assert_allclose(scores.rewards, expected, rtol=0, atol=1e-12)
+    assert (scores.rewards > 0).any()
+    assert scores.ranks.tolist() == own.ranks.tolist() == plain.score(texts, *three).ranks.tolist()
+    with pytest.raises(DataError, match="completion 1 has another user than completion 0"):
+        scorer.score(texts[:3], three[0][:3], three[1][:3], ["a", "b", "a"])
+    with pytest.raises(DataError, match="without the names of their users"):
+        scorer.score(texts[:3], three[0][:3], three[1][:3])
+
+
+@pytest.mark.parametrize("weights", ["equal", "probability"])
+def test_several_texts_of_users_are_measured_as_eval_does(
+    dataset: Dataset, retriever: InProcessRetriever, weights: str
+) -> None:
+    sets = ("generation.texts_per_user=3", "eval.temperature=1", f"generation.text_weights={weights}")
+    section = configured(*sets).generation
+    examples = build_examples(dataset, "validation")
+    titles = [str(item["title"]) for item in dataset.items]
+    texts = [[titles[item] for item in (*e.history, 0, 1)[:3]] for e in examples]
+    log_probs = [[-float(len(text)) for text in some] for some in texts] if weights == "probability" else None
+    task = Task(dataset, retriever, ())
+    hybrid = TrainingHybrid(fusion("transitions"), task, 0.3)
+    own = score_completions(texts, log_probs, section, retriever)
+    validation = measure("validation", hybrid.join(own, examples), dataset, examples, kind="policy")
+    theirs = fusion("transitions").open_scores(task)(examples)
+    columns = [e.target for e in examples], [e.history for e in examples]
+    assert validation.ranking.ranks.tolist() == fuse(own, theirs).at(0.3).ranks(*columns).ranks.tolist()
+    assert validation.notes["texts_per_user"] == 3
+    # The table at the end.
+    alone = measure("tuned policy", own, dataset, examples, kind="policy", texts=texts, log_probs=log_probs)
+    measured = hybrid.measure(alone, examples, section)
+    method = VectorMethod("tuned policy", "policy", lambda examples: own, lambda examples: {})
+    expected = fusion("transitions").measure_with(method, replace(task, examples=examples), "validation")
+    assert measured.ranking.ranks.tolist() == expected.ranking.ranks.tolist()
+    assert (measured.name, measured.notes["texts_per_user"]) == ("tuned policy + transitions", 3)
 
 
 def test_a_scorer_without_what_it_needs_is_refused(dataset: Dataset, retriever: InProcessRetriever) -> None:

@@ -183,11 +183,6 @@ def test_one_completion_per_prompt_is_no_group(algorithm: str) -> None:
         load_config(algorithm=algorithm, sets=["reward.credit=marginal"])
 
 
-def test_a_hybrid_ranks_no_groups() -> None:
-    with pytest.raises(ConfigError, match=r"reward.credit: reward.fuse=transitions joins one completion at a time"):
-        load_config(algorithm="grpo", sets=["reward.credit=marginal", "reward.fuse=transitions"])
-
-
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 def test_groups_are_those_of_the_trainer(algorithm: str) -> None:
     sets = ["reward.credit=marginal", "trainer.num_generations=6", "generation.fusion=max"]

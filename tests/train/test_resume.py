@@ -57,6 +57,10 @@ VARIANTS = {
         "grpo",
         (*GROUPS, "reward.credit=marginal", "trainer.zero_variance=refill", "logging.steps=3"),
     ),
+    "grpo, paid by the group's hybrid, two texts measured": (
+        "grpo",
+        (*GROUPS, "reward.credit=marginal", "reward.fuse=transitions", "generation.texts_per_user=2"),
+    ),
     "grpo, screened by its own texts": ("grpo", (*GROUPS, "trainer.screen_by=policy", "trainer.screen_rank=20")),
     "rloo, accumulated, two updates from a batch": (
         "rloo",
