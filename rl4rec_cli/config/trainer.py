@@ -65,6 +65,17 @@ class RlSection(TrainerSection):
     reinforcement learning starts from (it generates one for each training example, once)."""
     warm_start: SftSection | None = None
     """Supervised fine-tuning before RL."""
+    sft_weight: NonNegative = 0.0
+    """Weight of a supervised loss that is added to that of RL, so that RL does not undo supervision: the mean
+    cross-entropy per token of the text that the warm start teaches (its `target` and `target_template`; without a warm
+    start the next item's title) after each prompt of the batch. 0: none."""
+
+    @property
+    def taught(self) -> SftSection | None:
+        """What says which text the supervised part of the loss teaches; None where the loss has none."""
+        if self.sft_weight == 0:
+            return None
+        return self.warm_start if self.warm_start is not None else SftSection()
 
     @property
     def phases(self) -> tuple[TrainerSection, ...]:
@@ -138,6 +149,10 @@ class GroupSection(RlSection):
         return self.batch_size * self.num_generations
 
     @property
+    def taught_at_once(self) -> int:
+        return self.batch_size if self.sft_weight > 0 else 0
+
+    @property
     def batch_words(self) -> str:
         return f"{self.batch_size} prompts × {self.num_generations} completions × {self.gradient_accumulation_steps}"
 
@@ -179,6 +194,10 @@ class SingleSection(RlSection):
     @property
     def texts_per_prompt(self) -> int:
         return 1
+
+    @property
+    def taught_at_once(self) -> int:
+        return self.micro_batch if self.sft_weight > 0 else 0
 
     @model_validator(mode="after")
     def _one_text(self) -> SingleSection:

@@ -122,6 +122,11 @@ class TrainerSection(Section):
         return self.batch_size
 
     @property
+    def taught_at_once(self) -> int:
+        """Sequences of a supervised loss in the forward and backward pass of a micro-batch, besides its own."""
+        return 0
+
+    @property
     def texts_at_once(self) -> int:
         """Completions that the policy generates at once; 0 if it generates none."""
         return self.batch_size * self.texts_per_prompt * self.gradient_accumulation_steps

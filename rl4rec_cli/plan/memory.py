@@ -215,11 +215,12 @@ def _phases(
     gradients = num_trained * types.trained
 
     learn = dict(resident)
+    sequences = trainer.micro_batch + trainer.taught_at_once  # one backward pass for both losses
     kept_bytes, passing_bytes = activation_bytes(
-        facts, trainer.micro_batch, prompt + text, types, lora, checkpointing=bool(trainer.gradient_checkpointing)
+        facts, sequences, prompt + text, types, lora, checkpointing=bool(trainer.gradient_checkpointing)
     )
     positions = text + 1 if trainer.learns_from_rewards else prompt + text
-    logits = _logit_bytes(trainer, facts, trainer.micro_batch * positions, types, trains_head=lora is None)
+    logits = _logit_bytes(trainer, facts, sequences * positions, types, trains_head=lora is None)
     if logits >= passing_bytes:
         learn |= {"activations": kept_bytes, "logits": logits}
     else:

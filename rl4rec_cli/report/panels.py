@@ -95,7 +95,7 @@ PANELS = (
         },
         "groups a step",
     ),
-    Panel("Loss", {"loss": "loss", "policy_loss": "of the policy"}, "loss"),
+    Panel("Loss", {"loss": "loss", "policy_loss": "of the policy", "sft_loss": "supervised"}, "loss"),
     Panel("Loss of the critic", {"value_loss": "value loss"}, "loss"),
     Panel(
         "Variance that the critic explains",

@@ -60,6 +60,7 @@ class TrainerParts:
         """Keyword arguments for any trainer of reinforcement learning, besides its `args` and the rollouts."""
         return {
             "engine": self.engine,
+            "supervision": self.section,
             "model": self.policy.model,
             "train_dataset": self.lesson.rows,
             "processing_class": self.policy.tokenizer,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.rewards.scorer import Scorer
 
 
-# What the trainer of `ppo.py` logs beside what TRL does.
+# What the trainers of `ppo.py` and `supervised.py` log beside what TRL does.
 OWN_METRICS = (
     "policy_loss",
     "value_loss",
@@ -38,6 +38,7 @@ OWN_METRICS = (
     "returns_mean",
     "values_mean",
     "stopped_share",
+    "sft_loss",
 )
 # What is logged where a completion is paid what its group loses without it.
 GROUP_METRICS = ("own_reward", "group_reward", "group_rank")

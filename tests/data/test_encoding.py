@@ -20,7 +20,7 @@ from rl4rec_cli.data.dataset import Dataset, Example
 from rl4rec_cli.data.encoding import MARK, TextEncoder
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import PolicyError
-from rl4rec_cli.train.algorithms.sft import build_pairs
+from rl4rec_cli.train.pairs import build_pairs
 
 Make = Callable[..., Dataset]
 CHAT = (

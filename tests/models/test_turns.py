@@ -18,7 +18,7 @@ from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.models.turns import end_of_turn
 from rl4rec_cli.policy.generation import decode_texts, ending_ids
 from rl4rec_cli.policy.loading import load_policy
-from rl4rec_cli.train.algorithms.sft import build_pairs
+from rl4rec_cli.train.pairs import build_pairs
 
 # In the place of a turn's end stands a token that the tiny model has a row for.
 TURNS = (

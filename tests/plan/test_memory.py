@@ -177,6 +177,7 @@ def test_what_takes_less_takes_less() -> None:
     assert needs(*lora, on_gpu=False) > needs(*lora)
     assert needs("trainer.beta=0.1") - needs() == 2 * PUBLISHED["llama-3.2-1b"]
     assert needs(*lora, algorithm="sft") > needs(*lora, "trainer.batch_size=1", algorithm="sft")
+    assert needs(*lora) < needs(*lora, "trainer.sft_weight=0.1") < needs(*lora, "trainer.num_generations=8")
     assert needs(*lora, "reward.fuse=sasrec") - needs(*lora) == 3 * 4 * 1000 * (128 + 64)
     assert needs(*lora, "reward.fuse=history") - needs(*lora) == 3 * 4 * 1000 * (128 + 128)
     assert needs(*lora, "reward.fuse=sasrec", algorithm="sft") == needs(*lora, algorithm="sft")

@@ -61,12 +61,17 @@ VARIANTS = {
         "grpo",
         (*GROUPS, "reward.credit=marginal", "reward.fuse=transitions", "generation.texts_per_user=2"),
     ),
+    "grpo, with supervision, two updates": (
+        "grpo",
+        (*GROUPS, "trainer.sft_weight=0.5", "trainer.gradient_accumulation_steps=2", "trainer.num_iterations=2"),
+    ),
     "grpo, screened by its own texts": ("grpo", (*GROUPS, "trainer.screen_by=policy", "trainer.screen_rank=20")),
     "rloo, accumulated, two updates from a batch": (
         "rloo",
         (*GROUPS, "trainer.gradient_accumulation_steps=2", "trainer.num_iterations=2"),
     ),
     "ppo": ("ppo", (*PPO, "trainer.beta=0.05", "trainer.target_kl=0.01")),
+    "ppo, with supervision": ("ppo", (*PPO, "trainer.sft_weight=0.5")),
     "ppo, accumulated": ("ppo", (*PPO, "trainer.gradient_accumulation_steps=2", "logging.steps=3")),
     "reinforce": ("reinforce", ("trainer.warm_start=null",)),
     "reinforce, fused": (

@@ -34,9 +34,9 @@ from rl4rec_cli.rewards.scorer import Scorer
 from rl4rec_cli.runs.folder import Run
 from rl4rec_cli.runs.making import create_run
 from rl4rec_cli.train.algorithms.grpo import grpo_arguments
-from rl4rec_cli.train.algorithms.sft import build_pairs
 from rl4rec_cli.train.arguments import number_of_steps
 from rl4rec_cli.train.environments import Environment
+from rl4rec_cli.train.pairs import build_pairs
 from rl4rec_cli.train.parts import Lesson, TrainerParts
 from rl4rec_cli.train.phase import train_phase
 

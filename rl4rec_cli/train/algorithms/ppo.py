@@ -173,14 +173,22 @@ class PpoTrainer(RlBase, GRPOTrainer):
 
     # The loss
 
+    @property
+    def learns_policy(self) -> bool:
+        """Whether the present update changes the policy: not while the critic warms up, nor once it is too far."""
+        return self._ppo is None or not self._policy_frozen
+
+    @property
+    def _policy_frozen(self) -> bool:
+        return self._is_far or self.state.global_step < cast(PpoSection, self._ppo).value_warmup_steps
+
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
         if self._ppo is None or self.critic is None:
             return super()._compute_loss(model, inputs)
         self._passes.clear()
         mask_BT, old_BT = inputs["completion_mask"], inputs["old_per_token_logps"]
-        policy_frozen = self._is_far or self.state.global_step < self._ppo.value_warmup_steps
         policy_loss: Tensor | None = None
-        if policy_frozen:
+        if self._policy_frozen:
             _, entropies_BT, _ = self._read(model, inputs)
             self._note("entropy", masked_mean(entropies_BT, mask_BT))
         else:

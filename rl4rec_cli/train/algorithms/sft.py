@@ -1,8 +1,7 @@
 """Supervised fine-tuning: teaches the policy to write an item's text (TRL's `SFTTrainer`).
 
-Decides: which text the policy learns (the next item's, or that of the history's last item) and that only this text
-counts in the loss.
-Hides: TRL, tokenisation of the pairs.
+Decides: that only the item's text counts in the loss.
+Hides: TRL.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 from datasets import Dataset as HfDataset
 from trl import SFTConfig, SFTTrainer
 
-from rl4rec_cli.data.prompts import PromptBuilder, item_renderer
 from rl4rec_cli.train.arguments import one_gpu, shared_arguments
+from rl4rec_cli.train.pairs import build_pairs
 from rl4rec_cli.train.parts import Lesson
 from rl4rec_cli.train.resumable import Resumable
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import GenerationSection
     from rl4rec_cli.config.trainer import SftSection
     from rl4rec_cli.config.trainer_base import TrainerSection
-    from rl4rec_cli.data.dataset import Dataset, Example
     from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.train.environments import Environment
@@ -31,32 +29,6 @@ if TYPE_CHECKING:
 
 class SftTrainer(Resumable, SFTTrainer):
     """TRL's trainer that goes on from our checkpoints."""
-
-
-def build_pairs(
-    section: SftSection,
-    dataset: Dataset,
-    examples: Sequence[Example],
-    builder: PromptBuilder,
-    *,
-    max_completion_length: int,
-) -> list[dict[str, list[int]]]:
-    """Returns `input_ids` and `labels` of each example; prompt tokens have the label -100.
-
-    The text ends with the token that ends a completion, even where `max_completion_length` cuts it.
-    """
-    texts = item_renderer(section.target_template, dataset, setting="target_template")
-    rows = []
-    for example in examples:
-        prompt = builder.build(example.user, example.history)
-        text = texts[example.target if section.target == "next" else example.history[-1]]
-        # After a chat template or a line break the text starts as it is; after a word it needs its blank.
-        if not builder.chat and not prompt.text[-1:].isspace():
-            text = " " + text
-        ids = builder.encoder.text_ids(text)[: max_completion_length - 1]
-        ids = [*ids, builder.end_id]
-        rows.append({"input_ids": [*prompt.ids, *ids], "labels": [-100] * len(prompt.ids) + ids})
-    return rows
 
 
 def open_lesson(
