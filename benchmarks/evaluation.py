@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rl4rec_cli.data.dataset import Dataset, build_examples
 from rl4rec_cli.eval import statistics
-from rl4rec_cli.eval.baseline import measure_baselines
+from rl4rec_cli.eval.baseline import measure_baselines, open_baseline
 from rl4rec_cli.eval.metrics import means, per_user
 from rl4rec_cli.eval.scoring import Task
 from rl4rec_cli.eval.statistics import paired_difference, seeds_difference
@@ -245,7 +245,7 @@ def table_large(users: int, items: int, dim: int) -> None:
         memory: dict[str, float] = {}
         started = time.perf_counter()
         with peak_memory(memory):
-            [found] = measure_baselines([name], task, "test")
+            [found] = measure_baselines([open_baseline(name)], task, "test")
         seconds = time.perf_counter() - started
         table.append([f"{name}: ranks and ten best of every user", f"{seconds:,.1f}", f"{memory['extra']:,.0f}"])
     assert found is not None

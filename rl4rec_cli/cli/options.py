@@ -34,7 +34,9 @@ Checkpoint = Annotated[
 Fuse = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="Also rank together with a sequence model: `sasrec` (trained here) or `transitions`."
+        metavar="NAME",
+        help="Also rank together with a sequence model, `sasrec` (trained here) or `transitions`, or with the trained "
+        "retriever's own query, `history`.",
     ),
 ]
 SequentialFile = Annotated[

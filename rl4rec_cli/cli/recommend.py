@@ -48,7 +48,9 @@ def recommend(
     fuse: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Rank by the completion and a sequence model together: `sasrec` or `transitions`."
+            metavar="NAME",
+            help="Rank by the completion and a sequence model together, `sasrec` or `transitions`, or by it and the "
+            "trained retriever's own query, `history`.",
         ),
     ] = None,
     checkpoint: Checkpoint = None,

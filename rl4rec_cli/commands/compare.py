@@ -7,7 +7,7 @@ Hides: measuring (`eval/measuring.py`), the result (`eval/comparison.py`), how i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import __version__, console
-from rl4rec_cli.data.provenance import changed_data, check_unseen
-from rl4rec_cli.eval.baseline import measure_baselines, open_baseline
-from rl4rec_cli.eval.hybrids import open_fusion
+from rl4rec_cli.data.provenance import CHOOSE, changed_data, check_unseen
+from rl4rec_cli.eval.baseline import Baseline, measure_baselines, open_baseline
+from rl4rec_cli.eval.history_hybrid import named_fusion
 from rl4rec_cli.eval.measuring import audit_line, open_task, start_evaluation
 from rl4rec_cli.eval.policies import Models, Retrievers, open_models
 from rl4rec_cli.eval.resolve import Overrides
@@ -76,11 +76,13 @@ def compare(
     for remark in remarks:
         console.log(f"Note: {remark}")
     evaluation = start_evaluation(base.eval, data, base.eval.split)
-    models = [e.model for c in systems for e in c.members]
-    check_unseen(data, evaluation.split, [*models, find_embedder(base.retrieval).model])
-    compared = with_hybrids(systems, base)
-    for word in (e.word for c in compared for e in c.members if e.model is None):
-        open_baseline(word).check(data, evaluation.examples, evaluation.split, base.eval.fuse_weights)
+    models = [*(e.model for c in systems for e in c.members), find_embedder(base.retrieval).model]
+    check_unseen(data, evaluation.split, models)
+    fusion = named_fusion(base.eval.fuse, base.retrieval, data, "eval.fuse")
+    compared = with_hybrids(systems, base, fusion)
+    _check_methods(compared, fusion, data, evaluation, base.eval.fuse_weights)
+    if fusion is not None and data.has_validation:
+        check_unseen(data, "validation", models, use=CHOOSE)
     audit = _audit(systems, data)
     openings = _openings(systems, opens=evaluation.split == "test")
 
@@ -102,7 +104,7 @@ def compare(
         open_retriever(base.retrieval, data, base.data.paths, first_wait=FIRST_WAIT),
         evaluation.examples,
     )
-    measurements = _measure(compared, open_fusion(base.eval.fuse), task, evaluation)
+    measurements = _measure(compared, fusion, task, evaluation)
     comparison = Comparison(evaluation, data, compared, measurements)
     comparison.about = {
         "remarks": remarks,
@@ -128,6 +130,30 @@ def compare(
 
 def _write(file: Path, text: Callable[[Any], str], comparison: Comparison) -> None:
     write_text(file, text(comparison.report))
+
+
+def _check_methods(
+    systems: Sequence[System],
+    fusion: Fusion | None,
+    data: Dataset,
+    evaluation: Evaluation,
+    weights: Mapping[str, float],
+) -> None:
+    """Checks that baselines and hybrids can be measured on these users.
+
+    Raises:
+        DataError: one cannot.
+    """
+    for system in systems:
+        for member in system.members:
+            if member.model is None:
+                _baseline(member.word, fusion).check(data, evaluation.examples, evaluation.split, weights)
+            elif system.without is not None and fusion is not None:
+                fusion.check(data, evaluation.examples, evaluation.split, weights, method=member.shown_name)
+
+
+def _baseline(word: str, fusion: Fusion | None) -> Baseline:
+    return fusion if fusion is not None and word == fusion.name else open_baseline(word)
 
 
 def _audit(systems: Sequence[System], data: Dataset) -> dict[str, str]:
@@ -169,12 +195,11 @@ def _measure(
         each = []
         for member in system.members:
             if member.model is None:
-                each += measure_baselines((member.word,), task, evaluation.split)
+                each += measure_baselines([_baseline(member.word, fusion)], task, evaluation.split)
                 continue
             run_day = member.run.day if member.run is not None else None
             models = open_models(member.config, task, share=models, started=run_day)
-            # By the name `rl4rec eval` gives it, so that one reads what the other measured.
-            name = member.config.trainer.tuned_name if member.run is not None else member.model
+            name = member.shown_name
             if system.without is None or fusion is None:
                 each.append(replace(models.measure(name, member.model), name=member.name))
                 continue

@@ -6,7 +6,7 @@ Hides: measuring (`eval/measuring.py`), loading and the cache (`eval/policies.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,11 @@ from rl4rec_cli import console
 from rl4rec_cli.config.layering import dump_config
 from rl4rec_cli.config.registries import BASELINES
 from rl4rec_cli.data.opening import open_dataset
-from rl4rec_cli.data.provenance import changed_data, check_unseen
+from rl4rec_cli.data.provenance import CHOOSE, changed_data, check_unseen
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.eval.baseline import Subject, measure_baselines, open_baselines
+from rl4rec_cli.eval.baseline import Baseline, Subject, measure_baselines, open_baselines
 from rl4rec_cli.eval.evaluation import Evaluation, save_evaluation
+from rl4rec_cli.eval.history_hybrid import open_history_fusion
 from rl4rec_cli.eval.measuring import (
     audit_line,
     finish,
@@ -64,6 +65,13 @@ def evaluate(
     check_unseen(data, evaluation.split, [model, config.policy.model, *embedders])
     for baseline in baselines:
         baseline.check(data, evaluation.examples, evaluation.split, config.eval.fuse_weights)
+    ours = config.trainer.tuned_name if run is not None else model
+    if config.eval.fuses_retriever:
+        history = open_history_fusion(config.retrieval, data, "eval.fuse")
+        history.check(data, evaluation.examples, evaluation.split, config.eval.fuse_weights, method=ours)
+        baselines.append(history)
+    if data.has_validation and any(baseline.is_chosen for baseline in baselines):
+        check_unseen(data, "validation", [model, config.policy.model, embedders[0]], use=CHOOSE)
     evaluation.about["audit"] = audit_line(config, data, next(iter(config.data.paths), None))
     is_own = True
     if run is not None and model is not None:
@@ -87,11 +95,11 @@ def evaluate(
         check_tokenizer(config.policy.model_copy(update={"model": model}), config.max_length)
     retriever = open_retriever(config.retrieval, data, config.data.paths, first_wait=FIRST_WAIT)
     task = open_task(config.eval, data, retriever, evaluation.examples)
-    evaluation.methods.extend(measure_baselines(config.eval.all_baselines, task, evaluation.split))
+    evaluation.methods.extend(measure_baselines(baselines, task, evaluation.split))
     if model is not None:
         models = open_models(config, task, started=run.day if run is not None else None)
         try:
-            _measure_policies(evaluation, run, model, config, task, models)
+            _measure_policies(evaluation, run, model, config, task, models, baselines)
         finally:
             models.close()
     if not evaluation.methods:
@@ -127,13 +135,19 @@ def _note_openings(evaluation: Evaluation, run: Run | None) -> None:
 
 
 def _measure_policies(
-    evaluation: Evaluation, run: Run | None, checkpoint: str, config: RunConfig, task: Task, models: Models | Retrievers
+    evaluation: Evaluation,
+    run: Run | None,
+    checkpoint: str,
+    config: RunConfig,
+    task: Task,
+    models: Models | Retrievers,
+    opened: Sequence[Baseline],
 ) -> None:
     ours = config.trainer.tuned_name if run is not None else checkpoint
     start = untrained(run, config.policy)
     subject = Subject(ours, checkpoint, start, config.trainer.start_name, models, config, task, evaluation.split)
-    order = BASELINES.names()
-    baselines = sorted(open_baselines(config.eval.all_baselines), key=lambda baseline: order.index(baseline.name))
+    order = {name: place for place, name in enumerate(BASELINES.names())}
+    baselines = sorted(opened, key=lambda baseline: order.get(baseline.name, len(order)))
     before = (baseline.measure_before(subject) for baseline in baselines)
     evaluation.methods += [method for method in before if method is not None]
     policy_result = models.measure(ours, checkpoint)

@@ -19,14 +19,16 @@ from rl4rec_cli.data.dataset import FIT_WORDS, Dataset
 from rl4rec_cli.data.dates import with_day
 from rl4rec_cli.data.opening import open_dataset
 from rl4rec_cli.data.prompts import PromptBuilder
-from rl4rec_cli.data.provenance import changed_data, is_own_data
+from rl4rec_cli.data.provenance import CHOOSE, changed_data, check_unseen, is_own_data
 from rl4rec_cli.data.titles import TitleIndex
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.checkpoint import checkpoint_line, describe_checkpoint
-from rl4rec_cli.eval.hybrids import choosers, open_fusion
+from rl4rec_cli.eval.history_hybrid import named_fusion
+from rl4rec_cli.eval.hybrids import choosers
 from rl4rec_cli.eval.measuring import open_task
 from rl4rec_cli.eval.policies import Models, open_models, sampling_of
 from rl4rec_cli.eval.resolve import Overrides, find_run, resolve_target
+from rl4rec_cli.retrieval.embedder import find_embedder
 from rl4rec_cli.shell import rl4rec
 
 if TYPE_CHECKING:
@@ -126,7 +128,7 @@ class Recommender:
             user=user,
             warning=self.warning,
             fitted_on=self.fitted_on,
-            fused=None if self.hybrid is None else Fusing(self.hybrid.label, self.hybrid.weight, "everything"),
+            fused=None if self.hybrid is None else Fusing(self.hybrid.label, self.hybrid.weight, self.hybrid.fitted_on),
             fusion=self.source.generation.fusion if len(texts) > 1 and isinstance(self.source, Writer) else None,
         )
 
@@ -234,8 +236,8 @@ def open_recommender(
         users: the users to recommend for. An unknown one is refused before anything is loaded.
         sets: settings other than the run's, as `KEY=VALUE`.
         checkpoint: one of the run's checkpoints, see `find_checkpoint`.
-        fuse: the sequence model that ranks along with the completion, as `eval.fuse`. The first time, the policy
-            writes for validation users, who choose the weight.
+        fuse: the sequence model, or the retriever's history query, that ranks along with the completion, as
+            `eval.fuse`. The first time, the policy writes for validation users, who choose the weight.
 
     Raises:
         RunError: the folder is not a run.
@@ -253,9 +255,11 @@ def open_recommender(
     data = open_dataset(config.data)
     for user in users:
         data.user_index(user)
-    fusion = open_fusion(config.eval.fuse)
+    fusion = named_fusion(config.eval.fuse, config.retrieval, data, "eval.fuse")
     if fusion is not None:
         fusion.check(data, (), "test", config.eval.fuse_weights, method=config.trainer.tuned_name)
+        if data.has_validation:
+            check_unseen(data, "validation", [folder, find_embedder(config.retrieval).model], use=CHOOSE)
 
     from rl4rec_cli.policy.backend import check_engine, prepare_backend
     from rl4rec_cli.policy.loading import check_tokenizer
@@ -278,7 +282,7 @@ def open_recommender(
         what = texts if config.trainer.trains_policy else "the retriever"
         console.log(
             f"Ranked by {what}, weight {hybrid.weight:g}, and {hybrid.label} together. {hybrid.label} is fitted on "
-            f"{FIT_WORDS['everything']}; the weight, and how long it is trained, were chosen on validation users"
+            f"{FIT_WORDS[hybrid.fitted_on]}; validation users chose the weight, and how long it was trained"
         )
     source: Writer | TrainedRetriever
     if isinstance(models, Models):
@@ -343,7 +347,7 @@ def recommend(
         k: the number of items.
         sets: settings other than the run's, as `KEY=VALUE`.
         checkpoint: one of the run's checkpoints; its last by default.
-        fuse: `sasrec` or `transitions` ranks along with the completion, see `open_recommender`.
+        fuse: what ranks along with the completion, see `open_recommender`.
         go_on: after a user without an answer, log the error and go on with the others.
         show: shows each answer as soon as it is there.
 

@@ -32,10 +32,11 @@ class EvalSection(Section):
         "`zero_shot` is the starting model with the best of "
         "several prompts, `nearest_history_item` and `target_text` are ceilings.",
     )
-    fuse: Literal["none", "sasrec", "transitions"] = "none"
+    fuse: Literal["none", "sasrec", "transitions", "history"] = "none"
     """`eval` and `compare` also rank by the scores of the policy and of this sequence model together, and by those of
-    the last item and the model: the baselines `fusion` and `fusion_transitions`. `recommend` then ranks by the policy
-    and the model. Validation users choose the weight."""
+    the last item and the model: the baselines `fusion` and `fusion_transitions`. `history`: the trained retriever that
+    `retrieval.model` names, by its own query of the history; without the policy that query ranks alone. `recommend`
+    then ranks by the policy and the model. Validation users choose the weight."""
     fuse_weights: dict[str, Fraction] = Field(default={})
     """Weights that are not to be chosen, by the name in tables of what is fused with the sequence model: `{trained
     retriever: 0.6}`. For `data.fit=train_and_validation`, with the weights that `train` chose."""
@@ -48,8 +49,13 @@ class EvalSection(Section):
     `bm25` where `lsa` is the first."""
 
     @property
+    def fuses_retriever(self) -> bool:
+        """Whether the trained retriever that embeds ranks along, in a sequence model's place."""
+        return self.fuse == "history"
+
+    @property
     def all_baselines(self) -> tuple[str, ...]:
-        """The baselines, and the one that `fuse` adds."""
+        """The baselines, and the one that `fuse` adds; the trained retriever is none."""
         hybrid = HYBRIDS.get(self.fuse)
         return self.baselines if hybrid is None or hybrid in self.baselines else (*self.baselines, hybrid)
 

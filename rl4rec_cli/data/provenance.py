@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from rl4rec_cli.runs.folder import Run
 
 
+CHOOSE = "choose for others"
+"""What validation targets are for where validation users choose a weight or a prompt, see `check_unseen`."""
+
+
 def keep_datasets(folder: Path, digests: Mapping[str, str]) -> None:
     """Records the data that a run trains on from now on, and moves the data until now below `before`.
 
@@ -90,14 +94,15 @@ def is_own_data(run: Run, section: DataSection) -> bool:
     return folders <= own
 
 
-def check_unseen(dataset: Dataset, split: Split, models: Iterable[str | None]) -> None:
-    """Refuses to measure a split of which a model was fitted on the targets.
+def check_unseen(dataset: Dataset, split: Split, models: Iterable[str | None], *, use: str = "be measured") -> None:
+    """Refuses to measure a split, or to choose by it, where a model was fitted on its targets.
 
     It looks at the runs that checkpoints lie in, and at what those began with. It does not know what folders elsewhere
     were fitted on.
 
     Args:
         models: folders or names of policies and embedders; None is left out.
+        use: what the targets are for, in the message.
 
     Raises:
         DataError: a model was fitted on these targets. RunError, ConfigError: a run's files are damaged.
@@ -112,9 +117,9 @@ def check_unseen(dataset: Dataset, split: Split, models: Iterable[str | None]) -
         is_unseen = fitted.has_test if split == "test" else fitted.has_validation
         if not is_unseen and fitted.digest in trained_on(run).values():
             raise DataError(
-                f"dataset {dataset.name}: the {split} targets cannot be measured with {model}, which was fitted on "
+                f"dataset {dataset.name}: the {split} targets cannot {use} with {model}, which was fitted on "
                 f"them (data.fit={fitted.fit})",
-                hint="measure with what was fitted with data.fit=train",
+                hint="name what was fitted with data.fit=train",
             )
         waiting += [run.config.policy.model, run.config.retrieval.model]
 

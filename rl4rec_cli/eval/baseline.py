@@ -56,12 +56,14 @@ class Baseline:
         name: its name in settings and on the command line.
         package: a plug-in's package with its version; empty for rl4rec's own.
         is_start: it is the policy that training starts from, which training measures at its start.
+        is_chosen: validation users choose a part of it (a weight, a prompt) for the test split, too.
         in_brief: brief overviews show it.
     """
 
     name = ""
     package = ""
     is_start = False
+    is_chosen = False
     in_brief = False
 
     @property
@@ -192,9 +194,9 @@ def open_baselines(names: Iterable[str]) -> list[Baseline]:
 
 
 @during(Phase.MEASURING)
-def measure_baselines(names: Iterable[str], task: Task, split: Split) -> list[Measured]:
+def measure_baselines(baselines: Iterable[Baseline], task: Task, split: Split) -> list[Measured]:
     """Measures baselines alone, and leaves out those that need a policy."""
-    alone = (baseline.measure(task, split) for baseline in open_baselines(names))
+    alone = (baseline.measure(task, split) for baseline in baselines)
     return [measurement for measurement in alone if measurement is not None]
 
 

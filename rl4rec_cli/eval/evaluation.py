@@ -86,7 +86,7 @@ class Evaluation:
 
     @property
     def hybrids(self) -> dict[str, Any] | None:
-        """The best hybrid with the policy (`ours`) minus the best without it (`theirs`), as in `differences`.
+        """The best hybrid with the policy (`ours`) minus the best one without it (`theirs`), as in `differences`.
 
         None if one of them was not measured.
         """
@@ -94,7 +94,7 @@ class Evaluation:
         return None if pair is None else {"ours": pair[0], "theirs": pair[1], **self._tested()[pair]}
 
     def _hybrid_pair(self) -> tuple[str, str] | None:
-        hybrids = [method for method in self.methods if method.is_hybrid]
+        hybrids = [method for method in self.methods if method.is_hybrid or method.is_partner]
         best = [
             max(names, key=lambda name: float(self.metric(name).mean()), default=None)
             for names in ([m.name for m in hybrids if m.kind == kind] for kind in ("policy", "baseline"))
@@ -136,7 +136,9 @@ class Evaluation:
         text += f": {', and '.join(parts)}" if parts else ", and nothing was measured beside it"
         if (hybrids := self.hybrids) is not None:
             with_it, without_it = hybrids["ours"], hybrids["theirs"]
-            other = f"the best hybrid without it, {without_it} ({means[without_it]:.4f})"
+            method = self.method(without_it)
+            best_other = "the best" if method is not None and method.is_partner else "the best hybrid"
+            other = f"{best_other} without it, {without_it} ({means[without_it]:.4f})"
             text += f"; the best hybrid with it, {with_it}, reaches {means[with_it]:.4f}, {against(hybrids, other)}"
         failures = [probe.finding for probe in self.probes if probe.passed is False]
         if failures:

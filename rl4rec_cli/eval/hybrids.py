@@ -28,7 +28,7 @@ from rl4rec_cli.files.digests import sha256_of_file
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from rl4rec_cli.data.dataset import Dataset, Split
+    from rl4rec_cli.data.dataset import Dataset, Fit, Split
     from rl4rec_cli.eval.fused_scores import Fused
     from rl4rec_cli.eval.fused_texts import FusedTexts
 
@@ -48,6 +48,8 @@ class Fusion(Baseline):
         sequence_model: name of the baseline that scores by what followed what.
         open_scores: opens it for a task's dataset: returns a function from any examples to their scores.
     """
+
+    is_chosen = True
 
     def __init__(self, sequence_model: str, open_scores: Callable[[Task], ScoreExamples]) -> None:
         self.sequence_model = sequence_model
@@ -124,7 +126,7 @@ class Fusion(Baseline):
         """
         given = self._given(method, task)
         if given is None:
-            self.check(task.dataset, task.examples, split)
+            self.check(task.dataset, task.examples, split, method=method.name)
 
         def compute() -> Measured:
             fused, notes = self._fused(method, task)
@@ -150,7 +152,7 @@ class Fusion(Baseline):
         """
         given = task.fuse_weights.get(method.name)
         if given is None and not task.dataset.has_validation:
-            self.check(task.dataset, (), "test")
+            self.check(task.dataset, (), "test", method=method.name)
         return given
 
     def choose(self, method: VectorMethod, task: Task) -> float:
@@ -161,7 +163,7 @@ class Fusion(Baseline):
         """
         if (given := self._given(method, task)) is not None:
             return given
-        self.check(task.dataset, (), "test")
+        self.check(task.dataset, (), "test", method=method.name)
         chooser = replace(task, examples=choosers(task.dataset))
 
         def compute() -> Measured:
@@ -178,13 +180,17 @@ class Fusion(Baseline):
     def open_hybrid(self, method: VectorMethod, task: Task) -> Hybrid:
         """Returns the hybrid of a method for histories of today, with the weight that validation users choose.
 
-        The sequence model is fitted on everything that is known, as those histories are.
-
         Raises:
             DataError: as `check`.
         """
-        weight, everything = self.choose(method, task), replace(task.dataset, fit="everything")
-        return Hybrid(self.label, weight, self.open_scores(replace(task, dataset=everything)))
+        weight = self.choose(method, task)
+        scores, fitted_on = self._scores_of_today(task)
+        return Hybrid(self.label, weight, scores, fitted_on)
+
+    def _scores_of_today(self, task: Task) -> tuple[ScoreExamples, Fit]:
+        """Returns the sequence model's scores of histories of today, and what it was fitted on: all that is known."""
+        everything = replace(task.dataset, fit="everything")
+        return self.open_scores(replace(task, dataset=everything)), everything.fit
 
     def model_key(self, task: Task) -> dict[str, object]:
         """Returns what the sequence model's scores depend on besides the dataset and the examples."""
@@ -233,11 +239,13 @@ class Hybrid:
     Attributes:
         label: the sequence model's name in tables.
         weight: of the method's own scores.
+        fitted_on: what the sequence model was fitted on.
     """
 
     label: str
     weight: float
     sequence_scores: ScoreExamples
+    fitted_on: Fit = "everything"
     _last: Fused | None = None
 
     def best(

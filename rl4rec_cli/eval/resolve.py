@@ -68,7 +68,7 @@ class Overrides:
         split: `validation` or `test`.
         users: number of users to measure.
         baselines: `default`, `all`, `none`, or names with commas.
-        fuse: `sasrec`, `transitions` or `none`.
+        fuse: `sasrec`, `transitions`, `history` or `none`.
         recipes: names or files; later ones win.
         sets: settings as `KEY=VALUE`; they win over all else.
         dataset: a folder, or the name of one of the run's datasets or of one in `data/`.

@@ -71,6 +71,8 @@ class Measured:
     """Brief overviews show it."""
     is_hybrid: bool = False
     """It ranks by the scores of a text, or a history's vector, and of a sequence model together."""
+    is_partner: bool = False
+    """It ranks by what a policy's hybrid is joined to, alone: the hybrid without the policy."""
 
     def written(self, row: int) -> str | list[str] | None:
         """Returns an example's completion, or the list of them where each example has several."""

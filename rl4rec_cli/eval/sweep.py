@@ -39,6 +39,7 @@ class ZeroShot(Baseline):
     """The starting policy with the best of several prompts; a model that is no run's with its own best."""
 
     needs_policy = True
+    is_chosen = True
 
     def measure_before(self, subject: Subject) -> Measured | None:
         """None for a retriever, which reads no prompt."""

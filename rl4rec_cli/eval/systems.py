@@ -22,13 +22,13 @@ from rl4rec_cli.data.dataset import Dataset
 from rl4rec_cli.data.opening import open_dataset, open_datasets
 from rl4rec_cli.errors import ConfigError, DataError, RunError
 from rl4rec_cli.eval.baseline import lone_names, open_baseline
-from rl4rec_cli.eval.hybrids import open_fusion
 from rl4rec_cli.eval.resolve import Overrides, find_run, resolve_target
 from rl4rec_cli.retrieval.embedder import find_embedder
 from rl4rec_cli.shell import set_flags, setting
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RetrievalSection, RunConfig
+    from rl4rec_cli.eval.hybrids import Fusion
     from rl4rec_cli.runs.folder import Run
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -57,6 +57,11 @@ class Member:
     def writes(self) -> bool:
         """Whether it is a policy, whose model writes completions."""
         return self.model is not None and self.config.trainer.trains_policy
+
+    @property
+    def shown_name(self) -> str:
+        """The name that `rl4rec eval` gives it, so that one command reads what the other measured."""
+        return self.word if self.model is None else self.config.trainer.tuned_name if self.run else self.model
 
     @property
     def kind(self) -> Literal["run", "model", "baseline"]:
@@ -253,9 +258,8 @@ def _with_texts(system: System) -> System:
     return replace(system, label=f"{system.label} ({' or '.join(map(str, counts))} completions)")
 
 
-def with_hybrids(systems: Sequence[System], base: RunConfig) -> list[System]:
+def with_hybrids(systems: Sequence[System], base: RunConfig, fusion: Fusion | None) -> list[System]:
     """Adds what `eval.fuse` asks for: a hybrid of every run and model, and the one without a policy, a baseline."""
-    fusion = open_fusion(base.eval.fuse)
     if fusion is None:
         return list(systems)
     added = []

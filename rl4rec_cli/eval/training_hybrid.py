@@ -257,7 +257,8 @@ def check_training_hybrid(config: RunConfig, dataset: Dataset, fusion: Fusion) -
                 hint="leave out reward.fuse, or give more users",
             )
     if dataset.has_validation:
-        fusion.check(dataset, choose_examples(dataset, "validation", config.eval.users), "validation")
+        measured = choose_examples(dataset, "validation", config.eval.users)
+        fusion.check(dataset, measured, "validation", method=config.trainer.tuned_name)
 
 
 def open_training_hybrid(

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from rl4rec_cli.config.registries import HYBRIDS
-from rl4rec_cli.eval.history_hybrid import HistoryFusion, find_retriever, open_history_fusion
-from rl4rec_cli.eval.hybrids import Fusion, open_fusion
+from rl4rec_cli.eval.history_hybrid import HistoryFusion, find_retriever, named_fusion
+from rl4rec_cli.eval.hybrids import open_fusion
 from rl4rec_cli.eval.measuring import open_task
 from rl4rec_cli.eval.training_hybrid import TrainingHybrid, check_training_hybrid, open_training_hybrid
 from rl4rec_cli.files.reading import read_object
@@ -23,11 +22,13 @@ from rl4rec_cli.train.checkpoints import refuse
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.eval.hybrids import Fusion
     from rl4rec_cli.retrieval.retriever import VectorRetriever
     from rl4rec_cli.runs.folder import Run
 
 _RETRIEVERS = "the trained retriever (retrieval.model) on each half of the users"
 HYBRIDS_FILE = "hybrids.json"
+REWARD = "reward.fuse"
 
 
 def is_fused(config: RunConfig) -> bool:
@@ -36,8 +37,8 @@ def is_fused(config: RunConfig) -> bool:
 
 
 def fuse_flag(config: RunConfig) -> tuple[str, ...]:
-    """Returns the option of `eval` that measures a run's hybrid; none where `eval` has none."""
-    return ("--fuse", config.reward.fuse) if is_fused(config) and config.reward.fuse in HYBRIDS else ()
+    """Returns the option of `eval` that measures a run's hybrid, if it has one."""
+    return ("--fuse", config.reward.fuse) if is_fused(config) else ()
 
 
 def check_hybrids(config: RunConfig, datasets: Sequence[Dataset]) -> None:
@@ -47,7 +48,7 @@ def check_hybrids(config: RunConfig, datasets: Sequence[Dataset]) -> None:
         DataError: see `check_training_hybrid`.
     """
     for dataset in datasets if is_fused(config) else ():
-        check_training_hybrid(config, dataset, _open_fusion(config, dataset))
+        check_training_hybrid(config, dataset, _fusion(config, dataset))
 
 
 def preparation(config: RunConfig) -> list[str]:
@@ -59,7 +60,7 @@ def preparation(config: RunConfig) -> list[str]:
         return []
     fusion = open_fusion(config.reward.fuse)
     if fusion is None:
-        find_retriever(config.retrieval)
+        find_retriever(config.retrieval, REWARD)
     what = f"{fusion.label} on each half of the users and on all" if fusion is not None else _RETRIEVERS
     weight = config.reward.fuse_weight
     cache = config.eval.cache_dir
@@ -79,7 +80,7 @@ def open_hybrids(
     hybrids = {}
     for dataset in datasets:
         task = open_task(config.eval, dataset, retrievers[dataset.name], ())
-        fusion, open_half = _open_fusion(config, dataset), None
+        fusion, open_half = _fusion(config, dataset), None
         if isinstance(fusion, HistoryFusion):
             from rl4rec_cli.train.half_retrievers import open_half_retriever
 
@@ -88,13 +89,8 @@ def open_hybrids(
     return hybrids
 
 
-def _open_fusion(config: RunConfig, dataset: Dataset) -> Fusion:
-    """Returns the fusion that `reward.fuse` names: a sequence model's, or the run's own retriever's with itself.
-
-    Raises: as `open_history_fusion`.
-    """
-    fusion = open_fusion(config.reward.fuse)
-    return fusion if fusion is not None else open_history_fusion(config.retrieval, dataset)
+def _fusion(config: RunConfig, dataset: Dataset) -> Fusion:
+    return cast("Fusion", named_fusion(config.reward.fuse, config.retrieval, dataset, REWARD))
 
 
 def keep_hybrids(run: Run, hybrids: Mapping[str, TrainingHybrid], *, allow_partial: bool) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rl4rec_cli import console
 from rl4rec_cli.eval import measuring
-from rl4rec_cli.eval.baseline import measure_baselines
+from rl4rec_cli.eval.baseline import measure_baselines, open_baselines
 from rl4rec_cli.eval.evaluation import save_evaluation
 from rl4rec_cli.eval.policies import measure_policy
 from rl4rec_cli.files.writing import kept_after
@@ -57,7 +57,7 @@ class Outcome:
                 self._config.eval, environment.dataset, environment.retriever, evaluation.examples
             )
             names, hybrid = self._config.eval.baselines, environment.hybrid
-            evaluation.methods.extend(measure_baselines(names, task, "validation"))
+            evaluation.methods.extend(measure_baselines(open_baselines(names), task, "validation"))
             if hybrid is not None and hybrid.fusion.name not in names:
                 evaluation.methods.append(hybrid.fusion.measure(task, "validation"))
 

@@ -46,7 +46,7 @@ def ranked(name: str, dataset: Dataset, retriever: InProcessRetriever, examples:
 
 
 def measure_baseline(name: str, task: Task) -> Measured:
-    [measured] = measure_baselines([name], task, "test")
+    [measured] = measure_baselines([open_baseline(name)], task, "test")
     return measured
 
 

@@ -166,7 +166,7 @@ def test_who_cannot_choose_is_told_before_anything_is_scored(make_dataset: Make,
             task = Task(dataset, InProcessRetriever(scripted({}, 2), np_vectors(6)), build_examples(dataset, split))  # type: ignore[arg-type]
             for attempt in (
                 lambda task=task, split=split: fusion().measure_with(mine, task, split),
-                lambda task=task, split=split: measure_baselines(["fusion_transitions"], task, split),
+                lambda task=task, split=split: measure_baselines([open_baseline("fusion_transitions")], task, split),
                 lambda task=task, split=split: open_baseline("fusion").check(task.dataset, task.examples, split),
                 lambda task=task: fusion().choose(mine, task),
             ):

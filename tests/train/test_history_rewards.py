@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from history_runs import ITEMS, make_retriever, policy_sets
 
 from rl4rec_cli.commands.dry_run import dry_run
 from rl4rec_cli.commands.train import next_commands, train
@@ -30,7 +30,6 @@ from rl4rec_cli.runs.folder import Run
 from rl4rec_cli.train import half_retrievers
 from rl4rec_cli.train.half_retrievers import open_half_retriever
 
-ITEMS = 40
 Made = tuple[Run, Dataset, Path]
 
 
@@ -38,37 +37,19 @@ Made = tuple[Run, Dataset, Path]
 def made(tmp_path_factory: pytest.TempPathFactory, minilm: str) -> Made:
     """A trained retriever's run, its dataset, and a folder."""
     folder = tmp_path_factory.mktemp("history")
-    save_dataset(synthesize(80, ITEMS, 1), folder / "shop")
-    sets = [
-        *(f"data.path={folder / 'shop'}", f"retrieval.model={minilm}", f"retrieval.emb_dir={folder / 'emb'}"),
-        *("retrieval.device=cpu", f"run.output_dir={folder / 'runs'}", "run.name=one", "eval.cache_dir=null"),
-        *("trainer.batch_size=8", "trainer.max_steps=30", "trainer.num_train_epochs=99", "trainer.dim=16"),
-        *("trainer.residual_min_count=1", "eval.steps=10", "eval.baselines=[]"),
-    ]
-    with redirect_stderr((folder / "said.txt").open("w", encoding="utf-8", buffering=1)):
-        (trained,) = train(load_config(algorithm="retriever", recipes=["retriever"], sets=sets))
-    return trained.run, load_dataset(folder / "shop"), folder
+    return make_retriever(folder, minilm), load_dataset(folder / "shop"), folder
 
 
 def configured(made: Made, folder: Path, *sets: str) -> RunConfig:
     run, _, data = made
-    model = ("retrieval.embedder=sentence-transformers", f"retrieval.model={run.final}", "reward.fuse=history")
-    small = (
-        *(f"data.path={data / 'shop'}", "data.synthetic=null", f"retrieval.emb_dir={data / 'emb'}"),
-        *("data.train_targets=last", "prompt.max_history=2", "prompt.max_prompt_length=48"),
-        *("policy.tiny.hidden_size=32", "policy.tiny.heads=2", "policy.tiny.vocab_size=400"),
-        *("trainer.batch_size=4", "trainer.max_steps=2", "trainer.num_generations=4", "trainer.warm_start=null"),
-        *("eval.baselines=[]", "eval.steps=2", "eval.step_users=40", "logging.rollouts=1000", "logging.steps=1"),
-        *("generation.max_completion_length=6", "run.name=policy", f"run.output_dir={folder}"),
-        f"eval.cache_dir={folder / 'cache'}",
-    )
-    return load_config(algorithm="grpo", recipes=["quick-test"], sets=[*small, *model, *sets])
+    own = ("reward.fuse=history", f"run.output_dir={folder}", f"eval.cache_dir={folder / 'cache'}")
+    return load_config(algorithm="grpo", recipes=["quick-test"], sets=[*policy_sets(run, data), *own, *sets])
 
 
 def fusion(made: Made) -> HistoryFusion:
     run, dataset, _ = made
     section = run.config.retrieval.model_copy(update={"model": str(run.final)})
-    return open_history_fusion(section, dataset)
+    return open_history_fusion(section, dataset, "reward.fuse")
 
 
 def test_every_reward_of_a_run_is_that_of_the_fused_rank(made: Made, tmp_path: Path) -> None:
@@ -103,8 +84,8 @@ def test_every_reward_of_a_run_is_that_of_the_fused_rank(made: Made, tmp_path: P
         assert rollout["rank"] == (rank if own.any() else ITEMS)
         assert rollout["reward"] == pytest.approx(1 / rank if own.any() and rank <= 10 else 0.0)
     result = json.loads((trained.run.folder / "eval" / "validation.json").read_text())
-    assert set(result["methods"]) == {"last item + history query", "tuned policy", "tuned policy + history query"}
-    assert "--fuse" not in next_commands(trained.run, [dataset]), "eval has no such hybrid"
+    assert set(result["methods"]) == {"history query", "tuned policy", "tuned policy + history query"}
+    assert "--fuse history" in next_commands(trained.run, [dataset])
 
 
 def half_scores(made: Made, dataset: Dataset, half: int, cache: Path | None) -> Any:
@@ -185,7 +166,7 @@ def test_other_retrievers_are_refused(made: Made, tmp_path: Path) -> None:
     recipe = yaml.safe_load((tuned / "config.yaml").read_text())
     recipe["trainer"] = {"algorithm": "retriever", "kind": "full"}
     (tuned / "config.yaml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(ConfigError, match="would be tuned twice more"):
+    with pytest.raises(ConfigError, match="is a tuned encoder, and only a projection's"):
         train(configured(made, tmp_path, f"retrieval.model={tuned / 'checkpoints' / 'checkpoint_final'}"))
     lsa = load_config(
         algorithm="grpo",
