@@ -82,7 +82,6 @@ def print_evaluation(evaluation: Evaluation, *, title: str, whole: bool = False)
             console.table(name, *table)
     for line in (
         result.get("texts_line"),
-        result.get("probes_line"),
         result.get("data_line"),
         result.get("fit_line"),
         result.get("checkpoint_line"),

@@ -174,14 +174,7 @@ def _probe(
     answers = []
     start_result = evaluation.method(config.trainer.start_name) if start is not None else None
     if start_result is not None and measured.texts is not None:
-        second = probes.second_embedder(config, task.dataset, examples, measured, start_result, metric)
-        if second is None:
-            evaluation.about["probes_line"] = (
-                "The probe by a second embedder is left out: words rank one completion at a time, and each user has "
-                f"{config.generation.texts_per_user}. eval.second_embedder names a model that ranks them."
-            )
-        else:
-            answers.append(second)
+        answers.append(probes.second_embedder(config, task.dataset, examples, measured, start_result, metric))
     for name, change in ((probes.SHUFFLED, probes.shuffled), (probes.OTHER, probes.exchanged)):
         again = models.measure(f"{measured.name}, {name}", checkpoint, reads=change(examples), what=name)
         answers.append(probes.history_probe(name, measured, again, metric, examples, is_order=name == probes.SHUFFLED))

@@ -78,10 +78,6 @@ def _check_completions_agree(config: RunConfig, tree: Tree) -> None:
         key = "num_beams" if beams > 1 else "texts_per_user"
         tree.problems.append(f"generation.{key}: a retriever writes no completions ({source})")
         tree.hints.append("leave it out")
-    if texts > 1 and config.eval.probes and config.eval.second_embedder in BASELINES.built_in:
-        problem = f"{config.eval.second_embedder} ranks one completion at a time"
-        tree.problems.append(f"eval.second_embedder: {problem} ({tree.source(('eval', 'second_embedder'))})")
-        tree.hints.append("name a sentence-transformers model, set eval.probes to false, or texts_per_user to 1")
 
 
 def check_embedder_settings(config: RunConfig, tree: Tree, layers: Sequence[Sequence[Layer]]) -> None:

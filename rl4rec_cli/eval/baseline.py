@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example, Split
     from rl4rec_cli.eval.policies import Models, Retrievers
-    from rl4rec_cli.eval.scoring import Kind, Measured, Scored, Task
+    from rl4rec_cli.eval.scoring import Kind, Measured, Scored, SparseScores, Task
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class ScoreBaseline(Baseline):
         is_seeded: bool = False,
         is_kept: bool = True,
         in_brief: bool = False,
-        score_texts: Callable[[Sequence[str], Sequence[str]], Scored] | None = None,
+        score_texts: Callable[[Sequence[str], Sequence[str]], SparseScores] | None = None,
     ) -> None:
         self.score = score
         self.label = label

@@ -72,7 +72,7 @@ def decayed_mean(task: Task) -> Scored:
     return _like(task, _weighted(task, DECAY))
 
 
-def bm25_scores(items: Sequence[str], queries: Sequence[str]) -> Scored:
+def bm25_scores(items: Sequence[str], queries: Sequence[str]) -> SparseScores:
     """Returns BM25 scores of item texts for query texts. A query without a known word is unscorable.
 
     If hardly any items share words, BM25 can hardly tell them apart (logged).

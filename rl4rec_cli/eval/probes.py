@@ -26,10 +26,11 @@ from rl4rec_cli.config.registries import BASELINES, EMBEDDERS
 from rl4rec_cli.errors import EmbeddingError
 from rl4rec_cli.eval.baseline import ScoreBaseline, open_baseline
 from rl4rec_cli.eval.metrics import per_user
-from rl4rec_cli.eval.scoring import Measured, Scored, measure
+from rl4rec_cli.eval.scoring import Measured, Scored, SparseScores, measure
 from rl4rec_cli.eval.statistics import Difference, paired_difference, reads
 
 if TYPE_CHECKING:
+    from rl4rec_cli.config.policy import GenerationSection
     from rl4rec_cli.config.sections import RetrievalSection, RunConfig
     from rl4rec_cli.data.dataset import Dataset, Example
 
@@ -65,19 +66,13 @@ class Probe:
 
 def second_embedder(
     config: RunConfig, dataset: Dataset, examples: Sequence[Example], ours: Measured, start: Measured, metric: str
-) -> Probe | None:
+) -> Probe:
     """Tests whether `ours` also gains over `start` if another embedder ranks the same texts.
-
-    Returns:
-        None where words are to rank them, which rank one completion at a time, and each user has several.
 
     Raises:
         EmbeddingError: the second embedder is the first, or cannot be opened.
     """
-    second_scorer = _second(config, dataset)
-    if second_scorer is None:
-        return None
-    name, score_texts = second_scorer
+    name, score_texts = _second(config, dataset)
     k = int(metric.partition("@")[2])
 
     def values(method: Measured) -> np.ndarray:
@@ -98,7 +93,7 @@ def second_embedder(
     )
 
 
-def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Measured], Scored]] | None:
+def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Measured], Scored]]:
     from rl4rec_cli.eval.policies import score_completions
     from rl4rec_cli.retrieval.embedder import find_embedder
     from rl4rec_cli.retrieval.opening import open_retriever
@@ -110,9 +105,7 @@ def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Measure
     if name in BASELINES.built_in:
         baseline = open_baseline(name)
         if isinstance(baseline, ScoreBaseline) and (score_texts := baseline.score_texts) is not None:
-            if config.generation.texts_per_user > 1:
-                return None
-            return baseline.label, lambda method: score_texts(dataset.texts(), [text for (text,) in method.texts or []])
+            return baseline.label, lambda method: _by_words(method, score_texts, dataset, config.generation)
     second = _embedded_by(name, first)
     if find_embedder(second).identity == ranks_already:
         raise EmbeddingError(
@@ -121,6 +114,20 @@ def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Measure
         )
     retriever = open_retriever(second, dataset)
     return name, lambda method: score_completions(method.texts or [], method.log_probs, config.generation, retriever)
+
+
+def _by_words(
+    method: Measured,
+    score_texts: Callable[[Sequence[str], Sequence[str]], SparseScores],
+    dataset: Dataset,
+    section: GenerationSection,
+) -> Scored:
+    from rl4rec_cli.eval.fused_words import FusedWords
+    from rl4rec_cli.retrieval.several_texts import different_texts
+
+    users = different_texts(method.texts or [], method.log_probs)
+    scores = score_texts(dataset.texts(), users.texts)
+    return scores if section.texts_per_user == 1 else FusedWords(scores, users, section.fusion)
 
 
 def _embedded_by(name: str, section: RetrievalSection) -> RetrievalSection:

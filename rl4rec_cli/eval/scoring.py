@@ -189,6 +189,13 @@ class SparseScores:
         some._count, some.extra = len(rows), lambda row: extra(int(rows[row]))
         return some
 
+    def row(self, row: int) -> NDArray[np.float64]:
+        """Returns an example's scores of all items, `[N]`."""
+        scores_N: NDArray[np.float64] = self.base_N.astype(np.float64)
+        ids, more = self.extra(row)
+        scores_N[ids] += more
+        return scores_N
+
     def ranks(self, targets: Sequence[int], masks: Sequence[Sequence[int]] | None) -> Ranking:
         from rl4rec_cli.retrieval.retriever import Ranking
 

@@ -204,24 +204,47 @@ class UserQueries:
     def _fuse(self, rows_SM: np.ndarray, has_SM: np.ndarray, scores: np.ndarray) -> np.ndarray:
         scores_SM = np.zeros(rows_SM.shape)
         scores_SM[has_SM] = np.ldexp(scores, self.queries.exponents_B[rows_SM[has_SM]])
-        fused_M = np.zeros(rows_SM.shape[1])
         if self.fusion == "mean":
             weights_SM = np.where(has_SM, self.weights_Q[rows_SM], 0.0)
-            sums_M = np.zeros_like(fused_M)
-            for weights_M in weights_SM:
-                sums_M += weights_M
-            for scores_M, weights_M in zip(scores_SM, weights_SM, strict=True):
-                fused_M += weights_M / sums_M * scores_M
-            return fused_M
-        if self.log_weights_Q is not None:
-            scores_SM += self.log_weights_Q[rows_SM] / self.scale
-        scores_SM[~has_SM] = -np.inf
-        peaks_M: np.ndarray = scores_SM.max(0)
-        if self.fusion == "max":
-            return peaks_M
-        for scores_M in scores_SM:
-            fused_M += np.exp(self.scale * (scores_M - peaks_M))
-        return peaks_M + np.log(fused_M) / self.scale
+            return fuse_columns(scores_SM, self.fusion, self.scale, weights=weights_SM)
+        log_weights_SM = None if self.log_weights_Q is None else self.log_weights_Q[rows_SM]
+        return fuse_columns(scores_SM, self.fusion, self.scale, has=has_SM, log_weights=log_weights_SM)
+
+
+def fuse_columns(
+    scores_SM: np.ndarray,
+    fusion: Fusion,
+    scale: float,
+    *,
+    has: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    log_weights: np.ndarray | None = None,
+) -> np.ndarray:
+    """The fused score of every column by any rule but `rrf`, float64 `[M]`; `scores_SM` is overwritten.
+
+    Args:
+        has: which scores there are; None: all. For `mean`, those with a weight.
+        weights: for `mean`, the exp(w_i), of the same shape or `[S, 1]`.
+        log_weights: for the others, the w_i; None: 0.
+    """
+    fused_M = np.zeros(scores_SM.shape[1])
+    if fusion == "mean" and weights is not None:
+        sums_M = np.zeros_like(fused_M)
+        for weights_M in weights:
+            sums_M += weights_M
+        for scores_M, weights_M in zip(scores_SM, weights, strict=True):
+            fused_M += weights_M / sums_M * scores_M
+        return fused_M
+    if log_weights is not None:
+        scores_SM += log_weights / scale
+    if has is not None:
+        scores_SM[~has] = -np.inf
+    peaks_M: np.ndarray = scores_SM.max(0)
+    if fusion == "max":
+        return peaks_M
+    for scores_M in scores_SM:
+        fused_M += np.exp(scale * (scores_M - peaks_M))
+    return peaks_M + np.log(fused_M) / scale
 
 
 def _counts(counts_B: Sequence[int] | np.ndarray, queries: int) -> np.ndarray:

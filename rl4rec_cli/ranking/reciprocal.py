@@ -149,7 +149,16 @@ def _terms(
     """What each query adds to every item's sum."""
     for row, scores_N in scored:
         ranks_N = _all_ranks(users, items, row, scores_N, is_counted_N)
-        yield np.rint(users.weights_Q[row] / UNIT / (CONSTANT + ranks_N)).astype(np.int64)
+        yield _term(ranks_N, users.weights_Q[row])
+
+
+def reciprocal_terms(scores_N: np.ndarray, is_counted_N: np.ndarray, weight: float) -> np.ndarray:
+    """What a query adds to every item's sum, int64 in units of 2^-56, where `scores_N` are its scores proper."""
+    return _term(_ranks(scores_N, np.argsort(scores_N), is_counted_N), weight)
+
+
+def _term(ranks_N: np.ndarray, weight: float) -> np.ndarray:
+    return np.rint(weight / UNIT / (CONSTANT + ranks_N)).astype(np.int64)
 
 
 def _sum(terms: Iterator[np.ndarray]) -> np.ndarray:
@@ -206,6 +215,11 @@ def _all_ranks(
         ids = order[np.append(close, False) | np.insert(close, 0, False)]
         scores_N[ids] = exact_scores(users.queries, items, np.full(len(ids), row), ids)
         order = np.argsort(scores_N)
+    return _ranks(scores_N, order, is_counted_N)
+
+
+def _ranks(scores_N: np.ndarray, order: np.ndarray, is_counted_N: np.ndarray) -> np.ndarray:
+    """The number of counted items that score at least what each item scores; `order` sorts the scores."""
     ascending_N, counted_N = scores_N[order], is_counted_N[order]
     # Counted items before the first of those that tie with it.
     before_N = np.cumsum(counted_N) - counted_N

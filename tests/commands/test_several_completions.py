@@ -82,7 +82,7 @@ def test_eval_ranks_what_the_records_hold(
     assert main(["eval", str(run), *words]) == 0
     printed = capsys.readouterr().out
     assert f"3 completions of each user are ranked as one, by {fusion}: " in printed
-    assert "The probe by a second embedder is left out" in printed
+    assert "second embedder: BM25" in printed
     assert "tuned policy (3 completions)" in printed
     [folder] = [
         path.parent
@@ -231,7 +231,6 @@ def test_compare_and_recommend_join_several_to_a_sequence_model(run: Path, capsy
         (["generation.num_beams=2", "eval.temperature=1"], "beam search does not sample"),
         (["generation.num_beams=2", "generation.engine=vllm"], "vLLM samples only"),
         (["generation.num_beams=2", "policy.fast_inference=true"], "the engine of policy.fast_inference samples only"),
-        ([*SAMPLES, "eval.second_embedder=bm25"], "bm25 ranks one completion at a time"),
     ],
 )
 def test_what_does_not_go_together_is_refused(sets: list[str], message: str) -> None:
