@@ -55,6 +55,8 @@ class Writer:
     """How many texts of a history there are, and how they are ranked as one."""
     seed: int
     """Of several texts that are sampled."""
+    batch_size: int
+    """Texts generated at once: `eval.batch_size`."""
 
     @property
     def count(self) -> int:
@@ -74,7 +76,7 @@ class Writer:
         prompt = self.builder.build(user, history)
         if self.count > 1:
             set_seed(self.seed)
-        how: Any = {"count": self.count, "batch_size": self.count}
+        how: Any = {"count": self.count, "batch_size": self.batch_size}
         if self.generation.weighs_texts:
             [texts], [log_probs] = generate_weighed(self.policy, [prompt.ids], self.sampling, **how)
             return texts, log_probs
@@ -319,7 +321,7 @@ def _fit_line(run: Run) -> str:
 def _writer(policy: Policy, config: RunConfig, data: Dataset, run: Run) -> Writer:
     config = with_day(config, policy.tokenizer, started=run.day)
     builder = PromptBuilder(config.prompt, data, policy.tokenizer)
-    return Writer(policy, builder, sampling_of(config), config.generation, config.run.seed)
+    return Writer(policy, builder, sampling_of(config), config.generation, config.run.seed, config.eval.batch_size)
 
 
 def recommend(

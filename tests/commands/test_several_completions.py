@@ -136,6 +136,28 @@ def test_recommend_by_several(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert alone.as_json()["text"] == alone.text
 
 
+@pytest.mark.parametrize("weights", ["equal", "probability"])
+def test_recommend_writes_no_more_at_once_than_a_batch(
+    run: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import rl4rec_cli.policy.generation as generation
+
+    at_once: list[int] = []
+    write_ids = generation.write_ids
+
+    def counted(policy: Any, model: Any, prompts: Any, sampling: Any) -> Any:
+        at_once.append(len(prompts))
+        return write_ids(policy, model, prompts, sampling)
+
+    monkeypatch.setattr(generation, "write_ids", counted)
+    sets = ("generation.texts_per_user=5", "eval.temperature=1", f"generation.text_weights={weights}")
+    for size, calls in ((2, [2, 2, 1]), (64, [5])):
+        at_once.clear()
+        [answer] = recommend(run, users=["u3"], k=4, sets=[*sets, f"eval.batch_size={size}"])
+        assert len(answer.texts) == 5
+        assert at_once == calls
+
+
 def test_texts_weigh_as_much_as_they_are_probable(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = (*SAMPLES, "generation.text_weights=probability", "eval.probes=false")
     evaluation = evaluate(run, Overrides(sets=sets, fuse="transitions"))
