@@ -20,6 +20,7 @@ import torch
 from rl4rec_cli.eval.scoring import SparseScores, VectorScores
 from rl4rec_cli.eval.spreads import Spread, scales, sparse_deviations
 from rl4rec_cli.ranking.fused_rows import Rows, each_rows
+from rl4rec_cli.ranking.products import double_errors, double_products
 from rl4rec_cli.ranking.ranks import pair_scores
 from rl4rec_cli.retrieval.answers import Ranking
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     Masks = Sequence[Sequence[int]] | None
     Numbers = NDArray[np.float64]
 
-_BLOCK = 1 << 13
-"""Vectors of items that are widened to float64 at a time."""
 _ROUNDING = 8 * 2.0**-53
 """What two products and a sum get wrong, relative to their sizes, on both sides of a comparison."""
 
@@ -252,22 +251,16 @@ class TextsWithSequence:
         """
         second = self._second
         if isinstance(second, SparseScores):
-            rows_UN = np.tile(second.base_N.astype(np.float64), (len(users), 1))
-            for place, user in enumerate(users):
-                ids, more = second.extra(user)
-                rows_UN[place, ids] += more
+            rows_UN = np.stack([second.row(user) for user in users])
             can_rank_U: NDArray[np.bool_] = np.any(rows_UN, axis=1)
             return rows_UN, np.zeros(len(users)), can_rank_U
         items = second.items
         queries_UD = second.queries_BD[users.start : users.stop].to(items.device).float().double()
         rows_UN = np.empty((len(users), items.num_items))
-        for start in range(0, items.num_items, _BLOCK):
-            stop = min(start + _BLOCK, items.num_items)
-            rows_UN[:, start:stop] = (queries_UD @ items.given(start, stop).double().T).cpu().numpy()
-        norm, _ = items.bounds(0, items.num_items)
+        for block, products_UM in double_products(queries_UD, items):
+            rows_UN[:, block] = products_UM
         lengths_U = torch.linalg.vector_norm(queries_UD, dim=1).cpu().numpy()
-        margins_U: Numbers = 2 * (items.dim + 8) * 2.0**-53 * lengths_U * norm + items.dim * 2.0**-1000
-        return rows_UN, margins_U, lengths_U > 0
+        return rows_UN, double_errors(lengths_U, items), lengths_U > 0
 
     def _second_exact(self, user: int, ids: NDArray[np.int64]) -> Numbers:
         second = self._second

@@ -18,12 +18,10 @@ from torch import Tensor
 from rl4rec_cli.ranking.blocks import Mask, worker_threads
 from rl4rec_cli.ranking.fusing import FLOAT64, SCALE, Fusion, UserQueries
 from rl4rec_cli.ranking.item_matrix import ItemMatrix
+from rl4rec_cli.ranking.products import double_errors, double_products
 from rl4rec_cli.ranking.ranks import Ids, flatten
 from rl4rec_cli.ranking.reciprocal import UNIT, Masked, parts_of, sums
 from rl4rec_cli.ranking.threads import share_out, strict_products
-
-_PRODUCTS = 1 << 20
-_BLOCK_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -128,18 +126,13 @@ def _fused(users: UserQueries, items: ItemMatrix, norm: float, first: int, last:
     queries_QD = users.queries.vectors_BD[rows].double()
     sets = _sets(users, first, last, leave_one_out=leave_one_out)
     scores_RN = np.empty((len(sets), items.num_items))
-    step = max(1, min(_PRODUCTS // len(queries_QD), _BLOCK_ELEMENTS // items.dim))
-    for start in range(0, items.num_items, step):
-        stop = min(start + step, items.num_items)
-        products_QN = (queries_QD @ items.given(start, stop).double().T).cpu().numpy()
+    for block, products_QM in double_products(queries_QD, items):
         for row, (user, turn) in enumerate(sets):
             own = int(starts[user - first])
-            products_SN = products_QN[own : own + int(users.counts_B[user])]
-            scores_RN[row, start:stop] = users.fused_products(user, products_SN, turn)
-    # Twice the bound of a product in float64, whose exact counterpart errs by less; D and some for the rest.
+            products_SM = products_QM[own : own + int(users.counts_B[user])]
+            scores_RN[row, block] = users.fused_products(user, products_SM, turn)
     lengths_U = np.maximum.reduceat(users.lengths_Q[rows], starts)
-    margins_U = 2 * (items.dim + 8) * FLOAT64 * lengths_U * norm + items.dim * 2.0**-1000
-    margins_U = margins_U + 2 * users.slack(FLOAT64, norm)[first:last]
+    margins_U = double_errors(lengths_U, items) + 2 * users.slack(FLOAT64, norm)[first:last]
 
     def exact(row: int, ids: np.ndarray) -> np.ndarray:
         user, turn = sets[row]

@@ -1,23 +1,27 @@
 """Tiles of scores: the products that fill them and the comparisons that read them.
 
 Decides: which library multiplies, and how a tile is compared with one threshold for each column. Hides: oneDNN, int8
-products, counting eight flags at a time. Nothing here decides a rank: a product may add in any order, and what it gets
-wrong is bounded in `ranking`, so a faster product may be put in at will.
+products, float64 ones by blocks of items, counting eight flags at a time. Nothing here decides a rank: a product may
+add in any order, and what it gets wrong is bounded in `ranking`, so a faster product may be put in at will.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rl4rec_cli.ranking.item_matrix import ItemMatrix
 from rl4rec_cli.ranking.threads import FEW
 
 WORD = 8
 """Widths of tiles are multiples of this: flags are counted and searched eight at a time."""
 _ROW_FLAGS = 4096
+_DOUBLES, _WIDENED = 1 << 20, 1 << 20
+"""float64 products, and numbers of item vectors widened to float64, that are held at a time."""
 
 
 @cache
@@ -38,6 +42,26 @@ def product(block_ND: Tensor, queries_BD: Tensor) -> Tensor:
         scores_NB: Tensor = torch.ops.mkldnn._linear_pointwise(block_ND, queries_BD, None, "none", [], "")
         return scores_NB
     return block_ND @ queries_BD.T
+
+
+def double_products(queries_QD: Tensor, items: ItemMatrix) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields blocks of items and their float64 products with the queries, `[Q, M]`.
+
+    Args:
+        queries_QD: float64.
+    """
+    step = max(1, min(_DOUBLES // max(1, len(queries_QD)), _WIDENED // items.dim))
+    for start in range(0, items.num_items, step):
+        block = slice(start, min(start + step, items.num_items))
+        yield block, (queries_QD @ items.given(block.start, block.stop).double().T).cpu().numpy()
+
+
+def double_errors(lengths_Q: np.ndarray, items: ItemMatrix) -> np.ndarray:
+    """What `double_products` may be off the scores proper, by the queries' lengths."""
+    # Twice the bound of a product in float64, whose exact counterpart errs by less; D and some for the rest.
+    norm, _ = items.bounds(0, items.num_items)
+    errors_Q: np.ndarray = 2 * (items.dim + 8) * 2.0**-53 * lengths_Q * norm + items.dim * 2.0**-1000
+    return errors_Q
 
 
 @cache

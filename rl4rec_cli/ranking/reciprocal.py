@@ -20,14 +20,14 @@ import torch
 
 from rl4rec_cli.ranking.blocks import Mask
 from rl4rec_cli.ranking.exact_scores import exact_scores
-from rl4rec_cli.ranking.fusing import FLOAT64, UserQueries
+from rl4rec_cli.ranking.fusing import UserQueries
 from rl4rec_cli.ranking.item_matrix import ItemMatrix
+from rl4rec_cli.ranking.products import double_errors, double_products
 from rl4rec_cli.ranking.threads import share_out
 
 CONSTANT = 60
 UNIT = 2.0**-56
 _SCORES = 1 << 19
-_BLOCK_ELEMENTS = 1 << 20
 
 
 def ranks(users: UserQueries, items: ItemMatrix, targets: np.ndarray, mask: Mask, cores: int) -> np.ndarray:
@@ -195,10 +195,8 @@ def near_products(users: UserQueries, items: ItemMatrix, rows: np.ndarray) -> np
     """float64 products of some queries with all items, `[R, N]`, each query brought to norm [1/2, 1)."""
     queries_RD = users.queries.vectors_BD[torch.from_numpy(rows).to(items.device)].double()
     scores_RN = np.empty((len(rows), items.num_items))
-    step = max(1, _BLOCK_ELEMENTS // items.dim)
-    for start in range(0, items.num_items, step):
-        stop = min(start + step, items.num_items)
-        scores_RN[:, start:stop] = (queries_RD @ items.given(start, stop).double().T).cpu().numpy()
+    for block, products_RM in double_products(queries_RD, items):
+        scores_RN[:, block] = products_RM
     return scores_RN
 
 
@@ -206,9 +204,7 @@ def _all_ranks(
     users: UserQueries, items: ItemMatrix, row: int, scores_N: np.ndarray, is_counted_N: np.ndarray
 ) -> np.ndarray:
     """Rank of every item by one query; `scores_N` is overwritten where items nearly tie."""
-    # Twice the bound of a product in float64, whose exact counterpart errs by less; D and some for the rest.
-    norm, _ = items.bounds(0, items.num_items)
-    margin = 2 * (items.dim + 8) * FLOAT64 * users.queries.norms_B[row] * norm + items.dim * 2.0**-1000
+    margin = double_errors(users.queries.norms_B[row], items)
     order = np.argsort(scores_N)
     close = np.diff(scores_N[order]) <= 2 * margin
     if close.any() and users.queries.norms_B[row] > 0:

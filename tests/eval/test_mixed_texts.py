@@ -18,7 +18,7 @@ from rl4rec_cli.eval.fused_texts import FusedTexts
 from rl4rec_cli.eval.fusion import WEIGHTS, choose_weight, cross_fitted
 from rl4rec_cli.eval.mixed_texts import TextsWithSequence
 from rl4rec_cli.eval.scoring import SparseScores, VectorScores
-from rl4rec_cli.ranking import fused_rows, reciprocal
+from rl4rec_cli.ranking import products, reciprocal
 from rl4rec_cli.ranking.ranks import ItemMatrix
 
 RULES = ("logsumexp", "max", "mean", "rrf")
@@ -129,8 +129,7 @@ def test_ranks_and_the_best_are_those_of_summed_z_scores(
     case = Case(seed, fusion, sparse=sparse, storage=storage, weighed=weighed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reciprocal, "_SCORES", at_once)
-        patch.setattr(fused_rows, "_PRODUCTS", at_once)
-        patch.setattr(mixed_texts, "_BLOCK", 17)
+        patch.setattr(products, "_DOUBLES", at_once)
         fused = fuse(case.first, case.second)
         assert isinstance(fused, TextsWithSequence)
         ranking = fused.at(weight).ranks(case.targets, case.masks)
@@ -239,7 +238,7 @@ def test_ranks_without_each_text_are_those_of_fewer_texts(
     case = Case(seed, fusion, sparse=sparse)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reciprocal, "_SCORES", at_once)
-        patch.setattr(fused_rows, "_PRODUCTS", at_once)
+        patch.setattr(products, "_DOUBLES", at_once)
         patch.setattr("rl4rec_cli.eval.fused_texts._QUERIES", texts_at_once)
         fused = fuse(case.first, case.second)
         assert isinstance(fused, TextsWithSequence)
