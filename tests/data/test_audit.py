@@ -436,6 +436,22 @@ def test_same_time_ties(ties: object, result: str, said: str, clean: Dataset) ->
     assert ("same-time ties" in audit.one_line()) == (result == "not checked")
 
 
+@pytest.mark.parametrize(
+    ("note", "said"),
+    [
+        ({"options": {"ties": "shuffle:3"}}, "drawn at random (--ties shuffle:3)"),
+        ({"options": {"ties": "item"}}, "that of ids (--ties item)"),
+        ({"options": {"ties": "file"}}, "that of the source's rows"),
+        ({"options": ["ties"]}, "that of the source's rows"),
+        (None, "that of the source's rows"),
+    ],
+)
+def test_the_order_of_ties_is_told_as_the_import_noted_it(note: object, said: str, clean: Dataset) -> None:
+    meta = {"time_ties": {"validation": 10, "test": 40}, "import": note}
+    finding = audit_of(dataclasses.replace(clean, meta=meta))[1]["same-time ties"]
+    assert said in finding.meaning
+
+
 def test_duplicate_items_and_texts(clean: Dataset) -> None:
     """Every tenth item becomes a copy of the one before, with other case and white space."""
 

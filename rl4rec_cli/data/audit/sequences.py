@@ -7,7 +7,7 @@ Hides: the counting, and what the same data would give with its ids or its order
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 
 import numpy as np
@@ -172,11 +172,23 @@ def _time_ties(dataset: Dataset) -> Check:
         flagged=tally.share >= TIED,
         severity="warning",
         headline="{share} of targets have the time of the item before",
-        meaning="Which came first is not known: the order is that of the source's rows, often of its ids, and what "
-        "stands in the history may have come after the target.",
+        meaning=f"Which came first is not known: {_order_of_ties(dataset)}, and what stands in the history may have "
+        "come after the target.",
         remedy="use finer times if the source has them; otherwise import with --ties shuffle:SEED for several seeds, "
         "and mind that the target is one of several",
     )
+
+
+def _order_of_ties(dataset: Dataset) -> str:
+    """Says what the order of items of one time is, by what `data import` noted, if it did."""
+    note: object = dataset.meta
+    for name in ("import", "options", "ties"):
+        note = note.get(name) if isinstance(note, Mapping) else None
+    if isinstance(note, str) and note.startswith("shuffle:"):
+        return f"their order was drawn at random (--ties {note}), one of many"
+    if note == "item":
+        return "their order is that of ids (--ties item), which a model can learn"
+    return "the order is that of the source's rows, often of its ids, which a model can learn"
 
 
 def _twins(texts: Texts, name: str, keys: Sequence[object]) -> Check:
