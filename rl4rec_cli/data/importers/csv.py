@@ -143,7 +143,8 @@ class Csv(Importer):
             return None
         problem = f"columns {' and '.join(hits)} can both be the {what}" if hits else f"no column looks like the {what}"
         way = f"{flag(what)} NAME" + (", or --time none: rows are in order" if what == "time" else "")
-        raise DataError(f"{file}: {problem}", hint=f"name it: {way}; columns that are there: {', '.join(names)}")
+        items = "; a file of items goes with --titles" if what == "user" and len(self.files) > 1 else ""
+        raise DataError(f"{file}: {problem}", hint=f"name it: {way}; columns that are there: {', '.join(names)}{items}")
 
     def _names(self, file: RawFile) -> list[str]:
         kind = _kind(file)

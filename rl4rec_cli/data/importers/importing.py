@@ -236,7 +236,7 @@ def _describe(
     if len(unknown) > UNKNOWN_SHARE * len(wanted) and importer.options.title_from is None:
         raise DataError(
             f"{len(unknown):,} of {len(wanted):,} items in use are not described, such as {unknown[0]}",
-            hint="are rows and items of the same data set? --title-from item names items by their ids",
+            hint=_titles_hint(importer, unknown[0]),
         )
     titled = catalogue.name_items(wanted)
     has_title = np.zeros(len(coded.items), dtype=bool)
@@ -252,11 +252,18 @@ def _describe(
         importer.notes["items described again"] = f"{catalogue.repeats:,} times; the first with a title counts"
     left = core.filter(pl.Series(has_title[items]))
     if not left.height:
-        hint = "--title-from item names items by their ids"
-        if importer.options.titles is not None:
-            hint = f"are the ids there those of the rows, such as {next(iter(wanted))}? {hint}"
-        raise DataError("no item has a title", hint=hint)
+        raise DataError("no item has a title", hint=_titles_hint(importer, next(iter(wanted))))
     return left
+
+
+def _titles_hint(importer: Importer, item: str) -> str:
+    """Says where titles may come from, when items have none."""
+    ids = "--title-from item names items by their ids"
+    if "titles" not in importer.takes:
+        return f"are rows and items of the same data set? {ids}"
+    if importer.options.titles is None:
+        return f"--titles FILE names the file that describes the items; {ids}"
+    return f"are the ids in {importer.options.titles} those of the rows, such as {item}? {ids}"
 
 
 def _dataset(

@@ -190,3 +190,18 @@ def test_the_templates_of_texts(tmp_path: Path) -> None:
     for template in ("{title", "{}", "{title}[ {item}"):
         with pytest.raises(ConfigError, match="is no template"):
             bring_in("csv", path, title_from="item", text=template)
+
+
+def test_the_first_mistakes_of_a_newcomer_are_told_the_way_out(tmp_path: Path) -> None:
+    rows = rows_csv(tmp_path / "rows.csv")
+    items = write(tmp_path / "items.csv", "item,title", "a,A", "b,B", "c,C")
+    with pytest.raises(DataError, match="3 of 3 items in use are not described") as refused:
+        bring_in("csv", rows)
+    assert "--titles FILE" in str(refused.value.hint)
+    with pytest.raises(DataError, match="no column looks like the user") as refused:
+        bring_in("csv", [rows, items])
+    assert "a file of items goes with --titles" in str(refused.value.hint)
+    others = write(tmp_path / "others.csv", "item,title", "x,A", "y,B")
+    with pytest.raises(DataError, match="not described") as refused:
+        bring_in("csv", rows, titles=str(others))
+    assert f"are the ids in {others} those of the rows, such as a?" in str(refused.value.hint)
