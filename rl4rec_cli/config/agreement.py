@@ -39,6 +39,11 @@ def check_sections_agree(config: RunConfig, tree: Tree) -> None:
         tree.problems.append(f"trainer.critic: {problem} ({source})")
         tree.hints.append("use trainer.critic=head, or leave policy.fast_inference out")
     _check_completions_agree(config, tree)
+    if config.generation.share_prompts and trainer.has_groups and trainer.gradient_checkpointing:
+        source = tree.source(("generation", "share_prompts"))
+        problem = "gradient checkpointing keeps no keys and values of a prompt"
+        tree.problems.append(f"generation.share_prompts: {problem} ({source})")
+        tree.hints.append("leave out trainer.gradient_checkpointing, or set generation.share_prompts to false")
     if config.reward.pays_marginal and trainer.learns_from_rewards and not trainer.has_groups:
         source = tree.source(("reward", "credit"))
         problem = f"{trainer.algorithm} has one completion per prompt, and so no group that could lose by it"

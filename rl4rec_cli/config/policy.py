@@ -130,6 +130,11 @@ class GenerationSection(Section):
     """Settings of vLLM."""
     batch_size: PositiveInt | None = None
     """Completions generated at once in training; all of a step's when absent. Fewer take less memory."""
+    share_prompts: bool = False
+    """Read equal prompts of a batch once: where the model generates several completions of a prompt, and in GRPO's and
+    RLOO's passes over them. The same numbers but for rounding, in less time and memory; the more so the longer prompts
+    are beside completions, and the larger groups. For models whose layers attend to all tokens, loaded by
+    transformers."""
     max_completion_length: PositiveInt = 64
     """Longest completion, in tokens."""
     temperature: PositiveFloat = 1.0

@@ -22,6 +22,8 @@ class Sampling:
     """Most completions generated at once; None: all."""
     num_beams: int = 1
     """Width of a beam search, which transformers alone does."""
+    share_prompts: bool = False
+    """Read equal prompts once, where transformers generates."""
     num_return_sequences: int = 1
     """Completions of each prompt that beam search returns, the best first."""
 
@@ -34,4 +36,5 @@ class Sampling:
             top_k=section.top_k,
             repetition_penalty=section.repetition_penalty,
             batch_size=section.batch_size,
+            share_prompts=section.share_prompts,
         )

@@ -17,6 +17,7 @@ from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.models.turns import end_of_turn
 from rl4rec_cli.plan.phases import Phase, during
 from rl4rec_cli.policy.fast_inference import has_engine, write_by_engine
+from rl4rec_cli.policy.shared_prompts import read_for_generation
 
 if TYPE_CHECKING:
     from rl4rec_cli.engine.sampling import Sampling
@@ -98,11 +99,13 @@ def generate_ids(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], s
         ids_BT[row] = prompt[0]
         ids_BT[row, width - len(prompt) :] = torch.tensor(prompt)
         mask_BT[row, width - len(prompt) :] = 1
+    ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
     try:
         with torch.inference_mode():
-            out_BT = model.generate(
-                input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=config
-            )
+            shares = sampling.share_prompts and sampling.num_beams == 1
+            cache = read_for_generation(model, ids_BT, mask_BT) if shares else None
+            own_cache = {} if cache is None else {"past_key_values": cache}
+            out_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=config, **own_cache)
     except RuntimeError as error:
         if "probability tensor contains" not in str(error):
             raise

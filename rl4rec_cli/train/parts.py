@@ -56,6 +56,11 @@ class TrainerParts:
         return settings
 
     @property
+    def groups(self) -> dict[str, Any]:
+        """Keyword arguments as `rl`, for a trainer of several completions per prompt."""
+        return {**self.rl, "groups": self.section, "generation": self.config.generation}
+
+    @property
     def rl(self) -> dict[str, Any]:
         """Keyword arguments for any trainer of reinforcement learning, besides its `args` and the rollouts."""
         return {

@@ -12,6 +12,7 @@ subclass of TRL's in `TrlsTrainer`'s place; what an algorithm does beyond TRL's 
 from __future__ import annotations
 
 from rl4rec_cli.train.algorithms.groups import InformativeGroups
+from rl4rec_cli.train.algorithms.shared_prompts import SharedPrompts
 from rl4rec_cli.train.algorithms.supervised import Supervised
 from rl4rec_cli.train.engine_rollouts import EngineRollouts
 from rl4rec_cli.train.resumable import Resumable
@@ -22,5 +23,5 @@ class RlBase(Stepwise, Resumable, Supervised, EngineRollouts):
     """Before every trainer of reinforcement learning."""
 
 
-class GroupBase(Stepwise, Resumable, Supervised, EngineRollouts, InformativeGroups):
+class GroupBase(Stepwise, Resumable, Supervised, EngineRollouts, InformativeGroups, SharedPrompts):
     """Before trainers that learn from several completions per prompt."""

@@ -37,4 +37,4 @@ class GrpoTrainer(GroupBase, GRPOTrainer):
 
 def make_trainer(parts: TrainerParts) -> GrpoTrainer:
     """The trainer for these parts."""
-    return GrpoTrainer(groups=parts.section, args=grpo_arguments(parts), rollout_func=parts.lesson.rollout, **parts.rl)
+    return GrpoTrainer(args=grpo_arguments(parts), rollout_func=parts.lesson.rollout, **parts.groups)

@@ -62,9 +62,8 @@ class RlooTrainer(GroupBase, _WithRollouts):
 def make_trainer(parts: TrainerParts) -> RlooTrainer:
     """The trainer for these parts."""
     return RlooTrainer(
-        groups=parts.section,
         rollout=parts.lesson.rollout,
         correction=parts.config.generation.vllm,
         args=rloo_arguments(parts),
-        **parts.rl,
+        **parts.groups,
     )
