@@ -17,6 +17,7 @@ from rl4rec_cli.config.algorithms import ALGORITHMS
 from rl4rec_cli.config.importers import IMPORTERS
 from rl4rec_cli.config.plugins import Registry
 from rl4rec_cli.config.registries import BASELINES, EMBEDDERS, REWARDS
+from rl4rec_cli.config.tasks import TASKS
 from rl4rec_cli.config.trainer import trainer_sections
 
 PACKAGE = Path(__file__).parents[1] / "rl4rec_cli"
@@ -61,8 +62,9 @@ KINDS = [
         "reward",
         names=frozenset(REWARDS.built_in),
         attributes=frozenset({"reward_type"}),
-        # A metric may have a reward's name: they are two lists. `sections` names the default.
-        own=frozenset({"config/registries.py", "eval/metrics.py", "config/sections.py"}) | modules_of(REWARDS),
+        # A metric may have a reward's name: they are two lists. `reward` and `tasks` name the default.
+        own=frozenset({"config/registries.py", "config/tasks.py", "eval/metrics.py", "config/reward.py"})
+        | modules_of(REWARDS),
     ),
     Kind(
         "baseline",
@@ -85,6 +87,7 @@ KINDS = [
         classes=frozenset(target.partition(":")[2] for target in IMPORTERS.built_in.values()),
         own=frozenset({"config/importers.py"}) | modules_of(IMPORTERS),
     ),
+    Kind("task", names=frozenset(TASKS), attributes=frozenset({"task"}), own=frozenset({"config/tasks.py"})),
     Kind("retrieval backend", names=frozenset({"ray", "in-process"}), attributes=frozenset(), own=BACKENDS),
 ]
 

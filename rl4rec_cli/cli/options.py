@@ -6,12 +6,14 @@ help.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from rl4rec_cli.config.algorithms import ALGORITHMS
+from rl4rec_cli.config.tasks import DEFAULT_TASK, TASKS, Task
 from rl4rec_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,11 +77,15 @@ def configure(
     sets: list[str],
     gpus: list[str] | None = None,
     allow_custom_rewards: bool = False,
+    task: Task | None = None,
+    reward_config: str | None = None,
 ) -> RunConfig:
     """Returns the configuration of a training run. Without a recipe it chooses the one for the machine, and logs it.
 
     Args:
         gpus: GPUs to plan for instead of this machine's, written as for `--gpu`.
+        task: whose recipe is used where none is named; that of the configuration by default.
+        reward_config: file with settings of rewards, between recipes and flags.
 
     Raises:
         ConfigError: see `load_config`.
@@ -89,6 +95,7 @@ def configure(
 
     choice = None
     own = ALGORITHMS[algorithm].recipe if algorithm is not None else None
+    own = own or (task.recipe if task is not None else None)
     if not recipes and own is not None:
         recipes = [own]
         console.log(f"No recipe given: using {own}; another: -r, `rl4rec recipes list`")
@@ -98,11 +105,31 @@ def configure(
         choice = choose_recipe(flags.get("policy.model"), sets, gpus or [])
         recipes = [choice.recipe]
     config = load_config(
-        algorithm=algorithm, recipes=recipes, flags=flags, sets=sets, allow_custom_rewards=allow_custom_rewards
+        algorithm=algorithm,
+        recipes=recipes,
+        flags=flags,
+        sets=sets,
+        allow_custom_rewards=allow_custom_rewards,
+        reward_config=reward_config,
     )
     if choice is not None:
         console.log(f"No recipe given: using {choice.recipe} ({choice.reason}); another: -r, `rl4rec recipes list`")
     return config
+
+
+def find_task(named: str | None, recipes: list[str]) -> Task:
+    """Returns the task of a command: the one that it names, else that of the last recipe which names one.
+
+    What is wrong with a recipe, or with the name, is told with all other problems of the configuration.
+    """
+    if named is None and recipes:
+        from rl4rec_cli.config.recipes import read_recipe
+
+        for recipe in recipes:
+            with suppress(ConfigError):
+                section = read_recipe(recipe).get("run")
+                named = section.get("task", named) if isinstance(section, dict) else named
+    return TASKS.get(named if isinstance(named, str) else DEFAULT_TASK, TASKS[DEFAULT_TASK])
 
 
 def parse_rewards(texts: list[str]) -> dict[str, float]:

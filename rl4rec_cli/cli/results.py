@@ -48,7 +48,7 @@ def print_trained(trained: TrainedRun) -> None:
     for number, (name, evaluation) in enumerate(trained.evaluations.items()):
         if number:
             console.result("")
-        users, seed = f"{len(evaluation.examples):,} users", f"seed {trained.run.config.run.seed}"
+        users, seed = f"{len(evaluation.examples):,} {evaluation.unit}", f"seed {trained.run.config.run.seed}"
         title = f"{name}, validation split, {users}, {seed} ({trained.seconds:.0f} s)"
         print_evaluation(evaluation, title=title)
     if len(trained.evaluations) > 1:
@@ -137,7 +137,7 @@ def print_seeds(evaluations: Mapping[int, Evaluation], *, start: str, dataset: s
             d = evaluation.difference(subject, start)
             row.append(f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]")
         rows.append(row)
-    columns = ["seed", *others, subject, *(["gain, 95 % interval over users"] if start in others else [])]
+    columns = ["seed", *others, subject, *([f"gain, 95 % interval over {first.unit}"] if start in others else [])]
     console.result("")
     of = "" if dataset is None else f"{dataset}, "
     console.table(f"{of}{first.headline} on the {first.split} split, {len(evaluations)} seeds", columns, rows)
@@ -146,8 +146,8 @@ def print_seeds(evaluations: Mapping[int, Evaluation], *, start: str, dataset: s
         gain = seeds_difference(ours_SB, theirs_SB)
         console.result(
             f"Gain over {len(evaluations)} seeds: {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] over seeds and "
-            f"users, p {p_text(gain.p_value)}; [{gain.users_low:+.4f}, {gain.users_high:+.4f}] over users alone; "
-            f"deviation between seeds {gain.seed_std:.4f}"
+            f"{first.unit}, p {p_text(gain.p_value)}; [{gain.users_low:+.4f}, {gain.users_high:+.4f}] over "
+            f"{first.unit} alone; deviation between seeds {gain.seed_std:.4f}"
         )
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rl4rec_cli.cli.options import Grouped, configure, epilog, parse_rewards, parse_seeds
+from rl4rec_cli.cli.options import Grouped, configure, epilog, find_task, parse_rewards, parse_seeds
 from rl4rec_cli.config.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, EXAMPLES, PLAIN_EXAMPLES, Algorithm
 from rl4rec_cli.config.aliases import PLAIN_OPTIONS
-from rl4rec_cli.config.registries import REWARDS
+from rl4rec_cli.config.registries import PAIR_REWARDS, REWARDS
+from rl4rec_cli.config.tasks import DEFAULT_TASK, TASKS
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.shell import rl4rec
 
@@ -33,12 +34,25 @@ app = typer.Typer(
 
 DATA, MODEL, TRAINING, RUN = "Data and reward", "Model", "Training", "Run"
 """Panels of the help."""
-_RL, _POLICY = {"groups", "single"}, {"groups", "single", "supervised"}
+_RL, _POLICY = {"groups", "single"}, {"groups", "single", "supervised", "pairs"}
 ONLY = {
     "num_generations": {"groups"},
     **dict.fromkeys(("temperature", "k"), _RL),
     **dict.fromkeys(
-        ("prompt_file", "reward", "model", "lora_r", "load_in_4bit", "bf16", "fp16", "max_new_tokens"), _POLICY
+        (
+            "prompt_file",
+            "reward",
+            "model",
+            "task",
+            "max_samples",
+            "reward_config",
+            "lora_r",
+            "load_in_4bit",
+            "bf16",
+            "fp16",
+            "max_new_tokens",
+        ),
+        _POLICY,
     ),
 }
 """Options that not every kind of algorithm has."""
@@ -61,12 +75,20 @@ def _add(name: str, algorithm: Algorithm) -> None:
                 help="Packaged recipe or file; later ones win. Repeatable. Default: the one for this machine.",
             ),
         ] = None,
-        quick_test: Annotated[bool, _option("--quick-test", panel=DATA, help="The recipe quick-test on top.")] = False,
+        task: Annotated[
+            str | None, _option(panel=DATA, metavar="NAME", help=f"{' or '.join(TASKS)}; {DEFAULT_TASK} by default.")
+        ] = None,
+        quick_test: Annotated[
+            bool, _option("--quick-test", panel=DATA, help="The recipe of the task's quick test on top.")
+        ] = False,
         dataset: Annotated[
             list[str] | None,
             _option(
                 panel=DATA, metavar="PATH", help="Dataset folder, or a name in data/. Repeat for several together."
             ),
+        ] = None,
+        max_samples: Annotated[
+            int | None, _option(panel=DATA, metavar="N", help="Preference data: only the first N pairs.")
         ] = None,
         sequential_file: Annotated[
             str | None, _option(panel=DATA, metavar="FILE", help="Sequences, if not the folder's sequential_data.txt.")
@@ -76,7 +98,14 @@ def _add(name: str, algorithm: Algorithm) -> None:
         ] = None,
         reward: Annotated[
             list[str] | None,
-            _option(panel=DATA, metavar="NAME[=W]", help=f"{REWARDS.listed()}, weighted. Repeatable."),
+            _option(
+                panel=DATA,
+                metavar="NAME[=W]",
+                help=f"{REWARDS.listed()}, weighted. Preference: {PAIR_REWARDS.listed()}. Repeatable.",
+            ),
+        ] = None,
+        reward_config: Annotated[
+            str | None, _option(panel=DATA, metavar="FILE", help="Preference data: JSON or YAML, settings of rewards.")
         ] = None,
         k: Annotated[int | None, _option("-k", "--k", panel=DATA, metavar="K", help="Cut-off of the rewards.")] = None,
         model: Annotated[
@@ -137,6 +166,7 @@ def _add(name: str, algorithm: Algorithm) -> None:
         ] = False,
         dry_run: Annotated[bool, _option("--dry-run", panel=RUN, help="Print the configuration and stop.")] = False,
     ) -> None:
+        task = task or algorithm.task
         values = locals()
         if bf16 and fp16:
             raise ConfigError("--bf16 and --fp16: give one of them")
@@ -147,10 +177,13 @@ def _add(name: str, algorithm: Algorithm) -> None:
         flags["trainer.precision"] = "bf16" if bf16 else "fp16" if fp16 else None
         flags["reward.functions"] = parse_rewards(reward) if reward else None
         flags["logging.report_to"] = [name for text in report_to for name in text.split(",")] if report_to else None
-        recipes = [*_run_recipe(resume, seeds), *(recipe or []), *(["quick-test"] if quick_test else [])]
+        recipes = [*_run_recipe(resume, seeds), *(recipe or [])]
+        own_task = find_task(task, recipes)
         config = configure(
             algorithm=name,
-            recipes=recipes,
+            recipes=[*recipes, *([own_task.quick_test] if quick_test else [])],
+            task=own_task,
+            reward_config=reward_config,
             flags={key: value for key, value in flags.items() if value is not None},
             sets=sets or [],
         )

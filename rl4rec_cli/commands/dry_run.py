@@ -83,13 +83,17 @@ def _check_data(config: RunConfig, seeds: Sequence[int], *, is_new: bool) -> Non
     if not config.data.paths:  # synthetic data have nothing to be wrong with
         return
     from rl4rec_cli.commands.run_checks import check_settings, of_seed
-    from rl4rec_cli.data.opening import open_datasets
+    from rl4rec_cli.commands.trained_run import task_of
 
-    datasets = open_datasets(config.data)
+    task = task_of(config)
+    if not task.is_here(config):
+        console.log(f"dataset {config.data.paths[0]}: of the Hub; it is read when the run begins")
+        return
+    datasets = task.open_data(config)
     for seed in seeds:
         check_settings(of_seed(config, seed, len(seeds)), datasets, is_new=is_new)
     for dataset in datasets:
-        console.log(f"dataset {dataset.name}: {len(dataset.users):,} users, {dataset.num_items:,} items")
+        console.log(task.sizes(dataset))
 
 
 def check_devices(policy: PolicySection, retrieval: RetrievalSection) -> None:

@@ -40,7 +40,7 @@ def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
     machine = find_machine() if not other_gpus else _with(other_gpus)
     if not config.trainer.trains_policy:
         find_embedder(config.retrieval).check()
-        return plan_retriever(machine, config, retrieval_facts(config.data, config.retrieval))
+        return plan_retriever(machine, config, retrieval_facts(config))
     config = config.model_copy(update={"policy": with_own_adapter(config.policy)})
     facts = policy_facts(config.policy)
     if Path(config.policy.model).is_dir():
@@ -48,7 +48,7 @@ def place(config: RunConfig, gpus: Sequence[str] = ()) -> Placement:
 
         check_tokenizer(config.policy, config.max_length)
     find_embedder(config.retrieval).check()
-    return plan_placement(machine, config, facts, retrieval_facts(config.data, config.retrieval))
+    return plan_placement(machine, config, facts, retrieval_facts(config))
 
 
 def _with(gpus: tuple[Any, ...]) -> Machine:
@@ -135,11 +135,15 @@ def check_memory(config: RunConfig) -> list[MemoryCheck]:
     """
     if not config.trainer.trains_policy:
         raise ConfigError("--check measures policies only, and this run trains a retriever", hint="leave it out")
+    if not config.task.has_catalogue:
+        raise ConfigError(
+            f"--check makes steps in a catalogue, and the task {config.run.task} has none", hint="leave it out"
+        )
     from rl4rec_cli.commands.peak import measure_peaks
     from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
 
     console.log("Making two real steps of each phase in a process of its own …")
-    facts, retrieval = policy_facts(config.policy), retrieval_facts(config.data, config.retrieval)
+    facts, retrieval = policy_facts(config.policy), retrieval_facts(config)
     checks = []
     for peak in measure_peaks(config):
         lengths = (peak.prompt_tokens, peak.text_tokens)

@@ -8,24 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rl4rec_cli.data.provenance import check_unseen
+from rl4rec_cli.commands.trained_run import task_of
 from rl4rec_cli.errors import ConfigError
-from rl4rec_cli.eval.baseline import open_baselines
-from rl4rec_cli.eval.examples import choose_examples
 from rl4rec_cli.files.paths import expand
-from rl4rec_cli.retrieval.embedder import find_embedder
 from rl4rec_cli.runs.making import check_new, whole_reward
 from rl4rec_cli.train.arguments import number_of_steps
-from rl4rec_cli.train.environments import check_datasets
-from rl4rec_cli.train.examples import number_of_training_examples
-from rl4rec_cli.train.hybrids import check_hybrids
 from rl4rec_cli.train.trackers import check_trackers
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
-    from rl4rec_cli.data.dataset import Dataset
 
 
 def with_whole_paths(config: RunConfig) -> RunConfig:
@@ -68,47 +61,28 @@ def of_seed(config: RunConfig, seed: int, count: int) -> RunConfig:
     return config.model_copy(update={"run": config.run.model_copy(update=own)})
 
 
-def check_settings(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> None:
+def check_settings(config: RunConfig, datasets: Sequence[Any], *, is_new: bool) -> None:
     """Raises the errors that the settings alone show. It imports nothing heavy.
 
     Raises:
         RunError: the run exists already.
         ConfigError: there are too few examples, a reward file does not exist, or a tracker is not installed or not
             logged in to.
-        DataError: the sequence model of `reward.fuse` cannot be fitted, a dataset has no validation users, a baseline
-            cannot be measured on them, or the policy or the embedder was fitted on their targets.
+        Rl4RecError: see `check` of the task's module.
     """
     from rl4rec_cli.policy.backend import check_engine, check_one_gpu
 
     if is_new:
         check_new(config.run)
-    check_datasets(config, datasets)
-    check_hybrids(config, datasets)
+    task = task_of(config)
+    task.check(config, datasets)
     if config.trainer.trains_policy:
         check_engine(config.generation, config.policy)
         check_one_gpu(config.policy.device)
     check_trackers(config.logging.report_to)
-    for dataset in (one for one in datasets if one.has_validation):
-        check_unseen(dataset, "validation", [config.policy.model, find_embedder(config.retrieval).model])
-    _check_baselines(config, datasets)
     for phase in config.trainer.phases:
-        number_of_steps(
-            phase,
-            sum(
-                number_of_training_examples(config.training_data, dataset, seed=config.run.seed) for dataset in datasets
-            ),
-        )
+        number_of_steps(phase, task.number_of_examples(config, datasets))
     for name in config.reward.functions:
         file = name.rpartition(":")[0]
         if file.endswith(".py") and not Path(file).is_file():
             raise ConfigError(f"reward file {file}: no such file")
-
-
-def _check_baselines(config: RunConfig, datasets: Sequence[Dataset]) -> None:
-    """Opens the baselines that the run measures, and lets each check the validation users."""
-    baselines = open_baselines(config.eval.baselines)
-    for dataset in datasets:
-        if dataset.has_validation:
-            examples = choose_examples(dataset, "validation", config.eval.users)
-            for baseline in baselines:
-                baseline.check(dataset, examples, "validation", config.eval.fuse_weights)

@@ -12,33 +12,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from traceback import clear_frames
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli import console
 from rl4rec_cli.commands.run_checks import check_settings
-from rl4rec_cli.commands.trained_run import TrainedRun
+from rl4rec_cli.commands.trained_run import TrainedRun, task_of
 from rl4rec_cli.data.dates import day_line, with_day, writes_day
 from rl4rec_cli.files.logs import JsonLines
 from rl4rec_cli.runs.folder import TRAINING_LOG, WARM_START_LOG, Run
 from rl4rec_cli.runs.making import create_run, resume_command
 from rl4rec_cli.train.arguments import resolve_precision
 from rl4rec_cli.train.checkpoints import Place, check_prompts, cut_logs
-from rl4rec_cli.train.environments import open_environments, policy_writer, screen_environments
-from rl4rec_cli.train.hybrids import keep_hybrids, open_hybrids
 from rl4rec_cli.train.trackers import Reports, open_reports
 
 if TYPE_CHECKING:
-    from rl4rec_cli.commands.trained_run import RunData, Show
+    from rl4rec_cli.commands.trained_run import Course, RunData, Show
     from rl4rec_cli.config.policy import PolicySection
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.data.dataset import Dataset
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.train.environments import Environment
     from rl4rec_cli.train.learner import Learner
 
 
-def check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> None:
+def check(config: RunConfig, datasets: Sequence[Any], *, is_new: bool) -> None:
     """Raises the errors that would otherwise end the run later, after models are loaded or a warm start is done.
 
     Raises:
@@ -58,13 +55,11 @@ def check(config: RunConfig, datasets: Sequence[Dataset], *, is_new: bool) -> No
 def announce(config: RunConfig) -> None:
     """Logs the backend of an adapter, and the code of rewards."""
     from rl4rec_cli.policy.backend import choose_backend
-    from rl4rec_cli.rewards.custom import code_line
 
     if config.policy.lora is not None:
         backend = choose_backend(config.policy)
         console.log(f"Backend {backend.name}, quantization {config.policy.quantization}: {backend.reason}")
-    for line in filter(None, map(code_line, config.reward.functions)):
-        console.log(line)
+    task_of(config).announce(config)
 
 
 def prepare(config: RunConfig, *, is_new: bool) -> None:
@@ -89,40 +84,34 @@ def train_one(
 ) -> TrainedRun:
     """Trains and measures. A resumed run starts at `place`, and is locked already."""
     from rl4rec_cli.engine.vllm import make_engine
-    from rl4rec_cli.eval.baseline import open_baselines
     from rl4rec_cli.policy.opening import load_for_training
-    from rl4rec_cli.rewards.credit import Groups
-    from rl4rec_cli.rewards.scorer import open_scorers
-    from rl4rec_cli.train.outcome import Outcome
 
     start_time = time.perf_counter()
-    hybrids = open_hybrids(config, data.datasets, data.retrievers)
-    scorers = open_scorers(data.retrievers, config.reward, hybrids, Groups.of(config))
+    open_course = data.start(config)
     policy = load_for_training(config, _start_section(config.policy, config.trainer, run, place), data.datasets)
     if run is None:
         config = with_day(config, policy.tokenizer)
     else:
         run.config = config = with_day(config, policy.tokenizer, started=run.day)
-    environments = open_environments(config, data.datasets, data.retrievers, scorers, policy.tokenizer, hybrids)
-    prompts = "+".join(one.builder.digest(one.examples) for one in environments)
+    course = open_course(config, policy.tokenizer)
+    outcome, prompts = course.outcome, course.prompts
     if run is not None:
         check_prompts(run, prompts, allow_partial=allow_partial)
     if writes_day(policy.tokenizer, chat=config.prompt.chat):
         console.log(day_line(str(config.prompt.date)))
     for phase in config.trainer.phases:
         resolve_precision(phase, str(policy.device))
-    outcome = Outcome(config, environments, data.audits)
     with ExitStack() as stack:
         if run is None:
             run = create_run(
                 config,
-                dataset="+".join(data.retrievers),
+                dataset="+".join(dataset.name for dataset in data.datasets),
                 digest=data.digest,
                 datasets=data.digests,
                 prompts=prompts,
             )
             stack.enter_context(run.locked())
-        keep_hybrids(run, hybrids, allow_partial=allow_partial)
+        course.keep(run, allow_partial=allow_partial)
         policy.engine = make_engine(config, log=run.folder / "vllm.log")
         stack.callback(policy.close)
         stack.enter_context(telling_how_to_go_on(run, policy))
@@ -131,10 +120,10 @@ def train_one(
         outcome.measure_baselines()
 
         def measure_start() -> None:
-            if any(baseline.is_start for baseline in open_baselines(config.eval.baselines)):
+            if course.measures_start:
                 outcome.measure(config.trainer.start_name, policy)
 
-        _learn(run, place or Place(0), policy, environments, reports, measure_start)
+        _learn(run, place or Place(0), policy, course, reports, measure_start)
         outcome.measure(config.trainer.tuned_name, policy)
         outcome.finish(run)
         trained_run = TrainedRun(run, outcome.evaluations, data.datasets, time.perf_counter() - start_time)
@@ -214,7 +203,7 @@ def _learn(
     run: Run,
     place: Place,
     policy: Policy,
-    environments: Sequence[Environment],
+    course: Course,
     reports: Reports,
     measure_start: Callable[[], None],
 ) -> None:
@@ -222,7 +211,6 @@ def _learn(
     from rl4rec_cli.policy.loading import save_policy
     from rl4rec_cli.train.phase import train_phase
     from rl4rec_cli.train.prolonging import write_final
-    from rl4rec_cli.train.validation import Validation
 
     config = run.config
     phases = config.trainer.phases
@@ -235,7 +223,7 @@ def _learn(
             console.log("Warm start: supervised fine-tuning")
             with closing(JsonLines(run.folder / WARM_START_LOG, also=reports.step)) as warm_log:
                 train_phase(
-                    *(phases[0], run, policy, environments, warm_log, rollouts),
+                    *(phases[0], run, policy, course.environments, warm_log, rollouts),
                     is_warm_start=True,
                     resume=place.checkpoint,
                 )
@@ -253,10 +241,8 @@ def _learn(
             policy.load(run.final)
             return
         resume = place.checkpoint if place.phase == last else None
-        validation = Validation(run, policy, environments, report=reports.validation)
-        learnable = screen_environments(
-            config.trainer, environments, write=policy_writer(policy, config), folder=run.folder
-        )
+        validation = course.validation(policy, run, reports.validation)
+        learnable = course.learnable(policy, run)
         steps, _ = train_phase(
             config.trainer, run, policy, learnable, log, rollouts, resume=resume, validation=validation
         )

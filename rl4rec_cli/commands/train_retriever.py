@@ -31,7 +31,7 @@ from rl4rec_cli.train.examples import training_examples
 from rl4rec_cli.train.trackers import Reports, open_reports
 
 if TYPE_CHECKING:
-    from rl4rec_cli.commands.trained_run import RunData, Show
+    from rl4rec_cli.commands.trained_run import CatalogueData, Show
     from rl4rec_cli.config.retriever import RetrieverSection
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.data.dataset import Dataset
@@ -86,7 +86,7 @@ def prepare(config: RunConfig, *, is_new: bool) -> None:
 
 def train_one(
     config: RunConfig,
-    data: RunData,
+    data: CatalogueData,
     show: Show,
     run: Run | None = None,
     place: Place | None = None,

@@ -13,8 +13,9 @@ from typing import Any
 from rl4rec_cli.config import schema
 from rl4rec_cli.config.layers import Layer, Tree, value_at
 from rl4rec_cli.config.plugins import Registry
-from rl4rec_cli.config.registries import BASELINES, EMBEDDERS, REWARDS
+from rl4rec_cli.config.registries import BASELINES, EMBEDDERS
 from rl4rec_cli.config.sections import RunConfig
+from rl4rec_cli.config.tasks import DEFAULT_TASK, TASKS, Task
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.shell import command_line
 
@@ -24,6 +25,7 @@ REWARD_FUNCTIONS = ("reward", "functions")
 def check_sections_agree(config: RunConfig, tree: Tree) -> None:
     """Adds to the tree's problems the sections that do not go together."""
     trainer, normalize = config.trainer, config.reward.normalize_rewards
+    _check_task(config, tree)
     if trainer.has_adapter_critic and config.policy.lora is None:
         source = tree.source(("trainer", "critic"))
         tree.problems.append(f"trainer.critic: an adapter of the critic's own needs a policy with one ({source})")
@@ -60,6 +62,48 @@ def check_sections_agree(config: RunConfig, tree: Tree) -> None:
         *others, last = trainer.normalizations
         problem = f"with {trainer.algorithm} it must be {', '.join(others)} or {last}, not '{normalize}' ({source})"
         tree.problems.append(f"reward.normalize_rewards: {problem}")
+
+
+def _check_task(config: RunConfig, tree: Tree) -> None:
+    """Refuses settings that only another task reads: they would be ignored in silence."""
+    task = config.run.task
+    for other, key in ((name, key) for name, one in TASKS.items() if name != task for key in one.settings):
+        path = tuple(key.split("."))
+        if key not in config.task.settings and _value(config, path) != schema.default_at(path, tree.algorithm):
+            tree.problems.append(f"{key}: is of the task {other}, and this run's is {task} ({tree.source(path)})")
+            tree.hints.append(f"leave it out, or give {command_line('--task', other)}")
+    for phase in config.trainer.phases:
+        taught = getattr(phase, "target", None)
+        if taught is not None and taught not in config.task.taught:
+            path = ("trainer", "target") if phase is config.trainer else ("trainer", "warm_start", "target")
+            problem = f"the task {task} has {' and '.join(config.task.taught)} to teach, not {taught}"
+            tree.problems.append(f"{'.'.join(path)}: {problem} ({tree.source(path)})")
+    supervision = getattr(config.trainer, "taught", None)
+    if supervision is not None and supervision.texts_per_example > 1:
+        problem = "a mixed loss teaches one text after each prompt, and the warm start teaches both"
+        tree.problems.append(f"trainer.sft_weight: {problem} ({tree.source(('trainer', 'sft_weight'))})")
+        tree.hints.append("set trainer.warm_start.target=next")
+    if config.trainer.compares_answers and not config.task.has_pairs:
+        having = next(name for name, one in TASKS.items() if one.has_pairs)
+        problem = f"{config.trainer.algorithm} learns from pairs of answers, and the task {task} has none"
+        tree.problems.append(f"run.task: {problem} ({tree.source(('run', 'task'))})")
+        tree.hints.append(f"give {command_line('--task', having)}")
+    if not config.task.has_catalogue and not config.trainer.trains_policy:
+        problem = f"{config.trainer.algorithm} trains on a catalogue, and the task {task} has none"
+        tree.problems.append(f"run.task: {problem} ({tree.source(('run', 'task'))})")
+
+
+def _value(config: RunConfig, path: schema.Path) -> Any:
+    """Returns the value of a key; the default of a trainer's that this algorithm has not."""
+    value: Any = config
+    for name in path:
+        value = getattr(value, name, None)
+    return value
+
+
+def _task(tree: Tree) -> Task:
+    name = value_at(tree.values, ("run", "task"))
+    return TASKS.get(name if isinstance(name, str) else DEFAULT_TASK, TASKS[DEFAULT_TASK])
 
 
 def _check_completions_agree(config: RunConfig, tree: Tree) -> None:
@@ -121,15 +165,15 @@ def check_rewards(tree: Tree, flagged: Mapping[str, Any] | None, trusted: str | 
     Args:
         trusted: the layer whose names are not looked up.
     """
-    functions = value_at(tree.values, REWARD_FUNCTIONS)
+    functions, task = value_at(tree.values, REWARD_FUNCTIONS), _task(tree)
     for name, weight in functions.items() if isinstance(functions, dict) else ():
         source = tree.source((*REWARD_FUNCTIONS, name))
         if ":" in name:
             if flagged is not None and name not in flagged:
                 tree.problems.append(f"reward.functions: only --reward may name custom code, `{name}` ({source})")
                 tree.hints.append(f"if you trust that code, add {command_line('--reward', f'{name}={weight}')}")
-        elif source != trusted:
-            _check_name(REWARDS, "reward.functions", name, source, tree)
+        elif source != trusted and not (task.names_models and "/" in name):
+            _check_name(task.rewards, "reward.functions", name, source, tree)
 
 
 def check_baselines(tree: Tree, trusted: str | None) -> None:

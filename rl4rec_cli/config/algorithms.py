@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["groups", "single", "supervised", "retriever"]
+Kind = Literal["groups", "single", "supervised", "pairs", "retriever"]
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,12 @@ class Algorithm:
     module: str
     """Module in `train/algorithms`, with `open_lesson` and `make_trainer`."""
     kind: Kind
-    """Several completions per prompt, one per prompt, none of its own, or no policy at all. It decides which options
-    the command has."""
+    """Several completions per prompt, one per prompt, none of its own, pairs of given ones, or no policy at all. It
+    decides which options the command has."""
     summary: str
     """One sentence of help that fits into 80 columns beside the name."""
+    task: str | None = None
+    """Its task where the command names none; None: the default."""
     recipe: str | None = None
     """Its recipe where the command names none; None: the one for the machine."""
 
@@ -42,8 +44,13 @@ ALGORITHMS: dict[str, Algorithm] = {
     "rloo": Algorithm("RlooSection", "rloo", "groups", "RL with the other completions of a prompt as baseline (RLOO)."),
     "reinforce": Algorithm("ReinforceSection", "ppo", "single", "RL with the batch's mean as baseline (REINFORCE)."),
     "sft": Algorithm("SftSection", "sft", "supervised", "Learn to write the next item's text (the warm start)."),
+    "dpo": Algorithm("DpoSection", "dpo", "pairs", "Learn from chosen and rejected answers (DPO).", "preference"),
     "retriever": Algorithm(
-        "RetrieverSection", "retriever", "retriever", "Fit an embedder to histories and next items.", "retriever"
+        "RetrieverSection",
+        "retriever",
+        "retriever",
+        "Fit an embedder to histories and next items.",
+        recipe="retriever",
     ),
 }
 EXAMPLES = {
@@ -52,6 +59,7 @@ EXAMPLES = {
     "rloo": ("--quick-test", "-r beauty-cpu --dataset data/beauty --set trainer.beta=0.02"),
     "reinforce": ("--quick-test", "-r beauty-cpu --dataset data/beauty --set trainer.batch_size=64"),
     "sft": ("--quick-test", "-r beauty-grpo --dataset data/beauty --output runs/sft"),
+    "dpo": ("--quick-test", "--dataset ultrafeedback --max-samples 5000"),
     "retriever": ("--quick-test", "-r retriever --dataset data/beauty --seeds 0,1,2"),
 }
 """Options of the two commands that end a help, where they are not `PLAIN_EXAMPLES`."""

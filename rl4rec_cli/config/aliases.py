@@ -39,6 +39,8 @@ PLAIN_OPTIONS = {
     "max_new_tokens": "generation.max_completion_length",
     "output": "run.output_dir",
     "run_name": "run.name",
+    "task": "run.task",
+    "max_samples": "data.pairs.max_samples",
 }
 """Options of `rl4rec train` that are one setting each, by their parameter's name."""
 OPTIONS = {f"--{name.replace('_', '-')}": key for name, key in PLAIN_OPTIONS.items()} | {
@@ -117,6 +119,10 @@ GUIDES = (
     Alias("retrieval_service_name", "retrieval.service.name"),
     Alias("actor_name", "retrieval.service.name"),
     Alias("namespace", "retrieval.service.namespace"),
+    Alias("custom_data", "data.path", "--dataset", "with `--task preference` a file, a folder or a name of the Hub"),
+    Alias("group_size", "trainer.num_generations", "--num-generations", "grpo and rloo"),
+    Alias("reward_function", "reward.functions", "--reward", "repeatable, each weighted"),
+    Alias("no_wandb", "logging.report_to", "--report-to", "nothing is reported unless this asks for it"),
     Alias("checkpoint", "", "--resume", "the run folder; a policy to start from: `--model`"),
     Alias("resume_from_checkpoint", "", "--resume", "the run folder"),
 )

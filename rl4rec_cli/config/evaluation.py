@@ -48,6 +48,10 @@ class EvalSection(Section):
     """What ranks the same completions a second time: `lsa`, `bm25` or a sentence-transformers model. `auto`: `lsa`, or
     `bm25` where `lsa` is the first."""
 
+    judge: str | None = None
+    """Reward model (OWNER/NAME or a folder) that judges the answers of preference tuning. When absent a preference
+    model is fitted on the training pairs, by vectors of `second_embedder` (`auto`: `lsa`)."""
+
     @property
     def fuses_retriever(self) -> bool:
         """Whether the trained retriever that embeds ranks along, in a sequence model's place."""

@@ -1,6 +1,7 @@
 """Build one `RunConfig` from defaults, recipes, flags and ``--set``.
 
-Decides: the order of the layers (defaults < the command's algorithm < recipes, left to right < flags < ``--set``), and
+Decides: the order of the layers (defaults < the command's algorithm < recipes, left to right < a file of reward
+settings < flags < ``--set``), and
 which parts of a recipe an algorithm reads.
 Hides: how the layers merge (`layers.py`), and which checks the result must pass (`agreement.py`).
 
@@ -33,6 +34,7 @@ from rl4rec_cli.config.aliases import OPTIONS, flag_of
 from rl4rec_cli.config.dataset_folders import find_folder
 from rl4rec_cli.config.layers import COMMAND, Layer, Tree, nested, value_at
 from rl4rec_cli.config.recipes import find_recipe, packaged_recipes, read_recipe
+from rl4rec_cli.config.reward_file import read_reward_file
 from rl4rec_cli.config.sections import RunConfig
 from rl4rec_cli.config.trainer import trainer_sections
 from rl4rec_cli.errors import ConfigError
@@ -67,6 +69,7 @@ def load_config(
     sets: Sequence[str] = (),
     allow_custom_rewards: bool = False,
     is_run: bool = False,
+    reward_config: str | None = None,
 ) -> RunConfig:
     """Merges recipes, flags and ``--set`` over the defaults.
 
@@ -79,12 +82,15 @@ def load_config(
             code; elsewhere such code must be named by the flag ``--reward`` itself.
         is_run: the first recipe is a run's own configuration. Its names existed when the run was made. A plug-in that
             is no longer installed raises its error when it is used, so that the run can be opened without it.
+        reward_config: a file of reward settings (`reward_file.py`), a layer between recipes and flags.
 
     Raises:
         ConfigError: lists every problem, each with its key and the layer it came from.
     """
     tree = Tree()
     files = list(_read_recipes(recipes, tree))
+    if reward_config is not None:
+        files += read_reward_file(reward_config, tree)
     pairs = [pair for text in sets if (pair := _split_set(text, tree))]
     tree.algorithm = _choose_algorithm(algorithm, files, pairs, tree)
     line = list(_flag_layers(flags or {}, tree.algorithm))

@@ -21,6 +21,20 @@ REWARDS = Registry(
 )
 """`--reward NAME`. The code is a `RankReward`, or one that reads texts, as a user's own (`rewards/custom.py`)."""
 
+PAIR_REWARDS = Registry(
+    "preference reward",
+    "rl4rec.preference_rewards",
+    {
+        "accuracy": "rl4rec_cli.preference.rewards:Accuracy",
+        "similarity": "rl4rec_cli.preference.rewards:Similarity",
+        "length": "rl4rec_cli.preference.rewards:Length",
+        "custom": "rl4rec_cli.preference.rewards:Custom",
+    },
+    also="a reward model (OWNER/NAME or a folder) or module:attr",
+)
+"""`--reward NAME` of the task `preference`. The code is a `PairReward` (`preference/rewards.py`), or a function that is
+called as TRL calls one."""
+
 BASELINES = Registry(
     "baseline",
     "rl4rec.baselines",
@@ -58,5 +72,5 @@ EMBEDDERS = Registry(
 )
 """`retrieval.embedder`. The code is an `EmbedderKind` (`retrieval/embedder.py`)."""
 
-REGISTRIES = (REWARDS, EMBEDDERS, BASELINES, IMPORTERS)
+REGISTRIES = (REWARDS, PAIR_REWARDS, EMBEDDERS, BASELINES, IMPORTERS)
 """What `rl4rec doctor` lists plug-ins of."""

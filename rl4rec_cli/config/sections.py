@@ -23,14 +23,15 @@ from rl4rec_cli.config.base import (
     NonNegative,
     PositiveFloat,
     PositiveInt,
-    RewardSize,
-    RewardWeight,
     Section,
 )
 from rl4rec_cli.config.evaluation import EvalSection, LoggingSection
 from rl4rec_cli.config.health import HealthSection
+from rl4rec_cli.config.pairs import PairsSection
 from rl4rec_cli.config.policy import GenerationSection, PolicySection
-from rl4rec_cli.config.registries import EMBEDDERS, REWARDS
+from rl4rec_cli.config.registries import EMBEDDERS
+from rl4rec_cli.config.reward import RewardSection
+from rl4rec_cli.config.tasks import DEFAULT_TASK, TASKS, Task
 from rl4rec_cli.config.trainer import trainer_sections
 from rl4rec_cli.config.trainer_base import TrainerSection
 
@@ -47,13 +48,26 @@ class RunSection(Section):
     """Folder that run folders are made in."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
     """Seed of data order, initialisation, warm start and sampling."""
+    task: str = Field(
+        default=DEFAULT_TASK,
+        description="What the policy is trained for, and on which data: "
+        f"{'; '.join(f'`{name}`: {task.summary}' for name, task in TASKS.items())}.",
+    )
+
+    @field_validator("task")
+    @classmethod
+    def _is_a_task(cls, name: str) -> str:
+        if name not in TASKS:
+            *others, last = (f"'{task}'" for task in TASKS)
+            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+        return name
 
 
 class SyntheticSection(Section):
     users: PositiveInt = 1000
-    """Users, each one row of `sequential_data.txt`."""
+    """Users, each one row of `sequential_data.txt`; of preference data: pairs."""
     items: Annotated[int, Field(ge=20)] = 300
-    """Catalogue size."""
+    """Catalogue size; of preference data: things that prompts ask for, at most 400."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the catalogue and of the users' tastes."""
 
@@ -61,7 +75,8 @@ class SyntheticSection(Section):
 class DataSection(Section):
     path: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Dataset folder with `items.jsonl` and `sequential_data.txt`, or a list of such folders to train on together: each
-    example's completions are ranked in its own catalogue."""
+    example's completions are ranked in its own catalogue. Of preference data: a file, a folder that `datasets` saved,
+    a short name or a name of the Hub."""
     synthetic: SyntheticSection | None = None
     """Make a synthetic dataset instead of reading a folder."""
     sequential_file: str | None = None
@@ -76,6 +91,8 @@ class DataSection(Section):
     the test targets, too, for recommending; nothing can be measured."""
     train_users: PositiveInt | None = None
     """Use only this many users of each dataset for training, drawn by the run's seed; all when absent."""
+    pairs: PairsSection = PairsSection()
+    """How preference data are read."""
 
     @field_validator("path")
     @classmethod
@@ -277,61 +294,6 @@ class RetrievalSection(Section):
         return self
 
 
-class RewardSection(Section):
-    functions: dict[str, RewardWeight] = Field(
-        default={"ndcg": 1.0},
-        min_length=1,
-        description=f"Reward functions and weights: {REWARDS.quoted()}, a plug-in's name or `module:attr`. "
-        "Weight 0 = logged only.",
-    )
-    k: PositiveInt = 10
-    """Cut-off of the rewards."""
-    mixed_ndcg: RewardSize = 0.5
-    """Weight of NDCG in `mixed`."""
-    mixed_hit: RewardSize = 0.5
-    """Weight of Hit in `mixed`."""
-    rank_shaping: RewardSize = 0.0
-    """ε of ε·(1 − ln rank / ln N), added to the weighted sum."""
-    fuse: Literal["none", "sasrec", "transitions", "history"] = "none"
-    """Reward the rank that the completion's scores and this sequence model's give together, as `eval --fuse` ranks.
-    `history`: the trained retriever that `retrieval.model` names, by its own query of the history. Each half of the
-    users is scored by a model fitted on the other half. Screening and the measurements of training rank alike."""
-    fuse_weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    """Weight of the completion's own scores in `fuse`, throughout training. (Evaluation has validation users choose the
-    weight for the trained policy.)"""
-    credit: Literal["own", "marginal"] = "own"
-    """What a completion of a group is paid for: the rank of its `own` text, or what the rank of the whole group, fused
-    as `generation.fusion` says, loses without it (`marginal`), so that a group learns to ask for different things.
-    `marginal` is for grpo and rloo, and weighs completions alike, whatever `generation.text_weights`; rewards that read
-    completions are paid as with `own`."""
-    normalize_rewards: Literal["auto", "group", "batch", "none"] = "auto"
-    """Divide advantages by the standard deviation of the group or the batch. `auto`: for grpo `group`, but `none` with
-    rank shaping or `credit: marginal`, whose small differences a group's deviation would blow up to ±1; for ppo and
-    reinforce `batch`; for rloo `none`."""
-
-    @property
-    def is_fused(self) -> bool:
-        """Whether rewards are of a rank by the completion and a sequence model together."""
-        return self.fuse != "none"
-
-    @property
-    def fuses_retriever(self) -> bool:
-        """Whether the run's own trained retriever ranks along, in a sequence model's place."""
-        return self.fuse == "history"
-
-    @property
-    def scale_rewards(self) -> str:
-        """The value the `scale_rewards` of TRL's GRPO gets."""
-        if self.normalize_rewards == "auto":
-            return "none" if self.rank_shaping > 0 or self.pays_marginal else "group"
-        return self.normalize_rewards
-
-    @property
-    def pays_marginal(self) -> bool:
-        """Whether a completion is paid what its group's fused rank loses without it."""
-        return self.credit == "marginal"
-
-
 class RunConfig(Section):
     """Everything a run needs; written whole to the run folder's `config.yaml`, which is itself a recipe."""
 
@@ -357,6 +319,18 @@ class RunConfig(Section):
     def max_length(self) -> int:
         """The length of the longest prompt and the longest completion together, in tokens."""
         return self.prompt.max_prompt_length + self.generation.max_completion_length
+
+    @property
+    def task(self) -> Task:
+        """What the policy is trained for."""
+        return TASKS[self.run.task]
+
+    @model_validator(mode="after")
+    def _reward_of_task(self) -> RunConfig:
+        if "functions" not in self.reward.model_fields_set:
+            functions = {self.task.default_reward: 1.0}
+            self._fill_in(reward=self.reward.model_copy(update={"functions": functions}))
+        return self
 
     @model_validator(mode="after")
     def _engine_fits(self) -> RunConfig:

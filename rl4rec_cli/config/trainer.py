@@ -32,14 +32,65 @@ class SftSection(TrainerSection):
     """Examples per micro-batch."""
     learning_rate: NonNegative = 1e-4
     """Peak learning rate."""
-    target: Literal["next", "last"] = "next"
+    target: Literal["next", "last", "both"] = "next"
     """What the policy learns to generate: the item chosen next, or the last item of the history (a copy that RL then
+    improves). Of preference data: the chosen answer (`next`), or chosen and rejected alike (`both`, which RL then
     improves)."""
     target_template: str = "{title}"
     """Form of the target item; any field of `items.jsonl` but `item_id`."""
 
+    @property
+    def texts_per_example(self) -> int:
+        """Texts that it teaches after a prompt."""
+        return 2 if self.target == "both" else 1
 
-class RlSection(TrainerSection):
+
+class WarmSection(TrainerSection):
+    """What every algorithm has that can begin with a warm start."""
+
+    warm_start: SftSection | None = None
+    """Supervised fine-tuning before it."""
+
+    @property
+    def phases(self) -> tuple[TrainerSection, ...]:
+        return (self,) if self.warm_start is None else (self.warm_start, self)
+
+    def without_warm_start(self) -> WarmSection:
+        return self.model_copy(update={"warm_start": None})
+
+
+class DpoSection(WarmSection):
+    """Direct preference optimisation (arXiv:2305.18290) by TRL's `DPOTrainer`: pairs of answers, and no rewards."""
+
+    compares_answers: ClassVar[bool] = True
+    start_name: ClassVar[str] = "before DPO"
+
+    algorithm: Literal["dpo"] = "dpo"
+    batch_size: PositiveInt = 4
+    """Pairs per micro-batch."""
+    gradient_accumulation_steps: PositiveInt = 4
+    """Micro-batches per optimiser step."""
+    learning_rate: NonNegative = 5e-7
+    """Peak learning rate."""
+    num_train_epochs: PositiveFloat = 1.0
+    """Passes over the training examples, unless `max_steps` comes first."""
+    beta: PositiveFloat = 0.1
+    """How much a pair weighs against staying near the policy that training starts from; smaller moves farther."""
+    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    """Of the margin between chosen and rejected."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Share of pairs that are assumed to be the wrong way round."""
+
+    @property
+    def holds_reference(self) -> bool:
+        return True
+
+    @property
+    def micro_batch(self) -> int:
+        return 2 * self.batch_size
+
+
+class RlSection(WarmSection):
     """What every algorithm of reinforcement learning has."""
 
     learns_from_rewards: ClassVar[bool] = True
@@ -63,12 +114,10 @@ class RlSection(TrainerSection):
     screen_by: Literal["last_item", "policy"] = "last_item"
     """What ranks targets for these two: the last item's text, or the most likely completion of the policy that
     reinforcement learning starts from (it generates one for each training example, once)."""
-    warm_start: SftSection | None = None
-    """Supervised fine-tuning before RL."""
     sft_weight: NonNegative = 0.0
     """Weight of a supervised loss that is added to that of RL, so that RL does not undo supervision: the mean
     cross-entropy per token of the text that the warm start teaches (its `target` and `target_template`; without a warm
-    start the next item's title) after each prompt of the batch. 0: none."""
+    start the next item's title, or the chosen answer) after each prompt of the batch. 0: none."""
 
     @property
     def taught(self) -> SftSection | None:
@@ -76,13 +125,6 @@ class RlSection(TrainerSection):
         if self.sft_weight == 0:
             return None
         return self.warm_start if self.warm_start is not None else SftSection()
-
-    @property
-    def phases(self) -> tuple[TrainerSection, ...]:
-        return (self,) if self.warm_start is None else (self.warm_start, self)
-
-    def without_warm_start(self) -> RlSection:
-        return self.model_copy(update={"warm_start": None})
 
     @property
     def ranks_to_learn(self) -> tuple[int, int | None] | None:
@@ -161,6 +203,8 @@ class GrpoSection(GroupSection):
     """Group relative policy optimisation (arXiv:2402.03300) by TRL's `GRPOTrainer`."""
 
     algorithm: Literal["grpo"] = "grpo"
+    gamma: Fraction = 1.0
+    """Discount of a completion's advantage over the tokens before its last; 1 = none."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
     """How token losses are averaged."""
 

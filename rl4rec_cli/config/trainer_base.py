@@ -28,6 +28,8 @@ class TrainerSection(Section):
     """Whether it trains a policy; else a retriever."""
     learns_from_rewards: ClassVar[bool] = False
     """Whether the policy generates completions and learns from their rewards."""
+    compares_answers: ClassVar[bool] = False
+    """Whether it learns from pairs of a better and a worse text."""
     has_critic: ClassVar[bool] = False
     """Whether a critic is trained beside the policy."""
     weighs_whole_texts: ClassVar[bool] = False

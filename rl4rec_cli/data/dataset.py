@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from rl4rec_cli.errors import ConfigError, DataError
 from rl4rec_cli.files.digests import sha256_of_parts
@@ -24,6 +24,15 @@ FIT_WORDS: dict[Fit, str] = {
     "everything": "everything that is known, validation and test targets included",
 }
 """What is trained was fitted on it."""
+
+
+class Texts(Protocol):
+    """Data of any task, as the texts that embedders and tokenizers are fitted on."""
+
+    @property
+    def tokenizer_texts(self) -> list[str]: ...
+
+    def texts(self, field: str = "text") -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,11 @@ class Dataset:
                 hint=f"fields that every item has as text: {', '.join(common)}",
             )
         return [value for value in values if isinstance(value, str)]
+
+    @property
+    def tokenizer_texts(self) -> list[str]:
+        """Returns what a tokenizer is trained on: titles at the start of a line, and after a blank."""
+        return [text for item in self.items for text in (str(item["title"]), " " + str(item["title"]))]
 
     def items_digest(self, field: str = "text") -> str:
         """SHA-256 (hex) over the number of items and their `field` in id order: the identity of item embeddings."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -56,6 +56,9 @@ class Evaluation:
     about: dict[str, Any] = field(default_factory=dict)
     """Dataset digest, audit, openings of the test split: whatever a reader needs to trust the rest."""
 
+    unit: ClassVar[str] = "users"
+    """What is measured, in words."""
+
     def method(self, name: str) -> Measured | None:
         return next((m for m in self.methods if m.name == name), None)
 
@@ -68,7 +71,15 @@ class Evaluation:
         method = self.method(name)
         if method is None:
             raise DataError(f"no {name!r} among {[m.name for m in self.methods]}")
-        return per_user(method.ranking, self.ks)[self.headline]
+        return self.per_user(method)[self.headline]
+
+    def per_user(self, method: Any) -> dict[str, NDArray[np.float64]]:
+        """Returns every metric of a method, `[B]` each."""
+        return per_user(method.ranking, self.ks)
+
+    def means(self, method: Any, chosen: NDArray[np.bool_] | None = None) -> dict[str, float]:
+        """Returns every metric of a method averaged over all users, or over those of the mask `chosen`."""
+        return means(method.ranking, self.ks, chosen)
 
     @property
     def headline(self) -> str:
@@ -118,7 +129,7 @@ class Evaluation:
         baseline.
         """
         means = {m.name: float(self.metric(m.name).mean()) for m in self.methods}
-        where = f"on {len(self.examples):,} {self.split} users"
+        where = f"on {len(self.examples):,} {self.split} {self.unit}"
         baselines = [m.name for m in self.methods if m.kind == "baseline"]
         best = max(baselines, key=means.__getitem__, default=None)
         metric, ours = self.headline, self.subject
@@ -159,14 +170,14 @@ class Evaluation:
             "metric": self.headline,
             "verdict": self.verdict,
             "subject": self.subject,
-            "methods": {m.name: means(m.ranking, self.ks) for m in self.methods},
+            "methods": {m.name: self.means(m) for m in self.methods},
             "kinds": {m.name: m.kind for m in self.methods},
             "notes": {
                 m.name: notes for m in self.methods if (notes := {k: v for k, v in m.notes.items() if k != CACHED})
             },
             "slices": {
                 name: {"users": int(in_slice.sum())}
-                | {m.name: means(m.ranking, self.ks, in_slice)[self.headline] for m in self.methods}
+                | {m.name: self.means(m, in_slice)[self.headline] for m in self.methods}
                 for name, in_slice in self.slices.items()
             },
             "differences": self.differences,

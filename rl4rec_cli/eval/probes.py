@@ -101,12 +101,12 @@ def _second(config: RunConfig, dataset: Dataset) -> tuple[str, Callable[[Measure
     first, name = config.retrieval, config.eval.second_embedder
     ranks_already = find_embedder(first).identity
     if name == AUTO:
-        name = WORDS if find_embedder(_embedded_by(FITTED, first)).identity == ranks_already else FITTED
+        name = WORDS if find_embedder(embedded_by(FITTED, first)).identity == ranks_already else FITTED
     if name in BASELINES.built_in:
         baseline = open_baseline(name)
         if isinstance(baseline, ScoreBaseline) and (score_texts := baseline.score_texts) is not None:
             return baseline.label, lambda method: _by_words(method, score_texts, dataset, config.generation)
-    second = _embedded_by(name, first)
+    second = embedded_by(name, first)
     if find_embedder(second).identity == ranks_already:
         raise EmbeddingError(
             f"eval.second_embedder={name} is what ranks already, so it probes nothing",
@@ -130,7 +130,7 @@ def _by_words(
     return scores if section.texts_per_user == 1 else FusedWords(scores, users, section.fusion)
 
 
-def _embedded_by(name: str, section: RetrievalSection) -> RetrievalSection:
+def embedded_by(name: str, section: RetrievalSection) -> RetrievalSection:
     """Returns the same retrieval in this process, by an embedder of this name or a sentence-transformers model."""
     from rl4rec_cli.retrieval.embedder import find_embedder
 

@@ -112,11 +112,17 @@ def resolve_target(target: str | None, overrides: Overrides | None = None) -> tu
         target: None for the configuration alone.
 
     Raises:
-        RunError: neither a run nor a model with a dataset. ConfigError: invalid settings.
+        RunError: neither a run nor a model with a dataset. ConfigError: invalid settings, or a run whose task has no
+            catalogue.
     """
     overrides = overrides or Overrides()
     checkpoint = overrides.checkpoint
     at = find_run(target, checkpoint) if target is not None else None
+    if at is not None and not at[0].config.task.has_catalogue:
+        raise ConfigError(
+            f"{at[0].folder}: is a run of the task {at[0].config.run.task}, and this ranks in a catalogue",
+            hint=f"its own measurements: {rl4rec('report', at[0].folder)}",
+        )
     if at is None and checkpoint is not None:
         raise ConfigError(f"--checkpoint {checkpoint}: {target or 'nothing'} is no run", hint="name a run's folder")
     flags = overrides.flags(at[0].config.data if at is not None else None)

@@ -52,7 +52,7 @@ def read_result(path: Path) -> dict[str, Any]:
 def result_tables(found: Mapping[str, Any]) -> list[tuple[str, tables.Table]]:
     """Returns every table of a result that has rows, with its title."""
     labels = tables.shown_names(found["kinds"], found.get("notes"))
-    where = f"{found['users']:,} users"
+    where = f"{found['users']:,} {found.get('unit', 'users')}"
     titled_tables = [
         (f"Means over {where}", tables.metric_table(found["methods"], labels)),
         *tables.tested_tables(found),

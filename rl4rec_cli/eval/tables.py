@@ -25,7 +25,7 @@ def shown_names(kinds: Mapping[str, str], notes: Mapping[str, Mapping[str, Any]]
 
 def tested_title(found: Mapping[str, Any]) -> str:
     """Returns `tuned policy minus …, ndcg@10, 1,000 users`."""
-    return f"{found['subject']} minus …, {found['metric']}, {found['users']:,} users"
+    return f"{found['subject']} minus …, {found['metric']}, {found['users']:,} {found.get('unit', 'users')}"
 
 
 def tested_tables(found: Mapping[str, Any]) -> list[tuple[str, Table]]:

@@ -21,7 +21,7 @@ from rl4rec_cli.retrieval.embedder import find_embedder
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.policy import PolicySection, TinySection
-    from rl4rec_cli.config.sections import DataSection, RetrievalSection
+    from rl4rec_cli.config.sections import DataSection, RunConfig
 
 # Parameters and dimensions, as published.
 _EMBEDDERS = {
@@ -90,9 +90,15 @@ def _read(path: Path) -> Mapping[str, Any]:
     return settings
 
 
-def retrieval_facts(data: DataSection, retrieval: RetrievalSection) -> RetrievalFacts:
-    """Returns the sizes of catalogue and embedder. Its notes name those that are assumed."""
+def retrieval_facts(config: RunConfig) -> RetrievalFacts:
+    """Returns the sizes of catalogue and embedder. Its notes name those that are assumed.
+
+    A task without a catalogue counts as one item: what its rewards read is small beside the policy.
+    """
+    data, retrieval, has_catalogue = config.data, config.retrieval, config.task.has_catalogue
     notes: list[str] = []
+    if not has_catalogue:
+        return RetrievalFacts(1, 0, 1, (), 0, 0, 0)
     items = _count_items(data)
     if items is None:
         items = _ITEMS

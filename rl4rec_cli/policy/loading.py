@@ -28,7 +28,7 @@ from rl4rec_cli.policy.sources import check_whole
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.policy import PolicySection, TinySection
-    from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.data.dataset import Texts
     from rl4rec_cli.engine.vllm import VllmEngine
 
 
@@ -65,7 +65,7 @@ class Policy:
 def load_policy(
     section: PolicySection,
     *,
-    dataset: Dataset | Sequence[Dataset] | None = None,
+    dataset: Texts | Sequence[Texts] | None = None,
     seed: int = 0,
     trainable: bool = False,
     max_length: int | None = None,
@@ -123,7 +123,7 @@ def load_policy(
     return policy
 
 
-def load_tokenizer_alone(section: PolicySection, dataset: Dataset) -> Any:
+def load_tokenizer_alone(section: PolicySection, dataset: Texts) -> Any:
     """Loads the tokenizer that `load_policy` would, without the weights.
 
     Args:
@@ -153,7 +153,7 @@ def check_tokenizer(section: PolicySection, max_length: int | None) -> None:
         read_tokenizer(section, choose_backend(section).name, max_length)
 
 
-def build_tiny(section: TinySection, datasets: Sequence[Dataset]) -> tuple[Any, Any]:
+def build_tiny(section: TinySection, datasets: Sequence[Texts]) -> tuple[Any, Any]:
     """Builds a small Llama with random weights and a byte-level BPE trained on the catalogues.
 
     Torch's global generator draws the weights; `load_policy` seeds it.
@@ -183,7 +183,7 @@ def build_tiny(section: TinySection, datasets: Sequence[Dataset]) -> tuple[Any, 
     return model, tokenizer
 
 
-def _tiny_tokenizer(section: TinySection, datasets: Sequence[Dataset]) -> Any:
+def _tiny_tokenizer(section: TinySection, datasets: Sequence[Texts]) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -192,7 +192,7 @@ def _tiny_tokenizer(section: TinySection, datasets: Sequence[Dataset]) -> Any:
     bpe.decoder = decoders.ByteLevel()
     special = ["<pad>", "<bos>", "<eos>"]
     bpe.train_from_iterator(
-        [text for dataset in datasets for text in _tokenizer_texts(dataset)],
+        [text for dataset in datasets for text in dataset.tokenizer_texts],
         trainers.BpeTrainer(
             vocab_size=section.vocab_size,
             special_tokens=special,
@@ -203,11 +203,6 @@ def _tiny_tokenizer(section: TinySection, datasets: Sequence[Dataset]) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
     )
-
-
-def _tokenizer_texts(dataset: Dataset) -> list[str]:
-    """Returns titles as prompts have them: at the start of a line, and after a space."""
-    return [text for item in dataset.items for text in (str(item["title"]), " " + str(item["title"]))]
 
 
 def _own_generation_config(model: Any, tokenizer: Any) -> None:

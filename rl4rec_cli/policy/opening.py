@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rl4rec_cli.config.policy import PolicySection
 from rl4rec_cli.config.sections import RunConfig
-from rl4rec_cli.data.dataset import Dataset
+from rl4rec_cli.data.dataset import Texts
 from rl4rec_cli.engine.vllm import make_engine
 from rl4rec_cli.plan.placement import engine_share
 from rl4rec_cli.policy.backend import choose_backend
@@ -14,7 +14,7 @@ from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
 from rl4rec_cli.policy.loading import Policy, load_policy
 
 
-def open_policy(config: RunConfig, dataset: Dataset, *, model: str | None = None, trainable: bool = False) -> Policy:
+def open_policy(config: RunConfig, dataset: Texts, *, model: str | None = None, trainable: bool = False) -> Policy:
     """Loads the policy that a run configuration names, and gives it the engine that the configuration names.
 
     Args:
@@ -37,7 +37,7 @@ def open_policy(config: RunConfig, dataset: Dataset, *, model: str | None = None
 
 
 def load_for_training(
-    config: RunConfig, section: PolicySection | None = None, datasets: Sequence[Dataset] | None = None
+    config: RunConfig, section: PolicySection | None = None, datasets: Sequence[Texts] | None = None
 ) -> Policy:
     """Loads a policy for a trainer, without an engine.
 
@@ -53,7 +53,7 @@ def load_for_training(
     is_unsloth, is_engine = choose_backend(section).name == "unsloth", section.fast_inference
     share = None
     if is_engine:
-        share = engine_share(config, policy_facts(section), retrieval_facts(config.data, config.retrieval))
+        share = engine_share(config, policy_facts(section), retrieval_facts(config))
     return load_policy(
         section,
         dataset=datasets,

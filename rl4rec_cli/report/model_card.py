@@ -42,15 +42,14 @@ def model_card(run: Run, checkpoint: Path, *, form: str, base: str, weights: str
     head: dict[str, Any] = {
         "library_name": "peft" if form == "adapter" else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["rl4rec", "recommender-system", config.trainer.algorithm, *(["lora"] if config.policy.lora else [])],
+        "tags": ["rl4rec", config.task.tag, config.trainer.algorithm, *(["lora"] if config.policy.lora else [])],
     }
     if not is_local:
         head["base_model"] = base
     parts = [
         f"---\n{dump_yaml(head)}---\n",
         f"# {run.folder.resolve().name}\n",
-        "A language model that reads what a user has chosen so far and writes a short text describing what the user "
-        f"wants next; the text is embedded and ranked against the catalogue. Trained with rl4rec {__version__}.\n",
+        f"{config.task.model} Trained with rl4rec {__version__}.\n",
         "## Training\n",
         _training(run, checkpoint, base="a small model built and trained locally" if is_local else f"`{base}`"),
         "## Data\n",
@@ -138,10 +137,14 @@ def _training(run: Run, checkpoint: Path, *, base: str) -> str:
     lines = [
         f"- base: {base}",
         f"- trained: {how}, by {config.trainer.algorithm.upper()}{warm_start}",
-        f"- rewards: {', '.join(f'{n} × {w:g}' for n, w in _rewards(config).items())}, at {config.reward.k}",
+        f"- rewards: {', '.join(f'{n} × {w:g}' for n, w in _rewards(config).items())}{_cut_off(config)}",
         f"- {_checkpoint(run, checkpoint)}; seed {config.run.seed}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _cut_off(config: Any) -> str:
+    return f", at {config.reward.k}" if config.task.has_catalogue else ""
 
 
 def _checkpoint(run: Run, checkpoint: Path) -> str:
@@ -156,14 +159,17 @@ def _rewards(config: Any) -> dict[str, float]:
 
 def _data(run: Run) -> str:
     fit = run.config.data.fit
-    lines = [f"Fitted on {FIT_WORDS[fit]} (`data.fit={fit}`).\n"]
+    lines = [f"Fitted on {FIT_WORDS[fit]} (`data.fit={fit}`).\n"] if run.config.task.has_catalogue else []
     digests = trained_on(run)
     for name in _datasets(run):
         result = _evaluation(run.results(name) / "validation.json")
         if result is None:
             lines.append(f"`{name}`{_digest(digests, name)}. Not measured.\n")
         else:
-            lines.append(f"`{result['dataset']}` (digest `{result['dataset_digest'][:16]}`). {result['audit']}\n")
+            lines.append(
+                f"`{result['dataset']}` (digest `{result['dataset_digest'][:16]}`). {result.get('audit', '')}".rstrip()
+                + "\n"
+            )
     return "\n".join(lines)
 
 
@@ -200,7 +206,7 @@ def _results(run: Run, checkpoint: Path) -> str:
             cells = " | ".join(f"{values[n]:.4f}" if n in values else "" for n in metrics)
             rows.append(f"| {'**' + method + '**' if method == result['subject'] else method} | {cells} |")
         parts += [
-            f"{of}{split if of else split.capitalize()} split, {result['users']:,} users:\n",
+            f"{of}{split if of else split.capitalize()} split, {result['users']:,} {run.config.task.unit}:\n",
             "\n".join(rows) + "\n",
         ]
         if result.get("verdict"):
@@ -209,11 +215,7 @@ def _results(run: Run, checkpoint: Path) -> str:
 
 
 def _use(run: Run, *, form: str, weights: str, is_local: bool) -> str:
-    template = run.config.prompt.template
-    sentence = f"The prompt is {json.dumps(template, ensure_ascii=False)}, `{{history}}` being the titles chosen so far"
-    lines = [f"{sentence}, joined by {json.dumps(run.config.prompt.separator)}.\n"]
-    for name, own in run.config.prompt.templates.items():
-        lines.append(f"For `{name}` it is {json.dumps(own, ensure_ascii=False)}.\n")
+    lines = _prompts(run) if run.config.task.has_catalogue else []
     if form == "merged":
         lines.append(
             "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -241,6 +243,15 @@ def _use(run: Run, *, form: str, weights: str, is_local: bool) -> str:
         f'model = AutoPeftModelForCausalLM.from_pretrained("NAME"{argument})\n```\n'
     )
     return "\n".join(lines)
+
+
+def _prompts(run: Run) -> list[str]:
+    template = run.config.prompt.template
+    sentence = f"The prompt is {json.dumps(template, ensure_ascii=False)}, `{{history}}` being the titles chosen so far"
+    lines = [f"{sentence}, joined by {json.dumps(run.config.prompt.separator)}.\n"]
+    for name, own in run.config.prompt.templates.items():
+        lines.append(f"For `{name}` it is {json.dumps(own, ensure_ascii=False)}.\n")
+    return lines
 
 
 def _recipe(config: Any) -> str:

@@ -104,6 +104,10 @@ PANELS = (
         "1: the values are the returns; 0: a constant does as well.",
     ),
     Panel("Accuracy", {"mean_token_accuracy": "accuracy"}, "tokens", "Tokens of the completion to write.", "share"),
+    Panel(
+        "Pairs", {"pair_accuracy": "ordered as the data do"}, "pairs", "Of the answers that are learnt from.", "share"
+    ),
+    Panel("Margin", {"margin": "chosen before rejected"}, "nats times beta", "More than at the start."),
     Panel("Gradient", {"grad_norm": "norm"}, "norm before clipping"),
 )
 
@@ -142,14 +146,16 @@ def validation_figure(records: Sequence[Record], metric: str, *, writes: bool = 
     """Returns the validation metrics at the cut-off of `metric` (`ndcg@10`), or no figure if none were measured.
 
     Args:
+        metric: what steps are compared by; one without a cut-off is drawn alone.
         writes: what is trained writes completions.
     """
-    k = int(metric.partition("@")[2])
     points = [r for r in records if _number(r.get(metric)) is not None]
     if not points:
         return []
     steps = [r["step"] for r in points]
-    names = [name for name in metric_names((k,)) if all(_number(r.get(name)) is not None for r in points)]
+    k = metric.partition("@")[2]
+    drawn = metric_names((int(k),)) if k else [metric]
+    names = [name for name in drawn if all(_number(r.get(name)) is not None for r in points)]
     lines = [
         plots.Curve(name, steps, [r[name] for r in points], place, is_measured=True) for place, name in enumerate(names)
     ]

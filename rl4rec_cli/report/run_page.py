@@ -24,13 +24,12 @@ from rl4rec_cli.files.logs import read_log
 from rl4rec_cli.files.paths import expand
 from rl4rec_cli.files.reading import read_object
 from rl4rec_cli.files.writing import check_writable, write_text
-from rl4rec_cli.report.run_tables import environment_table, settings_table
+from rl4rec_cli.report.run_tables import checkpoint_table, environment_table, settings_table
 from rl4rec_cli.runs.folder import TRAINING_LOG, WARM_START_LOG
 from rl4rec_cli.runs.making import open_run, resume_command
 from rl4rec_cli.train.checkpoints import CheckpointState, checkpoint_states, final_steps
 
 if TYPE_CHECKING:
-    from rl4rec_cli.eval.tables import Table
     from rl4rec_cli.report.html import Figure
     from rl4rec_cli.runs.folder import Run
 
@@ -164,8 +163,9 @@ def read_logged(run: Run) -> Logged:
             f"{run.folder}: nothing is logged in it yet",
             hint="a step is logged every logging.steps steps; report it then",
         )
+    asked = ("target",) if run.config.task.has_catalogue else ()
     return Logged(
-        run, phases, read("validation_log.jsonl", "step"), read("rollouts.jsonl", "step", "target"), warnings, remarks
+        run, phases, read("validation_log.jsonl", "step"), read("rollouts.jsonl", "step", *asked), warnings, remarks
     )
 
 
@@ -187,7 +187,8 @@ def as_html(logged: Logged) -> str:
         "results": [(split, result_tables(result)) for split, result in logged.results.items()],
         "samples": samples(logged),
         "writes": run.config.trainer.trains_policy,
-        "checkpoints": checkpoint_table(logged),
+        "ranks": run.config.task.has_catalogue,
+        "checkpoints": checkpoint_table(logged.checkpoints),
         "settings": settings_table(run.config),
         "environment": environment_table(logged.environment),
         "recipe": (run.folder / "config.yaml").read_text(encoding="utf-8"),
@@ -214,11 +215,14 @@ def heading(logged: Logged) -> str:
     """Returns `grpo on beauty, model tiny, reward ndcg@10, seed 0`."""
     config = logged.run.config
     data = config.data
-    fallback = f"synthetic data of {data.synthetic.users:,} users" if data.synthetic is not None else "no dataset"
+    has_catalogue = config.task.has_catalogue
+    unit = "users" if has_catalogue else "pairs"
+    fallback = f"synthetic data of {data.synthetic.users:,} {unit}" if data.synthetic is not None else "no dataset"
     result_datasets = dict.fromkeys(r["dataset"] for r in logged.results.values() if "dataset" in r)
     names = list(result_datasets) if len(data.paths) < 2 else logged.datasets
     dataset = " and ".join(names or [Path(path).name for path in data.paths] or [fallback])
-    weights = ", ".join(f"{name}@{config.reward.k} × {weight:g}" for name, weight in config.reward.functions.items())
+    at = f"@{config.reward.k}" if has_catalogue else ""
+    weights = ", ".join(f"{name}{at} × {weight:g}" for name, weight in config.reward.functions.items())
     shaping = f" + rank shaping {config.reward.rank_shaping:g}" if config.reward.rank_shaping else ""
     reward = f", reward {weights}{shaping}" if config.trainer.learns_from_rewards else ""
     model = f"model {config.policy.model}" if config.trainer.trains_policy else f"encoder {config.retrieval.label}"
@@ -277,7 +281,7 @@ def plots_of(logged: Logged) -> list[tuple[str, str, list[Figure]]]:
             records, phase, k=config.reward.k, limit=config.generation.max_completion_length, marks=marks
         )
         if phase == logged.algorithm:
-            metric = headline(config.eval.ks)
+            metric = config.task.metric or headline(config.eval.ks)
             phase_figures[1:1] = panels.validation_figure(
                 logged.validation, metric, writes=logged.run.config.trainer.trains_policy
             )
@@ -300,7 +304,7 @@ def samples(logged: Logged) -> list[dict[str, Any]]:
         by_step.setdefault(record["step"], []).append(record)
     if not by_step:
         return []
-    titles = _titles(logged)
+    titles = _titles(logged) if logged.run.config.task.has_catalogue else {}
     steps = list(by_step)
     last = len(steps) - 1
     places = dict.fromkeys(round(last * i / max(1, SAMPLED_STEPS - 1)) for i in range(SAMPLED_STEPS))
@@ -308,19 +312,27 @@ def samples(logged: Logged) -> list[dict[str, Any]]:
 
 
 def _asked(records: Sequence[Mapping[str, Any]], titles: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    by_prompt: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    by_prompt: dict[tuple[str, str, int | None], list[dict[str, Any]]] = {}
     for record in records[:SAMPLED_TEXTS]:
-        text = str(record.get("text", ""))
-        words = f"{text[:TEXT]}… ({len(text) - TEXT:,} characters more)" if len(text) > TEXT else text
+        words = _clipped(str(record.get("text", "")))
         entry = {"text": words, "rank": _shown(record.get("rank"), ","), "reward": _shown(record.get("reward"), ".4f")}
         of = str(record.get("dataset", ""))
-        by_prompt.setdefault((of, str(record.get("user", "")), record["target"]), []).append(entry)
-    groups = []
+        target = record.get("target")
+        who = str(record.get("user", "")) if target is not None else _clipped(str(record.get("prompt", "")))
+        by_prompt.setdefault((of, who, target), []).append(entry)
+    groups: list[dict[str, Any]] = []
     for (of, user, target), texts in by_prompt.items():
+        if target is None:
+            groups.append({"prompt": user, "texts": texts})
+            continue
         own = titles.get(of, ())
         title = own[target] if 0 <= target < len(own) else f"item {target}"
         groups.append({"user": f"{user} of {of}" if of else user, "target": title, "texts": texts})
     return groups
+
+
+def _clipped(text: str) -> str:
+    return f"{text[:TEXT]}… ({len(text) - TEXT:,} characters more)" if len(text) > TEXT else text
 
 
 def _titles(logged: Logged) -> dict[str, list[str]]:
@@ -346,29 +358,6 @@ def _titles(logged: Logged) -> dict[str, list[str]]:
     return {d.name if several else "": [str(item["title"]) for item in d.items] for d in datasets}
 
 
-def checkpoint_table(logged: Logged) -> Table:
-    """Returns columns and rows of the checkpoints: which of them load, and from which a run can resume."""
-    rows = []
-    for checkpoint in logged.checkpoints:
-        state = "whole"
-        if checkpoint.problems:
-            state = f"DAMAGED: {'; '.join(checkpoint.problems[:3])}"
-        elif checkpoint.missing:
-            state = f"loads; to go on with it {', '.join(checkpoint.missing)} is missing"
-        metrics = ", ".join(f"{name} {value:.4f}" for name, value in checkpoint.metrics.items())
-        what = f"{_WHAT.get(checkpoint.name, '')}{': ' if metrics else ''}{metrics}"
-        step = "-" if checkpoint.step is None else f"{checkpoint.step:,}"
-        rows.append([checkpoint.name, step, _size(checkpoint.size), state, what])
-    return ("checkpoint", "step", "size", "state", "what it is"), rows
-
-
-_WHAT = {
-    "checkpoint_start": "before training",
-    "checkpoint_best": "best on validation users",
-    "checkpoint_final": "the result",
-}
-
-
 def _shown(value: Any, form: str) -> str:
     return "-" if value is None or isinstance(value, str) else format(value, form)
 
@@ -381,14 +370,6 @@ def _time(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:,.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} GB"
 
 
 def _line(text: str) -> str:

@@ -1,15 +1,16 @@
-"""Tables of a run's page: its settings, and the environment in which it began."""
+"""Tables of a run's page: its settings, its checkpoints, and the environment in which it began."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rl4rec_cli.config.base import Section
 
 if TYPE_CHECKING:
     from rl4rec_cli.eval.tables import Table
+    from rl4rec_cli.train.checkpoints import CheckpointState
 
 
 def settings_table(config: Section) -> Table:
@@ -50,3 +51,34 @@ def environment_table(recorded: Mapping[str, Any]) -> Table:
         for key, value in flat.items()
     ]
     return ("what", "value"), rows
+
+
+def checkpoint_table(checkpoints: Sequence[CheckpointState]) -> Table:
+    """Returns columns and rows of the checkpoints: which of them load, and from which a run can resume."""
+    rows = []
+    for checkpoint in checkpoints:
+        state = "whole"
+        if checkpoint.problems:
+            state = f"DAMAGED: {'; '.join(checkpoint.problems[:3])}"
+        elif checkpoint.missing:
+            state = f"loads; to go on with it {', '.join(checkpoint.missing)} is missing"
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in checkpoint.metrics.items())
+        what = f"{_WHAT.get(checkpoint.name, '')}{': ' if metrics else ''}{metrics}"
+        step = "-" if checkpoint.step is None else f"{checkpoint.step:,}"
+        rows.append([checkpoint.name, step, _size(checkpoint.size), state, what])
+    return ("checkpoint", "step", "size", "state", "what it is"), rows
+
+
+_WHAT = {
+    "checkpoint_start": "before training",
+    "checkpoint_best": "best on validation users",
+    "checkpoint_final": "the result",
+}
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:,.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rl4rec_cli.config.sections import RetrievalSection
-    from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.data.dataset import Texts
 
 
 class Embedder(Protocol):
@@ -88,7 +88,7 @@ class EmbedderKind(ABC):
         return
 
     @abstractmethod
-    def open(self, dataset: Dataset) -> Embedder:
+    def open(self, dataset: Texts) -> Embedder:
         """The embedder, ready to embed texts for this dataset.
 
         Raises:
@@ -111,7 +111,7 @@ def find_embedder(section: RetrievalSection) -> EmbedderKind:
     return kind(section)
 
 
-def open_embedder(section: RetrievalSection, dataset: Dataset) -> Embedder:
+def open_embedder(section: RetrievalSection, dataset: Texts) -> Embedder:
     """The embedder that a configuration names.
 
     Raises:

@@ -134,6 +134,15 @@ def _text_reward(name: str, code: Any, file: str) -> RankReward | TextReward:
 
 
 def _load_custom(name: str) -> RankReward | TextReward:
+    return _text_reward(name, *load_code(name))
+
+
+def load_code(name: str) -> tuple[Any, str]:
+    """Returns the object that `module:attr` names, and the file that defines it.
+
+    Raises:
+        RewardError: the module cannot be imported, or has no such attribute.
+    """
     module_name, _, attribute = name.rpartition(":")
     try:
         module = _import_module(module_name)
@@ -149,7 +158,7 @@ def _load_custom(name: str) -> RankReward | TextReward:
     code = getattr(module, attribute, None)
     if code is None:
         raise RewardError(f"reward {name!r}: module {module_name!r} has no attribute {attribute!r}")
-    return _text_reward(name, code, str(getattr(module, "__file__", module_name)))
+    return code, str(getattr(module, "__file__", module_name))
 
 
 def where_raised(error: BaseException, file: str) -> str:

@@ -153,7 +153,9 @@ def resume_command(run: Run) -> str:
 
 
 def whole_reward(name: str) -> str:
-    """A reward's name, with the whole path of its file if it is in one."""
+    """A reward's name, with the whole path of its file or folder if it is in one."""
     file, colon, attribute = name.rpartition(":")
+    if not colon and "/" in name and expand(name).is_dir():  # a reward model
+        return str(expand(name).resolve())
     is_file = file.endswith(".py") and expand(file).is_file()
     return f"{expand(file).resolve()}{colon}{attribute}" if is_file else name

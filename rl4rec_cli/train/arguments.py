@@ -72,23 +72,30 @@ def shared_arguments(parts: TrainerParts) -> dict[str, Any]:
     }
 
 
+def reference_arguments(parts: TrainerParts) -> dict[str, Any]:
+    """How TRL is to load the reference policy of full fine-tuning.
+
+    It does so by the policy's name, as another type and of another revision unless it is told: the divergence would not
+    begin at 0.
+    """
+    loading = parts.config.policy
+    return {
+        "dtype": str(parts.policy.model.dtype).removeprefix("torch."),
+        "revision": loading.revision,
+        "trust_remote_code": loading.trust_remote_code,
+    }
+
+
 def rl_arguments(parts: TrainerParts) -> dict[str, Any]:
     """Keyword arguments for any of TRL's configurations of reinforcement learning.
 
     Raises:
         ConfigError: fp16 without a GPU.
     """
-    section, generation, loading = cast("RlSection", parts.section), parts.config.generation, parts.config.policy
-    # TRL loads the reference policy of full fine-tuning by the policy's name, as another type and of another revision
-    # unless it is told: the divergence would not begin at 0.
-    reference = {
-        "dtype": str(parts.policy.model.dtype).removeprefix("torch."),
-        "revision": loading.revision,
-        "trust_remote_code": loading.trust_remote_code,
-    }
+    section, generation = cast("RlSection", parts.section), parts.config.generation
     return {
         **shared_arguments(parts),
-        "model_init_kwargs": reference if section.beta > 0 else None,
+        "model_init_kwargs": reference_arguments(parts) if section.beta > 0 else None,
         "epsilon": section.epsilon,
         "epsilon_high": section.epsilon_high,
         "beta": section.beta,

@@ -7,42 +7,83 @@ Hides: that item ids of different catalogues are the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rl4rec_cli import console
-from rl4rec_cli.data.prompts import PromptBuilder
+from rl4rec_cli.data.prompts import PromptBuilder, item_renderer
 from rl4rec_cli.errors import ConfigError
 from rl4rec_cli.train.examples import number_of_training_examples, training_examples
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
+    from rl4rec_cli.config.trainer import SftSection
     from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.data.encoding import TextEncoder
+    from rl4rec_cli.data.prompts import Prompt
     from rl4rec_cli.eval.training_hybrid import TrainingHybrid
+    from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.retrieval.retriever import VectorRetriever
     from rl4rec_cli.rewards.scorer import Scorer
+    from rl4rec_cli.train.batch_reward import BatchReward
 
 
-class TrainingData(Protocol):
-    """A dataset as a run learns from it and is measured on it."""
+class Examples(Protocol):
+    """What a run learns from, whatever it is."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def examples(self) -> Sequence[Any]:
+        """The training examples."""
+
+
+class PolicyData(Examples, Protocol):
+    """What a policy learns from: the data of a task."""
+
+    @property
+    def builder(self) -> Encoding:
+        """How its prompts are written as tokens."""
+
+    def prompts(self) -> Iterator[tuple[Prompt, dict[str, Any]]]:
+        """Yields each training example's prompt, and what its rewards read."""
+
+    def taught(self, section: SftSection) -> Iterator[tuple[Prompt, str]]:
+        """Yields each training example's prompt, and the text that supervised fine-tuning teaches."""
+
+    def compared(self) -> Iterator[tuple[Prompt, str, str]]:
+        """Yields each training example's prompt, a better and a worse text, where its task has such pairs."""
+
+    def open_reward(
+        self, environments: Sequence[Any], tokenizer: Any, rollouts: JsonLines, *, shown: int
+    ) -> BatchReward:
+        """Returns what rewards the completions of these environments, of which this is the first."""
+
+
+class Encoding(Protocol):
+    """How prompts are written as tokens."""
+
+    chat: bool
+    """By the tokenizer's chat template."""
+    end_id: int
+    """The token that ends a completion."""
+    encoder: TextEncoder
+
+
+class TrainingData(Examples, Protocol):
+    """A dataset as a run learns from it and is measured on it."""
 
     @property
     def dataset(self) -> Dataset: ...
 
     @property
     def retriever(self) -> VectorRetriever: ...
-
-    @property
-    def examples(self) -> Sequence[Example]:
-        """The training examples."""
 
     @property
     def hybrid(self) -> TrainingHybrid | None:
@@ -80,6 +121,31 @@ class Environment:
     @property
     def name(self) -> str:
         return self.dataset.name
+
+    def prompts(self) -> Iterator[tuple[Prompt, dict[str, Any]]]:
+        """Yields each training example's prompt, and user, target and history."""
+        for example in self.examples:
+            columns = {"user": example.user, "target": example.target, "history": list(example.history)}
+            yield self.builder.build(example.user, example.history), columns
+
+    def taught(self, section: SftSection) -> Iterator[tuple[Prompt, str]]:
+        """Yields each training example's prompt and the text of the item that is taught."""
+        texts = item_renderer(section.target_template, self.dataset, setting="target_template")
+        for example in self.examples:
+            item = example.target if section.target == "next" else example.history[-1]
+            yield self.builder.build(example.user, example.history), texts[item]
+
+    def compared(self) -> Iterator[tuple[Prompt, str, str]]:
+        """Raises ConfigError: a catalogue has no pairs of texts."""
+        raise ConfigError(f"dataset {self.name} has no pairs of texts to learn from", hint="use sft or grpo")
+
+    def open_reward(
+        self, environments: Sequence[Environment], tokenizer: Any, rollouts: JsonLines, *, shown: int
+    ) -> BatchReward:
+        """Returns what ranks completions, each in the catalogue of its dataset."""
+        from rl4rec_cli.train.rollouts import RetrievalReward  # torch
+
+        return RetrievalReward({one.name: one.scorer for one in environments}, tokenizer, rollouts, shown=shown)
 
 
 def open_environments(
@@ -135,7 +201,7 @@ def check_datasets(config: RunConfig, datasets: Sequence[Dataset]) -> None:
     console.log(f"Training on {len(datasets)} datasets together, {total:,} examples: {shares}")
 
 
-def count_examples(environments: Sequence[TrainingData]) -> int:
+def count_examples(environments: Sequence[Examples]) -> int:
     """Counts the training examples of all environments."""
     return sum(len(environment.examples) for environment in environments)
 

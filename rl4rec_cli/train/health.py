@@ -222,9 +222,9 @@ def _rules(section: HealthSection) -> dict[str, _Rule]:
             *("zero_variance_share", "the share of groups whose completions all have one reward", ""),
             lambda first: (-math.inf, section.zero_variance_above),
             "",
-            "there is almost nothing to learn from: set reward.rank_shaping=0.1, raise trainer.num_generations or "
-            "generation.temperature, keep examples within reach with trainer.screen_rank, or use "
-            "trainer.zero_variance=refill",
+            "there is almost nothing to learn from: raise trainer.num_generations or generation.temperature, use "
+            "trainer.zero_variance=refill, or a reward with more values (in a catalogue reward.rank_shaping=0.1, and "
+            "trainer.screen_rank keeps examples within reach)",
         ),
     }
 

@@ -35,6 +35,7 @@ METHODS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "_load_optimizer_and_scheduler": ("checkpoint",),
         "_prepare_inputs": ("generation_batch",),
     },
+    "trl.DPOTrainer": {"_prepare_dataset": ("dataset", "processing_class", "args", "dataset_name")},
     "trl.RLOOTrainer": {
         "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
         "_compute_loss": ("model", "inputs"),
@@ -67,6 +68,7 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "trl.GRPOTrainer": (*TRAINER_STATE[3:], METRICS, BUFFER, "_last_loaded_step", "_tokenizer"),
     "trl.RLOOTrainer": (*TRAINER_STATE[3:], METRICS, BUFFER, "_last_loaded_step", "_tokenizer"),
     "trl.SFTTrainer": (TRAINER_STATE[5], METRICS),
+    "trl.DPOTrainer": (TRAINER_STATE[5], METRICS),
     "transformers.TrainingArguments": ("_n_gpu",),
     "transformers.PretrainedConfig": ("_name_or_path",),
     "accelerate.Accelerator": (PREPARED,),
@@ -104,5 +106,6 @@ LOGS: Mapping[str, tuple[str, ...]] = {
         *("completions/mean_length", "completions/clipped_ratio"),
     ),
     "trl.SFTTrainer": ("mean_token_accuracy",),
+    "trl.DPOTrainer": ("rewards/accuracies", "rewards/margins"),
 }
 """Names in the logs that a step's record reads."""

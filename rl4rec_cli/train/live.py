@@ -32,7 +32,7 @@ class TrainingView:
         steps: of the whole phase.
         done: steps made before, by the run that this one resumes.
         validation: returns the name of the metric on held-out users, and its steps and values so far.
-        samples: returns some of the last completions, each with its rank.
+        samples: returns some of the last completions, each with what it came to, such as its rank.
         clock: seconds that only grow.
     """
 
@@ -43,7 +43,7 @@ class TrainingView:
         *,
         done: int = 0,
         validation: Callable[[], tuple[str, Sequence[tuple[int, float]]]] | None = None,
-        samples: Callable[[], Sequence[tuple[str, int]]] | None = None,
+        samples: Callable[[], Sequence[tuple[str, str]]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._title, self._steps, self._before, self._step = title, steps, done, done
@@ -73,9 +73,9 @@ class TrainingView:
         lines = [*_packed(self._progress(width, blocks), width), *_packed(self._reward(width, blocks), width)]
         lines += _packed(self._validated(), width)
         lines += _packed(self._numbers(), width)
-        for text, rank in self._samples() if self._samples is not None else ():
+        for text, worth in self._samples() if self._samples is not None else ():
             line = " ".join(console.clean(text).split())
-            lines.append(_cut(f"rank {rank:>6,}  {line}", width))
+            lines.append(_cut(f"{worth}  {line}", width))
         return lines
 
     def _progress(self, width: int, blocks: str) -> list[str]:

@@ -111,7 +111,7 @@ def advise(
     except PolicyError:
         return _advise_without_figures(message, config, alone, phase, is_warm_start=is_warm_start)
     machine = _machine(str(learner.device))
-    surroundings = find_surroundings(machine, config, retrieval_facts(config.data, config.retrieval))
+    surroundings = find_surroundings(machine, config, retrieval_facts(config))
     there = _failed(alone, facts, surroundings, phase)
     lasting_bytes = there.lasting - (there.parts.get("optimizer", 0) if is_first else 0)
     usable = _usable(machine, str(learner.device), lasting_bytes)

@@ -1,46 +1,38 @@
-"""Pairs of a prompt and the text that supervision teaches after it, as tokens.
+"""Texts that are learnt, as tokens: pairs of a prompt and what supervision teaches after it.
 
-Decides: which text a policy is taught: the next item's, or that of the history's last item. The warm start learns it,
-and so does the supervised part of a mixed loss (`trainer.sft_weight`).
-Hides: tokenisation of the pairs.
+Decides: where a text joins its prompt, that it ends with the token that ends a completion, what a limit cuts, and that
+prompts are not taught. The warm start learns such pairs, and so do the supervised part of a mixed loss
+(`trainer.sft_weight`) and learning from better and worse answers.
+Hides: tokenisation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from rl4rec_cli.data.prompts import PromptBuilder, item_renderer
-
 if TYPE_CHECKING:
-    from rl4rec_cli.config.trainer import SftSection
-    from rl4rec_cli.data.dataset import Dataset, Example
+    from rl4rec_cli.data.prompts import Prompt
+    from rl4rec_cli.train.environments import Encoding
 
 LEFT_OUT = -100
 """Label of tokens that are not taught."""
 
 
 def build_pairs(
-    section: SftSection,
-    dataset: Dataset,
-    examples: Sequence[Example],
-    builder: PromptBuilder,
-    *,
-    max_completion_length: int,
+    taught: Iterable[tuple[Prompt, str]], builder: Encoding, *, max_completion_length: int
 ) -> list[dict[str, list[int]]]:
-    """Returns `input_ids` and `labels` of each example; prompt tokens have the label `LEFT_OUT`.
-
-    The text ends with the token that ends a completion, even where `max_completion_length` cuts it.
-    """
-    texts = item_renderer(section.target_template, dataset, setting="target_template")
+    """Returns `input_ids` and `labels` of each prompt and its text; prompt tokens have the label `LEFT_OUT`."""
     rows = []
-    for example in examples:
-        prompt = builder.build(example.user, example.history)
-        text = texts[example.target if section.target == "next" else example.history[-1]]
-        # After a chat template or a line break the text starts as it is; after a word it needs its blank.
-        if not builder.chat and not prompt.text[-1:].isspace():
-            text = " " + text
-        ids = builder.encoder.text_ids(text)[: max_completion_length - 1]
-        ids = [*ids, builder.end_id]
+    for prompt, text in taught:
+        ids = text_ids(prompt, text, builder, most=max_completion_length)
         rows.append({"input_ids": [*prompt.ids, *ids], "labels": [LEFT_OUT] * len(prompt.ids) + ids})
     return rows
+
+
+def text_ids(prompt: Prompt, text: str, builder: Encoding, *, most: int) -> list[int]:
+    """Returns the tokens of a text as a completion of a prompt, at most `most` with the one that ends it."""
+    # After a chat template or a line break the text starts as it is; after a word it needs its blank.
+    if not builder.chat and not prompt.text[-1:].isspace():
+        text = " " + text
+    return [*builder.encoder.text_ids(text)[: most - 1], builder.end_id]

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import RunConfig
     from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.train.rollouts import RetrievalReward, Rollout
+    from rl4rec_cli.train.batch_reward import BatchReward
+    from rl4rec_cli.train.rollouts import Rollout
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,13 @@ class Lesson:
     """What is learnt from in a phase."""
 
     rows: Any
-    """`datasets.Dataset`: pairs of tokens and labels, or prompts with user, target, history and dataset; a list of
+    """`datasets.Dataset`: pairs of tokens and labels, or prompts with what rewards read and the dataset; a list of
     users' sequences for a retriever."""
     longest_text: int
     """Tokens of the longest text that the policy is taught or may write."""
     describe: Callable[[dict[str, Any]], dict[str, Any] | None]
     """Turns a trainer's logs into the record of a step, or None if they are of no step."""
-    reward: RetrievalReward | None = None
+    reward: BatchReward | None = None
     """Rewards what the policy writes; None where it learns the texts of the rows."""
     rollout: Rollout | None = None
 

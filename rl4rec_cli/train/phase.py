@@ -26,22 +26,22 @@ if TYPE_CHECKING:
     from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.runs.folder import Run
-    from rl4rec_cli.train.environments import TrainingData
+    from rl4rec_cli.train.environments import Examples
     from rl4rec_cli.train.learner import Learner
-    from rl4rec_cli.train.validation import Validation
+    from rl4rec_cli.train.validation import Measurements
 
 
 def train_phase(
     section: TrainerSection,
     run: Run,
     learner: Learner,
-    environments: Sequence[TrainingData],
+    environments: Sequence[Examples],
     log: JsonLines,
     rollouts: JsonLines,
     *,
     is_warm_start: bool = False,
     resume: Path | None = None,
-    validation: Validation | None = None,
+    validation: Measurements | None = None,
 ) -> tuple[int, int]:
     """Trains a policy or a retriever in place by the section's algorithm.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.train.pairs import build_pairs
 from rl4rec_cli.train.parts import Lesson
-from rl4rec_cli.train.rollouts import RetrievalReward, Rollout, step_record
+from rl4rec_cli.train.rollouts import Rollout, step_record
 
 if TYPE_CHECKING:
     from rl4rec_cli.config.sections import GenerationSection
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.train.environments import Environment
+    from rl4rec_cli.train.environments import PolicyData
 
 
 def open_lesson(
     section: TrainerSection,
     generation: GenerationSection,
     policy: Policy,
-    environments: Sequence[Environment],
+    environments: Sequence[PolicyData],
     rollouts: JsonLines,
     *,
     shown: int,
@@ -38,24 +38,20 @@ def open_lesson(
     rows: list[dict[str, Any]] = []
     ids: dict[str, tuple[int, ...]] = {}
     for environment in environments:
-        for example in environment.examples:
-            prompt = environment.builder.build(example.user, example.history)
+        for prompt, columns in environment.prompts():
             ids[prompt.text] = prompt.ids  # the same for the same text, whatever its dataset
-            example_columns = {"user": example.user, "target": example.target, "history": list(example.history)}
-            rows.append({"prompt": prompt.text, **example_columns, "dataset": environment.name})
+            rows.append({"prompt": prompt.text, **columns, "dataset": environment.name})
     if (taught := cast("RlSection", section).taught) is not None:
+        most = generation.max_completion_length
         pairs = [
             pair
             for one in environments
-            for pair in build_pairs(
-                taught, one.dataset, one.examples, one.builder, max_completion_length=generation.max_completion_length
-            )
+            for pair in build_pairs(one.taught(taught), one.builder, max_completion_length=most)
         ]
         for row, pair in zip(rows, pairs, strict=True):
             row.update(taught_ids=pair["input_ids"], taught_labels=pair["labels"])
     rollout = Rollout(ids, Sampling.from_section(generation), policy)
-    scorers = {environment.name: environment.scorer for environment in environments}
-    reward = RetrievalReward(scorers, policy.tokenizer, rollouts, shown=shown)
+    reward = environments[0].open_reward(environments, policy.tokenizer, rollouts, shown=shown)
     return Lesson(
         HfDataset.from_list(rows),
         generation.max_completion_length,

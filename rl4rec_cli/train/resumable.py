@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.runs.folder import Run
     from rl4rec_cli.train.learner import Learner
     from rl4rec_cli.train.snapshot import Snapshot, Stateful
-    from rl4rec_cli.train.validation import Validation
+    from rl4rec_cli.train.validation import Measurements
     from rl4rec_cli.train.watch import Watch
 
 
@@ -173,7 +173,7 @@ class Keeper(TrainerCallback):
         is_warm_start: bool = False,
         resume: Path | None = None,
         parts: Mapping[str, Stateful] | None = None,
-        validation: Validation | None = None,
+        validation: Measurements | None = None,
         watch: Watch | None = None,
     ) -> None:
         self._run = run

@@ -105,6 +105,10 @@ class RLTrainer:
                 f"trainer.algorithm is {config.trainer.algorithm}, which is no reinforcement learning",
                 hint='load_config(algorithm="grpo", …)',
             )
+        if not config.task.has_catalogue:
+            raise ConfigError(
+                f"run.task is {config.run.task}, and RLTrainer trains in a catalogue", hint="use `rl4rec train`"
+            )
         if len(config.trainer.phases) > 1:
             raise ConfigError(
                 "RLTrainer makes no warm start, and trainer.warm_start is set",

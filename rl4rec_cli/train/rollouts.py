@@ -11,18 +11,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rl4rec_cli.engine.sampling import Sampling
 from rl4rec_cli.policy.generation import decode_texts, write_ids, writing
 from rl4rec_cli.rewards.custom import log_names
 from rl4rec_cli.rewards.scorer import start_scores
+from rl4rec_cli.train.batch_reward import BatchReward
 from rl4rec_cli.train.health import MASKED
 from rl4rec_cli.train.out_of_memory import used_gib
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import Policy
     from rl4rec_cli.rewards.credit import GroupScores
@@ -51,10 +48,8 @@ ENGINE_METRICS = {
 }
 
 
-class RetrievalReward:
-    """The one reward function that TRL calls. It ranks a batch once, however many rewards the ranks become.
-
-    It keeps what the next logged step reports: the completions' rewards, the dataset of each, and the time it took.
+class RetrievalReward(BatchReward):
+    """Ranks a batch once, however many rewards the ranks become.
 
     Args:
         scorers: by the datasets' names.
@@ -64,43 +59,8 @@ class RetrievalReward:
     __name__ = "retrieval"
 
     def __init__(self, scorers: Mapping[str, Scorer], tokenizer: Any, rollouts: JsonLines, *, shown: int) -> None:
+        super().__init__(list(scorers), tokenizer, rollouts, shown=shown)
         self._scorers = scorers
-        self._tokenizer = tokenizer
-        self._rollouts = rollouts
-        self._shown = shown
-        self.seconds = 0.0
-        self._rewards: list[float] = []
-        self._datasets: list[str] = []
-        self._is_reported = False
-        self._last: list[tuple[str, int]] = []
-
-    def last(self) -> list[tuple[str, int]]:
-        """Returns two of the last completions, each with its rank."""
-        return self._last
-
-    def rewards(self) -> NDArray[np.float64]:
-        """Returns the rewards since the last call, or the last batch's again if a step learns from it once more."""
-        self._is_reported = True
-        return np.asarray(self._rewards)
-
-    def by_dataset(self) -> dict[str, float]:
-        """Returns the mean of these rewards for each of their datasets; empty where there is only one dataset."""
-        if len(self._scorers) == 1:
-            return {}
-        of = np.asarray(self._datasets)
-        return {name: float(np.asarray(self._rewards)[of == name].mean()) for name in self._scorers if name in of}
-
-    def state(self) -> dict[str, Any]:
-        """Returns what a later step reports, for a checkpoint."""
-        return {
-            "rewards": list(self._rewards),
-            "datasets": list(self._datasets),
-            "is_reported": self._is_reported,
-        }
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        self._rewards, self._is_reported = list(state["rewards"]), bool(state["is_reported"])
-        self._datasets = list(state.get("datasets", ()))  # older checkpoints have one dataset
 
     def __call__(
         self,
@@ -131,12 +91,9 @@ class RetrievalReward:
             for name, values in groups.parts.items():
                 log_metric(f"group/{names[name]}", float(values.mean()))
         log_metric("distinct_texts", distinct)
-        if self._is_reported:
-            self._rewards, self._datasets, self._is_reported = [], [], False
-        self._rewards.extend(scores.rewards.tolist())
-        self._datasets.extend(dataset)
+        last = [(texts[row], f"rank {scores.ranks[row]:>6,}") for row in range(min(2, len(texts)))]
+        self._keep(scores.rewards.tolist(), dataset, last)
         self.seconds += time.perf_counter() - start
-        self._last = [(texts[row], int(scores.ranks[row])) for row in range(min(2, len(texts)))]
         for row in range(min(self._shown, len(texts))):
             self._rollouts.write(
                 {
@@ -218,7 +175,7 @@ class Rollout:
         self.handover[name] = round(self.handover.get(name, 0) + value, 4)
 
 
-def step_record(logs: dict[str, Any], reward: RetrievalReward, rollout: Rollout) -> dict[str, Any] | None:
+def step_record(logs: dict[str, Any], reward: BatchReward, rollout: Rollout) -> dict[str, Any] | None:
     """Returns a step's record for `training_log.jsonl` from TRL's logs, or None if they are of no step.
 
     `kl` is towards the reference policy, `approximate_kl` towards the policy that generated; both in nats per token.

@@ -326,7 +326,7 @@ def test_all_problems_at_once_each_with_its_layer(tmp_path: Path) -> None:
         ("trainer.beta=[1", "trainer.beta: cannot read '[1': 1:3"),
         ("=x", "must be section.key=value"),
         ("run..name=x", "must be section.key=value"),
-        ("trainer.algorithm=dpo", f"trainer.algorithm: must be one of {', '.join(ALGORITHMS)}, not 'dpo'"),
+        ("trainer.algorithm=kto", f"trainer.algorithm: must be one of {', '.join(ALGORITHMS)}, not 'kto'"),
         ("trainer.algorithm=sft", "is for sft, this command trains with grpo"),
         ("trainer.target=last", "trainer.target: belongs to sft, not to grpo"),
         ("run.output_dir=\udcff", "'run.output_dir': is not UTF-8 text"),

@@ -40,7 +40,7 @@ def test_a_setting_says_its_range_and_what_differs_between_algorithms() -> None:
     settings = {setting.key: setting for setting in all_settings()}
     assert settings["run.seed"].facts == "whole number; at least 0, at most 2147483647; default `42`"
     rl = ", ".join(name for name, section in trainer_sections().items() if section.learns_from_rewards)
-    assert settings["trainer.learning_rate"].default == f"{rl}: 1e-05; sft: 0.0001; retriever: 0.002"
+    assert settings["trainer.learning_rate"].default == f"{rl}: 1e-05; sft: 0.0001; dpo: 5e-07; retriever: 0.002"
     assert settings["trainer.lam"].algorithms == ("ppo",)
     assert settings["trainer.max_steps"].algorithms == ()
     assert settings["policy.quantization"].type == "`none` or `4bit` or `8bit`"

@@ -20,6 +20,7 @@ from rl4rec_cli.data.dataset import Dataset, Example
 from rl4rec_cli.data.encoding import MARK, TextEncoder
 from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.errors import PolicyError
+from rl4rec_cli.train.environments import Environment
 from rl4rec_cli.train.pairs import build_pairs
 
 Make = Callable[..., Dataset]
@@ -96,7 +97,11 @@ def test_targets_and_written_prompts_hold_no_control_token(tiny_folder: Path, ma
     tokenizer = tokenizer_of(tiny_folder)
     dataset = make_dataset(["a <eos> b", "<bos>"], sequences=[[0, 1, 0]], prompts={"u0": "likes <eos><|im_start|>"})
     builder = PromptBuilder(PromptSection(template="{history}\n"), dataset, tokenizer)
-    [row] = build_pairs(SftSection(), dataset, [Example("u0", (0,), 1)], builder, max_completion_length=20)
+    [row] = build_pairs(
+        Environment(dataset, None, None, builder, [Example("u0", (0,), 1)]).taught(SftSection()),  # type: ignore[arg-type]
+        builder,
+        max_completion_length=20,
+    )
     prompt = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
     target = [label for label in row["labels"] if label != -100]
     controls = set(tokenizer.all_special_ids)

@@ -18,6 +18,7 @@ from rl4rec_cli.data.prompts import PromptBuilder
 from rl4rec_cli.models.turns import end_of_turn
 from rl4rec_cli.policy.generation import decode_texts, ending_ids
 from rl4rec_cli.policy.loading import load_policy
+from rl4rec_cli.train.environments import Environment
 from rl4rec_cli.train.pairs import build_pairs
 
 # In the place of a turn's end stands a token that the tiny model has a row for.
@@ -77,7 +78,11 @@ def test_a_completion_ends_by_it_and_is_taught_it(
     examples = build_examples(dataset, "train", train_targets="last")
     for chat, expected in (("auto", turn), ("never", end)):
         builder = PromptBuilder(PromptSection(chat=chat), dataset, tokenizer)
-        (pair, *_) = build_pairs(SftSection(), dataset, examples, builder, max_completion_length=8)
+        (pair, *_) = build_pairs(
+            Environment(dataset, None, None, builder, examples).taught(SftSection()),  # type: ignore[arg-type]
+            builder,
+            max_completion_length=8,
+        )
         assert pair["labels"][-1] == pair["input_ids"][-1] == expected
 
     settings = json.loads((folder / "tokenizer_config.json").read_text())

@@ -163,7 +163,7 @@ def test_the_share_that_a_plan_shows_is_the_one_that_unsloth_s_engine_gets(monke
     from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
 
     def share_of(config: RunConfig) -> float | None:
-        facts = policy_facts(config.policy), retrieval_facts(config.data, config.retrieval)
+        facts = policy_facts(config.policy), retrieval_facts(config)
         return placement.engine_share(config, *facts)
 
     monkeypatch.setattr(placement, "find_machine", lambda: machine(80))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rl4rec_cli.config.policy import PolicySection, TinySection
-from rl4rec_cli.config.sections import DataSection, RetrievalSection, SyntheticSection
+from rl4rec_cli.config.sections import DataSection, RetrievalSection, RunConfig, SyntheticSection
 from rl4rec_cli.errors import PolicyError
 from rl4rec_cli.models.names import PRESETS
 from rl4rec_cli.policy.facts import policy_facts, retrieval_facts
@@ -64,17 +64,22 @@ def test_the_hub_s_cache_and_nothing_beyond_it(tmp_path: Path, monkeypatch: pyte
 
 def test_a_catalogue_is_counted_or_assumed(tmp_path: Path) -> None:
     (tmp_path / "items.jsonl").write_text('{"item_id": 0}\n\n{"item_id": 1}\n{"item_id": 2}')
-    counted = retrieval_facts(DataSection(path=str(tmp_path)), RetrievalSection())
+    counted = retrieval_facts(RunConfig(data=DataSection(path=str(tmp_path)), retrieval=RetrievalSection()))
     assert (counted.items, counted.embedder_parameters, counted.dim, counted.notes) == (3, 335_141_888, 1024, ())
-    made = retrieval_facts(DataSection(synthetic=SyntheticSection(items=77)), RetrievalSection(embedder="lsa"))
+    made = retrieval_facts(
+        RunConfig(data=DataSection(synthetic=SyntheticSection(items=77)), retrieval=RetrievalSection(embedder="lsa"))
+    )
     assert (made.items, made.embedder_parameters, made.dim) == (77, 0, 128)
-    assert "100,000 items is assumed" in retrieval_facts(DataSection(), RetrievalSection()).notes[0]
+    assert (
+        "100,000 items is assumed"
+        in retrieval_facts(RunConfig(data=DataSection(), retrieval=RetrievalSection())).notes[0]
+    )
 
 
 def test_an_embedder_by_its_folder_or_assumed(minilm: str) -> None:
-    known = retrieval_facts(DataSection(), RetrievalSection(model=minilm))
+    known = retrieval_facts(RunConfig(data=DataSection(), retrieval=RetrievalSection(model=minilm)))
     # Biases and norms are left out.
     assert known.embedder_parameters == pytest.approx(22_713_216, rel=0.02)
     assert known.dim == 384
-    unknown = retrieval_facts(DataSection(), RetrievalSection(model="some/embedder"))
+    unknown = retrieval_facts(RunConfig(data=DataSection(), retrieval=RetrievalSection(model="some/embedder")))
     assert any("some/embedder is not known" in note for note in unknown.notes)

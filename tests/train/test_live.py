@@ -47,7 +47,7 @@ def view(*, done: int = 0) -> tuple[TrainingView, Clock]:
         *("GRPO", 100),
         done=done,
         validation=lambda: ("ndcg@10", [(10, 0.2), (20, 0.3), (30, 0.1)]),
-        samples=lambda: [("a \x1b[2Jred\n hand cream", 3), ("香水 " * 80, 12345)],
+        samples=lambda: [("a \x1b[2Jred\n hand cream", "rank      3"), ("香水 " * 80, "rank 12,345")],
         clock=clock,
     )
     return made, clock

@@ -181,7 +181,13 @@ def test_labels_are_the_item_and_the_end_only(dataset: Dataset, tmp_path: Path) 
         section = config.trainer.model_copy(update={"target": target})
         assert section.algorithm == "sft"
         for pair, example in zip(
-            build_pairs(section, dataset, examples, builder, max_completion_length=40), examples, strict=True
+            build_pairs(
+                Environment(dataset, None, None, builder, examples).taught(section),  # type: ignore[arg-type]
+                builder,
+                max_completion_length=40,
+            ),
+            examples,
+            strict=True,
         ):
             prompt = builder.build(example.user, example.history).ids
             assert pair["input_ids"][: len(prompt)] == list(prompt)
@@ -190,7 +196,11 @@ def test_labels_are_the_item_and_the_end_only(dataset: Dataset, tmp_path: Path) 
             assert taught == pair["input_ids"][len(prompt) :]
             assert taught[-1] == policy.tokenizer.eos_token_id
             assert policy.tokenizer.decode(taught[:-1]) == dataset.items[item(example)]["title"]
-    cut = build_pairs(section, dataset, examples, builder, max_completion_length=4)
+    cut = build_pairs(
+        Environment(dataset, None, None, builder, examples).taught(section),  # type: ignore[arg-type]
+        builder,
+        max_completion_length=4,
+    )
     assert {len(pair["labels"]) - pair["labels"].count(-100) for pair in cut} == {4}
     assert {pair["labels"][-1] for pair in cut} == {policy.tokenizer.eos_token_id}
 
@@ -202,7 +212,11 @@ def test_the_loss_counts_the_labels_only(dataset: Dataset, retriever: InProcessR
     examples = build_examples(dataset, "train")
     section = config.trainer
     assert section.algorithm == "sft"
-    pairs = build_pairs(section, dataset, examples, builder, max_completion_length=6)
+    pairs = build_pairs(
+        Environment(dataset, None, None, builder, examples).taught(section),  # type: ignore[arg-type]
+        builder,
+        max_completion_length=6,
+    )
     losses = []
     with torch.no_grad():
         for pair in pairs:

@@ -17,7 +17,7 @@ from rl4rec_cli.retrieval.embedder import EmbedderKind
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.data.dataset import Texts
 
 
 class Lsa(EmbedderKind):
@@ -35,7 +35,7 @@ class Lsa(EmbedderKind):
     def dim(self) -> int:
         return self.section.lsa_dim
 
-    def open(self, dataset: Dataset) -> LsaEmbedder:
+    def open(self, dataset: Texts) -> LsaEmbedder:
         return LsaEmbedder(dataset.texts(self.section.emb_type), dim=self.section.lsa_dim)
 
 

@@ -15,7 +15,7 @@ from rl4rec_cli.retrieval.embedders.models import ModelEmbedder, ModelKind, cann
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.data.dataset import Texts
 
 
 class SentenceTransformers(ModelKind):
@@ -23,7 +23,7 @@ class SentenceTransformers(ModelKind):
 
     libraries: ClassVar[tuple[str, ...]] = ("sentence_transformers",)
 
-    def open(self, dataset: Dataset) -> SentenceTransformerEmbedder:
+    def open(self, dataset: Texts) -> SentenceTransformerEmbedder:
         return SentenceTransformerEmbedder(**self.arguments())
 
 

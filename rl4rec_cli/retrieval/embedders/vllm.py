@@ -20,7 +20,7 @@ from rl4rec_cli.retrieval.embedders.models import ModelEmbedder, ModelKind, cann
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rl4rec_cli.data.dataset import Dataset
+    from rl4rec_cli.data.dataset import Texts
 
 TIMEOUT = 1800.0
 
@@ -39,7 +39,7 @@ class Vllm(ModelKind):
                 hint="set retrieval.embedder=sentence-transformers",
             )
 
-    def open(self, dataset: Dataset) -> VllmEmbedder:
+    def open(self, dataset: Texts) -> VllmEmbedder:
         self.check()
         return VllmEmbedder(**self.arguments(), memory_share=self.section.memory_share)
 

@@ -43,6 +43,12 @@ def token_rewards(rewards_B: Tensor, mask_BT: Tensor, penalties_BT: Tensor | Non
     return _on(rewards_BT, mask_BT)
 
 
+def discounted(advantages_B: Tensor, mask_BT: Tensor, gamma: float) -> Tensor:
+    """A completion's advantage on each of its tokens, γ times less with each token before the last; 0 on padding."""
+    ahead_BT = mask_BT.sum(1, keepdim=True) - mask_BT.cumsum(1)
+    return _on(advantages_B[:, None] * gamma ** ahead_BT.clamp(min=0), mask_BT)
+
+
 def discounted_returns(rewards_BT: Tensor, mask_BT: Tensor, gamma: float) -> Tensor:
     """G_t = r_t + γ G_{t+1}: what is still to come, in units of the reward."""
     return gae(rewards_BT, torch.zeros_like(rewards_BT), mask_BT, gamma=gamma, lam=1.0)

@@ -6,10 +6,11 @@ Hides: TRL. Generation is ours, through TRL's `rollout_func`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from trl import GRPOConfig, GRPOTrainer
 
+from rl4rec_cli.train.algorithms.advantages import discounted
 from rl4rec_cli.train.algorithms.bases import GroupBase
 from rl4rec_cli.train.arguments import group_arguments, one_gpu
 from rl4rec_cli.train.reinforcement import open_lesson
@@ -32,9 +33,27 @@ def grpo_arguments(parts: TrainerParts) -> GRPOConfig:
 
 
 class GrpoTrainer(GroupBase, GRPOTrainer):
-    """TRL's trainer with what stands before it."""
+    """TRL's trainer with what stands before it.
+
+    Args:
+        gamma: discount of a completion's advantage over the tokens before its last. TRL takes one advantage for each
+            token, too.
+    """
+
+    def __init__(self, *args: Any, gamma: float = 1.0, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._gamma = gamma
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        output = super()._generate_and_score_completions(inputs)
+        if self._gamma < 1:
+            output["advantages"] = discounted(output["advantages"], output["completion_mask"], self._gamma)
+        return output
 
 
 def make_trainer(parts: TrainerParts) -> GrpoTrainer:
     """The trainer for these parts."""
-    return GrpoTrainer(args=grpo_arguments(parts), rollout_func=parts.lesson.rollout, **parts.groups)
+    section = cast("GrpoSection", parts.section)
+    return GrpoTrainer(
+        gamma=section.gamma, args=grpo_arguments(parts), rollout_func=parts.lesson.rollout, **parts.groups
+    )

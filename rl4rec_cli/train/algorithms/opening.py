@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.sections import GenerationSection
     from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.files.logs import JsonLines
-    from rl4rec_cli.train.environments import TrainingData
+    from rl4rec_cli.train.environments import Examples
     from rl4rec_cli.train.learner import Learner
     from rl4rec_cli.train.parts import Lesson, TrainerParts
 
@@ -27,7 +27,7 @@ def open_lesson(
     section: TrainerSection,
     generation: GenerationSection,
     learner: Learner,
-    environments: Sequence[TrainingData],
+    environments: Sequence[Examples],
     rollouts: JsonLines,
     *,
     shown: int,

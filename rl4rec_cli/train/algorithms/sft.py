@@ -1,6 +1,6 @@
-"""Supervised fine-tuning: teaches the policy to write an item's text (TRL's `SFTTrainer`).
+"""Supervised fine-tuning: teaches the policy to write the texts that its environment names (TRL's `SFTTrainer`).
 
-Decides: that only the item's text counts in the loss.
+Decides: that only these texts count in the loss, not their prompts.
 Hides: TRL.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rl4rec_cli.config.trainer_base import TrainerSection
     from rl4rec_cli.files.logs import JsonLines
     from rl4rec_cli.policy.loading import Policy
-    from rl4rec_cli.train.environments import Environment
+    from rl4rec_cli.train.environments import PolicyData
     from rl4rec_cli.train.parts import TrainerParts
 
 
@@ -35,7 +35,7 @@ def open_lesson(
     section: TrainerSection,
     generation: GenerationSection,
     policy: Policy,
-    environments: Sequence[Environment],
+    environments: Sequence[PolicyData],
     rollouts: JsonLines,
     *,
     shown: int,
@@ -45,9 +45,7 @@ def open_lesson(
     pairs = [
         pair
         for one in environments
-        for pair in build_pairs(
-            cast("SftSection", section), one.dataset, one.examples, one.builder, max_completion_length=longest
-        )
+        for pair in build_pairs(one.taught(cast("SftSection", section)), one.builder, max_completion_length=longest)
     ]
     longest_text = max(sum(label >= 0 for label in pair["labels"]) for pair in pairs)
     return Lesson(HfDataset.from_list(pairs), longest_text, _describe)
