@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rl4rec_cli import __version__
+from rl4rec_cli.config.tasks import TASKS
 from rl4rec_cli.data.dataset import FIT_WORDS
 from rl4rec_cli.data.opening import dataset_name
 from rl4rec_cli.data.provenance import trained_on
@@ -259,6 +260,9 @@ def _recipe(config: Any) -> str:
     whole = config.model_dump(mode="json")
     settings = {name: whole[name] for name in _SHOWN}
     settings["reward"]["functions"] = _rewards(config)
+    for section, _, name in (key.partition(".") for task in TASKS.values() for key in task.settings):
+        if section in settings and f"{section}.{name}" not in config.task.settings:  # only another task reads it
+            settings[section].pop(name, None)
     policy = whole["policy"]
     settings["policy"] = {name: policy[name] for name in ("quantization", "four_bit", "dtype", "lora")}
     return f"```yaml\n{dump_yaml(settings)}```\n"
