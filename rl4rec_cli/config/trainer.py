@@ -195,6 +195,11 @@ class GroupSection(RlSection):
         return self.batch_size if self.sft_weight > 0 else 0
 
     @property
+    def token_discount(self) -> float:
+        """By how much the advantage of each token before a completion's last is less."""
+        return 1.0
+
+    @property
     def batch_words(self) -> str:
         return f"{self.batch_size} prompts × {self.num_generations} completions × {self.gradient_accumulation_steps}"
 
@@ -207,6 +212,10 @@ class GrpoSection(GroupSection):
     """Discount of a completion's advantage over the tokens before its last; 1 = none."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
     """How token losses are averaged."""
+
+    @property
+    def token_discount(self) -> float:
+        return self.gamma
 
 
 class RlooSection(GroupSection):

@@ -55,5 +55,8 @@ def make_trainer(parts: TrainerParts) -> GrpoTrainer:
     """The trainer for these parts."""
     section = cast("GrpoSection", parts.section)
     return GrpoTrainer(
-        gamma=section.gamma, args=grpo_arguments(parts), rollout_func=parts.lesson.rollout, **parts.groups
+        gamma=section.token_discount,
+        args=grpo_arguments(parts),
+        rollout_func=parts.lesson.rollout,
+        **parts.groups,
     )

@@ -112,6 +112,8 @@ def test_the_lines_agree_with_the_sections() -> None:
         trainer = section.model_validate({})
         assert trainer.algorithm == name
         kind = "supervised" if trainer.trains_policy else "retriever"
+        if trainer.compares_answers:
+            kind = "pairs"
         if trainer.learns_from_rewards:
             kind = "groups" if trainer.has_groups else "single"
         assert ALGORITHMS[name].kind == kind
