@@ -35,6 +35,7 @@ class PairMeasured:
     notes: dict[str, object] = field(default_factory=dict)
     log_probs: None = None
     is_hybrid: bool = False
+    is_partner: bool = False
 
     @property
     def in_brief(self) -> bool:
