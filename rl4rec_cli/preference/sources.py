@@ -232,7 +232,7 @@ def _explained(error: Exception, name: str) -> DataError:
         converted = "the Parquet files that the Hub made of it (branch refs/convert/parquet), as a local file"
         return DataError(
             f"{name}: this data set is a loading script, which datasets ≥ 4 does not run",
-            hint=f"give --dataset {own}, or {converted}" if own else f"give {converted}",
+            hint=f"give {command_line('--dataset', own)}, or {converted}" if own else f"give {converted}",
         )
     if isinstance(error, DatasetNotFoundError):
         return DataError(

@@ -64,7 +64,7 @@ def test_what_nothing_makes_fit() -> None:
         (["--model", "no-such-model"], 1, "no-such-model: no preset, no folder", "give tiny, gpt2, "),
         (["--model", "someone/unheard-of"], 1, "its config.json is not in the Hub's cache", "hf download"),
         (["--gpu", "big"], 2, "--gpu 'big': must be the memory of one GPU in gigabytes", "--gpu 24"),
-        (["--algorithm", "dpo"], 2, "trainer.algorithm: must be one of grpo, ppo", ""),
+        (["--algorithm", "q-learning"], 2, "trainer.algorithm: must be one of grpo, ppo", ""),
         (["--gpu", "0"], 2, "no GPU has 0 GB", "policy.device=cpu"),
         (["--gpu", "24", "--set", "policy.device=cuda:1"], 2, "1 GPU there", "plan for one"),
     ],

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from rl4rec_cli.cli.main import main
-from rl4rec_cli.commands import train as command
+from rl4rec_cli.commands import catalogue
 from rl4rec_cli.commands.compare import compare
 from rl4rec_cli.commands.evaluate import evaluate
 from rl4rec_cli.commands.recommend import recommend
@@ -189,7 +189,7 @@ def test_the_retriever_learns_from_validation_targets_and_never_from_test_target
         for row in rows:
             row[changed] = (row[changed] + 7) % 30
         planted = replace(dataset, sequences=tuple(map(tuple, rows)))
-        monkeypatch.setattr(command, "open_datasets", lambda section, planted=planted: [planted])
+        monkeypatch.setattr(catalogue, "open_datasets", lambda section, planted=planted: [planted])
         train(_config(tmp_path, name))
     monkeypatch.undo()
     first, same, other = weights("both"), weights("test"), weights("validation")

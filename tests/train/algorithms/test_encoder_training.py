@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl4rec_cli.commands import train as command
+from rl4rec_cli.commands import catalogue
 from rl4rec_cli.commands.train import train
 from rl4rec_cli.commands.train_retriever import settings_of_others
 from rl4rec_cli.config.layering import load_config
@@ -173,7 +173,7 @@ def test_other_held_out_items_change_no_weight(tmp_path: Path, encoder: str, mon
     planted = replace(
         dataset, sequences=tuple((*row[:-2], (row[-2] + 7) % 25, (row[-1] + 11) % 25) for row in dataset.sequences)
     )
-    monkeypatch.setattr(command, "open_datasets", lambda section: [planted])
+    monkeypatch.setattr(catalogue, "open_datasets", lambda section: [planted])
     train(_config(tmp_path, encoder, "planted", "eval.steps=null", "trainer.max_steps=3"))
     first, second = _weights(tmp_path / "as-it-is"), _weights(tmp_path / "planted")
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from rl4rec_cli.commands import catalogue
 from rl4rec_cli.commands import train as command
 from rl4rec_cli.commands.train import train
 from rl4rec_cli.config.layering import load_config
@@ -141,7 +142,7 @@ def test_other_held_out_items_change_no_weight(tmp_path: Path, monkeypatch: pyte
         dataset, sequences=tuple((*row[:-2], (row[-2] + 7) % 30, (row[-1] + 11) % 30) for row in dataset.sequences)
     )
     assert planted.digest != dataset.digest
-    monkeypatch.setattr(command, "open_datasets", lambda section: [planted])
+    monkeypatch.setattr(catalogue, "open_datasets", lambda section: [planted])
     train(_config(tmp_path, "planted", "eval.steps=null"))
     first, second = _weights(tmp_path / "as-it-is"), _weights(tmp_path / "planted")
     assert all(torch.equal(first[name], second[name]) for name in first)
