@@ -7,6 +7,7 @@ Hides: that this is the evaluation that `rl4rec eval` makes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 LOG = "validation_log.jsonl"
 
 
-class Measurements:
+class Measurements(ABC):
     """Measures every `eval.steps` steps, and at the last one. A subclass says what is measured.
 
     Args:
@@ -58,9 +59,9 @@ class Measurements:
         """Step and metric, in order."""
         self._own: dict[str, float] = {}
 
+    @abstractmethod
     def figures(self) -> tuple[dict[str, float], dict[str, float]]:
         """Measures. Returns the figures, and those of each dataset by `metric/NAME` where there are several."""
-        raise NotImplementedError
 
     def about(self) -> dict[str, Any]:
         """Returns what is measured besides one completion of each user, for records."""
